@@ -1,0 +1,35 @@
+"""Loramix: many LoRA skills on one small quantized base, mixed by a learned gate, on a laptop CPU.
+
+The public names load on first use, so that ``import loramix`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Answer", "Engine", "LoramixError", "Mix", "Pack", "Route", "__version__"]
+
+if TYPE_CHECKING:
+    from loramix.errors import LoramixError
+    from loramix.models.mixing import Mix
+    from loramix.pack import Pack
+    from loramix.runtime.engine import Answer, Engine
+    from loramix.runtime.router import Route
+
+_HOMES = {
+    "Answer": "loramix.runtime.engine",
+    "Engine": "loramix.runtime.engine",
+    "LoramixError": "loramix.errors",
+    "Mix": "loramix.models.mixing",
+    "Pack": "loramix.pack",
+    "Route": "loramix.runtime.router",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'loramix' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Conversion between training and run time: validation, GGUF adapters, NumPy gates."""

@@ -1,0 +1,105 @@
+"""Make a base of another tensor type from a quantized GGUF, the same bytes on every machine.
+
+llama.cpp's own quantizer would do it faster, but its rounding depends on how it was compiled (fused
+multiply-add); element-wise NumPy does not, so the digest of a derived base can be pinned.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.paths import atomic_path
+
+BLOCK = 32
+_STEPS = np.linspace(0.80, 1.12, 17, dtype=np.float32)  # tried widths of the Q4_0 grid, 1 = full range
+
+
+def quantize_q4_0(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Round a matrix to Q4_0, choosing each block's scale for the least squared error.
+
+    The file format is GGML's (ggml-quants.c, ``quantize_row_q4_0_ref``); the scale search is ours and
+    takes the widest value's sign first, as GGML does.
+
+    Args:
+        weights: (rows, columns) float32, columns a multiple of 32.
+
+    Returns:
+        (rows, columns / 32 * 18) uint8: per block one float16 scale and 16 bytes of nibbles.
+    """
+    rows, columns = weights.shape
+    # (32, blocks): sums over a block are 32 ordered additions, the same on every SIMD width
+    x = np.ascontiguousarray(weights.reshape(-1, BLOCK).T)
+    widest = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
+    best_error = np.full(widest.shape, np.inf, np.float32)
+    best_scale = np.zeros(widest.shape, np.float16)
+    for sign in (np.float32(-8), np.float32(8)):
+        for step in _STEPS:
+            scale = (widest * step / sign).astype(np.float16)
+            levels = _levels(x, scale.astype(np.float32))
+            error = np.zeros(widest.shape, np.float32)
+            for row, level in zip(x, levels, strict=True):
+                difference = row - (level - np.float32(8)) * scale.astype(np.float32)
+                error += difference * difference
+            better = error < best_error
+            best_error[better] = error[better]
+            best_scale[better] = scale[better]
+    levels = _levels(x, best_scale.astype(np.float32)).astype(np.uint8)
+    nibbles = levels[:16] | (levels[16:] << 4)
+    blocks = np.concatenate([best_scale.view(np.uint8).reshape(-1, 2), nibbles.T], axis=1)
+    return np.ascontiguousarray(blocks).reshape(rows, columns // BLOCK * 18)
+
+
+def _levels(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Nearest of the 16 levels (0..15, zero at 8) of each value; (32, blocks) float32."""
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return np.clip(np.floor(x * inverse + np.float32(8.5)), 0, 15)
+
+
+def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
+    """Copy a GGUF base, with some of its matrices in another type.
+
+    Args:
+        source: a GGUF base, already validated.
+        out: where the new file goes, through a temporary one.
+        types: new type (``Q4_0`` or ``Q8_0``) by tensor-name prefix; the longest prefix wins.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    with atomic_path(out) as temporary:
+        writer = gguf.GGUFWriter(temporary, "llama")
+        _copy_metadata(reader, writer, types)
+        for tensor in reader.tensors:
+            kind = _wanted(tensor.name, types)
+            if kind is None or kind == tensor.tensor_type.name or len(tensor.shape) < 2:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+                continue
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+            wanted = gguf.GGMLQuantizationType[kind]
+            packed = quantize_q4_0(values) if kind == "Q4_0" else gguf.quants.quantize(values, wanted)
+            writer.add_tensor(tensor.name, packed, raw_dtype=wanted)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _wanted(name: str, types: dict[str, str]) -> str | None:
+    matches = [prefix for prefix in types if name.startswith(prefix)]
+    return types[max(matches, key=len)] if matches else None
+
+
+def _copy_metadata(reader: Any, writer: Any, types: dict[str, str]) -> None:
+    import gguf
+
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key == "general.architecture":
+            continue
+        value = field.contents()
+        if key == "general.file_type":
+            value = int(gguf.LlamaFileType[f"MOSTLY_{types.get('blk.', 'Q4_0')}"])
+        writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)

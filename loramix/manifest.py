@@ -1,0 +1,135 @@
+"""pack.toml: its records, how it is read and how it is written.
+
+A manifest is untrusted: bounded, typed, unknown keys refused, and every path it names stays in its directory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from loramix.errors import InvalidArtifact
+from loramix.models.mixing import RESERVED_NAMES
+from loramix.paths import is_safe_name, safe_join, write_bytes
+
+MANIFEST = "pack.toml"
+MAX_MANIFEST_BYTES = 2**20
+
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+# no control characters but tab and newline: these texts are printed on terminals
+Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    pass
+
+
+class BaseReference(_Table, frozen=True):
+    """The base model that the adapters and the gate were trained on."""
+
+    name: Text
+    sha256: Sha256
+
+
+class GateReference(_Table, frozen=True):
+    """The gate's file, relative to the pack."""
+
+    file: str
+    sha256: Sha256
+
+
+class SkillEntry(_Table, frozen=True):
+    """One skill of a pack; files relative to the pack."""
+
+    name: str
+    description: Text
+    file: str
+    sha256: Sha256
+    max_tokens: Annotated[int, Meta(ge=1, le=65536)]
+    """Longest answer, in tokens."""
+    card: str | None = None
+    """Markdown on the skill's data, results and limits."""
+    example: Text | None = None
+    """A prompt that shows the skill."""
+
+
+class Manifest(_Table, frozen=True):
+    """Content of a pack.toml."""
+
+    format: Literal[1]
+    name: str
+    description: Text
+    license: Text
+    base: BaseReference
+    gate: GateReference | None = None
+    skills: Annotated[tuple[SkillEntry, ...], Meta(max_length=256)] = ()
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the pack.toml of a directory.
+
+    Raises:
+        InvalidArtifact: a manifest that cannot be used.
+    """
+    with (directory / MANIFEST).open("rb") as file:
+        return decode_manifest(file.read(MAX_MANIFEST_BYTES + 1), directory)
+
+
+def decode_manifest(data: bytes, directory: Path) -> Manifest:
+    """Check the content of a pack.toml that is, or will be, in ``directory``.
+
+    Args:
+        data: UTF-8 TOML.
+        directory: what its paths are relative to.
+
+    Raises:
+        InvalidArtifact: not TOML, too long, an unknown key, a wrong type, an unusable name or path.
+    """
+    path = directory / MANIFEST
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise InvalidArtifact(f"{path} is larger than {MAX_MANIFEST_BYTES // 2**20} MB; get the pack again.")
+    try:
+        manifest = msgspec.toml.decode(data, type=Manifest)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise InvalidArtifact(f"{path} cannot be used: {error}; mend that, or get the pack again.") from None
+    files: list[tuple[str, str]] = [(manifest.gate.file, ".npz")] if manifest.gate else []
+    for skill in manifest.skills:
+        files.append((skill.file, ".gguf"))
+        if skill.card is not None:
+            files.append((skill.card, ".md"))
+    names = [skill.name for skill in manifest.skills]
+    bad = [name for name in names if not is_safe_name(name) or name in RESERVED_NAMES]
+    bad += [] if is_safe_name(manifest.name) else [manifest.name]
+    if bad or len(set(names)) != len(names):
+        raise InvalidArtifact(
+            f"{path} has names that are unusable or used twice: {(bad or names)[0][:80]!r}; rename them."
+        )
+    for file, suffix in files:
+        safe_join(directory, file)
+        if not file.endswith(suffix):
+            raise InvalidArtifact(f"{path} names {file[:80]!r} where a {suffix} file is needed; correct it.")
+    if len({file.lower() for file, _ in files}) != len(files):  # else removing one skill would break another
+        raise InvalidArtifact(f"{path} names a file twice; each skill needs its own.")
+    return manifest
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Write pack.toml, whole or not at all.
+
+    Args:
+        directory: the pack; made if needed.
+        manifest: what to write.
+
+    Returns:
+        The manifest as it will be read.
+
+    Raises:
+        InvalidArtifact: a manifest that `read_manifest` would refuse; nothing is written.
+    """
+    data = msgspec.toml.encode(manifest)
+    checked = decode_manifest(data, directory)
+    write_bytes(directory / MANIFEST, data)
+    return checked

@@ -1,0 +1,1 @@
+"""Pure maths and lookup: gate, mixing, base models by name."""

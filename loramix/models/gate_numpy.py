@@ -1,0 +1,271 @@
+"""The gate in NumPy: features of a prompt → probability per skill and for the base; and its file, gate.npz.
+
+Knows nothing of prompts or packs, and never imports torch. A gate file is untrusted: it is checked before
+anything of it is computed with, and nothing in it is ever evaluated or unpickled.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from loramix.errors import InvalidArtifact, NativeError, NotFound
+from loramix.models.mixing import RESERVED_NAMES
+from loramix.paths import is_safe_name, write_bytes
+
+MAX_GATE_BYTES = 32 * 2**20
+_MAX_DIRECTORY_BYTES = 16 * 2**10
+_GELU = np.float32(math.sqrt(2 / math.pi))
+_CUBIC = np.float32(0.044715)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1.0)
+# what numpy.save writes; matched as text, since numpy itself evaluates this header as Python
+_HEADER = re.compile(rb"\{'descr': '(<f4|\|u1)', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: equal gates give equal bytes
+
+Floats = npt.NDArray[np.float32]
+Width = Annotated[int, Meta(ge=1, le=65536)]
+
+
+class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a gate decides between, what it reads, and how it was calibrated."""
+
+    format: Literal[1] = 1
+    skills: Annotated[list[str], Meta(max_length=256)]
+    """Names of the K skills, in the order of the classes; the class after them is the base."""
+    threshold: Annotated[float, Meta(ge=0, le=1)]
+    """Least probability a skill needs; below it the answer is the base."""
+    layers: Annotated[list[int], Meta(max_length=256)]
+    """Layers of the base whose hidden states are the features, in the order they are concatenated."""
+    pooling: Annotated[str, Meta(max_length=64)]
+    """How the tokens' hidden states become one vector."""
+    base_sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    """SHA-256 of the base GGUF whose hidden states the gate was trained on."""
+    gate_temperature: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    """Divides the logits, so that probabilities are calibrated."""
+    hidden: Annotated[list[Width], Meta(max_length=8)] = msgspec.field(default_factory=lambda: [128])
+    """Widths of the hidden layers."""
+    members: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Members M of the ensemble, whose probabilities are averaged."""
+    metrics: dict[str, float] = msgspec.field(default_factory=dict)
+    """What training measured, for people to read."""
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> GateInfo:
+        """Read and check the JSON form.
+
+        Args:
+            data: UTF-8 JSON.
+            name: the file, for messages.
+
+        Raises:
+            InvalidArtifact: not JSON, an unknown key, a wrong type or value.
+        """
+        try:
+            info = msgspec.json.decode(data, type=cls)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise _refused(name, f"its info is not usable: {error}") from None
+        bad = [skill for skill in info.skills if not is_safe_name(skill) or skill in RESERVED_NAMES]
+        if bad or len(set(info.skills)) != len(info.skills):
+            raise _refused(name, f"its skills must be distinct plain names, not {(bad or info.skills)[:3]!r}")
+        return info
+
+    def to_json(self) -> bytes:
+        """JSON form: UTF-8, indented, ending with a newline.
+
+        Raises:
+            InvalidArtifact: a value that `from_json` would refuse, such as a metric that is NaN.
+        """
+        data = msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        GateInfo.from_json(data, "the gate")
+        return data
+
+    def shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every array of a gate that reads ``n_features`` features (D)."""
+        widths = [n_features, *self.hidden, len(self.skills) + 1]
+        shapes: dict[str, tuple[int, ...]] = {"mean": (n_features,), "std": (n_features,)}
+        for i, (rows, columns) in enumerate(pairwise(widths)):
+            shapes[f"w{i}"] = (self.members, rows, columns)
+            shapes[f"b{i}"] = (self.members, columns)
+        return shapes
+
+
+class NumpyGate:
+    """A gate ready to decide: standardize, Linear, tanh-GELU, …, Linear, softmax, mean over members.
+
+    Args:
+        info: what the classes mean.
+        arrays: float32: ``mean`` (D,), ``std`` (D,), ``w0`` (M, D, H), ``b0`` (M, H), … to K+1 columns.
+        name: the file, for messages.
+
+    Raises:
+        InvalidArtifact: arrays missing, unknown, not float32, not finite, or of shapes that do not fit.
+    """
+
+    def __init__(
+        self, info: GateInfo, arrays: Mapping[str, npt.NDArray[Any]], name: str = "the gate"
+    ) -> None:
+        check_arrays(info, arrays, name)
+        self.info = info
+        self.arrays: dict[str, Floats] = {key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}
+        self._mean, self._std = self.arrays["mean"], self.arrays["std"]
+        self._layers = [(self.arrays[f"w{i}"], self.arrays[f"b{i}"]) for i in range(len(info.hidden) + 1)]
+        self._temperature = np.float32(info.gate_temperature)
+
+    @property
+    def n_features(self) -> int:
+        """Length D of the feature vector."""
+        return int(self._mean.shape[0])
+
+    @classmethod
+    def load(cls, path: Path) -> NumpyGate:
+        """Read and check a gate.npz.
+
+        Raises:
+            NotFound: there is no such file.
+            InvalidArtifact: not a gate that `save` could have written.
+        """
+        if not path.is_file():
+            raise NotFound(f"no gate at {path}; make one with `loramix train gate`.")
+        with path.open("rb") as file:
+            return cls.from_bytes(file.read(MAX_GATE_BYTES + 1), str(path))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, name: str = "gate.npz") -> NumpyGate:
+        """Read and check the content of a gate.npz.
+
+        Raises:
+            InvalidArtifact: not a gate that `save` could have written.
+        """
+        arrays = _read_npz(data, name)
+        info = arrays.pop("info", None)
+        if info is None or info.dtype != np.uint8 or info.ndim != 1:
+            raise _refused(name, "it has no 'info' array of bytes")
+        return cls(GateInfo.from_json(info.tobytes(), name), arrays, name)
+
+    def to_bytes(self) -> bytes:
+        """Content of a gate.npz; the same gate gives the same bytes."""
+        info = np.frombuffer(self.info.to_json(), np.uint8)
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
+            everything: dict[str, npt.NDArray[Any]] = {"info": info, **self.arrays}
+            for key, array in everything.items():
+                member = io.BytesIO()
+                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{key}.npy", _EPOCH), member.getvalue())
+        return buffer.getvalue()
+
+    def save(self, path: Path) -> None:
+        """Write gate.npz to ``path``, whole or not at all."""
+        write_bytes(path, self.to_bytes())
+
+    def probabilities(self, features: npt.ArrayLike) -> Floats:
+        """Probability of each skill and of the base.
+
+        Args:
+            features: (D,) or (B, D) floats.
+
+        Returns:
+            (K+1,) or (B, K+1) float32, each row summing to 1; the last class is the base.
+
+        Raises:
+            NativeError: features that are not finite, or so large that the result is not.
+            ValueError: features of another width than D.
+        """
+        x = np.asarray(features, dtype=np.float32)
+        if x.ndim not in (1, 2) or x.shape[-1] != self.n_features:
+            raise ValueError(f"features have shape {x.shape}; this gate needs (B, {self.n_features})")
+        with np.errstate(all="ignore"):  # the check below answers for every overflow
+            h = (np.atleast_2d(x) - self._mean) / self._std  # (B, D)
+            for i, (w, b) in enumerate(self._layers):
+                if i:
+                    h = _HALF * h * (_ONE + np.tanh(_GELU * (h + _CUBIC * h * h * h)))
+                h = h @ w + b[:, None, :]  # (M, B, columns)
+            logits = h / self._temperature
+            odds = np.exp(logits - logits.max(axis=2, keepdims=True))
+            result: Floats = (odds / odds.sum(axis=2, keepdims=True)).mean(axis=0)  # (B, K+1)
+        if not (np.isfinite(x).all() and np.isfinite(result).all()):
+            raise NativeError("the base gave features that are NaN, infinite or huge; check the base's file.")
+        return result[0] if x.ndim == 1 else result
+
+
+def check_arrays(info: GateInfo, arrays: Mapping[str, npt.NDArray[Any]], name: str) -> None:
+    """Check that the arrays are exactly those of the gate that ``info`` describes.
+
+    Args:
+        info: what the gate decides between, and its widths.
+        arrays: by name, as `NumpyGate` takes them.
+        name: the file, for messages.
+
+    Raises:
+        InvalidArtifact: missing or unknown arrays, another dtype than float32, wrong shapes, not finite.
+    """
+    mean = arrays.get("mean")
+    if mean is None or mean.ndim != 1 or not 1 <= mean.size <= 65536:
+        raise _refused(name, "it has no 'mean' of shape (D,)")
+    shapes = info.shapes(mean.size)
+    if wrong := sorted(arrays.keys() ^ shapes.keys()):
+        raise _refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
+    for key, shape in shapes.items():
+        array = arrays[key]
+        if array.shape != shape or array.dtype != np.float32:
+            raise _refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
+        if not np.isfinite(array).all():
+            raise _refused(name, f"{key!r} holds NaN or infinity")
+    if not (arrays["std"] > 0).all():
+        raise _refused(name, "'std' holds values that are not positive")
+
+
+def _read_npz(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of an uncompressed .npz; sizes are bounded before anything is read or allocated."""
+    if len(data) > MAX_GATE_BYTES:
+        raise _refused(name, f"it is larger than the {MAX_GATE_BYTES // 2**20} MB a gate may have")
+    # the end record bounds the directory that zipfile will parse; "PK67" would override it (zip64)
+    end = data[-22:]
+    if len(end) < 22 or end[:4] != b"PK\5\6" or data[-42:-38] == b"PK\6\7":
+        raise _refused(name, "it is not a whole .npz file")
+    if struct.unpack_from("<I", end, 12)[0] > _MAX_DIRECTORY_BYTES:
+        raise _refused(name, "its directory is too long")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
+                raise _refused(name, "its arrays are compressed or encrypted, not stored")
+            if sum(member.file_size for member in members) > len(data):
+                raise _refused(name, "its arrays are declared larger than the file")
+            if len({member.filename for member in members}) != len(members):
+                raise _refused(name, "it names an array twice")
+            return {
+                m.filename.removesuffix(".npy"): _read_npy(archive.read(m), name, m.filename) for m in members
+            }
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
+        raise _refused(name, f"it is not a readable .npz file ({error})") from None
+
+
+def _read_npy(data: bytes, name: str, member: str) -> npt.NDArray[Any]:
+    length = int.from_bytes(data[8:10], "little")
+    header = _HEADER.fullmatch(data[10 : 10 + length])
+    if data[:8] != b"\x93NUMPY\x01\x00" or header is None or not member.endswith(".npy"):
+        raise _refused(name, f"{member[:40]!r} is not a plain float32 or byte array")
+    shape = tuple(int(size) for size in header[2].replace(b" ", b"").split(b",") if size)
+    dtype = np.dtype(header[1].decode())
+    body = data[10 + length :]
+    if any(size > 2**31 for size in shape) or math.prod(shape) * dtype.itemsize != len(body):
+        raise _refused(name, f"{member[:40]!r} declares shape {shape[:4]} but holds {len(body)} bytes")
+    return np.frombuffer(body, dtype).reshape(shape).copy()  # the copy is aligned
+
+
+def _refused(name: str, why: str) -> InvalidArtifact:
+    return InvalidArtifact(f"{name} is refused: {why}; make it again with `loramix train gate`.")

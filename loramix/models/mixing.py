@@ -1,0 +1,253 @@
+"""Probabilities of the gate → a mix of skills: top-1, blend, and "none of these".
+
+Pure NumPy. Knows nothing of prompts, packs or llama.cpp; the router picks the policy and words the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidMix
+from loramix.paths import is_safe_name
+
+POLICIES = ("top1", "blend", "base")
+RESERVED_NAMES = frozenset({"base", "top1", "blend", "token", "none"})  # words a user can write for a mix
+STEPS = 64  # scales are multiples of 1/64, so that near-equal mixes share one KV cache
+MAX_SCALE = 4.0
+MAX_ACTIVE = 8
+FLOOR = 0.15
+GATE_TOP_K = 4
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """Which skills act, and how strongly: ``{skill: scale}``, hashable, the same in any order.
+
+    Args:
+        entries: pairs (skill, scale), scale in [0, 4]; rounded to 1/64, zeros dropped, sorted by name.
+
+    Raises:
+        InvalidMix: a name that no skill can have, a skill named twice, a scale out of range, too many skills.
+    """
+
+    EMPTY: ClassVar[Mix]
+    entries: tuple[tuple[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [name for name, _ in self.entries]
+        for name in names:
+            if not is_safe_name(name) or name in RESERVED_NAMES:
+                raise InvalidMix(
+                    f"{name[:80]!r} cannot be a skill in a mix: write 'sentiment=0.7,summarize=0.3', "
+                    "or 'base' alone for no skill."
+                )
+            if names.count(name) > 1:
+                raise InvalidMix(f"skill {name!r} is in the mix twice; name it once.")
+        quantized = ((name, _quantize(name, scale)) for name, scale in self.entries)
+        active = tuple(sorted((name, scale) for name, scale in quantized if scale))
+        if len(active) > MAX_ACTIVE:
+            raise InvalidMix(
+                f"the mix has {len(active)} active skills; at most {MAX_ACTIVE} can act at once."
+            )
+        object.__setattr__(self, "entries", active)
+
+    @classmethod
+    def of(cls, scales: Mapping[str, float]) -> Mix:
+        """Make a mix from ``{skill: scale}``.
+
+        Raises:
+            InvalidMix: see `Mix`.
+        """
+        return cls(tuple(scales.items()))
+
+    @classmethod
+    def base(cls) -> Mix:
+        """The empty mix: the bare base model."""
+        return cls.EMPTY
+
+    @classmethod
+    def parse(cls, text: str) -> Mix:
+        """Read a mix as a user writes it.
+
+        Args:
+            text: ``"sentiment=0.7,summarize=0.3"``;
+                ``"sentiment"`` is scale 1; ``"base"`` and ``""`` are empty.
+
+        Raises:
+            InvalidMix: unreadable, or see `Mix`.
+        """
+        if text.strip() in ("", "base"):
+            return cls.EMPTY
+        entries = []
+        for part in text.split(","):
+            name, equals, scale = (piece.strip() for piece in part.partition("="))
+            entries.append((name, _read_scale(name, scale) if equals else 1.0))
+        return cls(tuple(entries))
+
+    def items(self) -> tuple[tuple[str, float], ...]:
+        """Pairs (skill, scale), sorted by skill."""
+        return self.entries
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """A new dict ``{skill: scale}``, sorted by skill."""
+        return dict(self.entries)
+
+    def to_json(self) -> dict[str, float]:
+        """What a JSON answer holds: ``{skill: scale}``; every scale is exact in decimals."""
+        return self.scales
+
+    def __bool__(self) -> bool:
+        return bool(self.entries)
+
+    def __str__(self) -> str:
+        # 8 digits hold any multiple of 1/64 up to 4 exactly, so parse() gives the same mix back
+        return ",".join(f"{name}={scale:.8g}" for name, scale in self.entries) or "base"
+
+
+Mix.EMPTY = Mix()
+
+
+def decide(probabilities: npt.ArrayLike, *, threshold: float) -> npt.NDArray[np.intp]:
+    """Pick one class per row, where "none of these" is an answer.
+
+    Args:
+        probabilities: (B, K+1) floats, the last class being the base.
+        threshold: least probability, in [0, 1], that the best skill needs.
+
+    Returns:
+        (B,) indices; K where the base is the likeliest or no skill reaches the threshold.
+        Of equal probabilities the lowest index wins.
+
+    Raises:
+        ValueError: not a (B, K+1) array of finite probabilities.
+    """
+    rows = _rows(probabilities)
+    base = rows.shape[1] - 1
+    winner = rows.argmax(axis=1)
+    reached = rows[:, :base].max(axis=1, initial=0.0) >= threshold
+    chosen: npt.NDArray[np.intp] = np.where(reached, winner, base)
+    return chosen
+
+
+def top1(probabilities: npt.ArrayLike, skills: Sequence[str], threshold: float) -> Mix:
+    """Mix of the likeliest skill at scale 1, or the empty mix.
+
+    Args:
+        probabilities: (K+1,) floats, the last class being the base.
+        skills: the K names, in the gate's order.
+        threshold: least probability, in [0, 1], that the skill needs.
+
+    Raises:
+        ValueError: shapes that do not fit, or probabilities that are not finite.
+    """
+    row = _row(probabilities, skills)
+    winner = int(decide(row, threshold=threshold)[0])
+    return Mix(((skills[winner], 1.0),)) if winner < len(skills) else Mix.EMPTY
+
+
+def blend(
+    probabilities: npt.ArrayLike,
+    skills: Sequence[str],
+    *,
+    threshold: float,
+    floor: float = FLOOR,
+    top_k: int = GATE_TOP_K,
+) -> Mix:
+    """Mix of the likely skills, each as strong as the gate finds it likely; `blend_rows` of one row.
+
+    Args:
+        probabilities: (K+1,) floats, the last class being the base.
+        skills: the K names, in the gate's order.
+        threshold: least probability, in [0, 1], that the best skill needs.
+        floor: skills less likely than this are dropped.
+        top_k: most skills kept.
+
+    Returns:
+        A mix whose scales sum to 1 before they are rounded to 1/64.
+
+    Raises:
+        ValueError: shapes that do not fit, or probabilities that are not finite.
+    """
+    row = _row(probabilities, skills)
+    scales = blend_rows(row, threshold=threshold, floor=floor, top_k=top_k)[0]
+    return Mix(tuple((name, float(scale)) for name, scale in zip(skills, scales, strict=True) if scale))
+
+
+def blend_rows(
+    probabilities: npt.ArrayLike, *, threshold: float, floor: float = FLOOR, top_k: int = GATE_TOP_K
+) -> Floats:
+    """Scales of the blend policy for a batch of prompts.
+
+    Args:
+        probabilities: (B, K+1) floats, the last class being the base.
+        threshold: least probability, in [0, 1], that the best skill needs.
+        floor: skills less likely than this are dropped.
+        top_k: most skills kept; of equal probabilities the lower index stays.
+
+    Returns:
+        (B, K) float64, each row summing to 1 over what it keeps, or all zeros for the bare base.
+
+    Raises:
+        ValueError: not a (B, K+1) array of finite probabilities, or ``top_k`` below 1.
+    """
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}; it must be at least 1")
+    rows = _rows(probabilities)
+    skills = rows[:, :-1]
+    rank = np.argsort(np.argsort(-skills, axis=1, kind="stable"), axis=1, kind="stable")
+    routed = decide(rows, threshold=threshold) < skills.shape[1]
+    kept = np.where((rank < top_k) & (skills >= floor) & routed[:, None], skills, 0.0)
+    # each row by its own sum: a sum over the whole batch would let prompts weaken one another
+    total = kept.sum(axis=1, keepdims=True)
+    scales: Floats = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
+    return scales
+
+
+def _rows(probabilities: npt.ArrayLike) -> Floats:
+    rows = np.ascontiguousarray(probabilities, dtype=np.float64)
+    if rows.ndim != 2 or rows.shape[1] < 1:
+        raise ValueError(f"probabilities have shape {rows.shape}; they must be (B, K+1)")
+    if not (np.isfinite(rows).all() and (rows >= 0).all()):
+        raise ValueError("probabilities must be finite and not negative")
+    return rows
+
+
+def _row(probabilities: npt.ArrayLike, skills: Sequence[str]) -> Floats:
+    row = np.asarray(probabilities, dtype=np.float64)
+    if row.shape != (len(skills) + 1,):
+        raise ValueError(
+            f"probabilities have shape {row.shape}; {len(skills)} skills need ({len(skills) + 1},)"
+        )
+    return row[None, :]
+
+
+def _read_scale(name: str, text: str) -> float:
+    # float() alone would also take '1_0' and digits of other scripts
+    if text.isascii() and "_" not in text:
+        try:
+            return float(text)
+        except ValueError:
+            pass
+    raise InvalidMix(f"scale {text[:40]!r} of {name[:80]!r} is not a number; write it as in 'sentiment=0.7'.")
+
+
+def _quantize(name: str, scale: object) -> float:
+    is_number = not isinstance(scale, bool) and isinstance(scale, Real)  # JSON's true is no scale
+    try:
+        number = float(scale) if is_number else None  # type: ignore[arg-type]  # is_number says so
+    except OverflowError:  # an int beyond float's range
+        number = math.inf
+    if number is not None and 0 <= number <= MAX_SCALE:  # false for NaN
+        return round(number * STEPS) / STEPS
+    found = type(scale).__name__ if number is None else f"{number:g}"
+    raise InvalidMix(f"the scale of {name!r} is {found}; it must be a number from 0 to {MAX_SCALE:g}.")

@@ -1,0 +1,140 @@
+"""Where files live, which names are safe, and the only way a file is written: temp, fsync, replace."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from loramix.errors import InvalidArtifact, UsageError
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+_RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+
+
+def cache_dir() -> Path:
+    """Directory for what can be made again: ``LORAMIX_CACHE``, else XDG's, else ``~/.cache/loramix``."""
+    if own := os.environ.get("LORAMIX_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loramix"
+
+
+def data_dir() -> Path:
+    """Directory for the user's own packs: ``LORAMIX_DATA``, else XDG's, else ``~/.local/share/loramix``."""
+    if own := os.environ.get("LORAMIX_DATA"):
+        return Path(own)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loramix"
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether ``name`` may become a file name: lower-case ASCII, digits, ``_ . -``, 64 at most.
+
+    Names that climb, that end in a dot or that some systems reserve are refused.
+    """
+    return bool(
+        _NAME.fullmatch(name)
+        and ".." not in name
+        and not name.endswith(".")
+        and name.split(".")[0] not in _RESERVED
+    )
+
+
+def safe_name(name: str, what: str = "name") -> str:
+    """Return ``name`` if it is safe as a file name.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not is_safe_name(name):
+        raise UsageError(
+            f"{what} {name[:80]!r} is not usable: it needs 1 to 64 of a-z, 0-9, '_', '.', '-', "
+            "and a letter or digit first."
+        )
+    return name
+
+
+def safe_join(root: Path, relative: str) -> Path:
+    """Join a path that a manifest names to its directory, and refuse what would leave it.
+
+    Args:
+        root: the directory that must hold the file.
+        relative: a relative POSIX path from an untrusted file.
+
+    Raises:
+        InvalidArtifact: absolute, climbing, odd, or a link that leads outside.
+    """
+    parts = relative.split("/")
+    if not relative or len(relative) > 200 or not all(is_safe_name(part.lower()) for part in parts):
+        raise InvalidArtifact(
+            f"path {relative[:80]!r} in {root} is refused: it must be a plain relative path inside that directory."
+        )
+    path = (root / relative).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise InvalidArtifact(f"path {relative[:80]!r} leads outside {root} and is refused.")
+    return path
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Name a temporary file beside ``path``; on success fsync it and move it into place.
+
+    On any error the temporary file is removed and what was at ``path`` stays as it was.
+
+    Args:
+        path: the file to make or to replace; its directory is made if needed.
+
+    Yields:
+        The temporary path, for writers that open files by name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open the temporary file of `atomic_path` for binary writing."""
+    with atomic_path(path) as temporary, temporary.open("xb") as file:
+        yield file
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path`` through `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    """Write UTF-8 ``content`` to ``path`` through `atomic_write`."""
+    write_bytes(path, content.encode())
+
+
+def sync_directory(directory: Path) -> None:
+    """Make a rename in ``directory`` survive a power cut, where the system can."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except OSError:  # a system that cannot open directories
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 of a file's content, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,90 @@
+"""``python -m loramix.runtime.tokenize BASE OUT.npz < ROWS.jsonl``: token ids for training.
+
+Training asks the runtime for its tokens, in a process of its own, so that both see the same ids: torch
+and llama.cpp bring two OpenMP runtimes and must not share a process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidArtifact, NativeError
+from loramix.paths import atomic_write
+from loramix.prompts import ChatTemplate, as_messages
+
+
+def chat_ids(model: object, template: ChatTemplate, prompt: str) -> list[int]:
+    """Tokens of a prompt as the runtime decodes it: the chat template applied, answer header last."""
+    from loramix.runtime.llama import Model
+
+    assert isinstance(model, Model)
+    return model.with_bos(model.tokenize(template.segments(as_messages(prompt), model.controls)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read ``{"prompt", "answer"}`` lines; write ``ids`` and ``lengths`` (rows, 2: prompt, answer)."""
+    from loramix.runtime.llama import Model
+
+    base, out = Path(arguments[0]), Path(arguments[1])
+    ids: list[int] = []
+    lengths: list[tuple[int, int]] = []
+    with Model(base, vocab_only=True) as model:
+        template = ChatTemplate(model.chat_template, {"bos_token": model.text(model.bos)})
+        for line in sys.stdin:
+            row = json.loads(line)
+            prompt = chat_ids(model, template, row["prompt"])
+            answer = [*model.tokenize(row["answer"]), model.eot] if "answer" in row else []
+            ids += prompt + answer
+            lengths.append((len(prompt), len(answer)))
+        with atomic_write(out) as file:
+            np.savez(
+                file,
+                ids=np.asarray(ids, np.int32),
+                lengths=np.asarray(lengths, np.int32),
+                eot=np.int32(model.eot),
+            )
+
+
+def tokenize_rows(
+    base: Path, rows: Sequence[dict[str, str]]
+) -> tuple[list[tuple[npt.NDArray[np.int32], int]], int]:
+    """Tokenize prompts with answers in a child process.
+
+    Args:
+        base: the GGUF whose vocabulary and chat template count.
+        rows: ``{"prompt": …, "answer": …}``.
+
+    Returns:
+        For each row its ids (T,) int32 with the number of answer tokens at their end, the
+        end-of-turn token included; and the id of that token.
+
+    Raises:
+        NativeError: the child failed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "tokens.npz"
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        command = [sys.executable, "-m", "loramix.runtime.tokenize", str(base), str(out)]
+        child = subprocess.run(command, input=lines, text=True, capture_output=True, check=False)
+        if child.returncode or not out.is_file():
+            reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
+            raise NativeError(f"tokenizing with {base} failed: {reason[0]}; run 'loramix doctor'.")
+        with np.load(out, allow_pickle=False) as archive:
+            ids, lengths, eot = archive["ids"], archive["lengths"], int(archive["eot"])
+    if lengths.shape != (len(rows), 2):
+        raise InvalidArtifact(f"tokenizing with {base} gave {lengths.shape[0]} rows for {len(rows)}.")
+    ends = np.cumsum(lengths.sum(axis=1))
+    starts = ends - lengths.sum(axis=1)
+    return [(ids[a:b], int(n)) for a, b, n in zip(starts, ends, lengths[:, 1], strict=True)], eot
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Training, in PyTorch: one LoRA per skill, then the gate. Never imported at run time."""

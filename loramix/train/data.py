@@ -1,0 +1,154 @@
+"""Rows of labelled data → prompts with answers → batches of token ids with a mask on the answer."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidData, NotFound
+from loramix.prompts import fill
+from loramix.train.recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One labelled example of a data file."""
+
+    split: str
+    input: str
+    target: str
+    source: str = ""
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenized training example: ``ids`` int32 (T,), of which the last ``n_answer`` are learned."""
+
+    ids: npt.NDArray[np.int32]
+    n_answer: int
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a JSONL or JSONL.gz file of ``split``, ``input``, ``target``; repeated inputs are dropped.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidData: a row that cannot be read, named by its line.
+    """
+    if not path.is_file():
+        raise NotFound(f"no data file {path}: give one with --data FILE (JSONL or JSONL.gz).")
+    rows: list[Row] = []
+    seen: set[tuple[str, str]] = set()
+    for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
+        row = _row(line, f"{path}, line {number}")
+        key = (row.input, row.source)
+        if key not in seen:
+            seen.add(key)
+            rows.append(row)
+    if not rows:
+        raise InvalidData(f"{path} has no rows; each line needs 'split', 'input' and 'target'.")
+    return rows
+
+
+def _lines(path: Path) -> Iterator[str]:
+    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    try:
+        with opened as file:
+            yield from file
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InvalidData(f"{path} cannot be read ({error}); it must be UTF-8 JSONL, plain or gzip.") from None
+
+
+def _row(line: str, where: str) -> Row:
+    try:
+        raw = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"{where}: not JSON ({error}); mend or delete that line.") from None
+    if not isinstance(raw, dict):
+        raise InvalidData(f"{where}: found a {type(raw).__name__}, needs an object; mend or delete that line.")
+    for key in ("split", "input", "target"):
+        if not isinstance(raw.get(key), str) or not raw[key].strip():
+            raise InvalidData(f"{where}: {key!r} must be non-empty text; mend or delete that line.")
+    references = raw.get("references") or [raw["target"]]
+    if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
+        raise InvalidData(f"{where}: 'references' must be a list of texts; mend or delete that line.")
+    return Row(raw["split"], raw["input"], raw["target"], str(raw.get("source", "")), tuple(references))
+
+
+def take(rows: Sequence[Row], split: str, limit: int | None = None, seed: int = 0) -> list[Row]:
+    """Rows of one split, in a seeded random order, at most ``limit``.
+
+    Raises:
+        InvalidData: the split has no rows.
+    """
+    chosen = [row for row in rows if row.split == split]
+    if not chosen:
+        found = ", ".join(sorted({row.split for row in rows}))
+        raise InvalidData(f"the data has no rows of split {split!r} (found: {found}); add some.")
+    random.Random(f"{seed}-{split}").shuffle(chosen)
+    return chosen[:limit]
+
+
+def instruct(row: Row, recipe: Recipe, rng: random.Random) -> str:
+    """Ask for a row's answer in one of the recipe's phrasings, those of the row's source preferred.
+
+    Args:
+        row: the row.
+        recipe: gives the instruction templates.
+        rng: chooses.
+    """
+    own = recipe.instructions.get(row.source, []) if row.source else []
+    common = recipe.instructions.get("any", [])
+    pool = own if own and (not common or rng.random() < 0.5) else common
+    if not pool:
+        raise InvalidData(f"recipe {recipe.name!r} has no instructions for rows of source {row.source!r}.")
+    return fill(rng.choice(pool), row.input)
+
+
+def prompts(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
+    """One prompt a row; the phrasing is drawn from the seed and the row's place alone."""
+    return [instruct(row, recipe, random.Random(f"{seed}-{i}")) for i, row in enumerate(rows)]
+
+
+def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
+    """Batches of like length in random order: little padding, and still a random pass.
+
+    Args:
+        lengths: tokens of each example.
+        batch_size: examples in a batch.
+        rng: shuffles.
+
+    Returns:
+        Index arrays that cover each example once.
+    """
+    order = rng.permutation(len(lengths))
+    pool = batch_size * 32
+    groups: list[npt.NDArray[np.int64]] = []
+    for start in range(0, len(order), pool):
+        part = order[start : start + pool]
+        part = part[np.argsort(np.asarray(lengths)[part], kind="stable")]
+        groups += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    return [groups[i] for i in rng.permutation(len(groups))]
+
+
+def micro_batches(
+    batch: npt.NDArray[np.int64], lengths: Sequence[int], max_tokens: int
+) -> list[npt.NDArray[np.int64]]:
+    """Split a batch so that no part has more than ``max_tokens`` tokens with its padding."""
+    ordered = sorted(batch.tolist(), key=lambda i: lengths[i], reverse=True)
+    parts: list[npt.NDArray[np.int64]] = []
+    while ordered:
+        size = max(1, max_tokens // lengths[ordered[0]])
+        parts.append(np.asarray(ordered[:size], np.int64))
+        ordered = ordered[size:]
+    return parts

@@ -1,0 +1,79 @@
+"""The frozen base in PyTorch: loaded once, never updated, its weights' digest to prove it."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loramix.errors import NotFound, Unsupported
+
+
+def device() -> torch.device:
+    """A GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast_dtype() -> torch.dtype:
+    """bfloat16 where the hardware multiplies it natively, else float32."""
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Load a base for training, frozen.
+
+    Args:
+        path: a GGUF, whose dequantized values are used, or a Hugging Face directory.
+        dtype: of the matrices that autocast would round anyway; everything else stays float32.
+
+    Returns:
+        A transformers causal LM in eval mode, all parameters without gradient.
+
+    Raises:
+        NotFound: there is no such file or directory.
+        Unsupported: transformers cannot read it.
+    """
+    import transformers
+
+    if not path.exists():
+        raise NotFound(f"no base at {path}; get one with 'loramix pull'.")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if path.is_file():
+                model = transformers.AutoModelForCausalLM.from_pretrained(
+                    str(path.parent), gguf_file=path.name, **options
+                )
+            else:
+                model = transformers.AutoModelForCausalLM.from_pretrained(str(path), **options)
+    except (OSError, ValueError, KeyError) as error:
+        raise Unsupported(f"transformers cannot read the base {path}: {error}.") from None
+    model.requires_grad_(False)
+    model.eval()
+    if dtype != torch.float32:
+        for module in model.model.modules():
+            if isinstance(module, torch.nn.Linear):  # autocast rounds these at each use: do it once
+                module.to(dtype)
+    return model.to(device())
+
+
+def digest(model: Any) -> str:
+    """SHA-256 over the names and bytes of all base weights; LoRA parameters are left out."""
+    sha = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        if "lora_" not in name:
+            plain = name.replace("base_model.model.", "", 1).replace(".base_layer", "")
+            sha.update(plain.encode())
+            sha.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

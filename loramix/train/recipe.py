@@ -1,0 +1,110 @@
+"""A training recipe: one TOML file says what a skill is, how to ask for it and how to train it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from loramix.errors import InvalidRecipe, NotFound
+from loramix.paths import is_safe_name
+
+Positive = Annotated[int, Meta(gt=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class Source(_Table):
+    """Where a user gets the data: a hub dataset id, or how to make the file."""
+
+    license: str
+    how: str
+    hub: str | None = None
+
+
+class Lora(_Table):
+    """Shape of the adapter; names as in PEFT's LoraConfig."""
+
+    r: Annotated[int, Meta(ge=1, le=256)] = 16
+    lora_alpha: Annotated[float, Meta(gt=0)] = 32
+    lora_dropout: Fraction = 0.0
+    use_rslora: bool = False
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Training(_Table):
+    """The optimizer's settings."""
+
+    epochs: Annotated[float, Meta(gt=0)] = 1.0
+    """Passes over the training rows."""
+    learning_rate: Annotated[float, Meta(gt=0)] = 1e-3
+    """Highest rate, reached after the warm-up; cosine decay to a tenth of it."""
+    warmup: Fraction = 0.05
+    """Share of all steps."""
+    batch_size: Positive = 16
+    """Examples in an optimizer step."""
+    micro_batch_tokens: Positive = 2048
+    """Most tokens, padding included, in one forward pass; bounds memory."""
+    max_length: Positive = 1024
+    """Longest example in tokens; a longer input is cut at its end, the answer never."""
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    gradient_clip: Annotated[float, Meta(gt=0)] = 1.0
+    evaluate_every: Positive = 100
+    """Optimizer steps between measurements on dev."""
+    save_every: Positive = 50
+    """Optimizer steps between checkpoints."""
+    dev_rows: Positive = 256
+    """Rows of dev that are measured."""
+    seed: int = 0
+
+
+class Recipe(_Table):
+    """Everything `loramix train skill` needs besides the base and the data file."""
+
+    name: str
+    description: str
+    metric: Literal["accuracy", "rouge_l"]
+    data: Source
+    instructions: dict[str, list[str]]
+    """Instruction templates with ``{input}``; the key ``any`` fits all rows, others a row's ``source``."""
+    labels: list[str] = []
+    """Allowed answers, where the task is a classification."""
+    max_tokens: Positive = 64
+    """Longest answer of the skill at run time."""
+    example: str = ""
+    """A prompt that shows the skill."""
+    lora: Lora = Lora()
+    training: Training = Training()
+
+
+def load_recipe(name_or_path: str) -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        name_or_path: a TOML file, or the name of a recipe that ships with Loramix.
+
+    Raises:
+        NotFound: there is no such recipe.
+        InvalidRecipe: not TOML, an unknown key, a wrong type or value.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = Path(__file__).parent / "recipes" / f"{name_or_path}.toml"
+    if not is_safe_name(path.stem) or not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in (Path(__file__).parent / "recipes").glob("*.toml")))
+        raise NotFound(f"no recipe {name_or_path!r}: give a TOML file, or one of {shipped}.")
+    try:
+        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
+    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+    if not is_safe_name(recipe.name):
+        raise InvalidRecipe(f"{path}: name {recipe.name!r} needs 1 to 64 of a-z, 0-9, '_', '.', '-'.")
+    bad = [t for group in recipe.instructions.values() for t in group if t.count("{input}") != 1]
+    if bad or not any(recipe.instructions.values()):
+        raise InvalidRecipe(f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}.")
+    return recipe
