@@ -116,6 +116,21 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
     return manifest
 
 
+def check_manifest(manifest: Manifest, directory: Path) -> Manifest:
+    """Check records that were made in code, as they would read from ``directory``.
+
+    Raises:
+        InvalidArtifact: a manifest that `read_manifest` would refuse.
+    """
+    try:
+        data = msgspec.toml.encode(manifest)
+    except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+        raise InvalidArtifact(
+            f"a text for {directory / MANIFEST} is not valid Unicode; write it anew."
+        ) from None
+    return decode_manifest(data, directory)
+
+
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     """Write pack.toml, whole or not at all.
 
@@ -129,7 +144,6 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     Raises:
         InvalidArtifact: a manifest that `read_manifest` would refuse; nothing is written.
     """
-    data = msgspec.toml.encode(manifest)
-    checked = decode_manifest(data, directory)
-    write_bytes(directory / MANIFEST, data)
+    checked = check_manifest(manifest, directory)
+    write_bytes(directory / MANIFEST, msgspec.toml.encode(manifest))
     return checked

@@ -56,7 +56,7 @@ class Pack:
         """
         text = str(name_or_directory)
         separators = tuple(filter(None, (os.sep, os.altsep)))
-        if any(separator in text for separator in separators) or (Path(text) / MANIFEST).is_file():
+        if any(separator in text for separator in separators) or (text and (Path(text) / MANIFEST).is_file()):
             candidates = [Path(text)]
         else:
             candidates = [root / safe_name(text, "pack") for root in _roots()]
@@ -165,7 +165,7 @@ class Pack:
         if (found := sha256_file(base)) != self.manifest.base.sha256:
             raise WrongBase(
                 f"{base} has SHA-256 {found[:12]}…, pack {self.name} needs "
-                f"{self.manifest.base.sha256[:12]}…: use the base {self.manifest.base.name} that it was made for."
+                f"{self.manifest.base.sha256[:12]}…: use {self.manifest.base.name}, which it was made for."
             )
         _, shape = read_base(base)
         for skill in self.skills:

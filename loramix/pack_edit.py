@@ -1,4 +1,7 @@
-"""Changes to a pack: add or remove a skill, put in a gate. One process at a time, safe to kill at any moment."""
+"""Changes to a pack: add or remove a skill, put in a gate; one process at a time.
+
+Killed at any moment, the pack is left whole: its manifest never names a file of another digest.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import msgspec
 from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
@@ -17,7 +19,7 @@ from loramix.manifest import (
     GateReference,
     Manifest,
     SkillEntry,
-    decode_manifest,
+    check_manifest,
     read_manifest,
     write_manifest,
 )
@@ -87,19 +89,14 @@ def add_skill(
             )
         without = replace(manifest, gate=None, skills=tuple(s for s in manifest.skills if s.name != name))
         whole = replace(without, skills=(*without.skills, entry))
-        decode_manifest(msgspec.toml.encode(whole), directory)  # refuse before anything is written
-        files = {entry.file: adapter} | (
-            {entry.card: card.encode()} if entry.card and card is not None else {}
-        )
-        paths = {safe_join(directory, file): content for file, content in files.items()}
-        # the manifest never names a file with another digest, even if this is killed halfway
+        check_manifest(whole, directory)  # refuse before anything is written
         if old or manifest.gate:
             _drop(directory, manifest, without)
-        for path, content in paths.items():
-            write_bytes(path, content)
-        return Change(
-            Pack(directory, write_manifest(directory, whole)), _gate_message(f"skill {name} added", manifest)
-        )
+        write_bytes(directory / entry.file, adapter)
+        if entry.card is not None and card is not None:
+            write_bytes(directory / entry.card, card.encode(errors="replace"))
+        pack = Pack(directory, write_manifest(directory, whole))
+        return Change(pack, _gate_message(f"skill {name} added", manifest))
 
 
 def remove_skill(directory: Path, name: str) -> Change:
@@ -132,10 +129,9 @@ def set_gate(directory: Path, data: bytes) -> Pack:
     """
     with _changing(directory) as manifest:
         check_gate(NumpyGate.from_bytes(data), manifest, directory)
-        path = safe_join(directory, "gate.npz")
         if manifest.gate:
             _drop(directory, manifest, replace(manifest, gate=None))
-        write_bytes(path, data)
+        write_bytes(directory / "gate.npz", data)
         reference = GateReference(file="gate.npz", sha256=hashlib.sha256(data).hexdigest())
         return Pack(directory, write_manifest(directory, replace(manifest, gate=reference)))
 
@@ -154,16 +150,12 @@ def check_skill_name(name: str) -> str:
 @contextmanager
 def _changing(directory: Path) -> Iterator[Manifest]:
     """The manifest, while no other process can change it."""
-    Pack.load(
-        directory.absolute()
-    )  # a path with separators: never a name; no lock file where there is no pack
+    Pack.load(directory.absolute())  # no lock file where there is no pack
     try:
         with FileLock(directory / ".lock", timeout=0.5):
             yield read_manifest(directory)
     except Timeout:
-        raise Busy(
-            f"another process is changing {directory}; run the command again when it is done."
-        ) from None
+        raise Busy(f"another process is changing {directory}; run the command again after it.") from None
 
 
 def _drop(directory: Path, before: Manifest, after: Manifest) -> None:
@@ -175,7 +167,8 @@ def _drop(directory: Path, before: Manifest, after: Manifest) -> None:
 
     write_manifest(directory, after)
     for file in files(before) - files(after):
-        safe_join(directory, file).unlink(missing_ok=True)
+        safe_join(directory, file)
+        (directory / file).unlink(missing_ok=True)  # a link itself, not the file it leads to
 
 
 def _gate_message(what: str, before: Manifest) -> str:

@@ -209,7 +209,8 @@ class Context:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
         self.adapters = [adapter for adapter, _ in mix]
         self.tokens: list[int] = []
-        self.states: dict[int, npt.NDArray[np.float32]] = {}
+        # (n_ctx, D) per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
+        self._states = {layer: np.zeros((n_ctx, model.n_embd), np.float32) for layer in self.taps}
         parameters = C.llama_context_default_params()
         parameters.n_ctx = n_ctx
         parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
@@ -241,6 +242,10 @@ class Context:
                 length = 0
             del self.tokens[length:]
 
+    def states(self, layer: int) -> npt.NDArray[np.float32]:
+        """Inputs of a tapped layer for all tokens held, (T, D) float32; a view, valid until the next call."""
+        return self._states[layer][: len(self.tokens)]
+
     def decode(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
         """Append tokens and run the model on them.
 
@@ -259,16 +264,14 @@ class Context:
                 f"prompt and answer need {len(self.tokens) + len(tokens)} tokens; "
                 f"the context holds {self.n_ctx}: shorten the prompt or give --ctx more."
             )
-        parts: dict[int, list[npt.NDArray[np.float32]]] = {layer: [] for layer in self.taps}
         size = min(self.N_BATCH, self.n_ctx)
         for start in range(0, len(tokens), size):
             chunk = tokens[start : start + size]
-            self._decode_chunk(chunk, last=start + size >= len(tokens))
-            for layer in self.taps:
+            self._decode_chunk(chunk)
+            for layer, states in self._states.items():
                 rows = _tapped(self.pointer, layer)
                 view = np.ctypeslib.as_array(rows, shape=(len(chunk), self.model.n_embd))
-                parts[layer].append(view.copy())
-        self.states = {layer: np.concatenate(rows) for layer, rows in parts.items() if rows}
+                states[len(self.tokens) - len(chunk) : len(self.tokens)] = view
         row = C.llama_get_logits_ith(self.pointer, -1)
         logits = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
         if not np.isfinite(logits).all():
@@ -277,7 +280,7 @@ class Context:
             raise NativeError(f"the model gave numbers that are not finite under {names}; run 'loramix pack check'.")
         return logits
 
-    def _decode_chunk(self, chunk: Sequence[int], last: bool) -> None:
+    def _decode_chunk(self, chunk: Sequence[int]) -> None:
         batch = self._batch
         batch.n_tokens = len(chunk)
         position = len(self.tokens)
@@ -286,9 +289,7 @@ class Context:
             batch.pos[i] = position + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
-            batch.logits[i] = False
-        # only the very last token needs logits, but llama.cpp wants one output in every batch
-        batch.logits[len(chunk) - 1] = True
+            batch.logits[i] = i == len(chunk) - 1
         with self.model._lock:
             code = C.llama_decode(self.pointer, batch)
         if code != 0:

@@ -37,6 +37,7 @@ class Progress:
     loss: float
     """Mean over the step's answer tokens, nats."""
     tokens_per_second: float
+    seconds_per_step: float
     note: str = ""
 
 
@@ -130,8 +131,9 @@ class _Run:
                 note = self._evaluate(done)
             if done % self.settings.save_every == 0 or done == last:
                 self._save(done)
-            rate = spent / (time.monotonic() - began)
-            report(Progress(done, self.steps, loss, rate, note))
+            elapsed = time.monotonic() - began
+            rate = spent / elapsed
+            report(Progress(done, self.steps, loss, rate, elapsed / (done - start), note))
             self._log({"step": done, "loss": loss, "tokens_per_second": round(rate), "note": note})
         if digest(self.model) != before:
             raise AssertionError("a base weight changed in training")

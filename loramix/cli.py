@@ -1,0 +1,282 @@
+"""The command ``loramix``: each command parses, calls one function, prints.
+
+stdout is the answer, stderr the rest. Imports stand inside the commands: ``--help`` loads no model code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import loramix
+from loramix.errors import LoramixError, UsageError
+
+if TYPE_CHECKING:
+    from loramix.runtime.engine import Answer, Engine
+    from loramix.runtime.router import Route
+
+DEFAULT_PACK = "smollm2-135m"
+
+
+class Group(click.Group):
+    """A click group that shows our errors as one sentence and finds the tool commands late."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LoramixError as error:
+            click.echo(f"error: {error}", err=True)
+            ctx.exit(error.exit_code)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+        except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
+            sys.stderr.close()
+            ctx.exit(0)
+        except OSError as error:
+            where = f" {error.filename}" if error.filename else ""
+            click.echo(f"error: the system refused{where}: {error.strerror or error}.", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(loramix.__version__, prog_name="loramix")
+def main() -> None:
+    """Many LoRA skills on one small quantized base, mixed by a learned gate, on a laptop CPU."""
+
+
+def engine_options(command: Any) -> Any:
+    """Options of every command that opens a pack."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."),
+        click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens."),
+        click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."),
+    ):
+        command = option(command)
+    return command
+
+
+def answer_options(command: Any) -> Any:
+    """Options of every command that answers."""
+    for option in (
+        click.option("--stop", multiple=True, help="Text that ends the answer; may be given again."),
+        click.option("--seed", type=click.IntRange(0), help="Seed of the random draws."),
+        click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
+        click.option("--min-p", type=float, default=0.0, show_default=True),
+        click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps all tokens."),
+        click.option("--top-p", type=float, default=1.0, show_default=True),
+        click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
+        click.option("--max-tokens", "-n", type=click.IntRange(1), help="Longest answer; by default the skill's."),
+        click.option("--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."),
+        click.option(
+            "--policy", type=click.Choice(["top1", "blend", "base"]), default="top1", show_default=True
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def open_engine(pack: str, ctx: int, threads: int | None) -> Engine:
+    """The engine of a pack."""
+    from loramix.runtime.engine import Engine
+
+    return Engine.open(pack, n_ctx=ctx, n_threads=threads)
+
+
+def read_prompt(prompt: tuple[str, ...]) -> str:
+    """The prompt's words, or stdin where it is ``-`` or absent.
+
+    Raises:
+        UsageError: stdin is no UTF-8 text.
+    """
+    if prompt and prompt != ("-",):
+        return " ".join(prompt)
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"stdin is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv.") from None
+
+
+@main.command()
+@click.argument("prompt", nargs=-1)
+@engine_options
+@answer_options
+@click.option("--show-route", is_flag=True, help="Show on stderr which mix answers, and why.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def run(
+    prompt: tuple[str, ...],
+    pack: str,
+    ctx: int,
+    threads: int | None,
+    show_route: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer PROMPT (words, or stdin)."""
+    text = read_prompt(prompt)
+    with open_engine(pack, ctx, threads) as engine:
+        stream = engine.stream(text, **options)
+        if show_route:
+            echo_route(stream.route)
+        for piece in stream:
+            if not as_json:
+                click.echo(piece, nl=False)
+        if stream.answer is not None and as_json:
+            click.echo(json.dumps(answer_json(stream.answer), ensure_ascii=False))
+        elif not as_json:
+            click.echo()
+
+
+@main.command()
+@click.argument("prompt", nargs=-1)
+@engine_options
+@click.option("--policy", type=click.Choice(["top1", "blend", "base"]), default="top1", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
+def route(prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool) -> None:
+    """Show which mix would answer PROMPT, and why, without answering."""
+    text = read_prompt(prompt)
+    with open_engine(pack, ctx, threads) as engine:
+        chosen = engine.route(text, policy=policy)
+    if as_json:
+        click.echo(json.dumps(chosen.to_json()))
+        return
+    width = max(map(len, chosen.probabilities), default=0)
+    for name, p in sorted(chosen.probabilities.items(), key=lambda item: -item[1]):
+        click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
+    click.echo(f"mix: {chosen.key}")
+    click.echo(f"why: {chosen.reason}")
+
+
+@main.command()
+@engine_options
+@answer_options
+@click.option("--system", help="System message.")
+def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options: Any) -> None:
+    """Talk; each turn is routed. /help lists what can be typed."""
+    from loramix.chat import Chat
+
+    with open_engine(pack, ctx, threads) as engine:
+        Chat(engine, system=system, **options).loop()
+
+
+def echo_route(chosen: Route) -> None:
+    """Mix and reason, on stderr."""
+    click.echo(click.style(f"[{chosen.key}] {chosen.reason}", dim=True), err=True)
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """An answer as a JSON object."""
+    return {
+        "text": answer.text,
+        "route": answer.route.to_json(),
+        "usage": answer.usage,
+        "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},
+        "finish_reason": answer.finish_reason,
+    }
+
+
+@main.command()
+@click.argument("name")
+def pull(name: str) -> None:
+    """Fetch the base NAME into the cache."""
+    from loramix.models import bases
+
+    click.echo(str(bases.pull(name)))
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="A JSON list instead of lines.")
+def doctor(as_json: bool) -> None:
+    """Check this machine, the build, the base and the pack, and say how to mend what is wrong."""
+    from loramix.runtime.doctor import report, to_json
+
+    checks = report()
+    if as_json:
+        click.echo(to_json(checks))
+    else:
+        marks = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "fail": ("FAIL", "red")}
+        for check in checks:
+            mark, colour = marks[check.status]
+            click.echo(f"{click.style(mark, fg=colour)}  {check.name}: {check.detail}")
+            if check.mend and check.status != "ok":
+                click.echo(f"      → {check.mend}")
+    if any(check.status == "fail" for check in checks):
+        raise SystemExit(1)
+
+
+@main.group()
+def pack() -> None:
+    """Look at packs."""
+
+
+@pack.command("list")
+@click.option("--json", "as_json", is_flag=True)
+def pack_list(as_json: bool) -> None:
+    """Packs that can be opened by name."""
+    from loramix.pack import list_packs
+
+    found = list_packs()
+    if as_json:
+        rows = [
+            {
+                "name": row.name,
+                "skills": [skill.name for skill in row.pack.skills] if row.pack else [],
+                "error": str(row.error) if row.error else None,
+            }
+            for row in found
+        ]
+        click.echo(json.dumps(rows))
+        return
+    for row in found:
+        what = ", ".join(skill.name for skill in row.pack.skills) if row.pack else f"unusable: {row.error}"
+        click.echo(f"{row.name}: {what}")
+
+
+@pack.command("show")
+@click.argument("name", default=DEFAULT_PACK)
+@click.option("--json", "as_json", is_flag=True)
+def pack_show(name: str, as_json: bool) -> None:
+    """What the pack NAME holds."""
+    import msgspec
+
+    from loramix.pack import Pack
+
+    found = Pack.load(name)
+    if as_json:
+        click.echo(msgspec.json.encode(found.manifest).decode())
+        return
+    manifest = found.manifest
+    click.echo(f"{manifest.name}: {manifest.description}")
+    click.echo(f"base {manifest.base.name} (sha256 {manifest.base.sha256[:12]}), licence {manifest.license}")
+    for skill in found.skills:
+        click.echo(f"  {skill.name}: {skill.description}")
+        if skill.example:
+            click.echo(f"      e.g. {skill.example}")
+    click.echo("gate: " + (manifest.gate.file if manifest.gate else "none; run 'loramix train gate'"))
+
+
+@pack.command("check")
+@click.argument("name", default=DEFAULT_PACK)
+def pack_check(name: str) -> None:
+    """Check every file of the pack NAME, against its base too where that is here."""
+    from loramix.models import bases
+    from loramix.pack import Pack
+
+    found = Pack.load(name)
+    base = bases.find(found.manifest.base.name)
+    for note in found.check(base):
+        click.echo(note, err=True)
+    beside = "" if base else f" (its base is not here: 'loramix pull {found.manifest.base.name}')"
+    click.echo(f"{found.name}: {len(found.skills)} skills, all files as they should be{beside}")
+
+
+def _add_tools() -> None:
+    from loramix import cli_train
+
+    main.add_command(cli_train.train)
+    main.add_command(cli_train.convert)
+
+
+_add_tools()

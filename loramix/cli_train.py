@@ -1,0 +1,168 @@
+"""Commands that make things: ``loramix train`` and ``loramix convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loramix.errors import InvalidData, MissingExtra
+
+PATH = click.Path(path_type=Path)
+
+
+@contextmanager
+def training_extra() -> Iterator[None]:
+    """Turn a missing torch into a sentence with its mend."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in {"torch", "transformers", "peft", "safetensors", "rouge_score"}:
+            raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
+        raise
+
+
+@click.group()
+def train() -> None:
+    """Train skills and gates (needs the extra [train])."""
+
+
+@train.command("skill")
+@click.argument("recipe")
+@click.option("--data", type=PATH, help="JSONL or JSONL.gz of split, input, target.")
+@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name, GGUF or HF directory.")
+@click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
+@click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
+@click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
+@click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, for a trial.")
+def train_skill(
+    recipe: str, data: Path | None, base: str, out: Path | None, resume: bool, max_rows: int | None, max_steps: int | None
+) -> None:
+    """Train the adapter of RECIPE (a name or a TOML file)."""
+    from loramix.models import bases
+    from loramix.train.recipe import load_recipe
+
+    loaded = load_recipe(recipe)
+    if data is None:
+        raise InvalidData(f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE.")
+    base_path = Path(base) if Path(base).is_dir() else bases.resolve(base)
+    with training_extra(), _Display() as display:
+        from loramix.train.data import read_rows
+        from loramix.train.lora import train_skill as work
+
+        result = work(
+            loaded,
+            read_rows(data),
+            base_path,
+            out or Path("runs") / loaded.name,
+            resume=resume,
+            max_rows=max_rows,
+            max_steps=max_steps,
+            report=display.update,
+        )
+    click.echo(f"dev loss {result.dev_loss:.4f}, dev exact {result.dev_exact:.3f}, {result.seconds:.0f} s", err=True)
+    click.echo(str(result.directory))
+
+
+class _Display:
+    """A progress bar with loss, tokens/s and time left; plain lines where stderr is no terminal."""
+
+    def __enter__(self) -> _Display:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=console, disable=self._plain)
+        self._bar.start()
+        self._task: Any = None
+        return self
+
+    def update(self, progress: Any) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("", total=progress.steps)
+        what = f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s"
+        self._bar.update(self._task, completed=progress.step, description=what)
+        if progress.note:
+            self._bar.console.print(f"step {progress.step}: {progress.note}")
+        if self._plain and (progress.note or progress.step % 10 == 0):
+            left = (progress.steps - progress.step) * progress.seconds_per_step
+            note = f", {progress.note}" if progress.note else ""
+            click.echo(f"step {progress.step}/{progress.steps}: {what}, {left / 60:.1f} min left{note}", err=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+
+@train.command("gate")
+@click.argument("pack")
+@click.option("--data-dir", type=PATH, required=True, help="Directory with a data file per skill, NAME.jsonl.gz.")
+@click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits; again for more.")
+@click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
+@click.option("--search", is_flag=True, help="Compare layers and poolings, and print the table.")
+def train_gate(pack: str, data_dir: Path, none_files: tuple[Path, ...], out: Path, search: bool) -> None:
+    """Train PACK's gate on prompts of its skills, and put it into the pack."""
+    with training_extra():
+        from loramix.train.gate import train_gate as work
+
+        for line in work(pack, data_dir, none_files, out, search=search):
+            click.echo(line, err=True)
+
+
+@click.group()
+def convert() -> None:
+    """Convert what training made into what the runtime loads."""
+
+
+@convert.command("adapter")
+@click.argument("peft_dir", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
+@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
+@click.option("--pad-rank/--no-pad-rank", default=True, show_default=True, help="Pad ranks below 16 with zeros.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
+def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, pad_rank: bool, check: bool) -> None:
+    """Convert the PEFT LoRA in PEFT_DIR, and check that it does the same in llama.cpp."""
+    from loramix.convert import adapter, selfcheck
+    from loramix.models import bases
+
+    base_path = bases.resolve(base)
+    named = base if base in bases.BASES else base_path.name
+    adapter.convert_adapter(
+        peft_dir,
+        base_path,
+        out,
+        base_name=named,
+        base_sha256=bases.digest(base_path),
+        outtype=outtype,
+        pad_rank=pad_rank,
+    )
+    if check:
+        try:
+            found = selfcheck.check(base_path, out, peft_dir, exact=False)
+            click.echo(
+                f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions; "
+                f"it moves logits by up to {found.effect:.2f}",
+                err=True,
+            )
+        except MissingExtra as error:
+            effect = selfcheck.applied(base_path, out)
+            click.echo(f"applied (moves logits by up to {effect:.2f}); {error}", err=True)
+    click.echo(str(out))
+
+
+@convert.command("gate")
+@click.argument("directory", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="gate.npz to write.")
+def convert_gate(directory: Path, out: Path) -> None:
+    """Convert the torch gate in DIRECTORY to NumPy, and compare the two."""
+    with training_extra():
+        from loramix.convert.gate import convert_gate as work
+
+        difference = work(directory, out)
+    click.echo(f"largest difference to torch {difference:.1e}", err=True)
+    click.echo(str(out))

@@ -1,0 +1,92 @@
+"""``python -m loramix.convert.reference JOB.json OUT.npz``: what PyTorch computes, for conversions to be held to.
+
+Runs in a process of its own, since torch and llama.cpp must not share one. A single adapter goes through
+PEFT's own forward; several are merged into the weights with PEFT's own deltas.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import MissingExtra, SelfCheckFailed
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read ``{"base", "adapters": [[directory, scale], …], "ids": [[…], …]}``; write ``logits0``, ``logits1``, …"""
+    import torch
+    from peft import PeftModel
+
+    from loramix.train.frozen import load_base
+
+    job = json.loads(Path(arguments[0]).read_text())
+    model = load_base(Path(job["base"]))
+    mix = [(directory, float(scale)) for directory, scale in job["adapters"]]
+    if mix == [(directory, 1.0) for directory, _ in mix][:1]:
+        model = PeftModel.from_pretrained(model, mix[0][0])
+    elif mix:
+        model = _merged(model, mix)
+    logits = {}
+    with torch.no_grad():
+        for number, ids in enumerate(job["ids"]):
+            logits[f"logits{number}"] = model(torch.tensor([ids])).logits[0].float().numpy()
+    np.savez(arguments[1], **logits)
+
+
+def _merged(model: object, mix: list[tuple[str, float]]) -> object:
+    """The base with ``W + sum of scale * delta W`` written into its matrices."""
+    import torch
+    from peft import PeftModel
+
+    tuned = PeftModel.from_pretrained(model, mix[0][0], adapter_name="a0")
+    for number, (directory, _) in enumerate(mix[1:], 1):
+        tuned.load_adapter(directory, adapter_name=f"a{number}")
+    with torch.no_grad():
+        for module in tuned.modules():
+            for number, (_, scale) in enumerate(mix):
+                if f"a{number}" in getattr(module, "lora_A", {}):
+                    module.get_base_layer().weight += scale * module.get_delta_weight(f"a{number}")
+    return tuned.unload()
+
+
+def torch_logits(
+    base: Path, adapters: Sequence[tuple[Path, float]], ids: Sequence[Sequence[int]]
+) -> list[npt.NDArray[np.float32]]:
+    """PyTorch's float32 logits under a mix of PEFT adapters.
+
+    Args:
+        base: GGUF or Hugging Face directory.
+        adapters: PEFT directories with scales; none is the bare base.
+        ids: token ids of each text.
+
+    Returns:
+        (T, V) float32 for each text.
+
+    Raises:
+        MissingExtra: torch, transformers or peft is not installed.
+        SelfCheckFailed: PyTorch failed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        job, out = Path(directory) / "job.json", Path(directory) / "out.npz"
+        mix = [[str(path), scale] for path, scale in adapters]
+        job.write_text(json.dumps({"base": str(base), "adapters": mix, "ids": [list(row) for row in ids]}))
+        command = [sys.executable, "-m", "loramix.convert.reference", str(job), str(out)]
+        child = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "No module named" in child.stderr:
+            raise MissingExtra("comparing with PyTorch needs the extra: pip install 'loramix[train]'.")
+        if child.returncode or not out.is_file():
+            reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+            raise SelfCheckFailed(f"PyTorch could not compute the reference: {reason}.")
+        with np.load(out, allow_pickle=False) as archive:
+            return [archive[f"logits{number}"] for number in range(len(ids))]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

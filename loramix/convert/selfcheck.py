@@ -1,0 +1,134 @@
+"""Does a converted adapter do in llama.cpp what it did in PyTorch, and is it applied at all?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.reference import torch_logits
+from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
+from loramix.errors import SelfCheckFailed
+
+PROBES = (
+    "The weather was fine, and the whole village had come to the market to look at the new clock.",
+    "Is this a good idea? We sold 1,250 tickets in 3 days, but the hall holds only 900 people.",
+    "def area(width, height):\n    return width * height\n",
+)
+MAX_KL = 0.02
+MAX_DIFFERENCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Parity:
+    """How far llama.cpp's logits are from PyTorch's, over all positions of the probe texts."""
+
+    max_difference: float
+    mean_kl: float
+    """Mean Kullback-Leibler divergence, PyTorch to llama.cpp, nats per token."""
+    same_argmax: float
+    effect: float
+    """Largest difference that the adapters make to the bare base's logits, in llama.cpp."""
+
+
+def llama_logits(
+    base: Path, adapters: Sequence[tuple[Path, float]], texts: Sequence[str] = PROBES
+) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
+    """llama.cpp's logits at every position, and the token ids.
+
+    Args:
+        base: GGUF base.
+        adapters: GGUF LoRA files with scales.
+        texts: plain texts.
+
+    Returns:
+        (T, V) float32 and ids for each text.
+    """
+    from loramix.runtime.llama import Context, Model
+    from loramix.runtime.probe import verdict_for
+
+    _, shape = read_base(base)
+    contents = [read_adapter_bytes(path) for path, _ in adapters]
+    for content, (path, _) in zip(contents, adapters, strict=True):
+        check_adapter(content, shape, str(path))
+    rows: list[npt.NDArray[np.float32]] = []
+    with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
+        loaded = [model.load_adapter(content, path.name) for content, (path, _) in zip(contents, adapters, strict=True)]
+        mix = [(adapter, scale) for adapter, (_, scale) in zip(loaded, adapters, strict=True)]
+        context = Context(model, mix, n_ctx=min(512, model.n_ctx_train))
+        ids = [model.with_bos(model.tokenize(text))[: context.n_ctx] for text in texts]
+        for tokens in ids:
+            context.truncate(0)
+            rows.append(np.stack([context.decode([token]) for token in tokens]))
+    return rows, ids
+
+
+def parity(base: Path, adapters: Sequence[tuple[Path, Path, float]], texts: Sequence[str] = PROBES) -> Parity:
+    """Compare a mix of adapters in llama.cpp with the same in PyTorch.
+
+    Args:
+        base: GGUF base.
+        adapters: (GGUF LoRA, PEFT directory, scale).
+        texts: plain texts.
+
+    Raises:
+        MissingExtra: torch is not installed.
+    """
+    ours, ids = llama_logits(base, [(gguf, scale) for gguf, _, scale in adapters], texts)
+    bare, _ = llama_logits(base, [], texts)
+    theirs = torch_logits(base, [(peft, scale) for _, peft, scale in adapters], ids)
+    a, b, none = np.concatenate(ours), np.concatenate(theirs), np.concatenate(bare)
+    p, q = _log_softmax(b), _log_softmax(a)
+    return Parity(
+        max_difference=float(np.abs(a - b).max()),
+        mean_kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
+        same_argmax=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        effect=float(np.abs(a - none).max()),
+    )
+
+
+def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
+    """Hold a converted adapter to its source.
+
+    Args:
+        base: GGUF base.
+        adapter: the converted file.
+        peft: its source.
+        exact: the base is float32, so that logits must agree to 1e-3; else the mean KL to 0.02.
+
+    Raises:
+        SelfCheckFailed: it differs from its source, or changes nothing.
+    """
+    found = parity(base, [(adapter, peft, 1.0)])
+    if found.effect == 0.0:
+        raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
+    if exact and found.max_difference > MAX_DIFFERENCE or found.mean_kl > MAX_KL:
+        raise SelfCheckFailed(
+            f"{adapter} differs from {peft}: logits by up to {found.max_difference:.4f}, KL {found.mean_kl:.4f} "
+            f"(at most {MAX_KL}); the base may not be the one it was trained on."
+        )
+    return found
+
+
+def applied(base: Path, adapter: Path) -> float:
+    """How much an adapter changes the base's logits, where there is no PyTorch to compare with.
+
+    Raises:
+        SelfCheckFailed: it changes nothing.
+    """
+    with_it, _ = llama_logits(base, [(adapter, 1.0)], PROBES[:1])
+    without, _ = llama_logits(base, [], PROBES[:1])
+    effect = float(np.abs(with_it[0] - without[0]).max())
+    if effect == 0.0:
+        raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
+    return effect
+
+
+def _log_softmax(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    wide = x.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+    return result

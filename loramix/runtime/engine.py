@@ -1,0 +1,372 @@
+"""The engine: a pack on its base, answering prompts: route, generate, stream.
+
+What goes in is a prompt or messages; what comes out is text with its route, usage and timings. One call
+at a time: a lock keeps threads apart, since a context belongs to one thread at a time.
+"""
+
+from __future__ import annotations
+
+import codecs
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.validate import check_adapter, read_base
+from loramix.errors import InvalidMix, InvalidPrompt, UsageError, WrongBase
+from loramix.models import bases
+from loramix.models.mixing import POLICIES, Mix
+from loramix.pack import Pack
+from loramix.prompts import ChatTemplate, Message, as_messages
+from loramix.runtime.cpu import default_threads
+from loramix.runtime.features import pool
+from loramix.runtime.llama import Adapter, Context, Model
+from loramix.runtime.probe import verdict_for
+from loramix.runtime.router import Route, Router
+from loramix.runtime.sampling import Sampler, Sampling
+from loramix.runtime.session import ContextPool, reuse
+
+_DEFAULT_MAX_TOKENS = 256
+_MAX_STOPS = 16
+
+MixLike = Mix | str | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    route: Route
+    usage: dict[str, int]
+    """``prompt_tokens``, ``cached_tokens`` (of the prompt, not decoded again), ``completion_tokens``."""
+    timings: dict[str, float]
+    """Seconds: ``features``, ``gate``, ``first_token`` (from the call on), ``total``."""
+    finish_reason: str
+    """``stop`` (the model or a stop string ended it) or ``length``."""
+    tokens: list[int] = field(default_factory=list, repr=False)
+    """Ids of the answer."""
+
+
+class Engine:
+    """A base with a pack's adapters and gate; made by `Engine.open`.
+
+    Args:
+        pack: what to serve.
+        base: the GGUF; by default what the pack names.
+        n_ctx: tokens that prompt and answer may have together.
+        n_threads: threads for llama.cpp; by default one per core that the process may use.
+        contexts: most mixes whose KV is kept at once.
+    """
+
+    def __init__(
+        self,
+        pack: Pack,
+        *,
+        base: Path | None = None,
+        n_ctx: int = 2048,
+        n_threads: int | None = None,
+        contexts: int = 3,
+    ) -> None:
+        self.pack = pack
+        self.base_path = base or bases.resolve(pack.manifest.base.name)
+        _check_range("n_ctx", n_ctx, 64, 1_048_576)
+        found = bases.digest(self.base_path)
+        if found != pack.manifest.base.sha256:
+            raise WrongBase(
+                f"pack {pack.name} is for base {pack.manifest.base.name} ({pack.manifest.base.sha256[:12]}); "
+                f"found {self.base_path.name} ({found[:12]}): get the right one with "
+                f"'loramix pull {pack.manifest.base.name}'."
+            )
+        _, self._shape = read_base(self.base_path)
+        self.router = Router([skill.name for skill in pack.skills], pack.gate())
+        # every adapter is checked before native code starts: a bad one kills the process
+        contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
+        for name, content in contents.items():
+            check_adapter(content, self._shape, f"{pack.name}/{name}", base_sha256=found)
+        extra = verdict_for(self.base_path).use_extra_bufts
+        self._lock = threading.RLock()
+        self._closed = False
+        self.model = Model(self.base_path, use_extra_bufts=extra)
+        try:
+            special = {"bos_token": self.model.text(self.model.bos), "eos_token": self.model.text(self.model.eos)}
+            self._template = ChatTemplate(self.model.chat_template, special)
+            self._controls = self.model.controls
+            self.n_ctx = min(n_ctx, self.model.n_ctx_train)
+            self._adapters = {name: self.model.load_adapter(content, name) for name, content in contents.items()}
+            self._pool = ContextPool(
+                self.model,
+                self._adapter,
+                n_ctx=self.n_ctx,
+                n_threads=n_threads or default_threads(),
+                taps=self.router.layers,
+                size=contexts,
+            )
+        except BaseException:
+            self.model.close()
+            raise
+
+    @classmethod
+    def open(cls, name_or_directory: str | Path = "smollm2-135m", **options: Any) -> Engine:
+        """Open a pack by name or directory.
+
+        Args:
+            name_or_directory: as `Pack.load` takes it.
+            **options: as the constructor takes them.
+
+        Raises:
+            NotFound: no such pack, or its base is not on this machine.
+            InvalidArtifact: a file of the pack must not be loaded.
+        """
+        return cls(Pack.load(name_or_directory), **options)
+
+    def route(self, prompt: str | Sequence[Message], *, policy: str = "top1", mix: MixLike | None = None) -> Route:
+        """Choose the mix for a prompt, without answering.
+
+        Args:
+            prompt: text, or OpenAI-style messages; the last user's message is what is routed.
+            policy: ``top1``, ``blend`` or ``base``.
+            mix: a mix that overrides the gate.
+
+        Raises:
+            InvalidPrompt: empty, or longer than the context.
+            UnknownSkill: the mix names a skill that the pack lacks.
+        """
+        messages = as_messages(prompt)
+        with self._open():
+            return self._route(messages, policy, mix)
+
+    def generate(self, prompt: str | Sequence[Message], **options: Any) -> Answer:
+        """Answer a prompt.
+
+        Args:
+            prompt: text, or OpenAI-style messages.
+            **options: ``policy``, ``mix``, ``max_tokens``, ``stop`` and all of `Sampling`.
+
+        Raises:
+            InvalidPrompt: empty, or longer than the context.
+            UsageError: an option out of its range.
+        """
+        stream = self.stream(prompt, **options)
+        for _ in stream:
+            pass
+        assert stream.answer is not None
+        return stream.answer
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        policy: str = "top1",
+        mix: MixLike | None = None,
+        max_tokens: int | None = None,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> Stream:
+        """Answer a prompt piece by piece.
+
+        Args:
+            prompt: text, or OpenAI-style messages.
+            policy: ``top1``, ``blend`` or ``base``.
+            mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
+            max_tokens: longest answer; by default what the skill says.
+            stop: texts that end the answer and are not part of it.
+            **sampling: settings of `Sampling`.
+
+        Returns:
+            An iterator of text pieces, whole UTF-8 characters each, with ``route`` and, at the end, ``answer``.
+        """
+        began = time.perf_counter()
+        messages = as_messages(prompt)
+        try:
+            settings = Sampling(**sampling)
+        except TypeError:
+            known = set(Sampling.__dataclass_fields__)
+            raise UsageError(f"unknown option {sorted(set(sampling) - known)}; there are {sorted(known)}.") from None
+        if isinstance(stop, str):
+            stop = [stop]
+        if len(stop) > _MAX_STOPS or not all(isinstance(text, str) and text for text in stop):
+            raise UsageError(f"stop must be at most {_MAX_STOPS} non-empty texts.")
+        if max_tokens is not None:
+            _check_range("max_tokens", max_tokens, 1, 1_000_000)
+        with self._open():
+            route = self._route(messages, policy, mix)
+            tokens = self._tokens(messages)
+            longest = max_tokens or self._max_tokens(route.key)
+            return Stream(self, route, tokens, longest, tuple(stop), Sampler(settings), began)
+
+    def close(self) -> None:
+        """Free everything native; may be called again."""
+        with self._lock:
+            self._closed = True
+            self.model.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self) -> threading.RLock:
+        if self._closed:
+            raise UsageError("the engine is closed; open it again.")
+        return self._lock
+
+    def _adapter(self, skill: str) -> Adapter:
+        return self._adapters[skill]
+
+    def _route(self, messages: list[dict[str, str]], policy: str, mix: MixLike | None) -> Route:
+        if mix is not None:
+            fixed = as_mix(mix)
+            for skill in fixed.scales:
+                self.pack.skill(skill)
+            return self.router.fixed(fixed)
+        if policy not in POLICIES:
+            raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}.")
+        if policy == "base" or (not self.router.skills):
+            return self.router.fixed(Mix.EMPTY)
+        began = time.perf_counter()
+        features = self._features(messages)
+        middle = time.perf_counter()
+        route = self.router.decide(features, policy)
+        timings = {"features": middle - began, "gate": time.perf_counter() - middle}
+        return Route(route.mix, route.probabilities, route.reason, route.policy, timings)
+
+    def _features(self, messages: list[dict[str, str]]) -> npt.NDArray[np.float32]:
+        """Features of the last user's message, asked alone: what the gate was trained on."""
+        gate = self.router.gate
+        if gate is None:
+            return np.zeros(0, np.float32)
+        context = self._pool.get(Mix.EMPTY)
+        tokens = self._tokens([messages[-1]])
+        kept = reuse(context, tokens)
+        context.decode(tokens[kept:])
+        return pool(context, gate.info.layers, gate.info.pooling)
+
+    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        tokens = self.model.with_bos(self.model.tokenize(self._template.segments(messages, self._controls)))
+        if len(tokens) >= self.n_ctx:
+            raise InvalidPrompt(
+                f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}: "
+                f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {self.model.n_ctx_train})."
+            )
+        return tokens
+
+    def _max_tokens(self, mix: Mix) -> int:
+        limits = [self.pack.skill(name).max_tokens for name in mix.scales]
+        return max(limits, default=_DEFAULT_MAX_TOKENS)
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer as they come; made by `Engine.stream`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        route: Route,
+        prompt: list[int],
+        max_tokens: int,
+        stop: tuple[str, ...],
+        sampler: Sampler,
+        began: float,
+    ) -> None:
+        self.route = route
+        self.answer: Answer | None = None
+        self._engine, self._prompt, self._stop = engine, prompt, stop
+        self._limit, self._sampler, self._began = max_tokens, sampler, began
+        self._pieces = self._run()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop here; what was decoded stays in the cache and is valid."""
+        self._pieces.close()
+
+    def _run(self) -> Iterator[str]:
+        engine, mix = self._engine, self.route.key
+        with engine._open():
+            context = engine._pool.get(mix)
+            cached = reuse(context, self._prompt)
+            logits = context.decode(self._prompt[cached:])
+        first = 0.0
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        tokens: list[int] = []
+        text, sent, finish = "", 0, "length"
+        while len(tokens) < self._limit:
+            token = self._sampler.pick(logits, self._prompt + tokens)
+            first = first or time.perf_counter() - self._began
+            if engine.model.is_end(token):
+                finish = "stop"
+                break
+            tokens.append(token)
+            text += decoder.decode(engine.model.piece(token))
+            if (end := _first_stop(text, self._stop)) is not None:
+                text, finish = text[:end], "stop"
+                break
+            safe = len(text) - _held_back(text, self._stop)
+            if safe > sent:
+                yield text[sent:safe]
+                sent = safe
+            if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == self._limit:
+                break
+            with engine._open():
+                logits = self._next_logits(context, mix, tokens)
+        else:
+            text += decoder.decode(b"", True)
+        if len(text) > sent:
+            yield text[sent:]
+        total = time.perf_counter() - self._began
+        usage = {"prompt_tokens": len(self._prompt), "cached_tokens": cached, "completion_tokens": len(tokens)}
+        timings = {**self.route.timings, "first_token": first, "total": total}
+        self.answer = Answer(text, self.route, usage, timings, finish, tokens)
+
+    def _next_logits(self, context: Context, mix: Mix, tokens: list[int]) -> npt.NDArray[np.float32]:
+        """Decode the newest token, where it belongs even if another call used or freed the context meanwhile."""
+        current = self._engine._pool.get(mix)
+        whole = self._prompt + tokens
+        return current.decode(whole[reuse(current, whole) :])
+
+
+def as_mix(mix: MixLike) -> Mix:
+    """A mix from its text, from ``{skill: scale}``, or as it is.
+
+    Raises:
+        InvalidMix: a scale that is negative, NaN, huge or unreadable.
+    """
+    if isinstance(mix, Mix):
+        return mix
+    if isinstance(mix, str):
+        return Mix.parse(mix)
+    if isinstance(mix, Mapping):
+        return Mix.of(dict(mix))
+    raise InvalidMix(f"a mix cannot be made from {type(mix).__name__}; write 'sentiment=0.7,summarize=0.3'.")
+
+
+def _check_range(name: str, value: object, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
+
+
+def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
+    found = [place for word in stop if (place := text.find(word)) >= 0]
+    return min(found, default=None)
+
+
+def _held_back(text: str, stop: tuple[str, ...]) -> int:
+    """Characters at the end that may be the start of a stop text, and so must wait."""
+    return max(
+        (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])),
+        default=0,
+    )

@@ -1,0 +1,108 @@
+"""What the gate reads: hidden states of the bare base where its answer would begin.
+
+``python -m loramix.runtime.features BASE OUT.npz --layers 15,29 < PROMPTS.jsonl`` writes them for training:
+the runtime computes them in its own process, so training and serving see the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import NativeError, Unsupported
+from loramix.paths import atomic_write
+from loramix.runtime.llama import Context
+
+POOLINGS = ("last", "mean", "last+mean")
+
+
+def pool(context: Context, layers: Sequence[int], pooling: str) -> npt.NDArray[np.float32]:
+    """Features of the prompt that a context holds.
+
+    Args:
+        context: a tapped context of the bare base; its last token is the last of the answer's header.
+        layers: tapped layers, concatenated in this order.
+        pooling: ``last`` token, ``mean`` over tokens without the first (whose norm dwarfs the others), or both.
+
+    Returns:
+        (D x layers,) float32, twice that for ``last+mean``.
+
+    Raises:
+        Unsupported: another pooling.
+    """
+    if pooling not in POOLINGS:
+        raise Unsupported(f"the gate asks for pooling {pooling!r}; this version knows {', '.join(POOLINGS)}.")
+    blocks: list[npt.NDArray[np.float32]] = []
+    for layer in layers:
+        states = context.states(layer)
+        if "last" in pooling:
+            blocks.append(states[-1])
+        if "mean" in pooling:
+            blocks.append(states[1:].mean(axis=0))
+    return np.concatenate(blocks)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Read ``{"prompt"}`` lines; write float16 arrays ``last:LAYER`` and ``mean:LAYER``, (prompts, D)."""
+    from loramix.prompts import ChatTemplate
+    from loramix.runtime.cpu import default_threads
+    from loramix.runtime.llama import Model
+    from loramix.runtime.probe import verdict_for
+    from loramix.runtime.session import reuse
+    from loramix.runtime.tokenize import chat_ids
+
+    base, out = Path(arguments[0]), Path(arguments[1])
+    layers = [int(text) for text in arguments[2].split(",")]
+    rows: dict[str, list[npt.NDArray[np.float16]]] = {f"{p}:{i}": [] for i in layers for p in ("last", "mean")}
+    with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
+        template = ChatTemplate(model.chat_template, {"bos_token": model.text(model.bos)})
+        context = Context(model, n_ctx=2048, n_threads=default_threads(), taps=layers)
+        for number, line in enumerate(sys.stdin, 1):
+            ids = chat_ids(model, template, json.loads(line)["prompt"])[-2048:]
+            context.decode(ids[reuse(context, ids) :])
+            for layer in layers:
+                for pooling in ("last", "mean"):
+                    rows[f"{pooling}:{layer}"].append(pool(context, [layer], pooling).astype(np.float16))
+            if number % 100 == 0:
+                print(number, file=sys.stderr, flush=True)
+    with atomic_write(out) as file:
+        np.savez(file, **{key: np.stack(value) for key, value in rows.items()})  # type: ignore[arg-type]
+
+
+def compute(base: Path, prompts: Sequence[str], layers: Sequence[int]) -> dict[str, npt.NDArray[np.float16]]:
+    """Features of many prompts, from a child process.
+
+    Args:
+        base: the GGUF that serves.
+        prompts: user's texts, one message each.
+        layers: layers to tap.
+
+    Returns:
+        float16 arrays (prompts, D) by ``last:LAYER`` and ``mean:LAYER``.
+
+    Raises:
+        NativeError: the child failed.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "features.npz"
+        command = [sys.executable, "-m", "loramix.runtime.features", str(base), str(out)]
+        lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+        child = subprocess.run(
+            [*command, ",".join(map(str, layers))], input=lines, text=True, capture_output=True, check=False
+        )
+        if child.returncode or not out.is_file():
+            reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+            raise NativeError(f"computing features with {base} failed: {reason}; run 'loramix doctor'.")
+        with np.load(out, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

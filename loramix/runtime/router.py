@@ -1,0 +1,111 @@
+"""Prompt → features → gate → mix, with the reason in a sentence.
+
+Knows the gate and the policies; asks for features through a function and never sees llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidArtifact, UsageError
+from loramix.models import mixing
+from loramix.models.gate_numpy import NumpyGate
+from loramix.models.mixing import Mix
+
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which mix answers a prompt, and why."""
+
+    mix: dict[str, float]
+    """``{skill: scale}``; empty for the bare base."""
+    probabilities: dict[str, float]
+    """The gate's probability per skill and for ``base``; empty where no gate was asked."""
+    reason: str
+    policy: str
+    timings: dict[str, float] = field(default_factory=dict, compare=False)
+    """Seconds: ``features`` (a pass of the base over the prompt) and ``gate``."""
+
+    @property
+    def key(self) -> Mix:
+        """The mix as the hashable value that contexts are kept by."""
+        return Mix.of(self.mix)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "mix": self.mix,
+            "probabilities": {name: round(p, 4) for name, p in self.probabilities.items()},
+            "reason": self.reason,
+            "policy": self.policy,
+        }
+
+
+class Router:
+    """Chooses a mix per prompt.
+
+    Args:
+        skills: the pack's skills, in the manifest's order.
+        gate: reads features; None where the pack has no gate.
+    """
+
+    def __init__(self, skills: Sequence[str], gate: NumpyGate | None) -> None:
+        self.skills, self.gate = tuple(skills), gate
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Layers that the gate needs tapped."""
+        return tuple(self.gate.info.layers) if self.gate else ()
+
+    def fixed(self, mix: Mix) -> Route:
+        """The route of a mix that the user chose."""
+        named = f"the mix {mix} was asked for" if mix else "the bare base was asked for"
+        return Route(mix.scales, {}, named, "fixed" if mix else BASE)
+
+    def decide(self, features: npt.NDArray[np.float32], policy: str) -> Route:
+        """Choose a mix from a prompt's features.
+
+        Args:
+            features: (D,) float32, as the gate was trained on.
+            policy: ``top1`` or ``blend``.
+
+        Raises:
+            UsageError: an unknown policy.
+        """
+        if self.gate is None:
+            raise InvalidArtifact("the pack has no gate: name a skill with --mix, or run 'loramix train gate'.")
+        probabilities = self.gate.probabilities(features)
+        names, threshold = self.gate.info.skills, self.gate.info.threshold
+        if policy == "top1":
+            mix = mixing.top1(probabilities, names, threshold)
+        elif policy == "blend":
+            mix = mixing.blend(probabilities, names, threshold=threshold)
+        else:
+            raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(mixing.POLICIES)}.")
+        table = dict(zip([*names, BASE], map(float, probabilities), strict=True))
+        return Route(mix.scales, table, _reason(mix, table, threshold), policy)
+
+
+def _reason(mix: Mix, table: dict[str, float], threshold: float) -> str:
+    skills = {name: p for name, p in table.items() if name != BASE}
+    best = max(skills, key=lambda name: skills[name], default="")
+    if not mix and table[BASE] >= skills.get(best, 0.0):
+        return f"no skill fits (base {table[BASE]:.0%}), so the bare base answers"
+    if not mix:
+        return f"{best} is likeliest with {skills[best]:.0%}, below the {threshold:.0%} it needs: the bare base answers"
+    if len(mix.scales) == 1:
+        rest = sorted((n for n in table if n not in mix.scales), key=lambda n: -table[n])[:1]
+        other = f"; next is {rest[0]} with {table[rest[0]]:.0%}" if rest else ""
+        (only,) = mix.scales
+        return f"{only} fits with {table[only]:.0%}{other}"
+    parts = " and ".join(f"{name} ({skills[name]:.0%})" for name in mix.scales)
+    return f"{parts} fit, blended in that proportion"
+
+
