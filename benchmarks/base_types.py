@@ -8,6 +8,7 @@ times decoding too, and prefills 500 tokens; medians, and ratios to the source's
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -38,7 +39,7 @@ def measure(path: Path, texts: list[str], threads: int) -> tuple[float, float, f
             ids = model.tokenize(text)[:100]
             context.truncate(0)
             began = time.perf_counter()
-            for token, following in zip(ids, ids[1:], strict=False):
+            for token, following in itertools.pairwise(ids):
                 logits = context.decode([token])
                 top = logits.max()
                 losses.append(float(np.log(np.exp(logits - top).sum()) + top - logits[following]))

@@ -33,7 +33,13 @@ class Chat:
     """
 
     def __init__(
-        self, engine: Engine, *, system: str | None = None, policy: str = "top1", mix: str | None = None, **options: Any
+        self,
+        engine: Engine,
+        *,
+        system: str | None = None,
+        policy: str = "top1",
+        mix: str | None = None,
+        **options: Any,
     ) -> None:
         self.engine, self.policy, self.mix, self.options = engine, policy, mix, options
         self.system = [{"role": "system", "content": system}] if system else []

@@ -50,9 +50,15 @@ def main() -> None:
 def engine_options(command: Any) -> Any:
     """Options of every command that opens a pack."""
     for option in (
-        click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."),
-        click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens."),
-        click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."),
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."
+        ),
+        click.option(
+            "--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens."
+        ),
+        click.option(
+            "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."
+        ),
     ):
         command = option(command)
     return command
@@ -68,8 +74,12 @@ def answer_options(command: Any) -> Any:
         click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps all tokens."),
         click.option("--top-p", type=float, default=1.0, show_default=True),
         click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
-        click.option("--max-tokens", "-n", type=click.IntRange(1), help="Longest answer; by default the skill's."),
-        click.option("--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."),
+        click.option(
+            "--max-tokens", "-n", type=click.IntRange(1), help="Longest answer; by default the skill's."
+        ),
+        click.option(
+            "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
+        ),
         click.option(
             "--policy", type=click.Choice(["top1", "blend", "base"]), default="top1", show_default=True
         ),
@@ -96,7 +106,9 @@ def read_prompt(prompt: tuple[str, ...]) -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"stdin is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv.") from None
+        raise UsageError(
+            f"stdin is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv."
+        ) from None
 
 
 @main.command()
@@ -134,7 +146,9 @@ def run(
 @engine_options
 @click.option("--policy", type=click.Choice(["top1", "blend", "base"]), default="top1", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
-def route(prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool) -> None:
+def route(
+    prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool
+) -> None:
     """Show which mix would answer PROMPT, and why, without answering."""
     text = read_prompt(prompt)
     with open_engine(pack, ctx, threads) as engine:
@@ -206,77 +220,12 @@ def doctor(as_json: bool) -> None:
         raise SystemExit(1)
 
 
-@main.group()
-def pack() -> None:
-    """Look at packs."""
-
-
-@pack.command("list")
-@click.option("--json", "as_json", is_flag=True)
-def pack_list(as_json: bool) -> None:
-    """Packs that can be opened by name."""
-    from loramix.pack import list_packs
-
-    found = list_packs()
-    if as_json:
-        rows = [
-            {
-                "name": row.name,
-                "skills": [skill.name for skill in row.pack.skills] if row.pack else [],
-                "error": str(row.error) if row.error else None,
-            }
-            for row in found
-        ]
-        click.echo(json.dumps(rows))
-        return
-    for row in found:
-        what = ", ".join(skill.name for skill in row.pack.skills) if row.pack else f"unusable: {row.error}"
-        click.echo(f"{row.name}: {what}")
-
-
-@pack.command("show")
-@click.argument("name", default=DEFAULT_PACK)
-@click.option("--json", "as_json", is_flag=True)
-def pack_show(name: str, as_json: bool) -> None:
-    """What the pack NAME holds."""
-    import msgspec
-
-    from loramix.pack import Pack
-
-    found = Pack.load(name)
-    if as_json:
-        click.echo(msgspec.json.encode(found.manifest).decode())
-        return
-    manifest = found.manifest
-    click.echo(f"{manifest.name}: {manifest.description}")
-    click.echo(f"base {manifest.base.name} (sha256 {manifest.base.sha256[:12]}), licence {manifest.license}")
-    for skill in found.skills:
-        click.echo(f"  {skill.name}: {skill.description}")
-        if skill.example:
-            click.echo(f"      e.g. {skill.example}")
-    click.echo("gate: " + (manifest.gate.file if manifest.gate else "none; run 'loramix train gate'"))
-
-
-@pack.command("check")
-@click.argument("name", default=DEFAULT_PACK)
-def pack_check(name: str) -> None:
-    """Check every file of the pack NAME, against its base too where that is here."""
-    from loramix.models import bases
-    from loramix.pack import Pack
-
-    found = Pack.load(name)
-    base = bases.find(found.manifest.base.name)
-    for note in found.check(base):
-        click.echo(note, err=True)
-    beside = "" if base else f" (its base is not here: 'loramix pull {found.manifest.base.name}')"
-    click.echo(f"{found.name}: {len(found.skills)} skills, all files as they should be{beside}")
-
-
 def _add_tools() -> None:
-    from loramix import cli_train
+    from loramix import cli_pack, cli_train
 
     main.add_command(cli_train.train)
     main.add_command(cli_train.convert)
+    main.add_command(cli_pack.pack)
 
 
 _add_tools()

@@ -20,7 +20,13 @@ def training_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in {"torch", "transformers", "peft", "safetensors", "rouge_score"}:
+        if (error.name or "").split(".")[0] in {
+            "torch",
+            "transformers",
+            "peft",
+            "safetensors",
+            "rouge_score",
+        }:
             raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
         raise
 
@@ -39,7 +45,13 @@ def train() -> None:
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, for a trial.")
 def train_skill(
-    recipe: str, data: Path | None, base: str, out: Path | None, resume: bool, max_rows: int | None, max_steps: int | None
+    recipe: str,
+    data: Path | None,
+    base: str,
+    out: Path | None,
+    resume: bool,
+    max_rows: int | None,
+    max_steps: int | None,
 ) -> None:
     """Train the adapter of RECIPE (a name or a TOML file)."""
     from loramix.models import bases
@@ -47,7 +59,9 @@ def train_skill(
 
     loaded = load_recipe(recipe)
     if data is None:
-        raise InvalidData(f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE.")
+        raise InvalidData(
+            f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE."
+        )
     base_path = Path(base) if Path(base).is_dir() else bases.resolve(base)
     with training_extra(), _Display() as display:
         from loramix.train.data import read_rows
@@ -63,7 +77,9 @@ def train_skill(
             max_steps=max_steps,
             report=display.update,
         )
-    click.echo(f"dev loss {result.dev_loss:.4f}, dev exact {result.dev_exact:.3f}, {result.seconds:.0f} s", err=True)
+    click.echo(
+        f"dev loss {result.dev_loss:.4f}, dev exact {result.dev_exact:.3f}, {result.seconds:.0f} s", err=True
+    )
     click.echo(str(result.directory))
 
 
@@ -92,7 +108,9 @@ class _Display:
         if self._plain and (progress.note or progress.step % 10 == 0):
             left = (progress.steps - progress.step) * progress.seconds_per_step
             note = f", {progress.note}" if progress.note else ""
-            click.echo(f"step {progress.step}/{progress.steps}: {what}, {left / 60:.1f} min left{note}", err=True)
+            click.echo(
+                f"step {progress.step}/{progress.steps}: {what}, {left / 60:.1f} min left{note}", err=True
+            )
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
@@ -100,8 +118,16 @@ class _Display:
 
 @train.command("gate")
 @click.argument("pack")
-@click.option("--data-dir", type=PATH, required=True, help="Directory with a data file per skill, NAME.jsonl.gz.")
-@click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits; again for more.")
+@click.option(
+    "--data-dir", type=PATH, required=True, help="Directory with a data file per skill, NAME.jsonl.gz."
+)
+@click.option(
+    "--none",
+    "none_files",
+    type=PATH,
+    multiple=True,
+    help="JSONL of prompts that no skill fits; again for more.",
+)
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare layers and poolings, and print the table.")
 def train_gate(pack: str, data_dir: Path, none_files: tuple[Path, ...], out: Path, search: bool) -> None:
@@ -123,7 +149,9 @@ def convert() -> None:
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
 @click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
 @click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
-@click.option("--pad-rank/--no-pad-rank", default=True, show_default=True, help="Pad ranks below 16 with zeros.")
+@click.option(
+    "--pad-rank/--no-pad-rank", default=True, show_default=True, help="Pad ranks below 16 with zeros."
+)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
 def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, pad_rank: bool, check: bool) -> None:
     """Convert the PEFT LoRA in PEFT_DIR, and check that it does the same in llama.cpp."""

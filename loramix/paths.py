@@ -69,9 +69,14 @@ def safe_join(root: Path, relative: str) -> Path:
         InvalidArtifact: absolute, climbing, odd, or a link that leads outside.
     """
     parts = relative.split("/")
-    if not relative or len(relative) > 200 or not all(is_safe_name(part.lower()) for part in parts):
+    if (
+        not relative.isascii()
+        or not relative
+        or len(relative) > 200
+        or not all(is_safe_name(part.lower()) for part in parts)
+    ):
         raise InvalidArtifact(
-            f"path {relative[:80]!r} in {root} is refused: it must be a plain relative path inside that directory."
+            f"path {relative[:80]!r} in {root} is refused: it must be a plain path inside that directory."
         )
     path = (root / relative).resolve()
     if not path.is_relative_to(root.resolve()):

@@ -112,7 +112,9 @@ class ChatTemplate:
         except InvalidArtifact:
             raise
         except Exception as error:  # a stranger's template may raise anything
-            raise InvalidArtifact(f"the base's chat template failed: {type(error).__name__}: {error}") from None
+            raise InvalidArtifact(
+                f"the base's chat template failed: {type(error).__name__}: {error}"
+            ) from None
         return "".join(pieces)
 
     def segments(self, messages: Sequence[Message], controls: Iterable[str] = ()) -> list[Segment]:
@@ -136,7 +138,9 @@ class ChatTemplate:
         for message, mark in zip(messages, marks, strict=True):
             before, found, rest = rest.partition(mark)
             if not found:
-                raise InvalidPrompt("the prompt holds a control token of the base, and its template cannot quote it.")
+                raise InvalidPrompt(
+                    "the prompt holds a control token of the base, and its template cannot quote it."
+                )
             out += [(before, True), (message["content"], False)]
         return [segment for segment in [*out, (rest, True)] if segment[0]]
 
@@ -164,8 +168,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if operator != "%" and not numbers or operator == "**":
-            raise InvalidArtifact("the base's chat template multiplies what is no number; it cannot be trusted.")
+        if (operator != "%" and not numbers) or operator == "**":
+            raise InvalidArtifact(
+                "the base's chat template multiplies what is no number; it cannot be trusted."
+            )
         return super().call_binop(context, operator, left, right)
 
 

@@ -58,16 +58,22 @@ def read_peft(directory: Path) -> PeftAdapter:
     """
     config_path, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     if not weights.is_file() and (directory / "adapter_model.bin").is_file():
-        raise Unsupported(f"{directory} holds a pickle (.bin), which can run code: save it again as safetensors.")
+        raise Unsupported(
+            f"{directory} holds a pickle (.bin), which can run code: save it again as safetensors."
+        )
     for path in (config_path, weights):
         if not path.is_file():
-            raise NotFound(f"no {path.name} in {directory}; give the directory that PEFT's save_pretrained wrote.")
+            raise NotFound(
+                f"no {path.name} in {directory}; give the directory that PEFT's save_pretrained wrote."
+            )
     try:
         config = json.loads(config_path.read_text())
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
-        raise InvalidArtifact(f"{config_path} is not usable JSON ({error}); save the adapter again.") from None
+        raise InvalidArtifact(
+            f"{config_path} is not usable JSON ({error}); save the adapter again."
+        ) from None
     _refuse(config, directory)
     tensors = read_safetensors(weights)
     halves: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
@@ -79,7 +85,9 @@ def read_peft(directory: Path) -> PeftAdapter:
     pairs = {}
     for module, half in halves.items():
         if set(half) != {"A", "B"} or half["A"].ndim != 2 or half["A"].shape[0] != half["B"].shape[-1]:
-            raise InvalidArtifact(f"{weights}: {module!r} lacks a half, or its ranks differ; save the adapter again.")
+            raise InvalidArtifact(
+                f"{weights}: {module!r} lacks a half, or its ranks differ; save the adapter again."
+            )
         pairs[module] = (half["A"], half["B"])
     if not pairs:
         raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
@@ -190,7 +198,9 @@ def to_gguf(
         target = names.get_name(module)
         weight = f"{target}.weight"
         if target is None or weight not in base.tensors:
-            raise WrongBase(f"the base has no matrix for {module!r}: this adapter is for another base; give that one.")
+            raise WrongBase(
+                f"the base has no matrix for {module!r}: this adapter is for another base; give that one."
+            )
         if (b.shape[0], a.shape[1]) != base.tensors[weight]:
             raise WrongBase(
                 f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is "

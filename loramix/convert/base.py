@@ -47,8 +47,8 @@ def quantize_q4_0(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
             better = error < best_error
             best_error[better] = error[better]
             best_scale[better] = scale[better]
-    levels = _levels(x, best_scale.astype(np.float32)).astype(np.uint8)
-    nibbles = levels[:16] | (levels[16:] << 4)
+    final = _levels(x, best_scale.astype(np.float32)).astype(np.uint8)
+    nibbles = final[:16] | (final[16:] << 4)
     blocks = np.concatenate([best_scale.view(np.uint8).reshape(-1, 2), nibbles.T], axis=1)
     return np.ascontiguousarray(blocks).reshape(rows, columns // BLOCK * 18)
 
@@ -56,7 +56,8 @@ def quantize_q4_0(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 def _levels(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Nearest of the 16 levels (0..15, zero at 8) of each value; (32, blocks) float32."""
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    return np.clip(np.floor(x * inverse + np.float32(8.5)), 0, 15)
+    levels: npt.NDArray[np.float32] = np.clip(np.floor(x * inverse + np.float32(8.5)), 0, 15)
+    return levels
 
 
 def requantize(source: Path, out: Path, types: dict[str, str]) -> None:

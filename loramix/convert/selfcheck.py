@@ -56,7 +56,10 @@ def llama_logits(
         check_adapter(content, shape, str(path))
     rows: list[npt.NDArray[np.float32]] = []
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
-        loaded = [model.load_adapter(content, path.name) for content, (path, _) in zip(contents, adapters, strict=True)]
+        loaded = [
+            model.load_adapter(content, path.name)
+            for content, (path, _) in zip(contents, adapters, strict=True)
+        ]
         mix = [(adapter, scale) for adapter, (_, scale) in zip(loaded, adapters, strict=True)]
         context = Context(model, mix, n_ctx=min(512, model.n_ctx_train))
         ids = [model.with_bos(model.tokenize(text))[: context.n_ctx] for text in texts]
@@ -105,7 +108,7 @@ def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
     found = parity(base, [(adapter, peft, 1.0)])
     if found.effect == 0.0:
         raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
-    if exact and found.max_difference > MAX_DIFFERENCE or found.mean_kl > MAX_KL:
+    if (exact and found.max_difference > MAX_DIFFERENCE) or found.mean_kl > MAX_KL:
         raise SelfCheckFailed(
             f"{adapter} differs from {peft}: logits by up to {found.max_difference:.4f}, KL {found.mean_kl:.4f} "
             f"(at most {MAX_KL}); the base may not be the one it was trained on."

@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -95,11 +95,16 @@ class Engine:
         self._closed = False
         self.model = Model(self.base_path, use_extra_bufts=extra)
         try:
-            special = {"bos_token": self.model.text(self.model.bos), "eos_token": self.model.text(self.model.eos)}
+            special = {
+                "bos_token": self.model.text(self.model.bos),
+                "eos_token": self.model.text(self.model.eos),
+            }
             self._template = ChatTemplate(self.model.chat_template, special)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
-            self._adapters = {name: self.model.load_adapter(content, name) for name, content in contents.items()}
+            self._adapters = {
+                name: self.model.load_adapter(content, name) for name, content in contents.items()
+            }
             self._pool = ContextPool(
                 self.model,
                 self._adapter,
@@ -126,7 +131,9 @@ class Engine:
         """
         return cls(Pack.load(name_or_directory), **options)
 
-    def route(self, prompt: str | Sequence[Message], *, policy: str = "top1", mix: MixLike | None = None) -> Route:
+    def route(
+        self, prompt: str | Sequence[Message], *, policy: str = "top1", mix: MixLike | None = None
+    ) -> Route:
         """Choose the mix for a prompt, without answering.
 
         Args:
@@ -188,7 +195,9 @@ class Engine:
             settings = Sampling(**sampling)
         except TypeError:
             known = set(Sampling.__dataclass_fields__)
-            raise UsageError(f"unknown option {sorted(set(sampling) - known)}; there are {sorted(known)}.") from None
+            raise UsageError(
+                f"unknown option {sorted(set(sampling) - known)}; there are {sorted(known)}."
+            ) from None
         if isinstance(stop, str):
             stop = [stop]
         if len(stop) > _MAX_STOPS or not all(isinstance(text, str) and text for text in stop):
@@ -282,7 +291,7 @@ class Stream(Iterator[str]):
         self.answer: Answer | None = None
         self._engine, self._prompt, self._stop = engine, prompt, stop
         self._limit, self._sampler, self._began = max_tokens, sampler, began
-        self._pieces = self._run()
+        self._pieces: Generator[str, None, None] = self._run()
 
     def __iter__(self) -> Stream:
         return self
@@ -294,7 +303,7 @@ class Stream(Iterator[str]):
         """Stop here; what was decoded stays in the cache and is valid."""
         self._pieces.close()
 
-    def _run(self) -> Iterator[str]:
+    def _run(self) -> Generator[str, None, None]:
         engine, mix = self._engine, self.route.key
         with engine._open():
             context = engine._pool.get(mix)
@@ -323,12 +332,14 @@ class Stream(Iterator[str]):
                 break
             with engine._open():
                 logits = self._next_logits(context, mix, tokens)
-        else:
-            text += decoder.decode(b"", True)
         if len(text) > sent:
             yield text[sent:]
         total = time.perf_counter() - self._began
-        usage = {"prompt_tokens": len(self._prompt), "cached_tokens": cached, "completion_tokens": len(tokens)}
+        usage = {
+            "prompt_tokens": len(self._prompt),
+            "cached_tokens": cached,
+            "completion_tokens": len(tokens),
+        }
         timings = {**self.route.timings, "first_token": first, "total": total}
         self.answer = Answer(text, self.route, usage, timings, finish, tokens)
 

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str]) -> None:
 
     base, out = Path(arguments[0]), Path(arguments[1])
     layers = [int(text) for text in arguments[2].split(",")]
-    rows: dict[str, list[npt.NDArray[np.float16]]] = {f"{p}:{i}": [] for i in layers for p in ("last", "mean")}
+    rows: dict[str, list[npt.NDArray[np.float16]]] = {
+        f"{p}:{i}": [] for i in layers for p in ("last", "mean")
+    }
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
         template = ChatTemplate(model.chat_template, {"bos_token": model.text(model.bos)})
         context = Context(model, n_ctx=2048, n_threads=default_threads(), taps=layers)

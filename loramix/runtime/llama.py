@@ -28,7 +28,7 @@ from loramix.prompts import Segment
 _log_tail: list[str] = []
 
 
-@C.llama_log_callback
+@C.llama_log_callback  # type: ignore[untyped-decorator]  # ctypes
 def _log(level: int, text: bytes, _user: Any) -> None:
     if level >= 3:  # warnings and errors; 4 is GGML_LOG_LEVEL_ERROR
         _log_tail.append(text.decode("utf-8", "replace").strip())
@@ -59,7 +59,9 @@ class Model:
     def __init__(self, path: Path, *, vocab_only: bool = False, use_extra_bufts: bool = True) -> None:
         _start()
         self._stack = ExitStack()
-        self._lock = threading.RLock()  # adapters are listed by every context's graph: no change while one decodes
+        self._lock = (
+            threading.RLock()
+        )  # adapters are listed by every context's graph: no change while one decodes
         self.adapters: dict[int, Adapter] = {}
         self.contexts: set[Context] = set()
         parameters = C.llama_model_default_params()
@@ -77,11 +79,13 @@ class Model:
         self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
         self.bos = int(C.llama_vocab_bos(self.vocab))
         self.eos = int(C.llama_vocab_eos(self.vocab))
-        eot = int(C.llama_vocab_eot(self.vocab))
-        self.eot = eot if eot >= 0 else self.eos
         self.add_bos = bool(C.llama_vocab_get_add_bos(self.vocab))
         template = C.llama_model_chat_template(self.pointer, None)
         self.chat_template = template.decode("utf-8", "replace") if template else ""
+        # llama.cpp guesses the end of a turn by name and can miss the one the template writes
+        eot = int(C.llama_vocab_eot(self.vocab))
+        written = self.eos >= 0 and self.text(self.eos) in self.chat_template
+        self.eot = self.eos if written or eot < 0 else eot
 
     @property
     def controls(self) -> tuple[str, ...]:
@@ -177,7 +181,9 @@ class Adapter:
                 return
             if any(self in context.adapters for context in self.model.contexts):
                 self.model.adapters[id(self)] = self
-                raise NativeError(f"adapter {self.name!r} is in use and cannot be freed; close its contexts first.")
+                raise NativeError(
+                    f"adapter {self.name!r} is in use and cannot be freed; close its contexts first."
+                )
             C.llama_adapter_lora_free(self.pointer)
 
 
@@ -221,12 +227,16 @@ class Context:
         with model._lock:
             self.pointer = C.llama_init_from_model(model.pointer, parameters)
             if not self.pointer:
-                raise NativeError(f"llama.cpp cannot make a context of {n_ctx} tokens{_why()}; ask for fewer.")
+                raise NativeError(
+                    f"llama.cpp cannot make a context of {n_ctx} tokens{_why()}; ask for fewer."
+                )
             self._batch = C.llama_batch_init(int(parameters.n_batch), 0, 1)
             self._memory = C.llama_get_memory(self.pointer)
             for layer in self.taps:
                 if not 0 <= layer < model.n_layer:  # n_layer itself aborts the process
-                    raise NativeError(f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}.")
+                    raise NativeError(
+                        f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}."
+                    )
                 _tap(self.pointer, layer)
             model.contexts.add(self)
             if mix:
@@ -277,7 +287,9 @@ class Context:
         if not np.isfinite(logits).all():
             self.truncate(0)
             names = ", ".join(adapter.name for adapter in self.adapters) or "the bare base"
-            raise NativeError(f"the model gave numbers that are not finite under {names}; run 'loramix pack check'.")
+            raise NativeError(
+                f"the model gave numbers that are not finite under {names}; run 'loramix pack check'."
+            )
         return logits
 
     def _decode_chunk(self, chunk: Sequence[int]) -> None:

@@ -80,7 +80,9 @@ class Router:
             UsageError: an unknown policy.
         """
         if self.gate is None:
-            raise InvalidArtifact("the pack has no gate: name a skill with --mix, or run 'loramix train gate'.")
+            raise InvalidArtifact(
+                "the pack has no gate: name a skill with --mix, or run 'loramix train gate'."
+            )
         probabilities = self.gate.probabilities(features)
         names, threshold = self.gate.info.skills, self.gate.info.threshold
         if policy == "top1":
@@ -107,5 +109,3 @@ def _reason(mix: Mix, table: dict[str, float], threshold: float) -> str:
         return f"{only} fits with {table[only]:.0%}{other}"
     parts = " and ".join(f"{name} ({skills[name]:.0%})" for name in mix.scales)
     return f"{parts} fit, blended in that proportion"
-
-

@@ -49,7 +49,9 @@ class ContextPool:
             self._contexts.move_to_end(mix)
             return self._contexts[mix]
         while len(self._contexts) >= self._size:
-            oldest = next(known for known in self._contexts if known)  # never the bare base: the gate reads it
+            oldest = next(
+                known for known in self._contexts if known
+            )  # never the bare base: the gate reads it
             self._contexts.pop(oldest).close()
         adapters = [(self._adapter(skill), scale) for skill, scale in mix.items()]
         taps = () if mix else self._taps

@@ -61,12 +61,14 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _lines(path: Path) -> Iterator[str]:
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened as file:
+        with opener(path, "rt", encoding="utf-8") as file:
             yield from file
     except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InvalidData(f"{path} cannot be read ({error}); it must be UTF-8 JSONL, plain or gzip.") from None
+        raise InvalidData(
+            f"{path} cannot be read ({error}); it must be UTF-8 JSONL, plain or gzip."
+        ) from None
 
 
 def _row(line: str, where: str) -> Row:
@@ -75,7 +77,9 @@ def _row(line: str, where: str) -> Row:
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"{where}: not JSON ({error}); mend or delete that line.") from None
     if not isinstance(raw, dict):
-        raise InvalidData(f"{where}: found a {type(raw).__name__}, needs an object; mend or delete that line.")
+        raise InvalidData(
+            f"{where}: found a {type(raw).__name__}, needs an object; mend or delete that line."
+        )
     for key in ("split", "input", "target"):
         if not isinstance(raw.get(key), str) or not raw[key].strip():
             raise InvalidData(f"{where}: {key!r} must be non-empty text; mend or delete that line.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def rouge_l(answer: str, references: Sequence[str]) -> float:
     return max(float(scorer.score(reference, answer)["rougeL"].fmeasure) for reference in references)
 
 
-def _rouge() -> object:
+def _rouge() -> Any:
     global _scorer
     if _scorer is None:
         from rouge_score.rouge_scorer import RougeScorer
@@ -29,7 +30,7 @@ def _rouge() -> object:
     return _scorer
 
 
-_scorer: object = None
+_scorer: Any = None
 METRICS: dict[str, Metric] = {"accuracy": accuracy, "rouge_l": rouge_l}
 
 

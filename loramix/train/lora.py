@@ -88,7 +88,9 @@ def train_skill(
 
 
 class _Run:
-    def __init__(self, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, max_rows: int | None) -> None:
+    def __init__(
+        self, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, max_rows: int | None
+    ) -> None:
         self.recipe, self.out, self.base = recipe, out, base
         self.settings = recipe.training
         train_rows = take(rows, "train", max_rows, self.settings.seed)
@@ -106,9 +108,7 @@ class _Run:
         self.per_epoch = math.ceil(n / self.settings.batch_size)
         self.steps = max(1, round(self.per_epoch * self.settings.epochs))
 
-    def train(
-        self, resume: bool, max_steps: int | None, report: Callable[[Progress], None]
-    ) -> Result:
+    def train(self, resume: bool, max_steps: int | None, report: Callable[[Progress], None]) -> Result:
         torch.manual_seed(self.settings.seed)
         self.dtype = autocast_dtype()
         base = load_base(self.base, self.dtype)
@@ -190,7 +190,7 @@ class _Run:
         wrong.index_add_(0, answer.nonzero()[:, 0], (logits.argmax(-1) != labels).float())
         return loss, wrong == 0
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def _evaluate(self, step: int) -> str:
         self.model.eval()
         order = sorted(range(len(self.dev)), key=lambda i: len(self.dev[i].ids))
@@ -208,7 +208,9 @@ class _Run:
 
     def _save(self, step: int) -> None:
         moments = self.optimizer.state_dict()["state"]
-        flat = {f"{i}.{key}": torch.as_tensor(value) for i, part in moments.items() for key, value in part.items()}
+        flat = {
+            f"{i}.{key}": torch.as_tensor(value) for i, part in moments.items() for key, value in part.items()
+        }
         tensors = {
             "adapter": self.parameters,
             "best": self.best_tensors,
@@ -222,7 +224,9 @@ class _Run:
         if found is None:
             return 0
         if not resume:
-            raise UsageError(f"{self.out} holds a run at step {found.step}; go on with --resume, or give another --out.")
+            raise UsageError(
+                f"{self.out} holds a run at step {found.step}; go on with --resume, or give another --out."
+            )
         if found.state["run"] != self._identity():
             raise UsageError(f"{self.out} holds a run with another recipe, data or base; give another --out.")
         with torch.no_grad():
@@ -249,7 +253,9 @@ class _Run:
         base = {"name": self.base.name}
         if self.base.is_file():
             base["sha256"] = sha256_file(self.base)
-        write_text(partial / "loramix.json", json.dumps({"skill": self.recipe.name, "base": base, **self.best}))
+        write_text(
+            partial / "loramix.json", json.dumps({"skill": self.recipe.name, "base": base, **self.best})
+        )
         shutil.rmtree(directory, ignore_errors=True)
         partial.replace(directory)
         return directory
@@ -266,7 +272,7 @@ def attach(base: Any, recipe: Recipe) -> Any:
     shape = recipe.lora
     config = LoraConfig(
         r=shape.r,
-        lora_alpha=shape.lora_alpha,  # type: ignore[arg-type]  # PEFT takes floats too
+        lora_alpha=shape.lora_alpha,  # PEFT takes floats too
         lora_dropout=shape.lora_dropout,
         use_rslora=shape.use_rslora,
         target_modules=list(shape.target_modules),
@@ -350,7 +356,9 @@ def tokenize(base: Path, asked: Sequence[str], answers: Sequence[str], max_lengt
     examples = [Example(ids, n) for ids, n in pairs]
     long = sum(len(example.ids) > max_length for example in examples)
     if long > len(examples) // 20:
-        raise InvalidData(f"{long} of {len(examples)} rows are longer than max_length = {max_length} tokens; raise it.")
+        raise InvalidData(
+            f"{long} of {len(examples)} rows are longer than max_length = {max_length} tokens; raise it."
+        )
     return [cut(example, max_length) for example in examples]
 
 

@@ -19,7 +19,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pass
 
 
-class Source(_Table):
+class Source(_Table, frozen=True):
     """Where a user gets the data: a hub dataset id, or how to make the file."""
 
     license: str
@@ -27,7 +27,7 @@ class Source(_Table):
     hub: str | None = None
 
 
-class Lora(_Table):
+class Lora(_Table, frozen=True):
     """Shape of the adapter; names as in PEFT's LoraConfig."""
 
     r: Annotated[int, Meta(ge=1, le=256)] = 16
@@ -37,7 +37,7 @@ class Lora(_Table):
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-class Training(_Table):
+class Training(_Table, frozen=True):
     """The optimizer's settings."""
 
     epochs: Annotated[float, Meta(gt=0)] = 1.0
@@ -63,7 +63,7 @@ class Training(_Table):
     seed: int = 0
 
 
-class Recipe(_Table):
+class Recipe(_Table, frozen=True):
     """Everything `loramix train skill` needs besides the base and the data file."""
 
     name: str
@@ -106,5 +106,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise InvalidRecipe(f"{path}: name {recipe.name!r} needs 1 to 64 of a-z, 0-9, '_', '.', '-'.")
     bad = [t for group in recipe.instructions.values() for t in group if t.count("{input}") != 1]
     if bad or not any(recipe.instructions.values()):
-        raise InvalidRecipe(f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}.")
+        raise InvalidRecipe(
+            f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}."
+        )
     return recipe

@@ -1,0 +1,328 @@
+"""What the default pack reaches, one command a measure; each writes into benchmarks/results.json.
+
+    python benchmarks/evaluate.py sentiment --data DATA     accuracy on all test rows, routed
+    python benchmarks/evaluate.py summarize --data DATA     ROUGE-L on all test rows, routed
+    python benchmarks/evaluate.py routing   --data DATA     phrasings that training never saw, and neither skill
+    python benchmarks/evaluate.py parity    --peft RUNS     adapters and their mix against PyTorch
+    python benchmarks/evaluate.py runtime                   memory, gate time, first token
+    python benchmarks/evaluate.py report                    docs/results.md from results.json
+
+DATA is a directory with skills/NAME.jsonl.gz and routing/*.jsonl; RUNS holds sentiment/adapter and so on.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from loramix.models import bases
+from loramix.paths import write_text
+from loramix.prompts import fill
+from loramix.train.data import Row, read_rows
+from loramix.train.evaluate import METRICS, bootstrap
+from loramix.train.gate_data import read_none
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results.json"
+DATA = click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
+ROWS = click.option("--rows", default=0, help="Rows at most; 0 takes all.")
+PROMPTS = {
+    "sentiment": "Is this review positive or negative?\n{input}",
+    "oneline": "Describe this package in one line:\n{input}",
+    "tldr": "Summarize this paper in one sentence.\n\n{input}",
+}
+
+
+def save(name: str, value: dict[str, Any]) -> None:
+    """Put one measure into results.json and print it."""
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    known[name] = {**value, "command": "python benchmarks/evaluate.py " + " ".join(_arguments())}
+    known["machine"] = machine()
+    write_text(RESULTS, json.dumps(known, indent=1, sort_keys=True) + "\n")
+    click.echo(json.dumps({name: value}, indent=1))
+
+
+def _arguments() -> list[str]:
+    hidden = {"--data": "DATA", "--peft": "RUNS"}
+    words = sys.argv[1:]
+    return [hidden.get(words[i - 1], word) if i else word for i, word in enumerate(words)]
+
+
+def machine() -> str:
+    """CPU and cores in words."""
+    from loramix.runtime.cpu import cpu_model, default_threads
+
+    return (
+        f"{cpu_model()}, {default_threads()} threads, {platform.system()}, Python {platform.python_version()}"
+    )
+
+
+def held_out() -> dict[str, dict[str, list[str]]]:
+    """Phrasings that no training reads."""
+    return tomllib.loads((HERE / "heldout.toml").read_text())
+
+
+@click.group()
+def main() -> None:
+    """Measure the default pack."""
+
+
+def answer_rows(
+    rows: list[Row], templates: list[str], metric: str, **options: Any
+) -> tuple[list[float], float]:
+    """Score of each row's answer, and the share of rows whose mix was the expected skill alone."""
+    from loramix import Engine
+
+    scores, routed = [], 0
+    with Engine.open() as engine:
+        for i, row in enumerate(rows):
+            answer = engine.generate(fill(templates[i % len(templates)], row.input), **options)
+            text = answer.text
+            if options.get("policy") == "base" and metric == "accuracy":  # the base talks: look for the label
+                found = [label for label in ("positive", "negative") if label in text.lower()]
+                text = found[0] if len(found) == 1 else text
+            scores.append(METRICS[metric](text, row.references))
+            routed += len(answer.route.mix) == 1
+    return scores, routed / len(rows)
+
+
+def interval(scores: list[float]) -> dict[str, float]:
+    mean, low, high = bootstrap(scores)
+    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "rows": len(scores)}
+
+
+@main.command()
+@DATA
+@ROWS
+def sentiment(data: Path, rows: int) -> None:
+    """Accuracy, routed, in one fixed phrasing and in unseen ones; the bare base beside it."""
+    everything = read_rows(data / "skills" / "sentiment.jsonl.gz")
+    test = [row for row in everything if row.split == "test"][: rows or None]
+    amazon = [row for row in everything if row.split == "test_uci_amazon"][: rows or None]
+    fixed, unseen = [PROMPTS["sentiment"]], held_out()["sentiment"]["templates"]
+    result: dict[str, Any] = {}
+    for name, chosen, templates, options in (
+        ("routed", test, fixed, {}),
+        ("routed, unseen phrasings", test, unseen, {}),
+        ("routed, test_uci_amazon", amazon, fixed, {}),
+        ("bare base", test, fixed, {"policy": "base", "max_tokens": 12}),
+    ):
+        scores, share = answer_rows(chosen, templates, "accuracy", **options)
+        result[name] = {**interval(scores), "routed_to_one_skill": round(share, 4)}
+    save("sentiment", result)
+
+
+@main.command()
+@DATA
+@ROWS
+@click.option("--base-rows", default=100, show_default=True, help="Rows for the bare base, which talks long.")
+def summarize(data: Path, rows: int, base_rows: int) -> None:
+    """ROUGE-L, routed; the lead sentence and the bare base beside it."""
+    everything = [row for row in read_rows(data / "skills" / "summarize.jsonl.gz") if row.split == "test"]
+    result: dict[str, Any] = {}
+    for source in ("oneline", "tldr"):
+        test = [row for row in everything if row.source == source][: rows or None]
+        scores, share = answer_rows(test, [PROMPTS[source]], "rouge_l")
+        result[f"{source}, routed"] = {**interval(scores), "routed_to_one_skill": round(share, 4)}
+        lead = [METRICS["rouge_l"](row.input.split(". ")[0].split("\n")[0], row.references) for row in test]
+        result[f"{source}, lead sentence"] = interval(lead)
+        scores, _ = answer_rows(test[:base_rows], [PROMPTS[source]], "rouge_l", policy="base", max_tokens=64)
+        result[f"{source}, bare base"] = interval(scores)
+    save("summarize", result)
+
+
+@main.command()
+@DATA
+@click.option("--per-template", default=3, show_default=True, help="Test texts put into each phrasing.")
+def routing(data: Path, per_template: int) -> None:
+    """Decisions of the gate on phrasings, texts and requests that training never saw."""
+    from loramix import Engine
+
+    phrasings = held_out()
+    texts = {
+        skill: [row for row in read_rows(data / "skills" / f"{skill}.jsonl.gz") if row.split == "test"]
+        for skill in ("sentiment", "summarize")
+    }
+    rng = np.random.default_rng(0)
+
+    def ask(templates: list[str], rows: list[Row], wanted: str) -> list[tuple[str, str]]:
+        picks = rng.integers(0, len(rows), (len(templates), per_template))
+        return [
+            (fill(t, rows[i].input), wanted) for t, row in zip(templates, picks, strict=True) for i in row
+        ]
+
+    every = [row for rows in texts.values() for row in rows]
+    summary = phrasings["summarize"]
+    sets: dict[str, list[tuple[str, str]]] = {
+        "sentiment": ask(phrasings["sentiment"]["templates"], texts["sentiment"], "sentiment"),
+        "summarize": [
+            *ask(summary["templates"], texts["summarize"], "summarize"),
+            *ask(summary["oneline"], [r for r in texts["summarize"] if r.source == "oneline"], "summarize"),
+            *ask(summary["tldr"], [r for r in texts["summarize"] if r.source == "tldr"], "summarize"),
+        ],
+        "sentiment, on the other skill's texts": ask(
+            phrasings["sentiment"]["templates"], texts["summarize"], "sentiment"
+        ),
+        "summarize, on the other skill's texts": ask(summary["templates"], texts["sentiment"], "summarize"),
+        "neither: CLINC150 out of scope": [
+            (text, "base")
+            for split, text in read_none(data / "routing" / "clinc_out_of_scope.jsonl")
+            if split == "test"
+        ],
+        "neither: Self-Instruct, unseen half": [
+            (text, "base")
+            for i, (_, text) in enumerate(read_none(data / "routing" / "self_instruct_seed_tasks.jsonl"))
+            if i % 2
+        ],
+        "neither: everyday prompts and near misses": [
+            (text, "base") for text in phrasings["none"]["prompts"]
+        ],
+        "neither: other requests about the skills' texts": ask(phrasings["none"]["templates"], every, "base"),
+    }
+    result: dict[str, Any] = {}
+    errors: list[list[str]] = []
+    with Engine.open() as engine:
+        for name, prompts in sets.items():
+            hits = []
+            for text, wanted in prompts:
+                mix = engine.route(text).mix
+                found = next(iter(mix), "base")
+                hits.append(float(found == wanted and len(mix) <= 1))
+                if found != wanted:
+                    errors.append([name, found, text[:160]])
+            result[name] = interval(hits)
+    write_text(HERE / "routing_errors.json", json.dumps(errors, indent=1, ensure_ascii=False) + "\n")
+    save("routing", result)
+
+
+@main.command()
+@click.option("--peft", type=click.Path(exists=True, path_type=Path), required=True)
+def parity(peft: Path) -> None:
+    """Adapters and their mix against PyTorch, on a float32 copy of the base and on the base itself."""
+    from loramix.convert.adapter import convert_adapter
+    from loramix.convert.base import requantize
+    from loramix.convert.selfcheck import parity as compare
+
+    base = bases.resolve(bases.DEFAULT)
+    skills = ("sentiment", "summarize")
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        wide = Path(directory) / "float32.gguf"
+        requantize(base, wide, {"": "F32"})
+        for place, path in (("float32 base", wide), ("default base", base)):
+            files = {}
+            for skill in skills:
+                files[skill] = Path(directory) / f"{skill}.gguf"
+                outtype = "f32" if path is wide else "f16"
+                convert_adapter(peft / skill / "adapter", base, files[skill], outtype=outtype)
+            mixes = [((skill, 1.0),) for skill in skills] + [(("sentiment", 0.7), ("summarize", 0.3))]
+            for mix in mixes:
+                found = compare(path, [(files[s], peft / s / "adapter", scale) for s, scale in mix])
+                label = " + ".join(f"{scale:g} {skill}" for skill, scale in mix)
+                result[f"{place}: {label}"] = {
+                    "max_difference": found.max_difference,
+                    "mean_kl": found.mean_kl,
+                    "same_argmax": found.same_argmax,
+                }
+    save("parity", result)
+
+
+@main.command()
+def runtime() -> None:
+    """Memory with the pack loaded, the gate's time, and time to the first token of a fresh process."""
+    from loramix import Engine
+
+    with Engine.open() as engine:
+        for prompt in ("Is this review positive or negative? I liked it.", "Summarize: a long day.", "hello"):
+            engine.generate(prompt, max_tokens=16)
+        gate = engine.router.gate
+        assert gate is not None
+        features = np.random.default_rng(0).normal(size=gate.n_features).astype(np.float32)
+        times = []
+        for _ in range(2000):
+            began = time.perf_counter()
+            engine.router.decide(features, "top1")
+            times.append(time.perf_counter() - began)
+    first = []
+    for _ in range(5):
+        command = [
+            sys.executable,
+            "-m",
+            "loramix",
+            "run",
+            "-n",
+            "1",
+            "Is this review positive or negative? I liked it.",
+        ]
+        began = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        first.append(time.perf_counter() - began)
+    save(
+        "runtime",
+        {
+            "resident_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "gate_p50_ms": round(1000 * statistics.median(times), 3),
+            "gate_p99_ms": round(1000 * float(np.quantile(times, 0.99)), 3),
+            "run_first_token_s": round(statistics.median(first), 2),
+        },
+    )
+
+
+@main.command()
+def report() -> None:
+    """Write docs/results.md."""
+    known = json.loads(RESULTS.read_text())
+    lines = ["# Results of the default pack", "", f"Machine: {known['machine']}.", ""]
+    for name in ("sentiment", "summarize", "routing"):
+        if name in known:
+            lines += [
+                f"## {name}",
+                "",
+                f"`{known[name]['command']}`",
+                "",
+                "| measure | value | 95 % interval | rows |",
+            ]
+            lines += ["|---|---|---|---|"]
+            for what, value in known[name].items():
+                if what != "command":
+                    lines.append(
+                        f"| {what} | {value['mean']:.3f} | {value['low']:.3f}–{value['high']:.3f} | {value['rows']} |"
+                    )
+            lines.append("")
+    if "parity" in known:
+        lines += ["## parity", "", f"`{known['parity']['command']}`", ""]
+        lines += ["| base and mix | largest logit difference | mean KL | same argmax |", "|---|---|---|---|"]
+        for what, value in known["parity"].items():
+            if what != "command":
+                lines.append(
+                    f"| {what} | {value['max_difference']:.2g} | {value['mean_kl']:.2g} | {value['same_argmax']:.2%} |"
+                )
+        lines.append("")
+    if "runtime" in known:
+        lines += [
+            "## runtime",
+            "",
+            f"`{known['runtime']['command']}`",
+            "",
+            "| measure | value |",
+            "|---|---|",
+        ]
+        lines += [f"| {what} | {value} |" for what, value in known["runtime"].items() if what != "command"]
+        lines.append("")
+    write_text(HERE.parent / "docs" / "results.md", "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

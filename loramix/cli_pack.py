@@ -1,0 +1,170 @@
+"""Commands on packs: ``loramix pack list|show|check|new|add|remove``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+DEFAULT_PACK = "smollm2-135m"
+PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def pack() -> None:
+    """Look at packs, make them, add skills to them."""
+
+
+@pack.command("list")
+@click.option("--json", "as_json", is_flag=True)
+def pack_list(as_json: bool) -> None:
+    """Packs that can be opened by name."""
+    from loramix.pack import list_packs
+
+    found = list_packs()
+    if as_json:
+        rows = [
+            {
+                "name": row.name,
+                "skills": [skill.name for skill in row.pack.skills] if row.pack else [],
+                "error": str(row.error) if row.error else None,
+            }
+            for row in found
+        ]
+        click.echo(json.dumps(rows))
+        return
+    for row in found:
+        what = ", ".join(skill.name for skill in row.pack.skills) if row.pack else f"unusable: {row.error}"
+        click.echo(f"{row.name}: {what}")
+
+
+@pack.command("show")
+@click.argument("name", default=DEFAULT_PACK)
+@click.option("--json", "as_json", is_flag=True)
+def pack_show(name: str, as_json: bool) -> None:
+    """What the pack NAME holds."""
+    import msgspec
+
+    from loramix.pack import Pack
+
+    found = Pack.load(name)
+    if as_json:
+        click.echo(msgspec.json.encode(found.manifest).decode())
+        return
+    manifest = found.manifest
+    click.echo(f"{manifest.name}: {manifest.description}")
+    click.echo(f"base {manifest.base.name} (sha256 {manifest.base.sha256[:12]}), licence {manifest.license}")
+    for skill in found.skills:
+        click.echo(f"  {skill.name}: {skill.description}")
+        if skill.example:
+            click.echo(f"      e.g. {skill.example}")
+    click.echo("gate: " + (manifest.gate.file if manifest.gate else "none; run 'loramix train gate'"))
+
+
+@pack.command("check")
+@click.argument("name", default=DEFAULT_PACK)
+def pack_check(name: str) -> None:
+    """Check every file of the pack NAME, against its base too where that is here."""
+    from loramix.models import bases
+    from loramix.pack import Pack
+
+    found = Pack.load(name)
+    base = bases.find(found.manifest.base.name)
+    for note in found.check(base):
+        click.echo(note, err=True)
+    beside = "" if base else f" (its base is not here: 'loramix pull {found.manifest.base.name}')"
+    click.echo(f"{found.name}: {len(found.skills)} skills, all files as they should be{beside}")
+
+
+@pack.command("new")
+@click.argument("directory", type=PATH)
+@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--description", default="", help="One line.")
+@click.option("--license", "license_", default="Apache-2.0", show_default=True)
+def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
+    """Make an empty pack in DIRECTORY, named like it."""
+    from loramix.errors import UsageError
+    from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
+    from loramix.models import bases
+    from loramix.paths import safe_name
+
+    if (directory / MANIFEST).exists():
+        raise UsageError(f"{directory} is a pack already; add skills with 'loramix pack add'.")
+    reference = BaseReference(name=base, sha256=bases.digest(bases.resolve(base)))
+    name = safe_name(directory.absolute().name, "pack")
+    manifest = Manifest(format=1, name=name, description=description, license=license_, base=reference)
+    write_manifest(directory, manifest)
+    click.echo(str(directory))
+
+
+@pack.command("add")
+@click.argument("directory", type=PATH)
+@click.argument("skill")
+@click.argument("adapter", type=PATH)
+@click.option("--recipe", help="Recipe (name or file) to take description, length and example from.")
+@click.option("--description", help="One line; by default the recipe's.")
+@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer; by default the recipe's.")
+@click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
+@click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
+def pack_add(
+    directory: Path,
+    skill: str,
+    adapter: Path,
+    recipe: str | None,
+    description: str | None,
+    max_tokens: int | None,
+    card: Path | None,
+    replace: bool,
+) -> None:
+    """Add the GGUF LoRA file ADAPTER to the pack in DIRECTORY as SKILL."""
+    from loramix.errors import NotFound, UsageError
+    from loramix.models import bases
+    from loramix.pack import Pack
+    from loramix.pack_edit import add_skill
+
+    example = None
+    if recipe:
+        from loramix.train.recipe import load_recipe
+
+        loaded = load_recipe(recipe)
+        description, max_tokens = description or loaded.description, max_tokens or loaded.max_tokens
+        example = loaded.example or None
+    if not description or not max_tokens:
+        raise UsageError("a skill needs --recipe, or --description and --max-tokens.")
+    if card is not None and not card.is_file():
+        raise NotFound(f"no card at {card}; give a Markdown file.")
+    found = Pack.load(directory.absolute())
+    base = bases.find(found.manifest.base.name)
+    if base is not None:
+        _fits(adapter, base)
+    change = add_skill(
+        directory.absolute(),
+        skill,
+        adapter,
+        description=description,
+        max_tokens=max_tokens,
+        example=example,
+        card=card.read_text(encoding="utf-8") if card else None,
+        replace_existing=replace,
+    )
+    click.echo(change.message)
+
+
+def _fits(adapter: Path, base: Path) -> None:
+    """Refuse an adapter that the base cannot run, before the pack changes."""
+    from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
+    from loramix.models import bases
+
+    _, shape = read_base(base)
+    check_adapter(read_adapter_bytes(adapter), shape, str(adapter), base_sha256=bases.digest(base))
+
+
+@pack.command("remove")
+@click.argument("directory", type=PATH)
+@click.argument("skill")
+def pack_remove(directory: Path, skill: str) -> None:
+    """Remove SKILL from the pack in DIRECTORY."""
+    from loramix.pack_edit import remove_skill
+
+    click.echo(remove_skill(directory.absolute(), skill).message)

@@ -1,0 +1,136 @@
+"""A tiny random Llama base, PEFT adapters for it, and a pack of both: no download, a second to make."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from safetensors.numpy import save_file
+
+N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_CTX = 3, 64, 4, 2, 96, 512
+CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+SHAPES = {
+    "q_proj": (N_EMBD, N_EMBD),
+    "k_proj": (N_EMBD * N_HEAD_KV // N_HEAD, N_EMBD),
+    "v_proj": (N_EMBD * N_HEAD_KV // N_HEAD, N_EMBD),
+    "o_proj": (N_EMBD, N_EMBD),
+    "gate_proj": (N_FF, N_EMBD),
+    "up_proj": (N_FF, N_EMBD),
+    "down_proj": (N_EMBD, N_FF),
+}
+_GGUF = {
+    "q_proj": "attn_q",
+    "k_proj": "attn_k",
+    "v_proj": "attn_v",
+    "o_proj": "attn_output",
+    "gate_proj": "ffn_gate",
+    "up_proj": "ffn_up",
+    "down_proj": "ffn_down",
+}
+
+
+def byte_tokens() -> list[str]:
+    """GPT-2's printable stand-ins for the 256 bytes, in byte order."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
+
+
+def write_base(path: Path, *, seed: int = 0, template: str = TEMPLATE, kind: str = "F32") -> Path:
+    """Write a random base of `SHAPES` with a byte-level vocabulary and tied embeddings."""
+    rng = np.random.default_rng(seed)
+    tokens = [*CONTROLS, *byte_tokens()]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_type("model")
+    writer.add_name("tiny")
+    writer.add_block_count(N_LAYER)
+    writer.add_context_length(N_CTX)
+    writer.add_embedding_length(N_EMBD)
+    writer.add_feed_forward_length(N_FF)
+    writer.add_head_count(N_HEAD)
+    writer.add_head_count_kv(N_HEAD_KV)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(CONTROLS) + [1] * 256)
+    writer.add_token_merges([f"{tokens[3 + ord('t')]} {tokens[3 + ord('h')]}"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(template)
+
+    def add(name: str, values: np.ndarray) -> None:
+        wanted = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]
+        packed = gguf.quants.quantize(values, wanted)
+        writer.add_tensor(name, packed, raw_dtype=wanted)
+
+    add("token_embd.weight", rng.normal(0, 0.5, (len(tokens), N_EMBD)).astype(np.float32))
+    add("output_norm.weight", np.ones(N_EMBD, np.float32))
+    for layer in range(N_LAYER):
+        add(f"blk.{layer}.attn_norm.weight", np.ones(N_EMBD, np.float32))
+        add(f"blk.{layer}.ffn_norm.weight", np.ones(N_EMBD, np.float32))
+        for module, shape in SHAPES.items():
+            add(f"blk.{layer}.{_GGUF[module]}.weight", rng.normal(0, 0.12, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def write_peft(
+    directory: Path,
+    *,
+    seed: int = 1,
+    r: int = 4,
+    modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
+    ranks: dict[str, int] | None = None,
+    size: float = 0.3,
+    **config: object,
+) -> Path:
+    """Write a random PEFT LoRA for the tiny base; ``config`` overrides keys of adapter_config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(N_LAYER):
+        for module in modules:
+            rank = (ranks or {}).get(module, r)
+            out, width = SHAPES[module]
+            block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+            stem = f"base_model.model.model.layers.{layer}.{block}.{module}"
+            tensors[f"{stem}.lora_A.weight"] = rng.normal(0, size, (rank, width)).astype(np.float32)
+            tensors[f"{stem}.lora_B.weight"] = rng.normal(0, size, (out, rank)).astype(np.float32)
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": None,
+        "r": r,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": list(modules),
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        **config,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
