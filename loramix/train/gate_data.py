@@ -20,7 +20,7 @@ from loramix.train.data import Row, read_rows, take
 from loramix.train.recipe import Recipe, load_recipe
 
 BASE = "base"
-MAX_CHARACTERS = 700  # of a text: the gate reads the instruction, and long texts only cost time
+MAX_CHARACTERS = 500  # of a text: the gate reads the instruction, and long texts only cost time
 
 
 class Phrasings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,7 +84,7 @@ def read_none(path: Path) -> list[tuple[str, str]]:
 
 
 def collect(
-    skills: Sequence[str], data_dir: Path, none_files: Sequence[Path], *, per_skill: int = 1000, seed: int = 0
+    skills: Sequence[str], data_dir: Path, none_files: Sequence[Path], *, per_skill: int = 800, seed: int = 0
 ) -> list[Prompt]:
     """Prompts to train the gate on.
 

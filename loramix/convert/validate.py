@@ -1,0 +1,263 @@
+"""What a base and an adapter must be before llama.cpp may see them.
+
+Each rule stands for a file that was seen to abort, crash or silently spoil llama.cpp: wrong value types,
+three-dimensional or integer matrices, rank zero, adapted embeddings on tied models, NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.gguf_reader import FLOAT32, STRING, UINT32, ArrayInfo, GGUFFile, TensorInfo, read_gguf
+from loramix.convert.safetensors_reader import read_safetensors
+from loramix.errors import InvalidArtifact, NotFound, Unsupported, WrongBase
+
+__all__ = ["AdapterInfo", "BaseShape", "check_adapter", "read_adapter_bytes", "read_base", "read_safetensors"]
+
+ARCHITECTURES = ("llama",)
+MAX_ADAPTER_BYTES = 512 * 2**20
+MAX_RANK = 256
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
+_ADAPTER_TYPES = {"F32": ("<f4", 1), "F16": ("<f2", 1), "BF16": ("<u2", 1), "Q8_0": ("", 32)}
+
+
+@dataclass(frozen=True, slots=True)
+class BaseShape:
+    """What of a base an adapter has to fit."""
+
+    architecture: str
+    tensors: dict[str, tuple[int, int]] = field(repr=False)
+    """(out, in) of each matrix by GGUF name."""
+    tied: bool
+    """The output head is the token embedding."""
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    context_length: int
+    vocab_size: int
+    tensor_types: frozenset[str]
+    """Types of all tensors, e.g. Q8_0 and F32."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterInfo:
+    """A checked GGUF LoRA."""
+
+    alpha: float
+    ranks: dict[str, int]
+    """Rank by adapted base tensor."""
+    n_params: int
+    metadata: dict[str, Any]
+
+
+def read_base(path: Path) -> tuple[GGUFFile, BaseShape]:
+    """Check a GGUF base.
+
+    Args:
+        path: a regular file.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidArtifact: damaged, or not a base.
+        Unsupported: an architecture that Loramix does not run.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        raise NotFound(f"no base at {path}; get one with 'loramix pull'.") from None
+    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+        raise InvalidArtifact(f"{path} is not a regular file; give a GGUF file.")
+    if not path.stat().st_size:
+        raise InvalidArtifact(f"{path} is empty; get the base again with 'loramix pull'.")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        found = read_gguf(data, str(path))
+    return found, _base_shape(found)
+
+
+def _base_shape(found: GGUFFile) -> BaseShape:
+    name = found.name
+    if found.metadata.get("general.type") == "adapter":
+        raise InvalidArtifact(f"{name} is an adapter, not a base; add it to a pack as a skill.")
+    architecture = _typed(found, "general.architecture", STRING)
+    if architecture not in ARCHITECTURES:
+        raise Unsupported(
+            f"{name} is of architecture {architecture!r}; supported: {', '.join(ARCHITECTURES)}."
+        )
+
+    def number(key: str, default: int | None = None) -> int:
+        whole = f"{architecture}.{key}"
+        if whole not in found.metadata and default is not None:
+            return default
+        value = _typed(found, whole, UINT32)
+        if not 1 <= value <= 2**24:
+            raise InvalidArtifact(f"{name}: {whole} is {value}; get the base again.")
+        return int(value)
+
+    n_head = number("attention.head_count")
+    shape = BaseShape(
+        architecture=architecture,
+        tensors={
+            tensor.name: (tensor.shape[0], tensor.shape[1])
+            for tensor in found.tensors.values()
+            if len(tensor.shape) == 2 and tensor.name.endswith(".weight")
+        },
+        tied="output.weight" not in found.tensors,
+        n_layer=number("block_count"),
+        n_embd=number("embedding_length"),
+        n_head=n_head,
+        n_head_kv=number("attention.head_count_kv", n_head),
+        context_length=number("context_length"),
+        vocab_size=0,
+        tensor_types=frozenset(tensor.type_name for tensor in found.tensors.values()),
+    )
+    tokens = found.metadata.get("tokenizer.ggml.tokens")
+    if not isinstance(tokens, ArrayInfo) or tokens.element_type != STRING or not tokens.length:
+        raise InvalidArtifact(f"{name} has no tokenizer; get a base that has one.")
+    embedding = shape.tensors.get("token_embd.weight")
+    if embedding != (tokens.length, shape.n_embd):
+        raise InvalidArtifact(
+            f"{name}: token_embd.weight is {embedding}, the vocabulary has {tokens.length} tokens."
+        )
+    missing = [i for i in range(shape.n_layer) if f"blk.{i}.attn_q.weight" not in shape.tensors]
+    if missing:
+        raise InvalidArtifact(f"{name} lacks layer {missing[0]} of {shape.n_layer}; get the base again.")
+    return BaseShape(**{**{k: getattr(shape, k) for k in shape.__slots__}, "vocab_size": tokens.length})
+
+
+def _typed(found: GGUFFile, key: str, kind: int) -> Any:
+    """A value that must be there with one type: llama.cpp aborts on any other."""
+    if found.types.get(key) != kind:
+        raise InvalidArtifact(
+            f"{found.name}: {key} is {'missing' if key not in found.types else 'of a wrong type'}; "
+            "get or convert the file again."
+        )
+    return found.metadata[key]
+
+
+def read_adapter_bytes(path: Path) -> bytes:
+    """Read an adapter file.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidArtifact: not a regular file, too large, or a pickle.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        raise NotFound(f"no adapter at {path}; make one with 'loramix convert adapter'.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidArtifact(f"{path} is not a regular file; give a GGUF LoRA file.")
+    if status.st_size > MAX_ADAPTER_BYTES:
+        raise InvalidArtifact(
+            f"{path} has {status.st_size} bytes; an adapter has at most {MAX_ADAPTER_BYTES}."
+        )
+    with path.open("rb") as file:
+        content = file.read(MAX_ADAPTER_BYTES + 1)
+    if path.suffix in _PICKLES or content[:1] == b"\x80" or content[:2] == b"PK":
+        raise InvalidArtifact(
+            f"{path} may be a pickle, which can run code: save it as safetensors and convert that."
+        )
+    return content
+
+
+def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | None = None) -> AdapterInfo:
+    """Check a GGUF LoRA against its base.
+
+    Args:
+        data: the whole file.
+        base: what it must fit.
+        name: for messages.
+        base_sha256: the base's digest; an adapter that names another is refused.
+
+    Raises:
+        InvalidArtifact: anything that llama.cpp must not load.
+        WrongBase: made for another base.
+    """
+
+    def bad(why: str) -> InvalidArtifact:
+        return InvalidArtifact(
+            f"adapter {name} is refused: {why}; convert it again with 'loramix convert adapter'."
+        )
+
+    if len(data) > MAX_ADAPTER_BYTES:
+        raise bad(f"it has {len(data)} bytes")
+    found = read_gguf(data, name)
+    if _typed(found, "general.type", STRING) != "adapter":
+        raise bad("it is not an adapter")
+    architecture = _typed(found, "general.architecture", STRING)
+    if architecture != base.architecture:
+        raise WrongBase(
+            f"adapter {name} is for architecture {architecture!r}, the base is {base.architecture!r}."
+        )
+    if _typed(found, "adapter.type", STRING) != "lora":
+        raise bad("it is not a LoRA")
+    alpha = float(_typed(found, "adapter.lora.alpha", FLOAT32))
+    if not math.isfinite(alpha) or not 0 < alpha < 1e6:
+        raise bad(f"its alpha is {alpha}")
+    made_for = found.metadata.get("loramix.base.sha256")
+    if base_sha256 and made_for and made_for != base_sha256:
+        which = found.metadata.get("loramix.base.name", "another base")
+        raise WrongBase(
+            f"adapter {name} was trained on {which} ({str(made_for)[:12]}), this base is {base_sha256[:12]}: "
+            f"use that base, or train and convert the adapter for this one."
+        )
+    pairs: dict[str, dict[str, TensorInfo]] = {}
+    for tensor in found.tensors.values():
+        target, _, half = tensor.name.rpartition(".")
+        if half not in ("lora_a", "lora_b"):
+            raise bad(f"tensor {tensor.name!r} is no LoRA matrix")
+        pairs.setdefault(target, {})[half] = tensor
+    if not pairs:
+        raise bad("it has no LoRA matrices")
+    ranks = {target: _check_pair(target, pair, base, bad) for target, pair in pairs.items()}
+    for tensor in found.tensors.values():
+        if not np.isfinite(_values(data, tensor)).all():
+            raise bad(f"{tensor.name!r} holds values that are not finite")
+    plain = {key: value for key, value in found.metadata.items() if not isinstance(value, ArrayInfo)}
+    count = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
+    return AdapterInfo(alpha, ranks, count, plain)
+
+
+def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: Any) -> int:
+    if set(pair) != {"lora_a", "lora_b"}:
+        raise bad(f"{target!r} lacks one of its two matrices")
+    a, b = pair["lora_a"], pair["lora_b"]
+    for tensor in (a, b):
+        if len(tensor.shape) != 2:
+            raise bad(f"{tensor.name!r} has {len(tensor.shape)} dimensions, 2 are needed")
+        if tensor.type_name not in _ADAPTER_TYPES:
+            raise bad(f"{tensor.name!r} is {tensor.type_name}; one of {', '.join(_ADAPTER_TYPES)} is needed")
+    if target in ("token_embd.weight", "output.weight"):
+        raise bad(f"it adapts {target!r}, which llama.cpp cannot run safely")
+    if target not in base.tensors:
+        raise WrongBase(
+            f"the base has no matrix {target!r} for this adapter to act on; use the base it was made for."
+        )
+    rank = a.shape[0]
+    if not 1 <= rank <= MAX_RANK or b.shape[1] != rank:
+        raise bad(f"{target!r} has ranks {rank} and {b.shape[1]}")
+    if (b.shape[0], a.shape[1]) != base.tensors[target]:
+        raise WrongBase(
+            f"the adapter's {target!r} is {b.shape[0]} x {a.shape[1]}, the base's "
+            f"{' x '.join(map(str, base.tensors[target]))}: use the base it was made for."
+        )
+    return rank
+
+
+def _values(data: bytes, tensor: TensorInfo) -> npt.NDArray[Any]:
+    """What must be finite of a tensor: its values, or its blocks' scales."""
+    raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
+    if tensor.type_name == "Q8_0":
+        return np.ascontiguousarray(raw.reshape(-1, 34)[:, :2]).view("<f2")
+    if tensor.type_name == "BF16":
+        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    return raw.view(_ADAPTER_TYPES[tensor.type_name][0])
