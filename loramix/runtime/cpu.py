@@ -1,60 +1,131 @@
-"""What this machine has: CPU flags, cores that we may use, memory. Standard library only."""
+"""What this machine offers: CPU features, cores and memory that the process may really use.
+
+Reads /proc, /sys and cgroups, and falls back to what Python knows; knows nothing of llama.cpp.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
-_CPUINFO, _MEMINFO, _QUOTA = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/sys/fs/cgroup/cpu.max")
+PROC = Path("/proc")
+SYS = Path("/sys")
+
+
+@functools.cache
+def _cpuinfo(file: Path) -> dict[str, str]:
+    """The first processor of /proc/cpuinfo; the file is made line by line, so the rest costs nothing."""
+    found: dict[str, str] = {}
+    try:
+        with file.open(encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                name, colon, value = line.partition(":")
+                if not colon:
+                    break
+                found[name.strip().lower()] = value.strip()
+    except OSError:
+        pass  # not Linux
+    return found
 
 
 def cpu_flags() -> frozenset[str]:
-    """Instruction sets as Linux names them; empty where the system does not tell."""
-    return frozenset(_field("flags").split() or _field("Features").split())
+    """Features of the CPU as Linux names them, e.g. ``avx2``; empty on other systems."""
+    info = _cpuinfo(PROC / "cpuinfo")
+    return frozenset((info.get("flags") or info.get("features") or "").lower().split())
 
 
 def cpu_model() -> str:
-    """The processor's name."""
-    return _field("model name") or platform.processor() or platform.machine()
+    """The CPU's name, or its architecture where the system tells no more."""
+    info = _cpuinfo(PROC / "cpuinfo")
+    name = info.get("model name") or info.get("hardware")
+    if not name and (part := info.get("cpu part")):  # ARM names its cores by number only
+        name = f"{platform.machine()} implementer {info.get('cpu implementer', '?')} part {part}"
+    return name or platform.processor() or platform.machine() or "unknown"
 
 
-def _field(name: str) -> str:
-    try:
-        for line in _CPUINFO.read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == name:
-                return value.strip()
-    except OSError:
-        pass
-    return ""
+def cpu_count() -> int:
+    """Logical processors that the process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return max(1, os.cpu_count() or 1)
 
 
 def default_threads() -> int:
-    """Threads for one decode: the cores this process may use, no more than its quota, sixteen at most.
+    """Threads for llama.cpp: one per physical core that the process may use, within its cgroup's quota.
 
-    More threads than cores make llama.cpp several times slower, so a container's quota counts.
+    A second thread on one core, or more threads than the quota, makes every decode wait for the slowest.
     """
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    try:
-        limit, period = _QUOTA.read_text().split()
-        if limit != "max":
-            cores = min(cores, max(1, int(limit) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, min(cores, 16))
+    if not hasattr(os, "sched_getaffinity"):
+        return cpu_count()
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        topology = SYS / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        cores.add(_text(topology) or str(cpu))
+    quota = cpu_quota()
+    return max(1, min(len(cores), int(quota) if quota else len(cores)))
+
+
+def cpu_quota() -> float | None:
+    """Processors' worth of time that cgroups grant, or None without a limit."""
+    limits = []
+    for directory in _cgroups("cpu"):
+        quota, _, period = _text(directory / "cpu.max").partition(" ")
+        if not quota:  # version 1
+            quota, period = _text(directory / "cpu.cfs_quota_us"), _text(directory / "cpu.cfs_period_us")
+        if quota.isdigit() and period.isdigit() and int(period):
+            limits.append(int(quota) / int(period))
+    return min(limits, default=None)
 
 
 def memory_bytes() -> tuple[int, int]:
-    """(total, available) memory in bytes; (0, 0) where the system does not tell."""
-    found = {}
+    """Memory of the machine or of the cgroup, whichever is less.
+
+    Returns:
+        (total, available) in bytes; zeros where the system does not tell.
+    """
+    info = {}
+    for line in _text(PROC / "meminfo").splitlines():
+        name, _, value = line.partition(":")
+        if (number := value.split()[:1]) and number[0].isdigit():
+            info[name] = int(number[0]) * 1024
+    total, available = info.get("MemTotal", 0), info.get("MemAvailable", info.get("MemFree", 0))
+    if not total:
+        try:
+            total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        except (AttributeError, OSError, ValueError):
+            return 0, 0
+        available = total
+    for directory in _cgroups("memory"):
+        limit = _text(directory / "memory.max") or _text(directory / "memory.limit_in_bytes")
+        used = _text(directory / "memory.current") or _text(directory / "memory.usage_in_bytes")
+        if limit.isdigit() and used.isdigit() and int(limit) < total:
+            # cached files count as used, but are given up on demand
+            stat = dict(row.split()[:2] for row in _text(directory / "memory.stat").splitlines() if " " in row)
+            cached = stat.get("inactive_file", "0")
+            free = int(limit) - int(used) + (int(cached) if cached.isdigit() else 0)
+            total, available = int(limit), max(0, min(available, free))
+    return total, available
+
+
+def _cgroups(controller: str) -> Iterator[Path]:
+    """Directories of the process's cgroup and of those above it, each of which may set a limit."""
+    root = SYS / "fs/cgroup"
+    for line in _text(PROC / "self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers and controller not in controllers.split(","):
+            continue
+        # a container often sees its own group as the mount's root, whatever path it is told
+        top = root / controller if controllers else root
+        parts = [part for part in path.split("/") if part not in ("", "..")]
+        for depth in range(len(parts), -1, -1):
+            yield top.joinpath(*parts[:depth])
+
+
+def _text(path: Path) -> str:
     try:
-        for line in _MEMINFO.read_text().splitlines():
-            key, _, value = line.partition(":")
-            found[key] = int(value.split()[0]) * 1024
-    except (OSError, ValueError, IndexError):
-        return 0, 0
-    return found.get("MemTotal", 0), found.get("MemAvailable", 0)
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""

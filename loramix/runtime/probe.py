@@ -1,153 +1,320 @@
-"""Does this build of llama.cpp survive on this CPU? Asked once, in a child process, and remembered.
+"""A trial run of llama.cpp in a child process, before it may run in ours.
 
-Built by GCC 12 for a CPU with AMX, llama.cpp dies on any prompt of two tokens or more: the compiler drops
-the tile configuration as dead stores. A signal cannot be caught, so a child decodes eight tokens first; if
-it dies, weights are not repacked for the CPU (``use_extra_bufts = False``), which is slower and safe.
+Some builds crash on the first prompt: GCC drops the set-up of AMX tiles, or a wheel was built for another
+CPU. A crash cannot be caught, so a child decodes first, and the verdict is remembered for this library,
+CPU and kind of base. ``python -m loramix.runtime.probe BASE 0|1`` is that child.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
-import json
+import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from loramix.errors import NativeError, NotFound
-from loramix.paths import cache_dir, write_text
-from loramix.runtime.cpu import cpu_flags, cpu_model
+import msgspec
 
-MEND = (
-    "rebuild it with CFLAGS='-mno-amx-tile -mno-amx-int8 -mno-amx-bf16' CXXFLAGS=\"$CFLAGS\" "
-    "pip install --force-reinstall --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36"
-)
-_TIMEOUT = 60.0
+from loramix.errors import LoramixError, NativeError, UsageError
+from loramix.paths import cache_dir, sha256_file, write_text
+from loramix.runtime.cpu import cpu_flags, cpu_model, default_threads
+
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+ENVIRONMENT = "LORAMIX_EXTRA_BUFTS"
+TIMEOUT_S = 60.0
+_REFUSED = 3  # the child's exit code for an error of ours, whose sentence is on stderr
+_REMEMBERED = 32  # entries of each kind
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether llama.cpp may repack weights for this CPU, and how we know."""
+    """How llama.cpp may load a base on this machine."""
 
     use_extra_bufts: bool
+    """Whether weights may be repacked for the CPU (AMX, REPACK)."""
     reason: str
     key: str
-    """Digest of library build, CPU and tensor types; another key is another question."""
+    """SHA-256 of what the verdict holds for; empty if the environment decided."""
+    seconds: float
+    """Time that the trial took; 0 if the verdict was remembered."""
+
+
+class _Remembered(msgspec.Struct):
+    use_extra_bufts: bool
+    reason: str
+
+
+class _File(msgspec.Struct):
+    size: int
+    mtime_ns: int
+    value: list[str]
+
+
+class _Memory(msgspec.Struct):
+    """probe.json: verdicts by key; digests of libraries and kinds of bases by path, valid for size and time."""
+
+    verdicts: dict[str, _Remembered] = {}
+    libraries: dict[str, _File] = {}
+    bases: dict[str, _File] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What became of a child: empty ``trouble`` is success."""
+
+    trouble: str = ""
+    refused: str = ""
+    """The child's own sentence, where it refused in order."""
+    lasting: bool = True
+    """Whether the same would come again; not so for a time-out or a kill from outside."""
 
 
 def verdict_for(base: Path) -> Verdict:
-    """The verdict for a base that `validate.read_base` accepts."""
-    from loramix.convert.validate import read_base
-
-    _, shape = read_base(base)
-    return verdict(base, shape.tensor_types)
-
-
-def verdict(base: Path, tensor_types: frozenset[str], *, command: Sequence[str] | None = None) -> Verdict:
-    """Look the verdict up, or let a child process find out.
+    """The verdict for a base whose kinds of tensors are read from it, or remembered.
 
     Args:
-        base: GGUF to decode with.
-        tensor_types: types of its tensors: each has kernels of its own.
-        command: the child, for tests; base and ``1`` or ``0`` are appended.
+        base: a GGUF.
 
     Raises:
-        NativeError: llama.cpp dies on this CPU either way.
+        NativeError: llama.cpp cannot run it either way.
+        InvalidArtifact: not a GGUF base.
+        UsageError: a bad value in ``LORAMIX_EXTRA_BUFTS``.
     """
-    key = build_key(tensor_types)
-    forced = os.environ.get("LORAMIX_EXTRA_BUFTS")
-    if forced in ("0", "1"):
-        return Verdict(forced == "1", f"LORAMIX_EXTRA_BUFTS={forced}", key)
-    memory = cache_dir() / "probe.json"
-    known = _read(memory)
-    if isinstance(entry := known.get(key), dict) and isinstance(entry.get("use_extra_bufts"), bool):
-        return Verdict(entry["use_extra_bufts"], str(entry.get("reason", "")), key)
-    child = list(command or [sys.executable, "-m", "loramix.runtime.probe"])
-    failure = _try([*child, str(base), "1"])
-    if failure is None:
-        found = Verdict(True, "decodes with weights repacked for this CPU", key)
-    elif (second := _try([*child, str(base), "0"])) is None:
-        found = Verdict(False, f"repacked weights fail here ({failure}); running without", key)
+    return _forced() or verdict(base, tensor_kinds(base))
+
+
+def verdict(
+    base: Path,
+    tensor_types: frozenset[str],
+    *,
+    cache: Path | None = None,
+    command: Sequence[str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> Verdict:
+    """Find out, once, how llama.cpp may load bases of this kind on this machine.
+
+    Args:
+        base: a GGUF that `loramix.convert.validate` has passed.
+        tensor_types: the kinds of tensors that choose llama.cpp's kernels; see `tensor_kinds`.
+        cache: file of remembered verdicts; by default in `cache_dir`.
+        command: the child to try with; it gets the base and ``1`` or ``0`` as last arguments.
+        timeout_s: longest trial, in seconds.
+
+    Raises:
+        NativeError: llama.cpp cannot run the base either way; the message says how to mend it.
+        UsageError: a bad value in ``LORAMIX_EXTRA_BUFTS``.
+    """
+    if forced := _forced():
+        return forced
+    cache = cache or cache_dir() / "probe.json"
+    memory = _recall(cache)
+    key, fresh = _key(memory, tensor_types)
+    if known := memory.verdicts.get(key):
+        if fresh:
+            _keep(cache, memory)
+        return Verdict(known.use_extra_bufts, known.reason, key, 0.0)
+    started = time.monotonic()
+    # -P: a module in the user's current directory must not be imported in place of ours
+    command = command or [sys.executable, "-P", "-m", "loramix.runtime.probe"]
+    packed = _try(command, base, True, timeout_s)
+    if packed.trouble:
+        plain = _try(command, base, False, timeout_s)
+        if plain.trouble:
+            raise NativeError(_hopeless(base, plain))
+        reason = f"weights stay as they are: with repacked weights llama.cpp {packed.trouble}"
     else:
-        raise NativeError(f"llama.cpp fails on this machine ({second}); {MEND}.")
+        reason = "llama.cpp may repack weights for this CPU: the trial run went well"
+    if packed.lasting:
+        memory.verdicts[key] = _Remembered(not packed.trouble, reason)
+        _keep(cache, memory)
+    return Verdict(not packed.trouble, reason, key, time.monotonic() - started)
+
+
+def tensor_kinds(base: Path, *, cache: Path | None = None) -> frozenset[str]:
+    """Types and shapes of a base's tensors, e.g. ``Q8_0 576x1536``; llama.cpp chooses kernels by both.
+
+    Args:
+        base: a GGUF.
+        cache: file of remembered verdicts; by default in `cache_dir`.
+
+    Raises:
+        InvalidArtifact: not a GGUF base.
+    """
+    cache = cache or cache_dir() / "probe.json"
+    memory = _recall(cache)
+    path = base.resolve()
     try:
-        kept = dict(list(known.items())[-15:])
-        write_text(memory, json.dumps({**kept, key: asdict(found)}, indent=1))
+        status = path.stat()
     except OSError:
-        pass  # a read-only cache means probing again, nothing worse
-    return found
+        status = None
+    known = memory.bases.get(str(path))
+    if known and status and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
+        return frozenset(known.value)
+    from loramix.convert.validate import read_base
+
+    found, _ = read_base(base)
+    kinds = {f"{tensor.type_name} {'x'.join(map(str, tensor.shape))}" for tensor in found.tensors.values()}
+    if status:
+        memory.bases[str(path)] = _File(status.st_size, status.st_mtime_ns, sorted(kinds))
+        _keep(cache, memory)
+    return frozenset(kinds)
 
 
-def build_key(tensor_types: frozenset[str]) -> str:
-    """Digest of what decides the verdict: library bytes (by size and time), CPU, tensor types."""
-    parts = [cpu_model(), *sorted(cpu_flags()), *sorted(tensor_types)]
-    for library in libraries():
-        status = library.stat()
-        parts.append(f"{library.name} {status.st_size} {status.st_mtime_ns}")
-    try:
-        parts.append(importlib.metadata.version("llama-cpp-python"))
-    except importlib.metadata.PackageNotFoundError:
-        raise NotFound("llama-cpp-python is not installed: pip install llama-cpp-python==0.3.36.") from None
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def rebuild_command() -> str:
+    """The command that builds llama-cpp-python for this machine, without AMX where GCC may break it."""
+    command = f"{shlex.quote(sys.executable)} -m pip install --force-reinstall --no-deps --no-cache-dir"
+    command += f" --no-binary llama-cpp-python {LLAMA_CPP}"
+    if "amx_tile" not in cpu_flags():
+        return command
+    flags = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    return f'CFLAGS="{flags}" CXXFLAGS="{flags}" {command}'
 
 
-def libraries() -> list[Path]:
-    """The shared libraries of the installed llama-cpp-python, found without importing it."""
+def _forced() -> Verdict | None:
+    value = os.environ.get(ENVIRONMENT, "")
+    if value not in ("", "0", "1"):
+        raise UsageError(f"{ENVIRONMENT} is {value[:20]!r}; it must be 0, 1 or unset.")
+    return Verdict(value == "1", f"{ENVIRONMENT}={value} decides", "", 0.0) if value else None
+
+
+def _key(memory: _Memory, tensor_types: frozenset[str]) -> tuple[str, bool]:
+    """What a verdict holds for, and whether ``memory`` learned a library's digest on the way."""
+    whole, fresh = hashlib.sha256(), False
+    for path in _library_files():
+        status = path.stat()
+        known = memory.libraries.get(str(path))
+        if known is None or (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
+            known = _File(status.st_size, status.st_mtime_ns, [sha256_file(path)])
+            memory.libraries[str(path)] = known
+            fresh = True
+        whole.update(f"{path.name} {known.value}\n".encode())
+    for part in (cpu_model(), sorted(cpu_flags()), sorted(tensor_types)):
+        whole.update(f"{part}\n".encode())
+    return whole.hexdigest(), fresh
+
+
+def _library_files() -> list[Path]:
+    """The shared libraries, and the Python files that hold their version and structs; nothing is imported.
+
+    Raises:
+        NativeError: llama-cpp-python is not installed.
+    """
     spec = importlib.util.find_spec("llama_cpp")
-    places = spec.submodule_search_locations if spec else None
-    folder = Path(next(iter(places or ["."]))) / "lib"
-    return sorted(
-        path for path in folder.glob("*") if (path.is_file() and "ggml" in path.name) or "llama" in path.name
-    )
+    if spec is None or not spec.submodule_search_locations:
+        raise NativeError(f"llama-cpp-python is not installed; get it with: {rebuild_command()}")
+    package = Path(spec.submodule_search_locations[0])
+    libraries = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or package / "lib")
+    found = {path for stem in ("ggml", "llama") for path in libraries.glob(f"*{stem}*")}
+    found |= {package / "__init__.py", package / "llama_cpp.py"}
+    return sorted(path for path in found if path.is_file())
 
 
-def _read(path: Path) -> dict[str, object]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _try(command: list[str]) -> str | None:
-    """Run the child; None if it decoded, else what happened."""
+def _try(command: Sequence[str], base: Path, use_extra_bufts: bool, timeout_s: float) -> _Trial:
+    """Run a child with or without extra buffers."""
+    # a trace by a debugger would take long and bury the reason
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    environment.pop(ENVIRONMENT, None)
     try:
         child = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT, check=False
+            [*command, str(base.absolute()), "1" if use_extra_bufts else "0"],
+            stdin=subprocess.DEVNULL,  # the prompt may be waiting there
+            capture_output=True,
+            timeout=timeout_s,
+            env=environment,
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"no answer in {_TIMEOUT:.0f} s"
+        return _Trial(f"did not finish within {timeout_s:g} s", lasting=False)
     if child.returncode == 0:
-        return None
-    if child.returncode < 0:
-        return f"killed by {signal.Signals(-child.returncode).name}"
-    last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"exit code {child.returncode}: {last[:200]}"
+        return _Trial()
+    lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
+    last = lines[-1].strip()[:300] if lines else ""
+    said = f" ({last})" if last else ""
+    if child.returncode == _REFUSED:
+        return _Trial(f"failed{said}", refused=last)
+    if 0 < child.returncode < 256:
+        return _Trial(f"ended with exit code {child.returncode}{said}")
+    return _Trial(f"crashed with {_signal(child.returncode)}{said}", lasting=child.returncode != -9)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Decode eight tokens with the base; dying is an answer too."""
+def _signal(code: int) -> str:
+    """The name of what ended a process."""
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"code {code & 0xFFFFFFFF:#x}"  # Windows gives its status instead
+
+
+def _hopeless(base: Path, plain: _Trial) -> str:
+    if plain.refused:
+        return plain.refused
+    return f"llama.cpp {plain.trouble} in a trial run of {base.name}; build it for this machine: {rebuild_command()}"
+
+
+def _recall(cache: Path) -> _Memory:
+    try:
+        return msgspec.json.decode(cache.read_bytes(), type=_Memory)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return _Memory()  # absent or damaged: everything in it can be found out again
+
+
+def _keep(cache: Path, memory: _Memory) -> None:
+    for entries in (memory.verdicts, memory.libraries, memory.bases):
+        for old in list(entries)[:-_REMEMBERED]:
+            del entries[old]
+    try:
+        write_text(cache, msgspec.json.encode(memory).decode())
+    except OSError:
+        pass  # a read-only cache costs a trial at each start
+
+
+def agree(together: Sequence[float], apart: Sequence[float]) -> bool:
+    """Whether two rows of logits are the same but for rounding: correlation over 0.99.
+
+    Args:
+        together: logits after a batch, (V,).
+        apart: logits after the same tokens one by one, (V,).
+    """
+    n = len(together)
+    a, b = math.fsum(together) / n, math.fsum(apart) / n
+    dot = math.sumprod if hasattr(math, "sumprod") else lambda x, y: math.fsum(map(float.__mul__, x, y))
+    x, y = [v - a for v in together], [v - b for v in apart]
+    return bool(dot(x, y) > 0.99 * math.sqrt(dot(x, x) * dot(y, y)))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Load a base, decode a batch as the runtime does, and check the logits."""
     try:
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):
-        pass
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an expected crash leaves no core file
+    except ImportError:
+        pass  # Windows
     from loramix.runtime.llama import Context, Model
 
-    began = time.perf_counter()
-    with Model(Path(arguments[0]), use_extra_bufts=arguments[1] == "1") as model:
-        context = Context(model, n_ctx=64, n_threads=2)
-        context.decode([i % model.n_vocab for i in range(1, 9)])
-        context.decode([1])
-    print(json.dumps({"seconds": time.perf_counter() - began}))
+    try:
+        with Model(Path(arguments[0]), use_extra_bufts=arguments[1] == "1") as model:
+            tokens = [token % model.n_vocab for token in range(1, 9)]
+            context = Context(model, n_ctx=64, n_threads=min(2, default_threads()))
+            together = context.decode(tokens)  # raises if not finite
+            # one token at a time takes other kernels: a batch that is silently wrong differs
+            context.truncate(0)
+            apart = [context.decode([token]) for token in tokens][-1]
+            if not agree(together.tolist(), apart.tolist()):
+                raise NativeError("llama.cpp gives other logits for a batch than for single tokens")
+    except LoramixError as error:
+        print(error, file=sys.stderr)
+        return _REFUSED
+    print('{"ok": true}')
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

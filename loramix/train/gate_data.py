@@ -20,7 +20,7 @@ from loramix.train.data import Row, read_rows, take
 from loramix.train.recipe import Recipe, load_recipe
 
 BASE = "base"
-MAX_CHARACTERS = 500  # of a text: the gate reads the instruction, and long texts only cost time
+MAX_CHARACTERS = 500  # of a text: the gate reads the instruction, long texts only cost time
 
 
 class Phrasings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,15 +102,15 @@ def collect(
     rows: dict[str, list[Row]] = {}
     for name in skills:
         whole = take(read_rows(data_dir / f"{name}.jsonl.gz"), "train", None, seed)
-        rows[name] = [row for row in whole if len(row.input) <= MAX_CHARACTERS][: 3 * per_skill]
-    texts = [row.input for name in skills for row in rows[name]]
+        rows[name] = whole[: 3 * per_skill]
+    texts = [_cut(row.input) for name in skills for row in rows[name]]
     prompts: list[Prompt] = []
     for name in skills:
         templates = _templates(recipes[name], phrasings)
         for i in range(per_skill):
             template, source = templates[i % len(templates)]
             crossed = not source and rng.random() < 0.3
-            own = [row.input for row in rows[name] if not source or row.source == source]
+            own = [_cut(row.input) for row in rows[name] if not source or row.source == source]
             text = rng.choice(texts if crossed or not own else own)
             prompts.append(Prompt(fill(template, text), {name: 1.0}, template))
     for i in range(per_skill * 3 // 4):
@@ -129,6 +129,11 @@ def collect(
         alone += [text for i, (split, text) in enumerate(read_none(path)) if _for_training(split, i)]
     prompts += [Prompt(text, {BASE: 1.0}, text) for text in alone]
     return prompts
+
+
+def _cut(text: str) -> str:
+    """A long text's beginning, up to the end of a word."""
+    return text if len(text) <= MAX_CHARACTERS else text[:MAX_CHARACTERS].rpartition(" ")[0]
 
 
 def _for_training(split: str, index: int) -> bool:
