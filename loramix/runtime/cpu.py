@@ -13,6 +13,8 @@ from pathlib import Path
 
 PROC = Path("/proc")
 SYS = Path("/sys")
+MAX_THREADS = 16
+"""More only wait for each other on models as small as ours."""
 
 
 @functools.cache
@@ -59,13 +61,13 @@ def default_threads() -> int:
     A second thread on one core, or more threads than the quota, makes every decode wait for the slowest.
     """
     if not hasattr(os, "sched_getaffinity"):
-        return cpu_count()
+        return min(cpu_count(), MAX_THREADS)
     cores = set()
     for cpu in os.sched_getaffinity(0):
         topology = SYS / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
         cores.add(_text(topology) or str(cpu))
     quota = cpu_quota()
-    return max(1, min(len(cores), int(quota) if quota else len(cores)))
+    return max(1, min(len(cores), int(quota) if quota else len(cores), MAX_THREADS))
 
 
 def cpu_quota() -> float | None:
@@ -103,7 +105,9 @@ def memory_bytes() -> tuple[int, int]:
         used = _text(directory / "memory.current") or _text(directory / "memory.usage_in_bytes")
         if limit.isdigit() and used.isdigit() and int(limit) < total:
             # cached files count as used, but are given up on demand
-            stat = dict(row.split()[:2] for row in _text(directory / "memory.stat").splitlines() if " " in row)
+            stat = dict(
+                row.split()[:2] for row in _text(directory / "memory.stat").splitlines() if " " in row
+            )
             cached = stat.get("inactive_file", "0")
             free = int(limit) - int(used) + (int(cached) if cached.isdigit() else 0)
             total, available = int(limit), max(0, min(available, free))
@@ -118,7 +122,8 @@ def _cgroups(controller: str) -> Iterator[Path]:
         if controllers and controller not in controllers.split(","):
             continue
         # a container often sees its own group as the mount's root, whatever path it is told
-        top = root / controller if controllers else root
+        named = root / controllers  # version 1 mounts e.g. cpu,cpuacct and may link cpu to it
+        top = named if named.is_dir() or not controllers else root / controller
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(len(parts), -1, -1):
             yield top.joinpath(*parts[:depth])

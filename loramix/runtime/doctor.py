@@ -1,8 +1,10 @@
-"""``loramix doctor``: what this machine has, what is missing, and the command that mends it."""
+"""``loramix doctor``: what this machine, the build, the base and the pack are like, and how to mend them.
+
+Each check stands alone, so that a broken part cannot hide another. Native code runs in child processes only.
+"""
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -10,183 +12,212 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from loramix.errors import LoramixError
+from loramix.models import bases
 from loramix.paths import cache_dir
-from loramix.runtime import cpu
+from loramix.runtime import cpu, probe
+
+DEFAULT_PACK = "smollm2-135m"
+NEEDED_BYTES = 450 * 10**6
+"""Memory of the default pack with 2,048 tokens of context."""
+NEEDED_DISK_BYTES = 500 * 10**6
+"""Room to fetch the default base and make the cache's copy."""
+_FEATURES = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "asimddp", "i8mm", "sve"),  # ARM
+)
+_TRAIN = ("torch", "transformers", "peft", "safetensors", "accelerate", "rouge_score")
+_INFO = (
+    "import json, llama_cpp, llama_cpp.llama_cpp as C\n"
+    "print(json.dumps([llama_cpp.__version__, C.llama_print_system_info().decode('utf-8', 'replace')]))"
+)
 
 Status = Literal["ok", "warn", "fail"]
-NEEDED_MEMORY = 450 * 10**6
-_TELLING = (
-    "avx",
-    "avx2",
-    "fma",
-    "f16c",
-    "avx512f",
-    "avx512_vnni",
-    "avx512_bf16",
-    "amx_tile",
-    "amx_int8",
-    "neon",
-    "asimd",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """One finding."""
 
     name: str
     status: Status
+    """``warn`` is for what one should know; only ``fail`` keeps Loramix from running."""
     detail: str
     mend: str = ""
+    """What to do, where something can be done."""
 
 
-def report(pack: str = "smollm2-135m", base: str = "smollm2-135m") -> list[Check]:
-    """Look at everything a run needs; nothing here can crash or raise.
+def report(pack: str = DEFAULT_PACK, base: str = bases.DEFAULT) -> list[Check]:
+    """Run all checks, the machine first; none of them raises.
 
     Args:
-        pack: pack to check.
-        base: base to look for.
+        pack: name or directory of the pack to check.
+        base: name of the base to look for.
     """
-    steps: list[tuple[str, Callable[[], Check]]] = [
+    checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", _python),
+        ("platform", _platform),
         ("cpu", _cpu),
+        ("threads", _threads),
         ("memory", _memory),
-        ("llama.cpp", _build),
+        ("llama.cpp", _llama),
         ("base", lambda: _base(base)),
         ("native probe", lambda: _probe(base)),
         ("pack", lambda: _pack(pack)),
         ("cache", _cache),
         ("training", _training),
     ]
-    checks = []
-    for name, step in steps:
-        try:
-            checks.append(step())
-        except LoramixError as error:
-            checks.append(Check(name, "fail", str(error)))
-        except (OSError, ValueError) as error:
-            checks.append(Check(name, "fail", f"{type(error).__name__}: {error}"))
-    return checks
+    return [_guarded(name, check) for name, check in checks]
 
 
-def to_json(checks: list[Check]) -> str:
+def to_json(checks: Sequence[Check]) -> str:
     """The checks as a JSON list."""
-    return json.dumps([asdict(check) for check in checks])
+    return json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=1)
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Check:
+    try:
+        return check()
+    except LoramixError as error:
+        return Check(name, "fail", str(error))
+    except Exception as error:  # a doctor that falls ill is no help: say so and go on
+        return Check(name, "fail", f"the check itself failed: {type(error).__name__}: {error}")
 
 
 def _python() -> Check:
-    version = platform.python_version()
-    fits = sys.version_info >= (3, 11)
-    return Check(
-        "python",
-        "ok" if fits else "fail",
-        f"{version} on {platform.platform()}",
-        "install Python 3.11 or newer",
-    )
+    version, bits = platform.python_version(), 64 if sys.maxsize > 2**32 else 32
+    detail = f"{version}, {bits} bit, {sys.executable}"
+    if sys.version_info < (3, 11) or bits < 64:
+        return Check("python", "fail", detail, "install a 64-bit Python 3.11 or newer")
+    return Check("python", "ok", detail)
+
+
+def _platform() -> Check:
+    return Check("platform", "ok", platform.platform())
 
 
 def _cpu() -> Check:
     flags = cpu.cpu_flags()
-    found = " ".join(flag for flag in _TELLING if flag in flags) or "no flags known"
-    slow = bool(flags) and "avx2" not in flags and "asimd" not in flags
-    detail = f"{cpu.cpu_model()}; {found}; {cpu.default_threads()} threads used"
-    return Check(
-        "cpu", "warn" if slow else "ok", detail, "without AVX2 answers are slow; any newer CPU helps"
+    found = [name for name in _FEATURES if name in flags]
+    detail = f"{cpu.cpu_model()}; {', '.join(found) or 'no features known'}"
+    if flags and platform.machine().lower() in ("x86_64", "amd64") and "avx2" not in flags:
+        return Check("cpu", "warn", detail, "a CPU with AVX2 is several times faster")
+    return Check("cpu", "ok", detail)
+
+
+def _threads() -> Check:
+    quota = cpu.cpu_quota()
+    detail = (
+        f"{cpu.default_threads()} by default; {cpu.cpu_count()} of {os.cpu_count()} logical processors usable"
     )
+    if quota is not None:
+        detail += f", quota of {quota:g}"
+    if quota is not None and quota < 1:
+        return Check("threads", "warn", detail, "give the container at least one whole processor")
+    return Check("threads", "ok", detail)
 
 
 def _memory() -> Check:
-    total, free = cpu.memory_bytes()
+    total, available = cpu.memory_bytes()
     if not total:
-        return Check("memory", "warn", "the system does not tell")
-    detail = f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB; the default pack needs {NEEDED_MEMORY / 1e9:.2f} GB"
-    return Check(
-        "memory", "ok" if free > NEEDED_MEMORY else "warn", detail, "close other programs, or lower --ctx"
-    )
+        return Check("memory", "warn", "this system does not tell how much there is")
+    need = f"the default pack needs {_size(NEEDED_BYTES)}"
+    detail = f"{_size(available)} available of {_size(total)}; {need}"
+    if total < NEEDED_BYTES:
+        return Check("memory", "fail", detail, "use a machine, or a container limit, with more memory")
+    if available < NEEDED_BYTES:
+        return Check("memory", "warn", detail, "close other programs, or give --ctx a smaller number")
+    return Check("memory", "ok", detail)
 
 
-def _build() -> Check:
+def _llama() -> Check:
+    mend = probe.rebuild_command()
+    if importlib.util.find_spec("llama_cpp") is None:
+        return Check("llama.cpp", "fail", "llama-cpp-python is not installed", mend)
+    # in a child: a library that is broken must not take the doctor with it
+    command = [sys.executable, "-P", "-c", _INFO]
     try:
-        version = importlib.metadata.version("llama-cpp-python")
-    except importlib.metadata.PackageNotFoundError:
-        return Check(
-            "llama.cpp", "fail", "llama-cpp-python is not installed", "pip install llama-cpp-python==0.3.36"
+        child = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False
         )
-    # in a child, since a broken library may kill the process that loads it
-    code = "import llama_cpp; print(llama_cpp.llama_print_system_info().decode())"
-    child = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
-    )
-    if child.returncode:
-        from loramix.runtime.probe import MEND
-
-        return Check(
-            "llama.cpp", "fail", f"llama-cpp-python {version} does not load (code {child.returncode})", MEND
-        )
-    features = " ".join(child.stdout.split())
-    expected = version == "0.3.36"
-    mend = "pip install llama-cpp-python==0.3.36"
-    return Check("llama.cpp", "ok" if expected else "fail", f"llama-cpp-python {version}; {features}", mend)
+        version, features = json.loads(child.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return Check("llama.cpp", "fail", "loading the library took over 60 s", mend)
+    except (ValueError, IndexError):
+        reason = (child.stderr.strip().splitlines() or ["no message"])[-1][:300]
+        how = probe.signal_name(child.returncode) if child.returncode < 0 else f"exit code {child.returncode}"
+        return Check("llama.cpp", "fail", f"the library cannot be loaded: {how} ({reason})", mend)
+    detail = f"llama-cpp-python {version}; {' '.join(str(features).split())}"
+    if version != (wanted := probe.LLAMA_CPP.partition("==")[2]):
+        # its ctypes structs follow one version of the library
+        return Check("llama.cpp", "fail", f"{detail}; {wanted} is needed", mend)
+    return Check("llama.cpp", "ok", detail)
 
 
 def _base(name: str) -> Check:
-    from loramix.models import bases
-
+    pull = f"loramix pull {name}"
     path = bases.find(name)
     if path is None:
-        return Check("base", "fail", f"{name} is not on this machine", f"loramix pull {name}")
-    wanted, found = bases.BASES[name].sha256, bases.digest(path)
-    detail = f"{path} ({path.stat().st_size / 1e6:.0f} MB, sha256 {found[:12]})"
+        return Check("base", "fail", f"{name} is not on this machine", pull)
+    found, wanted = bases.digest(path), bases.BASES[name].sha256 if name in bases.BASES else ""
+    detail = f"{name}, {path}, {_size(path.stat().st_size)}, sha256 {found[:12]}"
     if wanted and found != wanted:
-        return Check(
-            "base", "fail", f"{detail}, needs {wanted[:12]}", f"delete it and run 'loramix pull {name}'"
-        )
+        return Check("base", "fail", f"{detail}; {wanted[:12]} is needed", f"delete it, then {pull}")
     return Check("base", "ok", detail)
 
 
 def _probe(name: str) -> Check:
-    from loramix.models import bases
-    from loramix.runtime.probe import MEND, verdict_for
-
     path = bases.find(name)
     if path is None:
-        return Check("native probe", "warn", "needs the base", f"loramix pull {name}")
-    found = verdict_for(path)
-    return Check("native probe", "ok" if found.use_extra_bufts else "warn", found.reason, MEND)
+        return Check("native probe", "warn", "not tried: the base is missing", f"loramix pull {name}")
+    verdict = probe.verdict_for(path)
+    when = f"; took {verdict.seconds:.1f} s" if verdict.seconds else "; remembered" if verdict.key else ""
+    if verdict.use_extra_bufts or not verdict.key:
+        return Check("native probe", "ok", verdict.reason + when)
+    mend = f"it works, but prompts are read more slowly; to build llama.cpp for this CPU: {probe.rebuild_command()}"
+    return Check("native probe", "warn", verdict.reason + when, mend)
 
 
 def _pack(name: str) -> Check:
-    from loramix.models import bases
     from loramix.pack import Pack
 
     pack = Pack.load(name)
     notes = pack.check(bases.find(pack.manifest.base.name))
-    skills = ", ".join(skill.name for skill in pack.skills)
-    return Check(
-        "pack", "ok" if not notes else "warn", f"{pack.name} in {pack.directory}: {skills}", "; ".join(notes)
-    )
+    detail = f"{pack.name}, {pack.directory}, {len(pack.skills)} skills, all files as they should be"
+    if notes:
+        return Check("pack", "warn", "; ".join([detail, *notes]), f"loramix pack check {pack.name}")
+    return Check("pack", "ok", detail)
 
 
 def _cache() -> Check:
-    folder = cache_dir()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    free = shutil.disk_usage(existing).free
-    writable = os.access(existing, os.W_OK)
-    detail = f"{folder}; {free / 1e9:.1f} GB free"
-    if not writable:
-        return Check("cache", "fail", f"{detail}; not writable", "set LORAMIX_CACHE to a directory of yours")
-    return Check("cache", "ok" if free > 10**9 else "warn", detail, "free some disk space")
+    directory = cache_dir()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as file:
+            file.write(b"\0")
+        free = shutil.disk_usage(directory).free
+    except OSError as error:
+        detail = f"{directory} cannot be written: {error.strerror or error}"
+        return Check("cache", "fail", detail, "set LORAMIX_CACHE to a directory that you can write")
+    detail = f"{directory} can be written, {_size(free)} free"
+    if free < NEEDED_DISK_BYTES:
+        return Check("cache", "warn", detail, f"make {_size(NEEDED_DISK_BYTES)} free to fetch a base")
+    return Check("cache", "ok", detail)
 
 
 def _training() -> Check:
-    missing = [name for name in ("torch", "transformers", "peft") if importlib.util.find_spec(name) is None]
+    missing = [name for name in _TRAIN if importlib.util.find_spec(name) is None]
     if missing:
-        return Check(
-            "training", "ok", f"not installed ({', '.join(missing)} missing); running needs none of it"
-        )
+        detail = f"not installed ({', '.join(missing)} missing); only training needs it"
+        return Check("training", "warn", detail, "pip install 'loramix[train]'")
     return Check("training", "ok", "installed")
+
+
+def _size(number: int) -> str:
+    """Bytes for people, in decimal units."""
+    return f"{number / 1e9:.1f} GB" if number >= 10**9 else f"{number / 1e6:.0f} MB"

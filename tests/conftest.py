@@ -1,0 +1,99 @@
+"""Fixtures: directories of our own, a tiny pack that a second makes, and the default base where it is here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny import N_EMBD, write_base, write_peft
+
+from loramix.models import bases
+from loramix.paths import cache_dir
+
+REAL_CACHE = cache_dir()  # before any test turns it elsewhere
+
+
+@pytest.fixture(autouse=True)
+def own_directories(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test touches the user's cache or packs, but those that need the real base."""
+    monkeypatch.setenv("LORAMIX_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+    if request.node.get_closest_marker("base") is None:
+        monkeypatch.setenv("LORAMIX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base's GGUF, float32."""
+    return write_base(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_pack(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pack of two random skills and a random gate on the tiny base."""
+    from loramix.convert.adapter import convert_adapter
+    from loramix.manifest import BaseReference, Manifest, write_manifest
+    from loramix.models.gate_numpy import GateInfo, NumpyGate
+    from loramix.pack_edit import add_skill, set_gate
+
+    directory = tmp_path_factory.mktemp("packs") / "tiny"
+    digest = bases.digest(tiny_base)
+    reference = BaseReference(name=str(tiny_base), sha256=digest)
+    write_manifest(
+        directory, Manifest(format=1, name="tiny", description="random", license="Apache-2.0", base=reference)
+    )
+    for seed, name in enumerate(("sentiment", "summarize"), 1):
+        peft = write_peft(tmp_path_factory.mktemp("peft") / name, seed=seed)
+        out = directory.parent / f"{name}.gguf"
+        convert_adapter(peft, tiny_base, out, name=name, base_name="tiny", base_sha256=digest)
+        add_skill(directory, name, out, description=name, max_tokens=12)
+    rng = np.random.default_rng(3)
+    info = GateInfo(
+        skills=["sentiment", "summarize"],
+        threshold=0.35,
+        layers=[1, 2],
+        pooling="last",
+        base_sha256=digest,
+        hidden=[8],
+    )
+    arrays = {
+        "mean": np.zeros(2 * N_EMBD, np.float32),
+        "std": np.ones(2 * N_EMBD, np.float32),
+        "w0": rng.normal(0, 0.5, (1, 2 * N_EMBD, 8)).astype(np.float32),
+        "b0": np.zeros((1, 8), np.float32),
+        "w1": rng.normal(0, 2, (1, 8, 3)).astype(np.float32),
+        "b1": np.zeros((1, 3), np.float32),
+    }
+    set_gate(directory, NumpyGate(info, arrays).to_bytes())
+    return directory
+
+
+@pytest.fixture
+def tiny_engine(tiny_pack: Path) -> Iterator[Any]:
+    """A fresh engine on the tiny pack."""
+    from loramix import Engine
+
+    with Engine.open(tiny_pack, n_ctx=256, n_threads=1) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def default_base() -> Path:
+    """The default base, or a skip that says how to get it."""
+    found = REAL_CACHE / "bases" / bases.cached_path(bases.BASES[bases.DEFAULT]).name
+    if not found.is_file():
+        pytest.skip("the default base is not here: loramix pull smollm2-135m")
+    return found
+
+
+@pytest.fixture(scope="module")
+def default_engine(default_base: Path) -> Iterator[Any]:
+    """The default pack on its base."""
+    from loramix import Engine
+
+    with Engine.open() as engine:
+        yield engine
