@@ -197,12 +197,16 @@ def test_an_answer_ends_where_the_context_does(tiny_engine: Any) -> None:
         ({"frobnicate": 1}, UsageError),
     ],
 )
-def test_options_that_cannot_be_meant(tiny_engine: Any, options: dict[str, Any], error: type[Exception]) -> None:
+def test_options_that_cannot_be_meant(
+    tiny_engine: Any, options: dict[str, Any], error: type[Exception]
+) -> None:
     with pytest.raises(error):
         tiny_engine.generate("x", **options)
 
 
-@pytest.mark.parametrize("prompt", ["", "  \n", [], [{"role": "assistant", "content": "x"}], "a\0b", "x" * 5000])
+@pytest.mark.parametrize(
+    "prompt", ["", "  \n", [], [{"role": "assistant", "content": "x"}], "a\0b", "x" * 5000]
+)
 def test_prompts_that_cannot_be_answered(tiny_engine: Any, prompt: Any) -> None:
     with pytest.raises(InvalidPrompt):
         tiny_engine.generate(prompt)

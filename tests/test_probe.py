@@ -82,7 +82,7 @@ def test_a_crash_with_extra_buffers_falls_back_and_is_remembered(tmp_path: Path)
 def test_a_crash_either_way_is_an_error_with_the_command_that_mends_it(tmp_path: Path) -> None:
     child = Child(tmp_path, packed=SEGFAULT, plain="die(signal.SIGILL)")
     for _ in range(2):  # nothing is remembered: the library may be mended meanwhile
-        with pytest.raises(NativeError, match="SIGILL.*pip install.*--no-binary llama-cpp-python") as error:
+        with pytest.raises(NativeError, match=r"SIGILL.*pip install.*--no-binary llama-cpp-python") as error:
             judge(child)
         assert "\n" not in str(error.value)
     assert child.starts == "1010"
@@ -108,7 +108,7 @@ def test_an_accident_falls_back_but_is_not_remembered(tmp_path: Path, accident: 
 
 
 def test_a_time_out_either_way_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(NativeError, match="did not finish within 0.5 s"):
+    with pytest.raises(NativeError, match=r"did not finish within 0\.5 s"):
         judge(Child(tmp_path, packed="time.sleep(60)", plain="time.sleep(60)"), timeout_s=0.5)
 
 
@@ -226,7 +226,7 @@ def test_a_remembered_verdict_costs_under_five_milliseconds(tmp_path: Path) -> N
 
 def test_llama_cpp_that_is_not_installed_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(NativeError, match="not installed.*pip install"):
+    with pytest.raises(NativeError, match=r"not installed.*pip install"):
         judge(Child(tmp_path))
 
 
