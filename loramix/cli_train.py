@@ -43,7 +43,7 @@ def train() -> None:
 @click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
-@click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, for a trial.")
+@click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, cooled down.")
 def train_skill(
     recipe: str,
     data: Path | None,

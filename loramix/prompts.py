@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from jinja2 import TemplateError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
 
 from loramix.errors import InvalidArtifact, InvalidPrompt
 
@@ -77,8 +78,7 @@ class ChatTemplate:
         self._environment = _Sandbox(trim_blocks=True, lstrip_blocks=True)
         try:
             tree = self._environment.parse(source)
-            for loop in tree.find_all(nodes.For):
-                loop.iter = nodes.Filter(loop.iter, "bounded", [], [], None, None)
+            tree = _Bounds().visit(tree)
             tree.set_environment(self._environment)
             code: Any = self._environment.compile(tree)
         except (TemplateError, RecursionError) as error:
@@ -109,7 +109,7 @@ class ChatTemplate:
                 pieces.append(piece)
                 size += len(piece)
                 self._environment.check(size)
-        except InvalidArtifact:
+        except (InvalidArtifact, InvalidPrompt):
             raise
         except Exception as error:  # a stranger's template may raise anything
             raise InvalidArtifact(
@@ -149,12 +149,21 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     """Jinja's sandbox with a deadline that every loop checks."""
 
     deadline: float = float("inf")
-    intercepted_binops = frozenset({"*", "**", "%"})
+    intercepted_binops = frozenset({"*", "**", "%", "+"})
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.filters["bounded"] = self._bounded
-        self.filters.pop("pprint", None)
+        self.filters["joined"] = _joined
+        for name in (
+            "pprint",
+            "center",
+            "indent",
+            "wordwrap",
+            "urlize",
+            "xmlattr",
+        ):  # can make much of little
+            self.filters.pop(name, None)
         self.globals["raise_exception"] = _raise
 
     def check(self, size: int = 0) -> None:
@@ -168,11 +177,33 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
-        if (operator != "%" and not numbers) or operator == "**":
+        if operator == "**" or (operator == "*" and not numbers):
             raise InvalidArtifact(
                 "the base's chat template multiplies what is no number; it cannot be trusted."
             )
+        if operator == "+" and not numbers and len(left) + len(right) > MAX_RENDERED_CHARACTERS:
+            raise InvalidArtifact("the base's chat template builds too long a text; it cannot be trusted.")
         return super().call_binop(context, operator, left, right)
+
+
+class _Bounds(NodeTransformer):
+    """Makes every loop check the deadline, and every ``~`` its length."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "bounded", [], [], None, None)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(nodes.List(list(node.nodes)), "joined", [], [], None, None)
+
+
+def _joined(items: Sequence[object]) -> str:
+    pieces = [str(item) for item in items]
+    if sum(map(len, pieces)) > MAX_RENDERED_CHARACTERS:
+        raise InvalidArtifact("the base's chat template builds too long a text; it cannot be trusted.")
+    return "".join(pieces)
 
 
 def _raise(message: object) -> None:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -87,7 +88,7 @@ class Model:
         written = self.eos >= 0 and self.text(self.eos) in self.chat_template
         self.eot = self.eos if written or eot < 0 else eot
 
-    @property
+    @cached_property
     def controls(self) -> tuple[str, ...]:
         """The vocabulary's control tokens as text."""
         found = (i for i in range(self.n_vocab) if C.llama_vocab_is_control(self.vocab, i))

@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from loramix.convert.gate import convert_gate
+from loramix.convert.validate import read_base
 from loramix.models import bases
 from loramix.models.gate import Gate
 from loramix.models.gate_numpy import GateInfo
@@ -29,7 +30,7 @@ Floats = npt.NDArray[np.float32]
 FOLDS = 5
 HIDDEN = [128]
 MEMBERS = 3
-PASSES = 60
+PASSES = 40
 SMOOTHING = 0.05
 
 
@@ -71,10 +72,10 @@ def fit(features: Floats, targets: Floats, info: GateInfo, *, seed: int = 0) -> 
     gate = Gate(info, x.mean(0), x.std(0).clamp_min(1e-3), seed=seed)
     balance = y.sum(0).clamp_min(1).reciprocal()
     weight = (y @ balance) / (y @ balance).mean()  # classes count alike, however many prompts each has
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=2e-3, weight_decay=0.05)
-    size = 64
+    optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.05)
+    size = 256
     steps = PASSES * (len(x) // size + 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
     for _ in range(PASSES):
         for rows in torch.randperm(len(x)).split(size):
             # noise of a tenth of a standard deviation: wording unseen in training lands beside what was seen
@@ -170,7 +171,12 @@ def candidates(n_layer: int) -> list[tuple[tuple[int, ...], str]]:
     depths = sorted({max(1, round(n_layer * share)) for share in (0.2, 0.4, 0.6, 0.8)} | {n_layer - 1})
     single = [((depth,), pooling) for pooling in ("mean", "last") for depth in depths]
     last, deep = depths[-1], depths[-2]
-    return [*single, ((last,), "last+mean"), ((deep, last), "last")]
+    return [*single, ((last,), "last+mean"), ((deep, last), "last"), (default_layers(n_layer), "last")]
+
+
+def default_layers(n_layer: int) -> tuple[int, ...]:
+    """What the search found best: three fifths and four fifths of the depth, and the last layer's input."""
+    return tuple(sorted({max(1, round(0.6 * n_layer)), max(1, round(0.8 * n_layer)), n_layer - 1}))
 
 
 def train_gate(
@@ -179,7 +185,7 @@ def train_gate(
     none_files: Sequence[Path],
     out: Path,
     *,
-    layers: tuple[int, ...] = (29,),
+    layers: tuple[int, ...] | None = None,
     pooling: str = "last",
     search: bool = False,
 ) -> Iterator[str]:
@@ -190,7 +196,7 @@ def train_gate(
         data_dir: a data file per skill.
         none_files: prompts that no skill fits.
         out: directory for features, the torch gate and gate.npz.
-        layers: layers to read, where nothing is searched.
+        layers: layers to read; by default three, from three fifths of the depth to the last layer's input.
         pooling: see `loramix.runtime.features.pool`.
         search: compare the `candidates` and take the best.
 
@@ -203,9 +209,9 @@ def train_gate(
     prompts = collect(skills, data_dir, none_files)
     targets = targets_of(prompts, skills)
     fold = folds(prompts)
-    tapped = (
-        sorted({i for chosen, _ in candidates(30) for i in chosen} | set(layers)) if search else list(layers)
-    )
+    n_layer = read_base(base)[1].n_layer
+    layers = layers or default_layers(n_layer)
+    tapped = sorted({i for chosen, _ in candidates(n_layer) for i in chosen} if search else set(layers))
     yield f"{len(prompts)} prompts of {len({p.group for p in prompts})} phrasings; features of layers {tapped}"
     out.mkdir(parents=True, exist_ok=True)
     arrays = cached_features(out, base, prompts, tapped)
@@ -233,7 +239,7 @@ def train_gate(
         yield "| layers | pooling | accuracy | skill to base | none to base | calibration error |"
         yield "|---|---|---|---|---|---|"
         best = -1.0
-        for chosen, kind in candidates(30):
+        for chosen, kind in candidates(n_layer):
             *_, s = validate(chosen, kind)
             yield (
                 f"| {', '.join(map(str, chosen))} | {kind} | {s.accuracy:.4f} | {s.skill_to_base:.4f} "

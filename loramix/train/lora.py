@@ -72,7 +72,7 @@ def train_skill(
         out: directory for checkpoints, log and the PEFT adapter.
         resume: go on from the newest complete checkpoint.
         max_rows: use at most so many training rows.
-        max_steps: stop after so many optimizer steps, for trials; the schedule is that of the whole run.
+        max_steps: stop after so many optimizer steps; the learning rate falls over the last quarter of them.
         report: called after each step.
 
     Raises:
@@ -110,6 +110,7 @@ class _Run:
 
     def train(self, resume: bool, max_steps: int | None, report: Callable[[Progress], None]) -> Result:
         torch.manual_seed(self.settings.seed)
+        self.last = min(self.steps, max_steps or self.steps)
         self.dtype = autocast_dtype()
         base = load_base(self.base, self.dtype)
         before = digest(base)
@@ -122,12 +123,12 @@ class _Run:
         self.best_tensors = {n: p.detach().clone() for n, p in self.parameters.items()}
         start = self._resume(resume)
         began, spent = time.monotonic(), 0
-        last = min(self.steps, max_steps or self.steps)
+        last = self.last
         for step, batch in itertools.islice(self._batches(), start, last):
             loss, tokens = self._step(step, batch)
             spent += tokens
             done, note = step + 1, ""
-            if done % self.settings.evaluate_every == 0 or done == self.steps:
+            if done % self.settings.evaluate_every == 0 or done == last:
                 note = self._evaluate(done)
             if done % self.settings.save_every == 0 or done == last:
                 self._save(done)
@@ -174,7 +175,10 @@ class _Run:
         if step < warm:
             return self.settings.learning_rate * (step + 1) / warm
         share = (step - warm) / max(1, self.steps - warm)
-        return self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+        rate = self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+        if self.last < self.steps:  # stopped early: cool down over the last quarter, as a whole run does
+            rate *= min(1.0, max(0.1, (self.last - step) / (0.25 * self.last)))
+        return rate
 
     def _loss(self, part: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss over the answers, and whether each answer is the greedy one, (B,) bool."""

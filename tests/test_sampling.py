@@ -1,0 +1,99 @@
+"""Drawing tokens: each filter keeps what its definition says, and a seed repeats."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loramix.errors import UsageError
+from loramix.runtime.sampling import Sampler, Sampling, log_probability
+
+LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40).map(
+    lambda x: np.asarray(x, np.float32)
+)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    wide = logits.astype(np.float64) / temperature
+    odds = np.exp(wide - wide.max())
+    return odds / odds.sum()
+
+
+def drawn(logits: np.ndarray, draws: int = 60, **options: Any) -> set[int]:
+    sampler = Sampler(Sampling(seed=0, **{"temperature": 1.0, **options}))
+    return {sampler.pick(logits, []) for _ in range(draws)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(LOGITS)
+def test_greedy_takes_the_first_of_the_likeliest(logits: np.ndarray) -> None:
+    assert Sampler(Sampling()).pick(logits, []) == int(np.flatnonzero(logits == logits.max())[0])
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGITS, st.integers(1, 10))
+def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, k: int) -> None:
+    bound = np.sort(logits)[::-1][min(k, len(logits)) - 1]
+    found = drawn(logits, top_k=k)
+    assert all(logits[token] >= bound for token in found) and len(found) <= k
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGITS, st.floats(0.05, 0.95))
+def test_top_p_keeps_the_fewest_that_reach_p(logits: np.ndarray, p: float) -> None:
+    probability = softmax(logits)
+    order = np.argsort(-probability, kind="stable")
+    reach = int(np.searchsorted(np.cumsum(probability[order]), p - 1e-9)) + 1
+    least = probability[order[min(reach, len(order) - 1)]]
+    assert all(probability[token] >= least - 1e-9 for token in drawn(logits, top_p=p))
+
+
+@settings(max_examples=100, deadline=None)
+@given(LOGITS, st.floats(0.05, 1.0))
+def test_min_p_drops_what_is_unlikely(logits: np.ndarray, share: float) -> None:
+    probability = softmax(logits)
+    assert all(probability[t] >= share * probability.max() - 1e-9 for t in drawn(logits, min_p=share))
+
+
+def test_draws_follow_the_distribution_and_the_temperature() -> None:
+    logits = np.log(np.asarray([0.5, 0.3, 0.2], np.float32))
+    for temperature in (0.5, 1.0, 2.0):
+        sampler = Sampler(Sampling(temperature=temperature, seed=1))
+        counts = np.bincount([sampler.pick(logits, []) for _ in range(4000)], minlength=3) / 4000
+        assert np.abs(counts - softmax(logits, temperature)).max() < 0.03
+
+
+def test_a_seed_repeats() -> None:
+    logits = np.zeros(50, np.float32)
+
+    def draws(seed: int | None) -> list[int]:
+        sampler = Sampler(Sampling(temperature=1.0, seed=seed))
+        return [sampler.pick(logits, []) for _ in range(20)]
+
+    assert draws(3) == draws(3) != draws(4)
+    assert draws(None) != draws(None)
+
+
+def test_repeat_penalty_weakens_recent_tokens_only() -> None:
+    logits = np.asarray([2.0, 1.9, -1.0], np.float32)
+    sampler = Sampler(Sampling(repeat_penalty=1.5, repeat_last_n=2))
+    assert sampler.pick(logits, []) == 0
+    assert sampler.pick(logits, [0]) == 1
+    assert sampler.pick(logits, [0, 2, 2]) == 0  # beyond the last two
+    assert logits.tolist() == [2.0, np.float32(1.9), -1.0]
+
+
+def test_log_probability() -> None:
+    logits = np.log(np.asarray([0.5, 0.25, 0.25], np.float32))
+    assert log_probability(logits, 1) == pytest.approx(np.log(0.25), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "top_k", "repeat_penalty", "seed"])
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True, 10**30])
+def test_values_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=name):
+        Sampling(**{name: value})
