@@ -149,11 +149,11 @@ def test_a_mix_cannot_be_changed() -> None:
 
 def reference(row: list[float], threshold: float, floor: float, top_k: int) -> list[float]:
     """Blend of one row in plain Python."""
-    *skills, base = row
-    if base > max(skills) or max(skills) < threshold:
+    skills = row[:-1]
+    if np.asarray(skills).sum() < threshold or not max(skills):
         return [0.0] * len(skills)
     best = sorted(range(len(skills)), key=lambda i: (-skills[i], i))[:top_k]
-    kept = {i: skills[i] for i in best if skills[i] >= floor}
+    kept = {i: skills[i] for i in best if skills[i] >= floor or i == best[0]}
     total = sum(kept.values())
     return [kept.get(i, 0.0) / total if total else 0.0 for i in range(len(skills))]
 
@@ -227,9 +227,10 @@ def test_blend_of_one_row_goes_through_the_batch_form(probabilities: np.ndarray,
     ("row", "threshold", "winner"),
     [
         ([0.6, 0.2, 0.1, 0.1], 0.5, "sentiment"),
-        ([0.6, 0.2, 0.1, 0.1], 0.61, None),
+        ([0.6, 0.2, 0.1, 0.1], 0.91, None),  # together they do not reach it
         ([0.5, 0.2, 0.2, 0.1], 0.5, "sentiment"),  # the threshold itself is enough
-        ([0.2, 0.2, 0.2, 0.4], 0.0, None),  # base wins
+        ([0.2, 0.2, 0.2, 0.4], 0.61, None),
+            ([0.2, 0.3, 0.2, 0.3], 0.5, "summarize"),  # asked for together: not for none
         ([0.1, 0.4, 0.1, 0.4], 0.0, "summarize"),  # ties: lowest index
         ([0.1, 0.4, 0.4, 0.1], 0.0, "summarize"),
     ],

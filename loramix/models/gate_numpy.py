@@ -46,7 +46,7 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     skills: Annotated[list[str], Meta(max_length=256)]
     """Names of the K skills, in the order of the classes; the class after them is the base."""
     threshold: Annotated[float, Meta(ge=0, le=1)]
-    """Least probability a skill needs; below it the answer is the base."""
+    """Least probability that the skills need together; below it the answer is the base."""
     layers: Annotated[list[int], Meta(max_length=256)]
     """Layers of the base whose hidden states are the features, in the order they are concatenated."""
     pooling: Annotated[str, Meta(max_length=64)]

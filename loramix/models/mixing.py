@@ -122,10 +122,11 @@ def decide(probabilities: npt.ArrayLike, *, threshold: float) -> npt.NDArray[np.
 
     Args:
         probabilities: (B, K+1) floats, the last class being the base.
-        threshold: least probability, in [0, 1], that the best skill needs.
+        threshold: least probability, in [0, 1], that the skills need together: a prompt for two of
+            them at once is no prompt for none.
 
     Returns:
-        (B,) indices; K where the base is the likeliest or no skill reaches the threshold.
+        (B,) indices of the likeliest skill; K where the skills together do not reach the threshold.
         Of equal probabilities the lowest index wins.
 
     Raises:
@@ -133,9 +134,11 @@ def decide(probabilities: npt.ArrayLike, *, threshold: float) -> npt.NDArray[np.
     """
     rows = _rows(probabilities)
     base = rows.shape[1] - 1
-    winner = rows.argmax(axis=1)
-    reached = rows[:, :base].max(axis=1, initial=0.0) >= threshold
-    chosen: npt.NDArray[np.intp] = np.where(reached, winner, base)
+    if not base:
+        return np.zeros(len(rows), np.intp)
+    skills = rows[:, :base]
+    reached = (skills.sum(axis=1) >= threshold) & (skills.max(axis=1) > 0)
+    chosen: npt.NDArray[np.intp] = np.where(reached, skills.argmax(axis=1), base)
     return chosen
 
 
@@ -145,7 +148,7 @@ def top1(probabilities: npt.ArrayLike, skills: Sequence[str], threshold: float) 
     Args:
         probabilities: (K+1,) floats, the last class being the base.
         skills: the K names, in the gate's order.
-        threshold: least probability, in [0, 1], that the skill needs.
+        threshold: least probability, in [0, 1], that the skills need together.
 
     Raises:
         ValueError: shapes that do not fit, or probabilities that are not finite.
@@ -168,8 +171,8 @@ def blend(
     Args:
         probabilities: (K+1,) floats, the last class being the base.
         skills: the K names, in the gate's order.
-        threshold: least probability, in [0, 1], that the best skill needs.
-        floor: skills less likely than this are dropped.
+        threshold: least probability, in [0, 1], that the skills need together.
+        floor: skills less likely than this are dropped, the likeliest excepted.
         top_k: most skills kept.
 
     Returns:
@@ -190,8 +193,8 @@ def blend_rows(
 
     Args:
         probabilities: (B, K+1) floats, the last class being the base.
-        threshold: least probability, in [0, 1], that the best skill needs.
-        floor: skills less likely than this are dropped.
+        threshold: least probability, in [0, 1], that the skills need together.
+        floor: skills less likely than this are dropped, the likeliest excepted.
         top_k: most skills kept; of equal probabilities the lower index stays.
 
     Returns:
@@ -206,7 +209,8 @@ def blend_rows(
     skills = rows[:, :-1]
     rank = np.argsort(np.argsort(-skills, axis=1, kind="stable"), axis=1, kind="stable")
     routed = decide(rows, threshold=threshold) < skills.shape[1]
-    kept = np.where((rank < top_k) & (skills >= floor) & routed[:, None], skills, 0.0)
+    large = (skills >= floor) | (rank == 0)  # what is routed keeps one skill at least
+    kept = np.where((rank < top_k) & large & routed[:, None], skills, 0.0)
     # each row by its own sum: a sum over the whole batch would let prompts weaken one another
     total = kept.sum(axis=1, keepdims=True)
     scales: Floats = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
