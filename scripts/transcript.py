@@ -1,6 +1,6 @@
 """Run the commands of the README's console blocks again, and put what they print below each.
 
-    python scripts/transcript.py
+python scripts/transcript.py
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def test_blend_of_one_row_goes_through_the_batch_form(probabilities: np.ndarray,
         ([0.6, 0.2, 0.1, 0.1], 0.91, None),  # together they do not reach it
         ([0.5, 0.2, 0.2, 0.1], 0.5, "sentiment"),  # the threshold itself is enough
         ([0.2, 0.2, 0.2, 0.4], 0.61, None),
-            ([0.2, 0.3, 0.2, 0.3], 0.5, "summarize"),  # asked for together: not for none
+        ([0.2, 0.3, 0.2, 0.3], 0.5, "summarize"),  # asked for together: not for none
         ([0.1, 0.4, 0.1, 0.4], 0.0, "summarize"),  # ties: lowest index
         ([0.1, 0.4, 0.4, 0.1], 0.0, "summarize"),
     ],
@@ -243,7 +243,8 @@ def test_none_of_these(row: list[float], threshold: float, winner: str | None) -
 
 def test_blend_by_hand() -> None:
     assert blend([0.6, 0.2, 0.1, 0.1], SKILLS, threshold=0.5).scales == {"sentiment": 0.75, "summarize": 0.25}
-    assert blend([0.12, 0.11, 0.1, 0.0], SKILLS, threshold=0.1) == Mix.EMPTY  # none reaches the floor
+    # none reaches the floor: the likeliest alone acts
+    assert blend([0.12, 0.11, 0.1, 0.0], SKILLS, threshold=0.1).scales == {"sentiment": 1.0}
     assert top1([1.0], [], 0.0) == blend([1.0], [], threshold=0.0) == Mix.EMPTY  # a pack without skills
 
 

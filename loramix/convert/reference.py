@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     job = json.loads(Path(arguments[0]).read_text())
     model = load_base(Path(job["base"]))
     mix = [(directory, float(scale)) for directory, scale in job["adapters"]]
-    if mix == [(directory, 1.0) for directory, _ in mix][:1]:
+    if len(mix) == 1 and mix[0][1] == 1.0:
         model = PeftModel.from_pretrained(model, mix[0][0])
     elif mix:
         model = _merged(model, mix)

@@ -61,7 +61,8 @@ def llama_logits(
             for content, (path, _) in zip(contents, adapters, strict=True)
         ]
         mix = [(adapter, scale) for adapter, (_, scale) in zip(loaded, adapters, strict=True)]
-        context = Context(model, mix, n_ctx=min(512, model.n_ctx_train))
+        exact = shape.tensor_types <= {"F32"}  # then nothing but the conversion may differ
+        context = Context(model, mix, n_ctx=min(512, model.n_ctx_train), exact=exact)
         ids = [model.with_bos(model.tokenize(text))[: context.n_ctx] for text in texts]
         for tokens in ids:
             context.truncate(0)

@@ -19,12 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import llama_cpp.llama_cpp as C
 import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt, NativeError
 from loramix.prompts import Segment
+
+# OpenMP threads that spin for long starve each other when another program computes: eight tokens took
+# 26 s beside a training run, 0.3 s with this, at no loss on an idle machine; it is read when the library loads
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+import llama_cpp.llama_cpp as C
 
 _log_tail: list[str] = []
 
@@ -197,6 +201,7 @@ class Context:
         n_ctx: most tokens held.
         n_threads: threads for decoding and for prompts.
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
+        exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
 
     Raises:
         NativeError: no memory, or llama.cpp refuses.
@@ -212,6 +217,7 @@ class Context:
         n_ctx: int = 2048,
         n_threads: int = 2,
         taps: Sequence[int] = (),
+        exact: bool = False,
     ) -> None:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
         self.adapters = [adapter for adapter, _ in mix]
@@ -224,6 +230,9 @@ class Context:
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
+        if exact:
+            parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
+            parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._batch: Any = None
         with model._lock:
             self.pointer = C.llama_init_from_model(model.pointer, parameters)

@@ -101,7 +101,9 @@ def _reason(mix: Mix, table: dict[str, float], threshold: float) -> str:
     if not mix and table[BASE] >= skills.get(best, 0.0):
         return f"no skill fits (base {table[BASE]:.0%}), so the bare base answers"
     if not mix:
-        return f"skills reach {1 - table[BASE]:.0%} of the {threshold:.0%} they need, so the bare base answers"
+        return (
+            f"skills reach {1 - table[BASE]:.0%} of the {threshold:.0%} they need, so the bare base answers"
+        )
     if len(mix.scales) == 1:
         rest = sorted((n for n in table if n not in mix.scales), key=lambda n: -table[n])[:1]
         other = f"; next is {rest[0]} with {table[rest[0]]:.0%}" if rest else ""
