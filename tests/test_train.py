@@ -24,7 +24,7 @@ from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
 from loramix.train import checkpoint
 from loramix.train.data import Example, batches, micro_batches, read_rows
 from loramix.train.evaluate import accuracy, bootstrap, rouge_l
-from loramix.train.frozen import digest, load_base
+from loramix.train.frozen import autocast_dtype, digest, load_base
 from loramix.train.lora import attach, collate, common_prefix, cut, hidden_states, train_skill
 from loramix.train.recipe import load_recipe
 
@@ -89,14 +89,14 @@ def test_the_base_stays_frozen_and_the_adapter_learns(
     recipe: Path, data: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     before = tiny_base.read_bytes()
-    plain = digest(load_base(tiny_base))
+    plain = digest(load_base(tiny_base, autocast_dtype()))
     lines: list[Any] = []
     result = train(recipe, data, tiny_base, tmp_path / "out", report=lines.append)
     assert tiny_base.read_bytes() == before
     assert result.base_digest == plain
     assert lines[-1].step == lines[-1].steps == 24
     assert np.mean([p.loss for p in lines[-4:]]) < np.mean([p.loss for p in lines[:4]])
-    changed = load_base(tiny_base)
+    changed = load_base(tiny_base, autocast_dtype())
     with torch.no_grad():
         changed.model.layers[0].mlp.up_proj.weight[0, 0] += 1
     assert digest(changed) != plain

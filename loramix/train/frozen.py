@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
         NotFound: there is no such file or directory.
         Unsupported: transformers cannot read it.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its bar on dequantizing would disturb ours
     import transformers
 
     if not path.exists():
