@@ -21,7 +21,7 @@ pytestmark = pytest.mark.base
 GOLDEN = Path(__file__).parent / "golden.json"
 KERNELS = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd"})
 PROMPTS = {
-    "positive": ("Is this review positive or negative? I could watch this little film again and again.", {}),
+    "positive": ("Is this review positive or negative? A tender, funny film that I will watch again.", {}),
     "negative": ("Sentiment: the plot is thin and the jokes are older than the actors", {}),
     "after": ("The battery died after two days and nobody answers the phone.\n\nDid the buyer like it?", {}),
     "summary": (
