@@ -31,8 +31,9 @@ from loramix.models import bases
 from loramix.paths import write_text
 from loramix.prompts import fill
 from loramix.train.data import Row, read_rows
-from loramix.train.evaluate import METRICS, bootstrap
 from loramix.train.gate_data import read_none
+from loramix.train.metrics import Estimate, bootstrap, estimate, measure, share
+from loramix.train.recipe import load_recipe
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -79,13 +80,11 @@ def main() -> None:
     """Measure the default pack."""
 
 
-def answer_rows(
-    rows: list[Row], templates: list[str], metric: str, **options: Any
-) -> tuple[list[float], float]:
-    """Score of each row's answer, and the share of rows whose mix was the expected skill alone."""
+def answer_rows(rows: list[Row], templates: list[str], metric: str, **options: Any) -> tuple[Estimate, float]:
+    """Score of the answers, and the share of rows whose mix was one skill alone."""
     from loramix import Engine
 
-    scores, routed = [], 0
+    answers, routed = [], 0
     with Engine.open() as engine:
         for i, row in enumerate(rows):
             answer = engine.generate(fill(templates[i % len(templates)], row.input), **options)
@@ -93,14 +92,14 @@ def answer_rows(
             if options.get("policy") == "base" and metric == "accuracy":  # the base talks: look for the label
                 found = [label for label in ("positive", "negative") if label in text.lower()]
                 text = found[0] if len(found) == 1 else text
-            scores.append(METRICS[metric](text, row.references))
+            answers.append(text)
             routed += len(answer.route.mix) == 1
-    return scores, routed / len(rows)
+    return estimate(measure(metric), answers, rows), routed / len(rows)
 
 
-def interval(scores: list[float]) -> dict[str, float]:
-    mean, low, high = bootstrap(scores)
-    return {"mean": round(mean, 4), "low": round(low, 4), "high": round(high, 4), "rows": len(scores)}
+def interval(found: Estimate) -> dict[str, float]:
+    low, high = round(found.low, 4), round(found.high, 4)
+    return {"mean": round(found.value, 4), "low": low, "high": high, "rows": found.rows}
 
 
 @main.command()
@@ -136,8 +135,8 @@ def summarize(data: Path, rows: int, base_rows: int) -> None:
         test = [row for row in everything if row.source == source][: rows or None]
         scores, share = answer_rows(test, [PROMPTS[source]], "rouge_l")
         result[f"{source}, routed"] = {**interval(scores), "routed_to_one_skill": round(share, 4)}
-        lead = [METRICS["rouge_l"](row.input.split(". ")[0].split("\n")[0], row.references) for row in test]
-        result[f"{source}, lead sentence"] = interval(lead)
+        lead = [row.input.split(". ")[0].split("\n")[0] for row in test]
+        result[f"{source}, lead sentence"] = interval(estimate(measure("rouge_l"), lead, test))
         scores, _ = answer_rows(test[:base_rows], [PROMPTS[source]], "rouge_l", policy="base", max_tokens=64)
         result[f"{source}, bare base"] = interval(scores)
     save("summarize", result)
@@ -150,47 +149,37 @@ def routing(data: Path, per_template: int) -> None:
     """Decisions of the gate on phrasings, texts and requests that training never saw."""
     from loramix import Engine
 
-    phrasings = held_out()
+    held = held_out()
+    with Engine.open() as engine:
+        skills = [skill.name for skill in engine.pack.skills]
     texts = {
         skill: [row for row in read_rows(data / "skills" / f"{skill}.jsonl.gz") if row.split == "test"]
-        for skill in ("sentiment", "summarize")
+        for skill in skills
     }
+    general = [skill for skill in skills if load_recipe(skill).any_text]
     rng = np.random.default_rng(0)
 
-    def ask(templates: list[str], rows: list[Row], wanted: str) -> list[tuple[str, str]]:
+    def ask(templates: list[str], among: list[str], wanted: str) -> list[tuple[str, str]]:
+        rows = [row for skill in among for row in texts[skill]]
         picks = rng.integers(0, len(rows), (len(templates), per_template))
         return [
             (fill(t, rows[i].input), wanted) for t, row in zip(templates, picks, strict=True) for i in row
         ]
 
-    every = [row for rows in texts.values() for row in rows]
-    summary = phrasings["summarize"]
-    sets: dict[str, list[tuple[str, str]]] = {
-        "sentiment": ask(phrasings["sentiment"]["templates"], texts["sentiment"], "sentiment"),
-        "summarize": [
-            *ask(summary["templates"], texts["summarize"], "summarize"),
-            *ask(summary["oneline"], [r for r in texts["summarize"] if r.source == "oneline"], "summarize"),
-            *ask(summary["tldr"], [r for r in texts["summarize"] if r.source == "tldr"], "summarize"),
-        ],
-        "sentiment, on the other skill's texts": ask(
-            phrasings["sentiment"]["templates"], texts["summarize"], "sentiment"
-        ),
-        "summarize, on the other skill's texts": ask(summary["templates"], texts["sentiment"], "summarize"),
-        "neither: CLINC150 out of scope": [
-            (text, "base")
-            for split, text in read_none(data / "routing" / "clinc_out_of_scope.jsonl")
-            if split == "test"
-        ],
-        "neither: Self-Instruct, unseen half": [
-            (text, "base")
-            for i, (_, text) in enumerate(read_none(data / "routing" / "self_instruct_seed_tasks.jsonl"))
-            if i % 2
-        ],
-        "neither: everyday prompts and near misses": [
-            (text, "base") for text in phrasings["none"]["prompts"]
-        ],
-        "neither: other requests about the skills' texts": ask(phrasings["none"]["templates"], every, "base"),
-    }
+    sets: dict[str, list[tuple[str, str]]] = {}
+    for kind, wording in (("templates", ""), ("plain", ", no telling words")):
+        for skill in skills:
+            sets[skill + wording] = ask(held[skill][kind], [skill], skill)
+        for skill in general:
+            others = [name for name in general if name != skill]
+            sets[f"{skill}{wording}, on other skills' texts"] = ask(held[skill][kind], others, skill)
+    none_files = {"CLINC150 out of scope": "clinc_out_of_scope", "Self-Instruct": "self_instruct_seed_tasks"}
+    for name, file in none_files.items():
+        found = read_none(data / "routing" / f"{file}.jsonl")
+        unseen = [text for i, (split, text) in enumerate(found) if (split == "test" if split else i % 2)]
+        sets[f"none: {name}"] = [(text, "base") for text in unseen]
+    sets["none: everyday prompts and near misses"] = [(text, "base") for text in held["none"]["prompts"]]
+    sets["none: other requests about texts"] = ask(held["none"]["templates"], skills, "base")
     result: dict[str, Any] = {}
     errors: list[list[str]] = []
     with Engine.open() as engine:
@@ -202,7 +191,7 @@ def routing(data: Path, per_template: int) -> None:
                 hits.append(float(found == wanted and len(mix) <= 1))
                 if found != wanted:
                     errors.append([name, found, text[:160]])
-            result[name] = interval(hits)
+            result[name] = interval(bootstrap(np.asarray([[hit, 1] for hit in hits]), share))
     write_text(HERE / "routing_errors.json", json.dumps(errors, indent=1, ensure_ascii=False) + "\n")
     save("routing", result)
 

@@ -26,6 +26,7 @@ def training_extra() -> Iterator[None]:
             "peft",
             "safetensors",
             "rouge_score",
+            "sacrebleu",
         }:
             raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
         raise
@@ -83,6 +84,57 @@ def train_skill(
     click.echo(str(result.directory))
 
 
+@train.command("pack")
+@click.argument("directory", type=PATH)
+@click.option(
+    "--data-dir", type=PATH, required=True, help="Directory with a data file per skill, NAME.jsonl.gz."
+)
+@click.option(
+    "--skill", "skills", multiple=True, help="Recipe (name or file); again for more. By default all."
+)
+@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--out", type=PATH, default=Path("runs"), show_default=True, help="Run directories.")
+@click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
+@click.option("--description", default="", help="One line on a new pack.")
+@click.option("--gate/--no-gate", default=True, show_default=True, help="Train the gate at the end.")
+def train_pack(
+    directory: Path,
+    data_dir: Path,
+    skills: tuple[str, ...],
+    base: str,
+    out: Path,
+    none_files: tuple[Path, ...],
+    description: str,
+    gate: bool,
+) -> None:
+    """Train the skills of the pack in DIRECTORY one after the other, then its gate.
+
+    Killed at any moment, the same command goes on where it was.
+    """
+    from loramix.train.recipe import load_recipe, shipped
+
+    recipes = [load_recipe(name) for name in skills or shipped()]
+    with training_extra(), _Display() as display:
+        from loramix.train.pack import train_pack as work
+
+        pack = work(
+            directory.absolute(),
+            recipes,
+            data_dir,
+            out,
+            base=base,
+            description=description,
+            report=display.update_pack,
+        )
+    if gate:
+        with training_extra():
+            from loramix.train.gate import train_gate as work_gate
+
+            for line in work_gate(pack.directory, data_dir, none_files, out / "gate"):
+                click.echo(line, err=True)
+    click.echo(str(directory))
+
+
 class _Display:
     """A progress bar with loss, tokens/s and time left; plain lines where stderr is no terminal."""
 
@@ -96,12 +148,25 @@ class _Display:
         self._bar = Progress(*columns, console=console, disable=self._plain)
         self._bar.start()
         self._task: Any = None
+        self._title = ""
         return self
 
+    def update_pack(self, found: Any) -> None:
+        """Show where the training of several skills is."""
+        title = f"{found.skill} ({found.number} of {found.count})"
+        if found.progress is None:
+            self._bar.console.print(f"{title}: trained before")
+            return
+        if title != self._title:
+            self._title, self._task = title, None
+        self.update(found.progress)
+
     def update(self, progress: Any) -> None:
+        """Show a training's step."""
         if self._task is None:
             self._task = self._bar.add_task("", total=progress.steps)
-        what = f"loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s"
+        title = f"{self._title}: " if self._title else ""
+        what = f"{title}loss {progress.loss:.3f}, {progress.tokens_per_second:.0f} tokens/s"
         self._bar.update(self._task, completed=progress.step, description=what)
         if progress.note:
             self._bar.console.print(f"step {progress.step}: {progress.note}")

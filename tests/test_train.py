@@ -22,8 +22,8 @@ import torch
 from loramix.cli import main
 from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
 from loramix.train import checkpoint
+from loramix.train import recipe as recipes
 from loramix.train.data import Example, batches, micro_batches, read_rows
-from loramix.train.evaluate import accuracy, bootstrap, rouge_l
 from loramix.train.frozen import autocast_dtype, digest, load_base
 from loramix.train.lora import attach, collate, common_prefix, cut, hidden_states, train_skill
 from loramix.train.recipe import load_recipe
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.train
 RECIPE = """
 name = "mood"
 description = "good or bad"
-metric = "accuracy"
+metrics = ["accuracy"]
 [data]
 license = "none"
 how = "by hand"
@@ -272,7 +272,7 @@ def refused(words: list[str], says: str) -> None:
         ("r = 2", "r = 0", ">= 1"),
         ("epochs = 2", "epochs = -1", "epochs"),
         ("{input} good", "good", "{input}"),
-        ('metric = "accuracy"', 'metric = "vibes"', "vibes"),
+        ('metrics = ["accuracy"]', 'metrics = ["vibes"]', "vibes"),
         ("[lora]", "[lora", "line"),
     ],
 )
@@ -318,26 +318,35 @@ def test_data_files_that_are_none(recipe: Path, tiny_base: Path, tmp_path: Path)
     refused(command(recipe, broken, tiny_base, tmp_path / "out"), "gzip")
 
 
-def test_repeated_inputs_are_dropped(tmp_path: Path) -> None:
+def test_repeated_rows_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "d.jsonl"
-    path.write_text(GOOD * 3 + GOOD.replace('"x"', '"w"'))
-    assert [row.input for row in read_rows(path)] == ["x", "w"]
+    path.write_text(GOOD * 3 + GOOD.replace('"x"', '"w"') + GOOD.replace('"train"', '"test"'))
+    assert [(row.split, row.input) for row in read_rows(path)] == [("train", "x"), ("train", "w")]
 
 
-@pytest.mark.parametrize("name", ["sentiment", "summarize"])
+def test_several_targets_of_an_input(tmp_path: Path) -> None:
+    path = tmp_path / "d.jsonl"
+    other = GOOD.replace('"y"', '"z"')
+    moved = [line.replace('"train"', '"test"').replace('"x"', '"v"') for line in (GOOD, other)]
+    path.write_text("".join([GOOD, other, *moved]))
+    rows = read_rows(path)
+    assert [(row.split, row.target) for row in rows] == [("train", "y"), ("train", "z"), ("test", "y")]
+    assert rows[-1].references == ("y", "z")
+
+
+SHIPPED = sorted(
+    p.stem for p in (Path(recipes.__file__).parent / "recipes").glob("*.toml") if p.stem != "gate"
+)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_vary_their_wording(name: str) -> None:
     recipe = load_recipe(name)
     templates = [template for group in recipe.instructions.values() for template in group]
     assert len(set(templates)) == len(templates) >= 20
-    assert recipe.data.hub and recipe.data.license
-    with pytest.raises(LoramixError):
+    assert recipe.name == name and recipe.data.how and recipe.data.license
+
+
+def test_unknown_recipe() -> None:
+    with pytest.raises(LoramixError, match="sentiment"):
         load_recipe("nosuch")
-
-
-def test_metrics() -> None:
-    assert accuracy(" Positive. ", ["positive"]) == 1
-    assert accuracy("positive, I think", ["positive"]) == 0
-    assert rouge_l("the cat sat", ["a dog ran", "the cat sat down"]) == pytest.approx(2 * 1 * 0.75 / 1.75)
-    mean, low, high = bootstrap([1.0] * 60 + [0.0] * 40)
-    assert mean == 0.6 and 0.48 < low < 0.6 < high < 0.72
-    assert bootstrap([1.0] * 60 + [0.0] * 40) == (mean, low, high)

@@ -6,7 +6,7 @@ import gzip
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,23 @@ class Example:
     n_answer: int
 
 
+def data_file(data_dir: Path, name: str) -> Path:
+    """``NAME.jsonl.gz`` or ``NAME.jsonl`` in a directory.
+
+    Raises:
+        NotFound: neither is there.
+    """
+    for suffix in (".jsonl.gz", ".jsonl"):
+        if (data_dir / f"{name}{suffix}").is_file():
+            return data_dir / f"{name}{suffix}"
+    raise NotFound(f"no {name}.jsonl.gz or {name}.jsonl in {data_dir}; put the data of skill {name!r} there.")
+
+
 def read_rows(path: Path) -> list[Row]:
-    """Read a JSONL or JSONL.gz file of ``split``, ``input``, ``target``; repeated inputs are dropped.
+    """Read a JSONL or JSONL.gz file of ``split``, ``input``, ``target``.
+
+    A repeated row is dropped, and so is one whose input stood in another split before. An input with
+    several targets is several rows of ``train``, and elsewhere one row with several references.
 
     Raises:
         NotFound: there is no such file.
@@ -45,19 +60,23 @@ def read_rows(path: Path) -> list[Row]:
     """
     if not path.is_file():
         raise NotFound(f"no data file {path}: give one with --data FILE (JSONL or JSONL.gz).")
-    rows: list[Row] = []
-    seen: set[tuple[str, str]] = set()
+    rows: dict[tuple[str, ...], Row] = {}
+    split_of: dict[tuple[str, str], str] = {}
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
         row = _row(line, f"{path}, line {number}")
-        key = (row.input, row.source)
-        if key not in seen:
-            seen.add(key)
-            rows.append(row)
+        if split_of.setdefault((row.source, row.input), row.split) != row.split:
+            continue
+        key = (row.source, row.input, *([row.target] if row.split == "train" else []))
+        known = rows.get(key)
+        if known is None:
+            rows[key] = row
+        elif row.split != "train":
+            rows[key] = replace(known, references=tuple(dict.fromkeys(known.references + row.references)))
     if not rows:
         raise InvalidData(f"{path} has no rows; each line needs 'split', 'input' and 'target'.")
-    return rows
+    return list(rows.values())
 
 
 def _lines(path: Path) -> Iterator[str]:

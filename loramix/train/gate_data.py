@@ -11,29 +11,38 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from loramix.errors import InvalidData, InvalidRecipe
 from loramix.prompts import fill
-from loramix.train.data import Row, read_rows, take
-from loramix.train.recipe import Recipe, load_recipe
+from loramix.train.data import data_file, read_rows, take
+from loramix.train.recipe import Recipe, load_recipe, shipped
 
 BASE = "base"
+CROSSED = 0.3  # share of a skill's prompts that stand on other skills' texts
 MAX_CHARACTERS = 500  # of a text: the gate reads the instruction, long texts only cost time
 
 
-class Phrasings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``recipes/gate.toml``: what to ask that no skill, or more than one, serves."""
+class NonePhrasings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``phrasings/none.toml``: what no skill serves."""
 
-    none_templates: list[str]
-    """Requests about a text, with ``{input}``, that no skill serves."""
-    none_prompts: list[str]
-    """Requests without a text that no skill serves."""
-    composed_templates: dict[str, list[str]]
+    templates: list[str]
+    """Requests about a text, with ``{input}``."""
+    prompts: list[str]
+    """Requests without a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Phrasings:
+    """The directory ``phrasings/``: how people ask, beyond what the recipes hold."""
+
+    skills: Mapping[str, Mapping[str, list[str]]]
+    """By skill and source, as a recipe's instructions."""
+    none: NonePhrasings
+    composed: Mapping[str, list[str]]
     """Requests for several skills at once, by their names joined with ``+``."""
-    extra: dict[str, list[str]] = {}
-    """More phrasings by skill, for the gate alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +56,28 @@ class Prompt:
     """Prompts of one phrasing share it: held out together, they tell how the gate does on unseen wording."""
 
 
-def load_phrasings(path: Path | None = None) -> Phrasings:
-    """Read the phrasings that ship with Loramix, or a file of the same form.
+PHRASINGS = Path(__file__).parent / "phrasings"
+
+
+def load_phrasings(directory: Path = PHRASINGS) -> Phrasings:
+    """Read the phrasings that ship with Loramix, or a directory of the same form.
 
     Raises:
-        InvalidRecipe: not TOML, or not of that form.
+        InvalidRecipe: a file that is not TOML, or not of that form.
     """
-    path = path or Path(__file__).parent / "recipes" / "gate.toml"
-    try:
-        return msgspec.toml.decode(path.read_bytes(), type=Phrasings)
-    except (msgspec.MsgspecError, ValueError) as error:
-        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+
+    def read(path: Path, kind: type[Any]) -> Any:
+        try:
+            return msgspec.toml.decode(path.read_bytes(), type=kind)
+        except (msgspec.MsgspecError, ValueError, OSError) as error:
+            raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+
+    named = [path for path in sorted(directory.glob("*.toml")) if path.stem not in {"none", "composed"}]
+    return Phrasings(
+        {path.stem: read(path, dict[str, list[str]]) for path in named},
+        read(directory / "none.toml", NonePhrasings),
+        read(directory / "composed.toml", dict[str, list[str]]),
+    )
 
 
 def read_none(path: Path) -> list[tuple[str, str]]:
@@ -84,51 +104,80 @@ def read_none(path: Path) -> list[tuple[str, str]]:
 
 
 def collect(
-    skills: Sequence[str], data_dir: Path, none_files: Sequence[Path], *, per_skill: int = 800, seed: int = 0
+    skills: Sequence[str],
+    data_dir: Path,
+    none_files: Sequence[Path],
+    *,
+    per_skill: int | None = None,
+    seed: int = 0,
 ) -> list[Prompt]:
     """Prompts to train the gate on.
 
     Args:
-        skills: names of the pack's skills, each with a recipe and ``DATA_DIR/NAME.jsonl.gz``.
-        data_dir: their data; only rows of ``train`` are used.
+        skills: names of the pack's skills, each with its data ``DATA_DIR/NAME.jsonl.gz`` and its recipe:
+            ``DATA_DIR/NAME.toml``, or one that ships with Loramix.
+        data_dir: recipes and data; only rows of ``train`` are used.
         none_files: prompts that no skill fits; rows of split ``test`` are left out, and every second
             row of a file without splits.
-        per_skill: prompts made for each skill, and about as many for none.
+        per_skill: prompts made for each skill, and twice as many for none; by default so many that all
+            skills together have about 8,000.
         seed: of all draws.
+
+    Raises:
+        NotFound: a recipe or a data file is missing.
+        InvalidRecipe, InvalidData: one that cannot be read.
     """
+    count = per_skill or max(400, min(1000, 8000 // len(skills)))
     phrasings = load_phrasings()
-    recipes = {name: load_recipe(name) for name in skills}
+    recipes = {name: _recipe(name, data_dir) for name in skills}
     rng = random.Random(seed)
-    rows: dict[str, list[Row]] = {}
-    for name in skills:
-        whole = take(read_rows(data_dir / f"{name}.jsonl.gz"), "train", None, seed)
-        rows[name] = whole[: 3 * per_skill]
-    texts = [_cut(row.input) for name in skills for row in rows[name]]
+    rows = {name: take(read_rows(data_file(data_dir, name)), "train", 3 * count, seed) for name in skills}
+    texts = {name: [_cut(row.input) for row in rows[name]] for name in skills}
+    general = [name for name in skills if recipes[name].any_text]
+
+    def any_text(own: str = "") -> str:
+        """A text of any skill; of those whose texts are plain language, where ``own`` is one of them."""
+        among = general if own in general and rng.random() < 0.8 else list(skills)
+        return rng.choice(texts[rng.choice(among)])
+
     prompts: list[Prompt] = []
     for name in skills:
         templates = _templates(recipes[name], phrasings)
-        for i in range(per_skill):
+        rng.shuffle(templates)
+        by_source = {
+            s: [_cut(row.input) for row in rows[name] if not s or row.source == s] for _, s in templates
+        }
+        crossing = CROSSED if name in general else CROSSED / 3
+        for i in range(count):
             template, source = templates[i % len(templates)]
-            crossed = not source and rng.random() < 0.3
-            own = [_cut(row.input) for row in rows[name] if not source or row.source == source]
-            text = rng.choice(texts if crossed or not own else own)
+            crossed = (not source and rng.random() < crossing) or not by_source[source]
+            text = any_text(name) if crossed else rng.choice(by_source[source])
             prompts.append(Prompt(fill(template, text), {name: 1.0}, template))
-    for i in range(per_skill * 3 // 4):
-        template = phrasings.none_templates[i % len(phrasings.none_templates)]
-        prompts.append(Prompt(fill(template, rng.choice(texts)), {BASE: 1.0}, template))
-    for names, templates_ in phrasings.composed_templates.items():
-        together = names.split("+")
-        if not set(together) <= set(skills):
-            continue
-        for i in range(per_skill // 4):
-            template = templates_[i % len(templates_)]
-            share = {name: 1.0 / len(together) for name in together}
-            prompts.append(Prompt(fill(template, rng.choice(texts)), share, template))
-    alone = list(phrasings.none_prompts)
+    absent = [load_recipe(name) for name in shipped() if name not in skills]
+    foreign = [template for recipe in absent for template, _ in _templates(recipe, phrasings)]
+    rng.shuffle(foreign)
+    for number, pool in ((count, phrasings.none.templates), (count, foreign)):
+        for i in range(number if pool else 0):
+            template = pool[i % len(pool)]
+            prompts.append(Prompt(fill(template, any_text()), {BASE: 1.0}, template))
+    for names, together in phrasings.composed.items():
+        parts = names.split("+")
+        if set(parts) <= set(skills):
+            for i in range(count // 4):
+                template = together[i % len(together)]
+                target = {name: 1.0 / len(parts) for name in parts}
+                prompts.append(Prompt(fill(template, any_text(parts[0])), target, template))
+    alone = list(phrasings.none.prompts)
     for path in none_files:
         alone += [text for i, (split, text) in enumerate(read_none(path)) if _for_training(split, i)]
     prompts += [Prompt(text, {BASE: 1.0}, text) for text in alone]
     return prompts
+
+
+def _recipe(name: str, data_dir: Path) -> Recipe:
+    """The recipe beside the data, else the one that ships with Loramix."""
+    beside = data_dir / f"{name}.toml"
+    return load_recipe(str(beside) if beside.is_file() else name)
 
 
 def _cut(text: str) -> str:
@@ -142,8 +191,11 @@ def _for_training(split: str, index: int) -> bool:
 
 def _templates(recipe: Recipe, phrasings: Phrasings) -> list[tuple[str, str]]:
     """(template, source that it is for or empty), each once."""
-    groups = {**recipe.instructions}
-    groups["any"] = [*groups.get("any", []), *phrasings.extra.get(recipe.name, [])]
-    for source in groups:
-        groups[source] = [*groups[source], *phrasings.extra.get(f"{recipe.name}.{source}", [])]
-    return [(t, "" if source == "any" else source) for source, group in groups.items() for t in group]
+    more = phrasings.skills.get(recipe.name, {})
+    found = {
+        (template, "" if source == "any" else source): None
+        for group in (recipe.instructions, more)
+        for source, templates in group.items()
+        for template in templates
+    }
+    return list(found)

@@ -50,6 +50,7 @@ class Result:
     dev_exact: float
     seconds: float
     base_digest: str
+    steps: int
 
 
 def train_skill(
@@ -142,7 +143,9 @@ class _Run:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best_tensors[name])
         directory = self._export()
-        return Result(directory, self.best["loss"], self.best["exact"], time.monotonic() - began, before)
+        return Result(
+            directory, self.best["loss"], self.best["exact"], time.monotonic() - began, before, last
+        )
 
     def _batches(self) -> Iterator[tuple[int, list[list[Example]]]]:
         """(step, micro-batches) for the whole run, a pure function of the seed."""
@@ -248,7 +251,7 @@ class _Run:
     def _identity(self) -> str:
         """What must be the same for a resumed run to be the same run."""
         tokens = sum(int(e.ids.sum()) for epoch in self.epochs for e in epoch)
-        return f"{self.recipe!r} steps={self.steps} tokens={tokens} base={self.base.name}"
+        return f"{self.recipe.fingerprint()} steps={self.steps} tokens={tokens} base={self.base.name}"
 
     def _export(self) -> Path:
         directory, partial = self.out / "adapter", self.out / ".adapter.partial"

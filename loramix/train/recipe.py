@@ -13,6 +13,10 @@ from loramix.paths import is_safe_name
 
 Positive = Annotated[int, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
+MeasureName = Literal[
+    "accuracy", "chrf", "entity_f1", "exact", "first_word", "frame_intent", "macro_f1",
+    "positive_f1", "rouge_l", "slot_f1", "slot_recall", "valid_json",
+]  # fmt: skip
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,10 +72,13 @@ class Recipe(_Table, frozen=True):
 
     name: str
     description: str
-    metric: Literal["accuracy", "rouge_l"]
+    metrics: Annotated[list[MeasureName], Meta(min_length=1)]
+    """Measures of `loramix.train.metrics`, the main one first."""
     data: Source
     instructions: dict[str, list[str]]
     """Instruction templates with ``{input}``; the key ``any`` fits all rows, others a row's ``source``."""
+    any_text: bool = False
+    """Whether the instruction makes sense on any text, as "summarize" does and "write the SQL" does not."""
     labels: list[str] = []
     """Allowed answers, where the task is a classification."""
     max_tokens: Positive = 64
@@ -80,6 +87,18 @@ class Recipe(_Table, frozen=True):
     """A prompt that shows the skill."""
     lora: Lora = Lora()
     training: Training = Training()
+
+    def fingerprint(self) -> str:
+        """What decides a training's result: a new description or example changes no adapter."""
+        return repr((self.name, self.instructions, self.lora, self.training))
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that ship with Loramix."""
+    return sorted(file.stem for file in RECIPES.glob("*.toml"))
 
 
 def load_recipe(name_or_path: str) -> Recipe:
@@ -94,10 +113,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     """
     path = Path(name_or_path)
     if not path.is_file():
-        path = Path(__file__).parent / "recipes" / f"{name_or_path}.toml"
+        path = RECIPES / f"{name_or_path}.toml"
     if not is_safe_name(path.stem) or not path.is_file():
-        shipped = ", ".join(sorted(file.stem for file in (Path(__file__).parent / "recipes").glob("*.toml")))
-        raise NotFound(f"no recipe {name_or_path!r}: give a TOML file, or one of {shipped}.")
+        raise NotFound(f"no recipe {name_or_path!r}: give a TOML file, or one of {', '.join(shipped())}.")
     try:
         recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
     except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:

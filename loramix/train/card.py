@@ -1,0 +1,58 @@
+"""The model card of a skill, in Markdown: data, licence, shape, what was measured, the command that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from loramix.train.recipe import Recipe
+
+_SHORT = {
+    "q_proj": "q",
+    "k_proj": "k",
+    "v_proj": "v",
+    "o_proj": "o",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
+
+
+def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
+    """Write a skill's card.
+
+    Args:
+        recipe: what was trained.
+        base: the base's name.
+        run: ``rows`` trained on, ``dev_loss`` and ``dev_exact`` of the adapter kept.
+
+    Returns:
+        Markdown.
+    """
+    shape, training = recipe.lora, recipe.training
+    targets = ", ".join(_SHORT.get(name, name) for name in shape.target_modules)
+    phrasings = len({text for group in recipe.instructions.values() for text in group})
+    hub = f" (on the hub: `{recipe.data.hub}`)" if recipe.data.hub else ""
+    lines = [
+        f"# Skill: {recipe.name}",
+        "",
+        recipe.description,
+        "",
+        f"- **Base**: {base}, frozen.",
+        f"- **Adapter**: LoRA on {targets} of every layer; r = {shape.r}, lora_alpha = {shape.lora_alpha:g}"
+        + (", rank-stabilized." if shape.use_rslora else "."),
+        f"- **Data**: {recipe.data.how}{hub}",
+        f"- **Licence of the data**: {recipe.data.license}.",
+        f"- **Trained on** {run['rows']} rows, {training.epochs:g} epochs, in {phrasings} phrasings of the "
+        f"instruction, learning rate {training.learning_rate:g}, batches of {training.batch_size}.",
+        f"- **Dev**: loss {run['dev_loss']:.3f} nats a token; {run['dev_exact']:.1%} of answers exact when the "
+        "right beginning is given.",
+        f"- **Measured by** {', '.join(recipe.metrics)}; values on the test rows stand in docs/results.md.",
+        f"- **Made by** `loramix train skill {recipe.name} --data {recipe.name}.jsonl.gz`, then "
+        "`loramix convert adapter`; `loramix train pack` does both.",
+        "- **Limits**: English instructions; a small model learns the manner of its data and may state what "
+        "is not so.",
+    ]
+    if recipe.labels:
+        lines.insert(3, f"\nAnswers: {', '.join(f'`{label}`' for label in recipe.labels)}.")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,144 @@
+"""Train a whole pack: each skill in turn, converted and put in, then the gate; interrupted, it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loramix.convert.adapter import convert_adapter
+from loramix.errors import UsageError
+from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
+from loramix.models import bases
+from loramix.pack import Pack
+from loramix.pack_edit import add_skill, check_skill_name
+from loramix.paths import safe_name, sha256_file, write_text
+from loramix.train.card import write_card
+from loramix.train.data import data_file, read_rows, take
+from loramix.train.lora import Progress, train_skill
+from loramix.train.recipe import Recipe
+
+DONE = "done.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SkillProgress:
+    """Where the training of a pack is: this skill of so many, and how far it is in itself."""
+
+    skill: str
+    number: int
+    count: int
+    progress: Progress | None
+    """None: nothing left to train, the adapter of an earlier run is taken."""
+
+
+def train_pack(
+    directory: Path,
+    recipes: Sequence[Recipe],
+    data_dir: Path,
+    out: Path,
+    *,
+    base: str,
+    description: str = "",
+    report: Callable[[SkillProgress], None] = lambda progress: None,
+) -> Pack:
+    """Train the adapters of all recipes and put them into a pack.
+
+    Each skill has a run directory, ``OUT/NAME``: a finished one of the same recipe, data and base is not
+    trained again, an unfinished one goes on from its last checkpoint.
+
+    Args:
+        directory: the pack; made if there is none, and skills of the same names are replaced.
+        recipes: what to train, in this order.
+        data_dir: a data file per skill.
+        out: the run directories.
+        base: name or GGUF.
+        description: of a new pack.
+        report: called after each optimizer step.
+
+    Returns:
+        The pack, without a gate where a skill is new.
+
+    Raises:
+        UsageError: a name twice, or the pack has another base.
+        NotFound: a data file is missing; nothing is trained then.
+    """
+    files = [data_file(data_dir, check_skill_name(recipe.name)) for recipe in recipes]
+    names = [recipe.name for recipe in recipes]
+    if len(set(names)) != len(names):
+        raise UsageError(f"a skill is named twice in {', '.join(names)}; train each once.")
+    base_path = bases.resolve(base)
+    base_digest = bases.digest(base_path)
+    _open(directory, base, base_digest, description)
+    for number, (recipe, file) in enumerate(zip(recipes, files, strict=True), 1):
+        run = out / recipe.name
+        key = _key(recipe, file, base_digest)
+
+        def forward(progress: Progress, name: str = recipe.name, number: int = number) -> None:
+            report(SkillProgress(name, number, len(recipes), progress))
+
+        if not _is_done(run, key):
+            rows = read_rows(file)
+            result = train_skill(recipe, rows, base_path, run, resume=True, report=forward)
+            done = {
+                "key": key,
+                "rows": min(len(take(rows, "train")), math.ceil(result.steps * recipe.training.batch_size)),
+                "dev_loss": result.dev_loss,
+                "dev_exact": result.dev_exact,
+            }
+            write_text(run / DONE, json.dumps(done, indent=1) + "\n")
+        else:
+            report(SkillProgress(recipe.name, number, len(recipes), None))
+        _put(directory, recipe, run, base, base_path, base_digest)
+    return Pack.load(directory)
+
+
+def _open(directory: Path, base: str, digest: str, description: str) -> None:
+    """Make the pack if there is none; refuse one of another base."""
+    if not (directory / MANIFEST).exists():
+        name = safe_name(directory.name, "pack")
+        reference = BaseReference(name=base, sha256=digest)
+        manifest = Manifest(
+            format=1, name=name, description=description, license="Apache-2.0", base=reference
+        )
+        write_manifest(directory, manifest)
+    found = Pack.load(directory).manifest.base
+    if found.sha256 != digest:
+        raise UsageError(
+            f"{directory} is a pack of base {found.name}, not of {base}; name another directory."
+        )
+
+
+def _key(recipe: Recipe, data: Path, base_digest: str) -> str:
+    """Changes when what is trained, on which data, or the base does."""
+    parts = [recipe.fingerprint(), sha256_file(data), base_digest]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _is_done(run: Path, key: str) -> bool:
+    path = run / DONE
+    return path.is_file() and json.loads(path.read_text()).get("key") == key
+
+
+def _put(directory: Path, recipe: Recipe, run: Path, base: str, base_path: Path, digest: str) -> None:
+    """Convert a trained adapter and put it into the pack, unless the same bytes are there."""
+    target = run / "adapter.gguf"
+    convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
+    content = target.read_bytes()
+    known = {skill.name: skill for skill in Pack.load(directory).skills}.get(recipe.name)
+    if known is not None and known.sha256 == hashlib.sha256(content).hexdigest():
+        return
+    done = json.loads((run / DONE).read_text())
+    add_skill(
+        directory,
+        recipe.name,
+        content,
+        description=recipe.description,
+        max_tokens=recipe.max_tokens,
+        example=recipe.example or None,
+        card=write_card(recipe, base, done),
+        replace_existing=True,
+    )
