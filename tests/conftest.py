@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from tiny import N_EMBD, write_base, write_peft
+from tiny import random_gate, write_base, write_peft
 
 from loramix.models import bases
 from loramix.paths import cache_dir
@@ -37,7 +36,6 @@ def tiny_pack(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """A pack of two random skills and a random gate on the tiny base."""
     from loramix.convert.adapter import convert_adapter
     from loramix.manifest import BaseReference, Manifest, write_manifest
-    from loramix.models.gate_numpy import GateInfo, NumpyGate
     from loramix.pack_edit import add_skill, set_gate
 
     directory = tmp_path_factory.mktemp("packs") / "tiny"
@@ -51,24 +49,7 @@ def tiny_pack(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         out = directory.parent / f"{name}.gguf"
         convert_adapter(peft, tiny_base, out, name=name, base_name="tiny", base_sha256=digest)
         add_skill(directory, name, out, description=name, max_tokens=12)
-    rng = np.random.default_rng(3)
-    info = GateInfo(
-        skills=["sentiment", "summarize"],
-        threshold=0.35,
-        layers=[1, 2],
-        pooling="last",
-        base_sha256=digest,
-        hidden=[8],
-    )
-    arrays = {
-        "mean": np.zeros(2 * N_EMBD, np.float32),
-        "std": np.ones(2 * N_EMBD, np.float32),
-        "w0": rng.normal(0, 0.5, (1, 2 * N_EMBD, 8)).astype(np.float32),
-        "b0": np.zeros((1, 8), np.float32),
-        "w1": rng.normal(0, 2, (1, 8, 3)).astype(np.float32),
-        "b1": np.zeros((1, 3), np.float32),
-    }
-    set_gate(directory, NumpyGate(info, arrays).to_bytes())
+    set_gate(directory, random_gate(["sentiment", "summarize"], digest))
     return directory
 
 

@@ -134,3 +134,30 @@ def write_peft(
     (directory / "adapter_config.json").write_text(json.dumps(settings))
     save_file(tensors, directory / "adapter_model.safetensors")
     return directory
+
+
+def random_gate(
+    skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1, 2), seed: int = 3
+) -> bytes:
+    """Content of a gate.npz that decides between skills by random weights."""
+    from loramix.models.gate_numpy import GateInfo, NumpyGate
+
+    rng = np.random.default_rng(seed)
+    width = len(layers) * N_EMBD
+    info = GateInfo(
+        skills=skills,
+        threshold=0.35,
+        layers=list(layers),
+        pooling="last",
+        base_sha256=base_sha256,
+        hidden=[8],
+    )
+    arrays = {
+        "mean": np.zeros(width, np.float32),
+        "std": np.ones(width, np.float32),
+        "w0": rng.normal(0, 0.5, (1, width, 8)).astype(np.float32),
+        "b0": np.zeros((1, 8), np.float32),
+        "w1": rng.normal(0, 2, (1, 8, len(skills) + 1)).astype(np.float32),
+        "b1": np.zeros((1, len(skills) + 1), np.float32),
+    }
+    return NumpyGate(info, arrays).to_bytes()

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.validate import check_adapter, read_base
-from loramix.errors import InvalidMix, InvalidPrompt, UsageError, WrongBase
+from loramix.errors import InvalidArtifact, InvalidMix, InvalidPrompt, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
@@ -85,7 +85,7 @@ class Engine:
                 f"'loramix pull {pack.manifest.base.name}'."
             )
         _, self._shape = read_base(self.base_path)
-        self.router = Router([skill.name for skill in pack.skills], pack.gate())
+        self.router = self._router(pack)
         # every adapter is checked before native code starts: a bad one kills the process
         contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
         for name, content in contents.items():
@@ -210,6 +210,39 @@ class Engine:
             longest = max_tokens or self._max_tokens(route.key)
             return Stream(self, route, tokens, longest, tuple(stop), Sampler(settings), began)
 
+    def reload(self) -> bool:
+        """Take the pack up as it is on disk now: skills added, replaced or removed, another gate.
+
+        An answer under way goes on, unless its skill is gone or another. Refused, nothing has changed.
+
+        Returns:
+            Whether anything was new.
+
+        Raises:
+            NotFound, InvalidArtifact, WrongBase: the pack on disk cannot be used; the old one stays in use.
+        """
+        pack = Pack.load(self.pack.directory)
+        with self._open():
+            if pack.manifest == self.pack.manifest:
+                return False
+            if pack.manifest.base.sha256 != self.pack.manifest.base.sha256:
+                raise WrongBase(f"pack {pack.name} has another base now; open a new engine on it.")
+            router = self._router(pack)
+            known = {skill.name: skill.sha256 for skill in self.pack.skills}
+            fresh = {s.name: pack.adapter_bytes(s.name) for s in pack.skills if known.get(s.name) != s.sha256}
+            for name, content in fresh.items():
+                where = f"{pack.name}/{name}"
+                check_adapter(content, self._shape, where, base_sha256=pack.manifest.base.sha256)
+            loaded = {name: self.model.load_adapter(content, name) for name, content in fresh.items()}
+            names = {skill.name for skill in pack.skills}
+            gone = {name for name in known if name in loaded or name not in names}
+            self._pool.drop(gone, taps=router.layers)
+            for name in gone:
+                self._adapters.pop(name).close()
+            self._adapters |= loaded
+            self.pack, self.router = pack, router
+            return True
+
     def close(self) -> None:
         """Free everything native; may be called again."""
         with self._lock:
@@ -224,12 +257,25 @@ class Engine:
     ) -> None:
         self.close()
 
+    def _router(self, pack: Pack) -> Router:
+        """A router on the pack's gate, which must read layers that the base has."""
+        gate = pack.gate()
+        if gate is not None:
+            width = len(gate.info.layers) * len(gate.info.pooling.split("+")) * self._shape.n_embd
+            if max(gate.info.layers) >= self._shape.n_layer or gate.n_features != width:
+                raise InvalidArtifact(
+                    f"the gate of {pack.name} reads layers {gate.info.layers} in {gate.n_features} numbers; the "
+                    f"base has {self._shape.n_layer} layers of {self._shape.n_embd}: run 'loramix train gate'."
+                )
+        return Router([skill.name for skill in pack.skills], gate)
+
     def _open(self) -> threading.RLock:
         if self._closed:
             raise UsageError("the engine is closed; open it again.")
         return self._lock
 
     def _adapter(self, skill: str) -> Adapter:
+        self.pack.skill(skill)  # it may have been removed while it answered
         return self._adapters[skill]
 
     def _route(self, messages: list[dict[str, str]], policy: str, mix: MixLike | None) -> Route:

@@ -7,7 +7,7 @@ another, silently spoils the answer. Here the mix is the context's identity and 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from loramix.models.mixing import Mix
 from loramix.runtime.llama import Adapter, Context, Model
@@ -63,6 +63,20 @@ class ContextPool:
     def mixes(self) -> list[Mix]:
         """Mixes that hold a context now, least recently used first."""
         return list(self._contexts)
+
+    def drop(self, skills: Collection[str], *, taps: Sequence[int]) -> None:
+        """Free the contexts that these skills act in, and all of the bare base's where it needs other taps.
+
+        Args:
+            skills: names; their adapters can be freed afterwards.
+            taps: layers that the gate reads from now on.
+        """
+        stale = {mix for mix in self._contexts if not mix.scales.keys().isdisjoint(skills)}
+        if tuple(taps) != tuple(self._taps):
+            self._taps = tuple(taps)
+            stale.add(Mix.EMPTY)
+        for mix in stale & self._contexts.keys():
+            self._contexts.pop(mix).close()
 
     def clear(self) -> None:
         """Forget all tokens; contexts stay."""
