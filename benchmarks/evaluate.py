@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -271,33 +272,27 @@ def runtime() -> None:
 
 @main.command()
 def report() -> None:
-    """Write docs/results.md."""
+    """Write docs/results.md, and the README's table."""
     known = json.loads(RESULTS.read_text())
     lines = ["# Results of the default pack", "", f"Machine: {known['machine']}.", ""]
     for name in ("sentiment", "summarize", "routing"):
         if name in known:
-            lines += [
-                f"## {name}",
-                "",
-                f"`{known[name]['command']}`",
-                "",
-                "| measure | value | 95 % interval | rows |",
-            ]
-            lines += ["|---|---|---|---|"]
+            lines += [f"## {name}", "", f"`{known[name]['command']}`", ""]
+            lines += ["| measure | value | 95 % interval | rows |", "|---|---|---|---|"]
             for what, value in known[name].items():
                 if what != "command":
-                    lines.append(
-                        f"| {what} | {value['mean']:.3f} | {value['low']:.3f}–{value['high']:.3f} | {value['rows']} |"
-                    )
+                    span = f"{value['low']:.3f}–{value['high']:.3f}"
+                    lines.append(f"| {what} | {value['mean']:.3f} | {span} | {value['rows']} |")
             lines.append("")
     if "parity" in known:
         lines += ["## parity", "", f"`{known['parity']['command']}`", ""]
         lines += ["| base and mix | largest logit difference | mean KL | same argmax |", "|---|---|---|---|"]
         for what, value in known["parity"].items():
             if what != "command":
-                lines.append(
-                    f"| {what} | {value['max_difference']:.2g} | {value['mean_kl']:.2g} | {value['same_argmax']:.2%} |"
+                figures = (
+                    f"{value['max_difference']:.2g} | {value['mean_kl']:.2g} | {value['same_argmax']:.1%}"
                 )
+                lines.append(f"| {what} | {figures} |")
         lines.append("")
     if "runtime" in known:
         lines += [
@@ -311,6 +306,59 @@ def report() -> None:
         lines += [f"| {what} | {value} |" for what, value in known["runtime"].items() if what != "command"]
         lines.append("")
     write_text(HERE.parent / "docs" / "results.md", "\n".join(lines))
+    readme = HERE.parent / "README.md"
+    block = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
+    text = readme.read_text(encoding="utf-8")
+    write_text(readme, block.sub(lambda match: match[1] + _short(known) + match[2], text))
+
+
+def _short(known: dict[str, Any]) -> str:
+    """The README's table."""
+
+    def row(what: str, section: str, key: str, beside: str = "") -> str:
+        value = known[section][key]
+        return f"| {what} | {value['mean']:.3f} ({value['low']:.3f}–{value['high']:.3f}) | {beside} |"
+
+    def of(section: str, key: str) -> str:
+        return f"{known[section][key]['mean']:.3f}"
+
+    base, lead = "bare base", "lead sentence"
+    parity = {k: v for k, v in known["parity"].items() if k != "command"}
+    exact = max(v["max_difference"] for k, v in parity.items() if k.startswith("float32"))
+    kl = max(v["mean_kl"] for k, v in parity.items() if k.startswith("default"))
+    run = known["runtime"]
+    rows = [
+        f"Measured on {known['machine']}; all figures with their commands are in [docs/results.md](docs/results.md).",
+        "",
+        "| measure (routed by the gate; 95 % interval) | value | beside it |",
+        "|---|---|---|",
+        row(
+            "sentiment, accuracy, 523 film reviews", "sentiment", "routed", f"{base} {of('sentiment', base)}"
+        ),
+        row("the same, asked in phrasings unseen in training", "sentiment", "routed, unseen phrasings"),
+        row("sentiment, Amazon reviews (another kind of text)", "sentiment", "routed, test_uci_amazon"),
+    ]
+    for source, what in (("oneline", "package descriptions"), ("tldr", "scientific abstracts")):
+        beside = (
+            f"{lead} {of('summarize', f'{source}, {lead}')}, {base} {of('summarize', f'{source}, {base}')}"
+        )
+        rows.append(row(f"summarize, ROUGE-L, {what}", "summarize", f"{source}, routed", beside))
+    for skill in ("sentiment", "summarize"):
+        rows.append(row(f"routing, unseen phrasings of {skill}", "routing", skill))
+        rows.append(
+            row("the same, on the other skill's texts", "routing", f"{skill}, on other skills' texts")
+        )
+    for name in ("CLINC150 out of scope", "Self-Instruct", "everyday prompts and near misses"):
+        rows.append(row(f"routing, no skill fits: {name}", "routing", f"none: {name}"))
+    rows += [
+        f"| llama.cpp against PyTorch, float32 base: largest logit difference | {exact:.1g} | |",
+        f"| the same on the default base: mean KL | {kl:.2g} | |",
+        f"| gate's decision after its features, p50 / p99 | {run['gate_p50_ms']} / {run['gate_p99_ms']} ms | |",
+        f"| resident memory with the pack loaded | {run['resident_memory_mb']} MB | |",
+        f"| `loramix run`, first token of a fresh process | {run['run_first_token_s']} s | |",
+        "",
+    ]
+    return "\n".join(rows)
 
 
 if __name__ == "__main__":

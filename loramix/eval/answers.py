@@ -1,0 +1,110 @@
+"""Answers of an engine to many prompts, kept line by line, so that a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from loramix.errors import UsageError
+from loramix.runtime.engine import Engine
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One answer, and the mix that gave it."""
+
+    text: str
+    mix: dict[str, float]
+
+
+class AnswerStore:
+    """A JSONL file of answers by prompt and options.
+
+    Greedy answers depend on nothing else (the pack is part of the file's first line), so the same prompt under
+    the same mix is answered once, whichever measure asks.
+
+    Args:
+        path: made if there is none.
+        pack_digest: what the answers are of.
+
+    Raises:
+        UsageError: the file holds answers of another pack.
+    """
+
+    def __init__(self, path: Path, pack_digest: str) -> None:
+        self._known: dict[str, Given] = {}
+        head = {"pack": pack_digest}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: BinaryIO
+        if path.is_file() and path.stat().st_size:
+            lines = path.read_bytes().splitlines(keepends=True)
+            if json.loads(lines[0]) != head:
+                raise UsageError(f"{path} holds answers of another pack; delete it, or give another --out.")
+            whole = [line for line in lines[1:] if line.endswith(b"\n")]  # a kill tears the last line at most
+            for line in whole:
+                row = json.loads(line)
+                self._known[row["key"]] = Given(row["text"], row["mix"])
+            self._file = path.open("r+b")
+            self._file.truncate(len(lines[0]) + sum(map(len, whole)))
+            self._file.seek(0, 2)
+        else:
+            self._file = path.open("wb")
+            self._write(head)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+
+    def answer(self, engine: Engine, prompt: Prompt, **options: Any) -> Given:
+        """The greedy answer to a prompt, from the file where it is known.
+
+        Args:
+            engine: answers; its pack is the one the store was opened for.
+            prompt: text or messages.
+            **options: ``mix`` or ``policy``, ``max_tokens``, ``stop``.
+        """
+        named = json.dumps([prompt, sorted(options.items())], ensure_ascii=False)
+        key = hashlib.sha256(named.encode()).hexdigest()[:24]
+        if key not in self._known:
+            found = engine.generate(prompt, **options)
+            self._known[key] = Given(found.text, found.route.mix)
+            self._write({"key": key, "text": found.text, "mix": found.route.mix})
+        return self._known[key]
+
+    def answers(
+        self,
+        engine: Engine,
+        prompts: Sequence[Prompt],
+        *,
+        tick: Callable[[], None] = lambda: None,
+        **options: Any,
+    ) -> list[Given]:
+        """Answers to prompts under the same options.
+
+        Args:
+            engine: see `answer`.
+            prompts: in any order.
+            tick: called after each.
+            **options: see `answer`.
+        """
+        found = []
+        for prompt in prompts:
+            found.append(self.answer(engine, prompt, **options))
+            tick()
+        return found
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> AnswerStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
