@@ -20,14 +20,14 @@ SHOTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class TestSet:
+class Part:
     """Rows of one skill that are scored together."""
 
     name: str
     rows: list[Row]
 
 
-def test_sets(recipe: Recipe, rows: Sequence[Row], limit: int | None = None) -> list[TestSet]:
+def parts_of(recipe: Recipe, rows: Sequence[Row], limit: int | None = None) -> list[Part]:
     """The ``test…`` splits of a skill, each source on its own.
 
     Args:
@@ -41,7 +41,7 @@ def test_sets(recipe: Recipe, rows: Sequence[Row], limit: int | None = None) -> 
         sources = sorted({row.source for row in chosen if row.source in recipe.instructions})
         for source in sources or [""]:
             part = [row for row in chosen if not source or row.source == source][:limit]
-            found.append(TestSet(source if split == "test" and source else split, part))
+            found.append(Part(source if split == "test" and source else split, part))
     return found
 
 
@@ -116,7 +116,7 @@ def evaluate_skill(
     """
     result: dict[str, Any] = {}
     mix = str(Mix.of({recipe.name: 1.0}))
-    for part in test_sets(recipe, rows, limit):
+    for part in parts_of(recipe, rows, limit):
         prompts = [ask(recipe, row) for row in part.rows]
         pinned = store.answers(engine, prompts, mix=mix, tick=tick)
         texts, right = [], 0

@@ -1,0 +1,184 @@
+"""How the gate decides on wording, texts and requests that no training saw."""
+
+from __future__ import annotations
+
+import random
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidRecipe, NotFound
+from loramix.prompts import fill
+from loramix.runtime.engine import Engine
+from loramix.train.data import Row
+from loramix.train.gate_data import read_none
+from loramix.train.metrics import bootstrap, share
+from loramix.train.recipe import Recipe
+
+BASE = "base"
+BINS = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A prompt with the class that should answer it."""
+
+    text: str
+    wanted: str
+    instruction: str
+    """The template alone, without the text."""
+
+
+def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
+    """Phrasings kept out of training: a table a skill (``templates``, ``plain``), ``none`` and ``composed``.
+
+    Raises:
+        NotFound: no such file.
+        InvalidRecipe: not of that form.
+    """
+    if not path.is_file():
+        raise NotFound(f"no file of held-out phrasings {path}; give one with --held-out FILE.")
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+    for table, groups in found.items():
+        good = isinstance(groups, dict) and all(
+            isinstance(group, list) and all(isinstance(text, str) for text in group)
+            for group in groups.values()
+        )
+        if not good:
+            raise InvalidRecipe(f"{path}: [{table}] must hold lists of texts; mend it.")
+    return found
+
+
+def questions(
+    recipes: Mapping[str, Recipe],
+    rows: Mapping[str, Sequence[Row]],
+    held_out: Mapping[str, Mapping[str, list[str]]],
+    none_files: Sequence[Path],
+    *,
+    per_template: int = 3,
+    seed: int = 0,
+) -> dict[str, list[Question]]:
+    """Sets of questions by name.
+
+    Args:
+        recipes: the pack's skills.
+        rows: rows of ``test`` by skill.
+        held_out: see `read_held_out`.
+        none_files: prompts that no skill fits; of these only what `collect` left out of training.
+        per_template: texts put into each phrasing.
+        seed: of the choice of texts.
+    """
+    rng = random.Random(seed)
+    general = [name for name in recipes if recipes[name].any_text]
+
+    def fitting(template: str, among: Sequence[str], wanted: str) -> list[Question]:
+        pool = [row for name in among for row in rows[name]]
+        return [
+            Question(fill(template, rng.choice(pool).input), wanted, template.replace("{input}", " "))
+            for _ in range(per_template)
+        ]
+
+    sets: dict[str, list[Question]] = {}
+    for kind, wording in (("templates", ""), ("plain", ", no telling words")):
+        for name in recipes:
+            templates = held_out.get(name, {}).get(kind, [])
+            sets[name + wording] = [q for t in templates for q in fitting(t, [name], name)]
+            others = [other for other in general if other != name]
+            if name in general and others:
+                crossed = [q for t in templates for q in fitting(t, others, name)]
+                sets[f"{name}{wording}, on other skills' texts"] = crossed
+    none = held_out.get("none", {})
+    for path in none_files:
+        unseen = [t for i, (split, t) in enumerate(read_none(path)) if (split == "test" if split else i % 2)]
+        sets[f"none: {path.stem.replace('_', ' ')}"] = [Question(text, BASE, text) for text in unseen]
+    sets["none: everyday prompts and near misses"] = [Question(t, BASE, t) for t in none.get("prompts", [])]
+    sets["none: other requests about texts"] = [
+        q for t in none.get("templates", []) for q in fitting(t, list(recipes), BASE)
+    ]
+    return {name: found for name, found in sets.items() if found}
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What the gate said to sets of questions."""
+
+    classes: list[str]
+    """The skills, and ``base``."""
+    sets: dict[str, list[Question]]
+    chosen: dict[str, list[str]]
+    probabilities: dict[str, npt.NDArray[np.float64]]
+    """(questions, K+1) by set."""
+
+
+def decide_all(
+    engine: Engine, sets: Mapping[str, Sequence[Question]], tick: Callable[[], None] = lambda: None
+) -> Decisions:
+    """Ask the gate all questions.
+
+    Args:
+        engine: on a pack with a gate.
+        sets: of `questions`.
+        tick: called after each.
+    """
+    classes = [*engine.router.skills, BASE]
+    chosen: dict[str, list[str]] = {}
+    probabilities = {}
+    for name, group in sets.items():
+        chosen[name], table = [], []
+        for question in group:
+            route = engine.route(question.text)
+            chosen[name].append(next(iter(route.mix), BASE))
+            table.append([route.probabilities[c] for c in classes])
+            tick()
+        probabilities[name] = np.asarray(table, np.float64)
+    return Decisions(classes, {n: list(g) for n, g in sets.items()}, chosen, probabilities)
+
+
+def summarize(found: Decisions) -> dict[str, Any]:
+    """Accuracy a set, the confusion matrix, and calibration over all sets.
+
+    Returns:
+        ``sets`` ({name: value, low, high, rows}), ``confusion`` (rows: wanted, columns: chosen),
+        ``calibration`` (expected calibration error of the likeliest class, and its bins), ``errors``.
+    """
+    sets = {}
+    confusion = {wanted: dict.fromkeys(found.classes, 0) for wanted in found.classes}
+    errors = []
+    for name, group in found.sets.items():
+        hits = [choice == q.wanted for choice, q in zip(found.chosen[name], group, strict=True)]
+        value = bootstrap(np.asarray([[hit, 1] for hit in hits], np.float64), share)
+        sets[name] = {"value": value.value, "low": value.low, "high": value.high, "rows": value.rows}
+        for question, choice in zip(group, found.chosen[name], strict=True):
+            confusion[question.wanted][choice] += 1
+            if choice != question.wanted:
+                errors.append([name, choice, question.text[:160]])
+    return {"sets": sets, "confusion": confusion, "calibration": calibration(found), "errors": errors}
+
+
+def calibration(found: Decisions) -> dict[str, Any]:
+    """Expected calibration error of the likeliest class (Guo et al. 2017), 15 bins of equal width."""
+    table = np.concatenate(list(found.probabilities.values()))
+    wanted = np.asarray([found.classes.index(q.wanted) for group in found.sets.values() for q in group])
+    top, hit = table.max(1), table.argmax(1) == wanted
+    place = np.minimum((top * BINS).astype(int), BINS - 1)
+    bins = []
+    for i in range(BINS):
+        inside = place == i
+        if inside.any():
+            bins.append(
+                {
+                    "confidence": float(top[inside].mean()),
+                    "accuracy": float(hit[inside].mean()),
+                    "rows": int(inside.sum()),
+                }
+            )
+    error = sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / max(len(top), 1)
+    return {"error": float(error), "bins": bins}

@@ -1,0 +1,176 @@
+"""Evaluation: answers that survive a kill, test sets, prompts for the base, and the gate's figures by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from loramix.errors import InvalidRecipe, NotFound, UsageError
+from loramix.eval.answers import AnswerStore
+from loramix.eval.routing import Decisions, Question, decide_all, questions, read_held_out, summarize
+from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
+from loramix.train.data import Row
+from loramix.train.recipe import Recipe, Source, load_recipe
+
+RECIPE = Recipe(
+    name="sentiment",
+    description="x",
+    metrics=["accuracy"],
+    data=Source(license="x", how="x"),
+    instructions={"any": ["mood: {input}"], "short": ["short mood: {input}"]},
+    labels=["good", "bad"],
+    any_text=True,
+    max_tokens=4,
+)
+
+
+class Counting:
+    """An engine that counts what it is asked."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.asked = engine, 0
+
+    def generate(self, *args: Any, **options: Any) -> Any:
+        self.asked += 1
+        return self.engine.generate(*args, **options)
+
+
+def test_answers_are_given_once(tiny_engine: Any, tmp_path: Path) -> None:
+    engine: Any = Counting(tiny_engine)
+    path = tmp_path / "out" / "answers.jsonl"
+    prompts = ["one", "two", "one"]
+    with AnswerStore(path, "p1") as store:
+        first = store.answers(engine, prompts, mix="sentiment", max_tokens=4)
+        store.answer(engine, "one", mix="base", max_tokens=4)
+    assert engine.asked == 3 and first[0] == first[2]
+    torn = path.read_bytes()[:-9]  # killed in the middle of the last line
+    path.write_bytes(torn)
+    with AnswerStore(path, "p1") as store:
+        assert store.answers(engine, prompts, mix="sentiment", max_tokens=4) == first
+        assert engine.asked == 3
+        base = store.answer(engine, "one", mix="base", max_tokens=4)
+        assert engine.asked == 4 and base.mix == {}
+    with AnswerStore(path, "p1") as store:
+        assert store.answer(engine, "one", mix="base", max_tokens=4) == base and engine.asked == 4
+    with pytest.raises(UsageError, match="another pack"):
+        AnswerStore(path, "p2")
+
+
+def test_test_sets_are_by_split_and_source() -> None:
+    rows = [
+        Row(split, f"{split} {i}", "good", source)
+        for i, (split, source) in enumerate(
+            [("train", ""), ("test", "short"), ("test", "long"), ("test", "short"), ("test_other", "")]
+        )
+    ]
+    found = {part.name: [row.input for row in part.rows] for part in parts_of(RECIPE, rows)}
+    assert {name: sorted(texts) for name, texts in found.items()} == {
+        "short": ["test 1", "test 3"],
+        "test_other": ["test_other 4"],
+    }
+    assert [len(part.rows) for part in parts_of(RECIPE, rows, 1)] == [1, 1]
+
+
+def test_shots_spread_the_labels() -> None:
+    rows = [Row("train", f"t{i}", "good" if i < 30 else "bad") for i in range(40)] + [Row("test", "q", "bad")]
+    messages: Any = shots(RECIPE, rows, rows[-1])
+    assert [m["role"] for m in messages] == ["user", "assistant"] * 5 + ["user"]
+    assert messages[-1]["content"] == "mood: q"
+    answers = [m["content"] for m in messages[1::2]]
+    assert answers == ["good", "bad", "good", "bad", "good"]
+    assert not any("q" in m["content"] for m in messages[:-1])
+
+
+def test_a_base_that_talks_is_understood() -> None:
+    assert tidy("I would say it is Good, really.", RECIPE) == "good"
+    assert tidy("good or bad?", RECIPE) == "good or bad?"
+    free = msgspec.structs.replace(RECIPE, labels=[])
+    assert tidy("\n  SELECT a\nbecause", free) == "SELECT a"
+
+
+def test_scores_of_a_skill(tiny_engine: Any, tmp_path: Path) -> None:
+    rows = [Row("test", f"day {i}", "good", "", ("good",)) for i in range(6)]
+    rows += [Row("train", f"other {i}", "good", "", ("good",)) for i in range(6)]
+    engine: Any = tiny_engine
+    ticks: list[int] = []
+    with AnswerStore(tmp_path / "a.jsonl", "p") as store:
+        found = evaluate_skill(engine, store, RECIPE, rows, base_limit=2, tick=lambda: ticks.append(1))[
+            "test"
+        ]
+        pinned = [engine.generate(f"mood: day {i}", mix="sentiment").text for i in range(6)]
+        routed = [engine.generate(f"mood: day {i}") for i in range(6)]
+    hits = [text.strip().rstrip(".").casefold() == "good" for text in pinned]
+    assert found["pinned"]["accuracy"]["value"] == pytest.approx(np.mean(hits))
+    assert found["pinned"]["accuracy"]["rows"] == 6 and found["base"]["accuracy"]["rows"] == 2
+    assert found["routed_right"] == pytest.approx(np.mean([a.route.mix == {"sentiment": 1} for a in routed]))
+    assert len(ticks) == 6 + 6 + 2 + 2
+
+
+def held(path: Path) -> Path:
+    path.write_text(
+        '[sentiment]\ntemplates = ["how so? {input}"]\nplain = ["hm: {input}"]\n'
+        '[none]\ntemplates = ["count {input}"]\nprompts = ["hi", "why?"]\n'
+    )
+    return path
+
+
+def test_questions_for_the_gate(tiny_engine: Any, tmp_path: Path) -> None:
+    none = tmp_path / "out_of_scope.jsonl"
+    none.write_text('{"split": "train", "text": "a"}\n{"split": "test", "text": "b"}\n')
+    recipes = {"sentiment": RECIPE, "summarize": msgspec.structs.replace(RECIPE, name="summarize")}
+    rows = {"sentiment": [Row("test", "own", "good")], "summarize": [Row("test", "other", "good")]}
+    sets = questions(recipes, rows, read_held_out(held(tmp_path / "h.toml")), [none], per_template=2)
+    assert {name: [(q.text, q.wanted) for q in group] for name, group in sets.items()} == {
+        "sentiment": [("how so? own", "sentiment")] * 2,
+        "sentiment, on other skills' texts": [("how so? other", "sentiment")] * 2,
+        "sentiment, no telling words": [("hm: own", "sentiment")] * 2,
+        "sentiment, no telling words, on other skills' texts": [("hm: other", "sentiment")] * 2,
+        "none: out of scope": [("b", "base")],
+        "none: everyday prompts and near misses": [("hi", "base"), ("why?", "base")],
+        "none: other requests about texts": sets_of(sets),
+    }
+    found = decide_all(tiny_engine, sets)
+    route = tiny_engine.route("how so? own")
+    assert found.chosen["sentiment"][0] == next(iter(route.mix), "base")
+    assert found.probabilities["sentiment"][0] == pytest.approx(list(route.probabilities.values()))
+
+
+def sets_of(sets: dict[str, list[Question]]) -> list[tuple[str, str]]:
+    """What "count" is asked of, which chance decides."""
+    texts = [q.text for q in sets["none: other requests about texts"]]
+    assert len(texts) == 2 and set(texts) <= {"count own", "count other"}
+    return [(text, "base") for text in texts]
+
+
+def test_figures_of_the_gate_by_hand() -> None:
+    group = [Question("a", "x", "a"), Question("b", "base", "b"), Question("c", "x", "c")]
+    table = np.asarray([[0.9, 0.1], [0.9, 0.1], [0.31, 0.69]])
+    found = Decisions(["x", "base"], {"s": group}, {"s": ["x", "x", "base"]}, {"s": table})
+    result = summarize(found)
+    assert result["sets"]["s"]["value"] == pytest.approx(1 / 3)
+    assert result["confusion"] == {"x": {"x": 1, "base": 1}, "base": {"x": 1, "base": 0}}
+    # two at 0.9 of which one is right, one at 0.69 that is wrong
+    assert result["calibration"]["error"] == pytest.approx((2 * 0.4 + 0.69) / 3)
+    assert [row[1:] for row in result["errors"]] == [["x", "b"], ["base", "c"]]
+
+
+def test_held_out_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        read_held_out(tmp_path / "none.toml")
+    for content in ("[", "[sentiment]\ntemplates = 3", "sentiment = 3"):
+        (tmp_path / "h.toml").write_text(content)
+        with pytest.raises(InvalidRecipe):
+            read_held_out(tmp_path / "h.toml")
+
+
+def test_the_shipped_held_out_file_fits_the_recipes() -> None:
+    found = read_held_out(Path(__file__).parent.parent / "benchmarks" / "heldout.toml")
+    for name, groups in found.items():
+        if name not in {"none", "composed"}:
+            assert load_recipe(name).name == name
+            assert len(groups["templates"]) >= 30 and len(groups["plain"]) >= 10
+            assert all(text.count("{input}") == 1 for group in groups.values() for text in group)
