@@ -35,10 +35,13 @@ class BaseReference(_Table, frozen=True):
 
 
 class GateReference(_Table, frozen=True):
-    """The gate's file, relative to the pack."""
+    """The gate's files, relative to the pack."""
 
     file: str
     sha256: Sha256
+    features: str | None = None
+    """Features of its training prompts, so that a skill can be added without the others' data."""
+    features_sha256: Sha256 | None = None
 
 
 class SkillEntry(_Table, frozen=True):
@@ -96,6 +99,10 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidArtifact(f"{path} cannot be used: {error}; mend that, or get the pack again.") from None
     files: list[tuple[str, str]] = [(manifest.gate.file, ".npz")] if manifest.gate else []
+    if manifest.gate and manifest.gate.features is not None:
+        files.append((manifest.gate.features, ".npz"))
+        if manifest.gate.features_sha256 is None:
+            raise InvalidArtifact(f"{path} names gate features without their SHA-256; get the pack again.")
     for skill in manifest.skills:
         files.append((skill.file, ".gguf"))
         if skill.card is not None:

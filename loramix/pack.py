@@ -18,6 +18,7 @@ from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
 
 MAX_ADAPTER_BYTES = 2**31
+MAX_FEATURES_BYTES = 2**28
 SHIPPED = Path(__file__).parent / "packs"
 
 
@@ -130,6 +131,18 @@ class Pack:
         check_gate(gate, self.manifest, self.directory)
         return gate
 
+    def gate_features(self) -> bytes | None:
+        """Features of the gate's training prompts, or None if the pack has none; the digest was compared.
+
+        Raises:
+            NotFound: the file is not there.
+            InvalidArtifact: another digest, or a path that leads outside the pack.
+        """
+        gate = self.manifest.gate
+        if gate is None or gate.features is None or gate.features_sha256 is None:
+            return None
+        return self._read(gate.features, gate.features_sha256, MAX_FEATURES_BYTES, "run `loramix train gate`")
+
     def check(self, base: Path | None = None) -> list[str]:
         """Check every file of the pack.
 
@@ -149,6 +162,7 @@ class Pack:
             self.adapter_bytes(skill.name)
             if skill.card is not None and not safe_join(self.directory, skill.card).is_file():
                 raise NotFound(f"{self.directory / skill.card} is not there; get the pack again.")
+        self.gate_features()
         if self.gate() is None:
             notes.append(
                 "no gate: skills can be named but are not chosen by prompt; run `loramix train gate`"

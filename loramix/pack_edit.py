@@ -1,6 +1,7 @@
 """Changes to a pack: add or remove a skill, put in a gate; one process at a time.
 
-Killed at any moment, the pack is left whole: its manifest never names a file of another digest.
+Killed at any moment, the pack is whole, the old one or the new one: files are never overwritten, and the
+manifest is replaced in one step.
 """
 
 from __future__ import annotations
@@ -36,6 +37,15 @@ class Change(NamedTuple):
     message: str
 
 
+class NewGate(NamedTuple):
+    """A gate for a pack, and what it takes to extend it."""
+
+    gate: bytes
+    """Content of gate.npz."""
+    features: bytes | None = None
+    """Content of gate-features.npz: features of the training prompts, for the next skill."""
+
+
 def add_skill(
     directory: Path,
     name: str,
@@ -46,8 +56,9 @@ def add_skill(
     example: str | None = None,
     card: str | None = None,
     replace_existing: bool = False,
+    gate: NewGate | None = None,
 ) -> Change:
-    """Add a skill to a pack; its gate goes, as it cannot choose the new skill.
+    """Add a skill to a pack, with a gate that knows it; without one the old gate goes.
 
     Args:
         directory: the pack.
@@ -58,10 +69,11 @@ def add_skill(
         example: a prompt that shows the skill.
         card: Markdown text on data, results and limits.
         replace_existing: take the place of a skill of the same name.
+        gate: chooses between the skills as they will be, the new one last.
 
     Raises:
         UsageError: a name that no skill can have, or one the pack has already.
-        InvalidArtifact: not a GGUF file, or an entry that `Pack.load` would refuse.
+        InvalidArtifact: not a GGUF file, or an entry or gate that `Pack.load` would refuse.
         NotFound: no such pack or adapter file.
         Busy: another process is changing the pack.
     """
@@ -72,54 +84,51 @@ def add_skill(
         adapter = adapter.read_bytes()
     if not adapter.startswith(b"GGUF"):
         raise InvalidArtifact(f"the adapter of {name} is not a GGUF file; convert it with `loramix convert`.")
-    entry = SkillEntry(
-        name=name,
-        description=description,
-        file=f"skills/{name}.gguf",
-        sha256=hashlib.sha256(adapter).hexdigest(),
-        max_tokens=max_tokens,
-        card=f"skills/{name}.md" if card is not None else None,
-        example=example,
-    )
-    with _changing(directory) as manifest:
-        old = [skill for skill in manifest.skills if skill.name == name]
-        if old and not replace_existing:
+    with _changing(directory) as before:
+        others = tuple(skill for skill in before.skills if skill.name != name)
+        if len(others) < len(before.skills) and not replace_existing:
             raise UsageError(
-                f"pack {manifest.name} has a skill {name} already; remove it, or ask to replace it."
+                f"pack {before.name} has a skill {name} already; remove it, or ask to replace it."
             )
-        without = replace(manifest, gate=None, skills=tuple(s for s in manifest.skills if s.name != name))
-        whole = replace(without, skills=(*without.skills, entry))
-        check_manifest(whole, directory)  # refuse before anything is written
-        if old or manifest.gate:
-            _drop(directory, manifest, without)
-        write_bytes(directory / entry.file, adapter)
-        if entry.card is not None and card is not None:
-            write_bytes(directory / entry.card, card.encode(errors="replace"))
-        pack = Pack(directory, write_manifest(directory, whole))
-        return Change(pack, _gate_message(f"skill {name} added", manifest))
+        files = _Files(before)
+        entry = SkillEntry(
+            name=name,
+            description=description,
+            file=files.put(f"skills/{name}.gguf", adapter),
+            sha256=_digest(adapter),
+            max_tokens=max_tokens,
+            card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
+            example=example,
+        )
+        after = _with_gate(replace(before, skills=(*others, entry)), gate, files, directory)
+        pack = _swap(directory, before, after, files)
+        return Change(pack, _message(f"skill {name} added", before, gate))
 
 
-def remove_skill(directory: Path, name: str) -> Change:
-    """Remove a skill and its files from a pack; its gate goes, as it would still choose that skill.
+def remove_skill(directory: Path, name: str, *, gate: NewGate | None = None) -> Change:
+    """Remove a skill and its files from a pack, with a gate for the others; without one the old gate goes.
 
     Raises:
         UnknownSkill: the pack has no such skill.
+        InvalidArtifact: a gate for other skills than those that stay.
         NotFound: no such pack.
         Busy: another process is changing the pack.
     """
-    with _changing(directory) as manifest:
-        Pack(directory, manifest).skill(name)
-        without = replace(manifest, gate=None, skills=tuple(s for s in manifest.skills if s.name != name))
-        _drop(directory, manifest, without)
-        return Change(Pack(directory, without), _gate_message(f"skill {name} removed", manifest))
+    with _changing(directory) as before:
+        Pack(directory, before).skill(name)
+        files = _Files(before)
+        after = replace(before, skills=tuple(s for s in before.skills if s.name != name))
+        pack = _swap(directory, before, _with_gate(after, gate, files, directory), files)
+        return Change(pack, _message(f"skill {name} removed", before, gate))
 
 
-def set_gate(directory: Path, data: bytes) -> Pack:
+def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pack:
     """Put a trained gate into a pack.
 
     Args:
         directory: the pack.
-        data: content of a gate.npz, for this pack's base and skills.
+        gate: content of a gate.npz, for this pack's base and skills.
+        features: content of its gate-features.npz.
 
     Raises:
         InvalidArtifact: not a gate, or one for other skills.
@@ -127,13 +136,9 @@ def set_gate(directory: Path, data: bytes) -> Pack:
         NotFound: no such pack.
         Busy: another process is changing the pack.
     """
-    with _changing(directory) as manifest:
-        check_gate(NumpyGate.from_bytes(data), manifest, directory)
-        if manifest.gate:
-            _drop(directory, manifest, replace(manifest, gate=None))
-        write_bytes(directory / "gate.npz", data)
-        reference = GateReference(file="gate.npz", sha256=hashlib.sha256(data).hexdigest())
-        return Pack(directory, write_manifest(directory, replace(manifest, gate=reference)))
+    with _changing(directory) as before:
+        files = _Files(before)
+        return _swap(directory, before, _with_gate(before, NewGate(gate, features), files, directory), files)
 
 
 def check_skill_name(name: str) -> str:
@@ -158,19 +163,64 @@ def _changing(directory: Path) -> Iterator[Manifest]:
         raise Busy(f"another process is changing {directory}; run the command again after it.") from None
 
 
-def _drop(directory: Path, before: Manifest, after: Manifest) -> None:
-    """Write ``after``, then remove the files that only ``before`` names."""
+class _Files:
+    """New files of a pack, under names that no file of the old manifest has with another content."""
 
-    def files(manifest: Manifest) -> set[str]:
-        skills = {file for skill in manifest.skills for file in (skill.file, skill.card) if file}
-        return skills | ({manifest.gate.file} if manifest.gate else set())
+    def __init__(self, before: Manifest) -> None:
+        self.contents: dict[str, bytes] = {}
+        self._taken = _digests(before)
 
-    write_manifest(directory, after)
-    for file in files(before) - files(after):
+    def put(self, name: str, content: bytes) -> str:
+        """Note a file to write; returns the name it will have."""
+        digest = _digest(content)
+        if self._taken.get(name, digest) != digest:
+            stem, dot, suffix = name.rpartition(".")
+            name = f"{stem}-{digest[:8]}{dot}{suffix}"
+        self.contents[name] = content
+        return name
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _digests(manifest: Manifest) -> dict[str, str]:
+    """Digest of each file that a manifest names; empty for cards, which have none."""
+    found = {skill.file: skill.sha256 for skill in manifest.skills}
+    found |= {skill.card: "" for skill in manifest.skills if skill.card}
+    if manifest.gate:
+        found[manifest.gate.file] = manifest.gate.sha256
+        if manifest.gate.features and manifest.gate.features_sha256:
+            found[manifest.gate.features] = manifest.gate.features_sha256
+    return found
+
+
+def _with_gate(after: Manifest, gate: NewGate | None, files: _Files, directory: Path) -> Manifest:
+    """``after`` with the gate, or without any."""
+    if gate is None:
+        return replace(after, gate=None)
+    check_gate(NumpyGate.from_bytes(gate.gate), after, directory)
+    reference = GateReference(file=files.put("gate.npz", gate.gate), sha256=_digest(gate.gate))
+    if gate.features is not None:
+        name = files.put("gate-features.npz", gate.features)
+        reference = replace(reference, features=name, features_sha256=_digest(gate.features))
+    return replace(after, gate=reference)
+
+
+def _swap(directory: Path, before: Manifest, after: Manifest, files: _Files) -> Pack:
+    """New files, then the manifest, then the old files: at each moment one of the two packs is whole."""
+    check_manifest(after, directory)  # refuse before anything is written
+    for name, content in files.contents.items():
+        write_bytes(directory / name, content)
+    pack = Pack(directory, write_manifest(directory, after))
+    for file in _digests(before).keys() - _digests(after).keys():
         safe_join(directory, file)
         (directory / file).unlink(missing_ok=True)  # a link itself, not the file it leads to
+    return pack
 
 
-def _gate_message(what: str, before: Manifest) -> str:
+def _message(what: str, before: Manifest, gate: NewGate | None) -> str:
+    if gate is not None:
+        return f"{what}, and the gate knows it."
     gone = "its gate is dropped, " if before.gate else ""
     return f"{what}; {gone}run `loramix train gate` so that prompts find their skill."

@@ -21,7 +21,8 @@ from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, Unknow
 from loramix.manifest import BaseReference, Manifest, SkillEntry, read_manifest, write_manifest
 from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.pack import Pack, list_packs
-from loramix.pack_edit import add_skill, remove_skill, set_gate
+from loramix.pack_edit import NewGate, add_skill, remove_skill, set_gate
+from loramix.paths import write_bytes
 
 BASE = b"GGUF base"
 BASE_SHA = hashlib.sha256(BASE).hexdigest()
@@ -365,17 +366,62 @@ def test_replacing_must_be_asked_for(tmp_path: Path) -> None:
     assert not (tmp_path / "p" / "skills" / "title.md").exists()  # the old skill's card
 
 
-def test_a_change_killed_halfway_leaves_a_whole_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path / "p")
+WRITES = ("skills/title", "skills/title", "gate", "gate-features", "pack.toml")
+
+
+@pytest.mark.parametrize("done", range(len(WRITES) + 1))
+def test_a_change_killed_anywhere_leaves_a_whole_pack(
+    done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = make(tmp_path / "p")
+    written: list[str] = []
 
     def killed(path: Path, content: bytes) -> None:
-        raise KeyboardInterrupt
+        if len(written) == done:
+            raise KeyboardInterrupt
+        written.append(str(path.relative_to(tmp_path / "p")))
+        write_bytes(path, content)
 
     monkeypatch.setattr("loramix.pack_edit.write_bytes", killed)
-    with pytest.raises(KeyboardInterrupt):
-        add_skill(tmp_path / "p", "title", adapter("x"), description="", max_tokens=1, replace_existing=True)
+    monkeypatch.setattr("loramix.manifest.write_bytes", killed)
+
+    def change() -> Pack:
+        gate = NewGate(gate_for(["sentiment", "title"]), b"features")
+        values: dict[str, Any] = {"description": "New.", "max_tokens": 1, "card": "# new"}
+        return add_skill(
+            tmp_path / "p", "title", adapter("x"), replace_existing=True, gate=gate, **values
+        ).pack
+
+    if done < len(WRITES):
+        with pytest.raises(KeyboardInterrupt):
+            change()
+        assert Pack.load(tmp_path / "p").manifest == old.manifest
+    else:
+        assert change().skill("title").description == "New."
+        assert [name.startswith(stem) for name, stem in zip(written, WRITES, strict=True)] == [True] * 5
     pack = Pack.load(tmp_path / "p")
-    assert [skill.name for skill in pack.skills] == ["sentiment"] and len(pack.check()) == 1
+    assert pack.check() == []
+    assert pack.adapter_bytes("title") == adapter("x" if done == len(WRITES) else "title")
+    monkeypatch.undo()
+    change()
+    assert Pack.load(tmp_path / "p").gate_features() == b"features"
+
+
+def test_a_gate_comes_with_the_skill(tmp_path: Path) -> None:
+    make(tmp_path / "p")
+    values: dict[str, Any] = {"description": "", "max_tokens": 1}
+    before = snapshot(tmp_path)
+    with pytest.raises(InvalidArtifact, match="chooses between"):
+        add_skill(tmp_path / "p", "new", adapter("n"), gate=NewGate(gate_for(["new"])), **values)
+    assert snapshot(tmp_path) == before
+    names = ["sentiment", "title", "new"]
+    change = add_skill(tmp_path / "p", "new", adapter("n"), gate=NewGate(gate_for(names), b"f"), **values)
+    gate = change.pack.gate()
+    assert gate is not None and gate.info.skills == names and "gate knows it" in change.message
+    change = remove_skill(tmp_path / "p", "title", gate=NewGate(gate_for(["sentiment", "new"])))
+    assert change.pack.gate() is not None and change.pack.gate_features() is None
+    files = {path.name for path in (tmp_path / "p").iterdir()} - {".lock"}
+    assert len(files) == 3  # skills, pack.toml and one gate: what is replaced goes
 
 
 def test_one_change_at_a_time(tmp_path: Path) -> None:

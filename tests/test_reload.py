@@ -14,6 +14,7 @@ from loramix import Engine
 from loramix.convert.adapter import convert_adapter
 from loramix.errors import InvalidArtifact, UnknownSkill
 from loramix.models import bases
+from loramix.pack import Pack
 from loramix.pack_edit import add_skill, remove_skill, set_gate
 
 PROMPT = "the quick brown fox"
@@ -82,7 +83,7 @@ def test_a_skill_is_removed_while_it_answers(engine: Any, pack: Path, tiny_base:
 def test_a_pack_that_cannot_be_used_changes_nothing(engine: Any, pack: Path, tiny_base: Path) -> None:
     before = tokens(engine, "summarize")
     put(pack, tiny_base, "summarize", 9)
-    file = pack / "skills" / "summarize.gguf"
+    file = Pack.load(pack).adapter_path("summarize")
     file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
     with pytest.raises(InvalidArtifact, match="SHA-256"):
         engine.reload()
