@@ -121,7 +121,7 @@ def test_prompts_for_the_gate(data_dir: Path, tmp_path: Path) -> None:
     texts = [prompt.text for prompt in of(prompts, BASE)]
     assert "order train" in texts and "order test" not in texts
     # what skills outside of the pack serve is for none of this pack's
-    foreign = {t for group in load_recipe("translate_fr").instructions.values() for t in group}
+    foreign = {t for name in shipped() for group in load_recipe(name).instructions.values() for t in group}
     assert foreign & {prompt.group for prompt in of(prompts, BASE)}
     assert collect(["mood", "taste"], data_dir, [none], per_skill=60) == prompts
 
