@@ -64,7 +64,7 @@ def train_skill(
             f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE."
         )
     base_path = Path(base) if Path(base).is_dir() else bases.resolve(base)
-    with training_extra(), _Display() as display:
+    with training_extra(), Display() as display:
         from loramix.train.data import read_rows
         from loramix.train.lora import train_skill as work
 
@@ -114,7 +114,7 @@ def train_pack(
     from loramix.train.recipe import load_recipe, shipped
 
     recipes = [load_recipe(name) for name in skills or shipped()]
-    with training_extra(), _Display() as display:
+    with training_extra(), Display() as display:
         from loramix.train.pack import train_pack as work
 
         pack = work(
@@ -135,10 +135,10 @@ def train_pack(
     click.echo(str(directory))
 
 
-class _Display:
+class Display:
     """A progress bar with loss, tokens/s and time left; plain lines where stderr is no terminal."""
 
-    def __enter__(self) -> _Display:
+    def __enter__(self) -> Display:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -48,11 +48,15 @@ def data_file(data_dir: Path, name: str) -> Path:
     raise NotFound(f"no {name}.jsonl.gz or {name}.jsonl in {data_dir}; put the data of skill {name!r} there.")
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path, *, split: str | None = None) -> list[Row]:
     """Read a JSONL or JSONL.gz file of ``split``, ``input``, ``target``.
 
     A repeated row is dropped, and so is one whose input stood in another split before. An input with
     several targets is several rows of ``train``, and elsewhere one row with several references.
+
+    Args:
+        path: the file.
+        split: taken for rows that name none; None refuses them.
 
     Raises:
         NotFound: there is no such file.
@@ -65,7 +69,7 @@ def read_rows(path: Path) -> list[Row]:
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
-        row = _row(line, f"{path}, line {number}")
+        row = _row(line, f"{path}, line {number}", split)
         if split_of.setdefault((row.source, row.input), row.split) != row.split:
             continue
         key = (row.source, row.input, *([row.target] if row.split == "train" else []))
@@ -90,7 +94,7 @@ def _lines(path: Path) -> Iterator[str]:
         ) from None
 
 
-def _row(line: str, where: str) -> Row:
+def _row(line: str, where: str, split: str | None) -> Row:
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -99,6 +103,8 @@ def _row(line: str, where: str) -> Row:
         raise InvalidData(
             f"{where}: found a {type(raw).__name__}, needs an object; mend or delete that line."
         )
+    if split is not None:
+        raw.setdefault("split", split)
     for key in ("split", "input", "target"):
         if not isinstance(raw.get(key), str) or not raw[key].strip():
             raise InvalidData(f"{where}: {key!r} must be non-empty text; mend or delete that line.")
@@ -106,6 +112,13 @@ def _row(line: str, where: str) -> Row:
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise InvalidData(f"{where}: 'references' must be a list of texts; mend or delete that line.")
     return Row(raw["split"], raw["input"], raw["target"], str(raw.get("source", "")), tuple(references))
+
+
+def limited(rows: Sequence[Row], max_rows: int | None) -> list[Row]:
+    """All rows but those of ``train`` beyond the first ``max_rows`` in `take`'s order."""
+    if max_rows is None:
+        return list(rows)
+    return [*take(rows, "train", max_rows), *(row for row in rows if row.split != "train")]
 
 
 def take(rows: Sequence[Row], split: str, limit: int | None = None, seed: int = 0) -> list[Row]:

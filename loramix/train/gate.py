@@ -1,4 +1,4 @@
-"""Train the gate: features that the runtime computed → an MLP, calibrated, with a threshold for "none of these".
+"""Train a pack's gate: features that the runtime computed → components → an MLP, calibrated.
 
 Everything that is chosen (layer, pooling, temperature, threshold) is chosen on phrasings held out of the
 fit, by cross-validation over phrasings; the gate that ships is then fitted on all prompts.
@@ -6,46 +6,28 @@ fit, by cross-validation over phrasings; the gate that ships is then fitted on a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.nn import functional as F
 
 from loramix.convert.gate import convert_gate
 from loramix.convert.validate import read_base
 from loramix.models import bases
-from loramix.models.gate import Gate
 from loramix.models.gate_numpy import GateInfo
-from loramix.models.mixing import decide
 from loramix.pack import Pack
-from loramix.pack_edit import set_gate
+from loramix.pack_edit import NewGate, set_gate
+from loramix.paths import atomic_write
 from loramix.runtime.features import compute
+from loramix.train.gate_bank import Bank
 from loramix.train.gate_data import BASE, Prompt, collect
+from loramix.train.gate_fit import Scores, train
 
 Floats = npt.NDArray[np.float32]
-FOLDS = 5
 HIDDEN = [128]
 MEMBERS = 3
-PASSES = 40
-SMOOTHING = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """How a gate does on phrasings that its fit did not see."""
-
-    accuracy: float
-    """Share of prompts for one skill, or none, that are decided right, at the threshold."""
-    skill_to_base: float
-    """Share of skill prompts sent to the base."""
-    none_to_base: float
-    """Share of "none" prompts sent to the base."""
-    calibration_error: float
-    """Expected calibration error of the top class, 15 bins (Guo et al. 2017)."""
 
 
 def targets_of(prompts: Sequence[Prompt], skills: Sequence[str]) -> Floats:
@@ -54,109 +36,10 @@ def targets_of(prompts: Sequence[Prompt], skills: Sequence[str]) -> Floats:
     return np.asarray([[prompt.target.get(name, 0.0) for name in names] for prompt in prompts], np.float32)
 
 
-def fit(features: Floats, targets: Floats, info: GateInfo, *, seed: int = 0) -> Gate:
-    """Fit an ensemble of MLPs.
-
-    Args:
-        features: (B, D) float32.
-        targets: (B, K+1) float32, rows sum to 1.
-        info: what the gate decides between, and its widths.
-        seed: of weights and order.
-
-    Returns:
-        A gate with temperature 1.
-    """
-    torch.manual_seed(seed)
-    x, y = torch.from_numpy(features), torch.from_numpy(targets)
-    y = y * (1 - SMOOTHING) + SMOOTHING / y.shape[1]
-    gate = Gate(info, x.mean(0), x.std(0).clamp_min(1e-3), seed=seed)
-    balance = y.sum(0).clamp_min(1).reciprocal()
-    weight = (y @ balance) / (y @ balance).mean()  # classes count alike, however many prompts each has
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.05)
-    size = 256
-    steps = PASSES * (len(x) // size + 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps, pct_start=0.1)
-    for _ in range(PASSES):
-        for rows in torch.randperm(len(x)).split(size):
-            # noise of a tenth of a standard deviation: wording unseen in training lands beside what was seen
-            noisy = x[rows] + 0.1 * gate.std * torch.randn_like(x[rows])
-            logits = gate(noisy)  # (B, M, K+1)
-            loss = -(F.log_softmax(logits, dim=-1) * y[rows][:, None]).sum(-1).mean(1)
-            optimizer.zero_grad()
-            (loss * weight[rows]).mean().backward()
-            optimizer.step()
-            schedule.step()
-    gate.eval()
-    return gate
-
-
-def folds(prompts: Sequence[Prompt], count: int = FOLDS, seed: int = 0) -> npt.NDArray[np.int64]:
-    """Fold of each prompt, (B,) int64; prompts of one phrasing fall into the same one."""
-    groups = {group: i for i, group in enumerate(dict.fromkeys(prompt.group for prompt in prompts))}
-    assigned = np.random.default_rng(seed).permutation(len(groups)) % count
-    return np.asarray([assigned[groups[prompt.group]] for prompt in prompts], np.int64)
-
-
-def held_out_logits(features: Floats, targets: Floats, fold: npt.NDArray[np.int64], info: GateInfo) -> Floats:
-    """Logits (B, M, K+1) of each prompt from a gate that did not see its phrasing."""
-    logits = np.zeros((len(features), info.members, targets.shape[1]), np.float32)
-    for i in range(int(fold.max()) + 1):
-        gate = fit(features[fold != i], targets[fold != i], info, seed=i)
-        with torch.no_grad():
-            logits[fold == i] = gate(torch.from_numpy(features[fold == i])).numpy()
-    return logits
-
-
-def temperature_of(logits: Floats, targets: Floats) -> float:
-    """The temperature with the lowest loss on held-out prompts (Guo et al. 2017), from a grid."""
-    grid = np.geomspace(0.3, 4.0, 60)
-    losses = [-(targets * np.log(ensemble(logits, t) + 1e-9)).sum(1).mean() for t in grid]
-    return float(grid[int(np.argmin(losses))])
-
-
-def ensemble(logits: Floats, temperature: float) -> npt.NDArray[np.float64]:
-    """Probabilities (B, K+1), averaged over the members of (B, M, K+1) logits."""
-    wide = logits.astype(np.float64) / temperature
-    odds = np.exp(wide - wide.max(-1, keepdims=True))
-    probabilities: npt.NDArray[np.float64] = (odds / odds.sum(-1, keepdims=True)).mean(1)
-    return probabilities
-
-
-def threshold_of(probabilities: npt.NDArray[np.float64], targets: Floats) -> float:
-    """The threshold for "none of these" with the fewest wrong decisions, skills and none weighed alike."""
-    grid = np.round(np.arange(0.2, 0.96, 0.01), 2)
-    single = targets.max(1) == 1
-    costs = []
-    for value in grid:
-        found = score(probabilities[single], targets[single], float(value))
-        costs.append(found.skill_to_base + (1 - found.none_to_base))
-    best = np.flatnonzero(np.asarray(costs) <= min(costs) + 1e-9)
-    return float(grid[best[len(best) // 2]])
-
-
-def score(probabilities: npt.NDArray[np.float64], targets: Floats, threshold: float) -> Scores:
-    """Measure decisions on prompts of one skill or none.
-
-    Args:
-        probabilities: (B, K+1).
-        targets: (B, K+1), one-hot.
-        threshold: least probability that a skill needs.
-    """
-    right = targets.argmax(1)
-    chosen = decide(probabilities, threshold=threshold)
-    base = targets.shape[1] - 1
-    none = right == base
-    top, hit = probabilities.max(1), probabilities.argmax(1) == right
-    bins = np.minimum((top * 15).astype(int), 14)
-    error = sum(
-        abs(hit[bins == i].mean() - top[bins == i].mean()) * (bins == i).mean() for i in set(bins.tolist())
-    )
-    return Scores(
-        accuracy=float((chosen == right).mean()),
-        skill_to_base=float((chosen[~none] == base).mean()) if (~none).any() else 0.0,
-        none_to_base=float((chosen[none] == base).mean()) if none.any() else 1.0,
-        calibration_error=float(error),
-    )
+def groups_of(prompts: Sequence[Prompt]) -> npt.NDArray[np.int32]:
+    """A number a phrasing, (B,) int32."""
+    numbers = {group: i for i, group in enumerate(dict.fromkeys(prompt.group for prompt in prompts))}
+    return np.asarray([numbers[prompt.group] for prompt in prompts], np.int32)
 
 
 def select(arrays: dict[str, npt.NDArray[np.float16]], layers: Sequence[int], pooling: str) -> Floats:
@@ -207,63 +90,73 @@ def train_gate(
     base = bases.resolve(found.manifest.base.name)
     skills = [skill.name for skill in found.skills]
     prompts = collect(skills, data_dir, none_files)
-    targets = targets_of(prompts, skills)
-    fold = folds(prompts)
     n_layer = read_base(base)[1].n_layer
     layers = layers or default_layers(n_layer)
     tapped = sorted({i for chosen, _ in candidates(n_layer) for i in chosen} if search else set(layers))
     yield f"{len(prompts)} prompts of {len({p.group for p in prompts})} phrasings; features of layers {tapped}"
     out.mkdir(parents=True, exist_ok=True)
     arrays = cached_features(out, base, prompts, tapped)
-    single = targets.max(1) == 1
+
+    def bank_of(chosen: tuple[int, ...], kind: str) -> Bank:
+        targets, groups = targets_of(prompts, skills), groups_of(prompts)
+        return Bank.of(select(arrays, chosen, kind), targets, groups, [*skills, BASE])
 
     def info_of(chosen: tuple[int, ...], kind: str) -> GateInfo:
-        return GateInfo(
-            skills=skills,
-            threshold=0.5,
-            layers=list(chosen),
-            pooling=kind,
-            base_sha256=found.manifest.base.sha256,
-            hidden=HIDDEN,
-            members=MEMBERS,
-        )
-
-    def validate(chosen: tuple[int, ...], kind: str) -> tuple[float, float, Scores]:
-        logits = held_out_logits(select(arrays, chosen, kind), targets, fold, info_of(chosen, kind))
-        temperature = temperature_of(logits, targets)
-        probabilities = ensemble(logits, temperature)
-        threshold = threshold_of(probabilities, targets)
-        return temperature, threshold, score(probabilities[single], targets[single], threshold)
+        return gate_info(skills, chosen, kind, found.manifest.base.sha256)
 
     if search:
         yield "| layers | pooling | accuracy | skill to base | none to base | calibration error |"
         yield "|---|---|---|---|---|---|"
         best = -1.0
         for chosen, kind in candidates(n_layer):
-            *_, s = validate(chosen, kind)
+            _, s = train(bank_of(chosen, kind), info_of(chosen, kind))
             yield (
                 f"| {', '.join(map(str, chosen))} | {kind} | {s.accuracy:.4f} | {s.skill_to_base:.4f} "
                 f"| {s.none_to_base:.4f} | {s.calibration_error:.4f} |"
             )
             if s.accuracy > best:
                 best, layers, pooling = s.accuracy, chosen, kind
-    temperature, threshold, scores = validate(layers, pooling)
-    gate = fit(select(arrays, layers, pooling), targets, info_of(layers, pooling))
-    metrics = {
-        "held_out_accuracy": scores.accuracy,
-        "held_out_skill_to_base": scores.skill_to_base,
-        "held_out_none_to_base": scores.none_to_base,
-        "held_out_calibration_error": scores.calibration_error,
-        "prompts": float(len(prompts)),
-    }
-    gate.calibrate(gate_temperature=temperature, threshold=threshold, metrics=metrics)
+    bank = bank_of(layers, pooling)
+    new, scores, difference = make_gate(bank, info_of(layers, pooling), out)
+    set_gate(found.directory, new.gate, new.features)
+    yield f"layers {list(layers)}, {pooling}: {describe(scores)}, NumPy within {difference:.0e}"
+
+
+def gate_info(skills: Sequence[str], layers: Sequence[int], pooling: str, base_sha256: str) -> GateInfo:
+    """What a gate of ours reads and decides between, before calibration."""
+    return GateInfo(
+        skills=list(skills),
+        threshold=0.5,
+        layers=list(layers),
+        pooling=pooling,
+        base_sha256=base_sha256,
+        hidden=HIDDEN,
+        members=MEMBERS,
+    )
+
+
+def make_gate(bank: Bank, info: GateInfo, out: Path) -> tuple[NewGate, Scores, float]:
+    """Train a gate on a bank, and convert it.
+
+    Args:
+        bank: prompts as components.
+        info: see `gate_info`.
+        out: directory for the torch gate and gate.npz.
+
+    Returns:
+        What a pack takes, how it did on unseen phrasings, and its largest difference to torch.
+    """
+    gate, scores = train(bank, info)
     gate.save(out)
     difference = convert_gate(out, out / "gate.npz")
-    set_gate(found.directory, (out / "gate.npz").read_bytes())
-    yield (
-        f"layers {list(layers)}, {pooling}: {scores.accuracy:.1%} right on unseen phrasings, "
-        f"{scores.none_to_base:.1%} of none to the base, {scores.skill_to_base:.1%} of skill prompts lost; "
-        f"threshold {threshold}, temperature {temperature:.2f}, NumPy within {difference:.0e}"
+    return NewGate((out / "gate.npz").read_bytes(), bank.to_bytes()), scores, difference
+
+
+def describe(scores: Scores) -> str:
+    """Scores in words."""
+    return (
+        f"{scores.accuracy:.1%} right on unseen phrasings, {scores.none_to_base:.1%} of none to the base, "
+        f"{scores.skill_to_base:.1%} of skill prompts lost, calibration error {scores.calibration_error:.3f}"
     )
 
 
@@ -271,10 +164,6 @@ def cached_features(
     out: Path, base: Path, prompts: Sequence[Prompt], layers: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float16]]:
     """Features of the prompts, kept in ``out`` so that a second run on the same prompts takes seconds."""
-    import hashlib
-
-    from loramix.paths import atomic_write
-
     texts = "\0".join(prompt.text for prompt in prompts)
     key = hashlib.sha256(f"{bases.digest(base)} {sorted(layers)} {texts}".encode()).hexdigest()[:16]
     path = out / f"features-{key}.npz"

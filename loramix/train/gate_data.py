@@ -142,7 +142,7 @@ def collect(
 
     prompts: list[Prompt] = []
     for name in skills:
-        templates = _templates(recipes[name], phrasings)
+        templates = templates_of(recipes[name], phrasings)
         rng.shuffle(templates)
         by_source = {
             s: [_cut(row.input) for row in rows[name] if not s or row.source == s] for _, s in templates
@@ -154,7 +154,7 @@ def collect(
             text = any_text(name) if crossed else rng.choice(by_source[source])
             prompts.append(Prompt(fill(template, text), {name: 1.0}, template))
     absent = [load_recipe(name) for name in shipped() if name not in skills]
-    foreign = [template for recipe in absent for template, _ in _templates(recipe, phrasings)]
+    foreign = [template for recipe in absent for template, _ in templates_of(recipe, phrasings)]
     rng.shuffle(foreign)
     for number, pool in ((count, phrasings.none.templates), (count, foreign)):
         for i in range(number if pool else 0):
@@ -189,8 +189,8 @@ def _for_training(split: str, index: int) -> bool:
     return split != "test" if split else index % 2 == 0
 
 
-def _templates(recipe: Recipe, phrasings: Phrasings) -> list[tuple[str, str]]:
-    """(template, source that it is for or empty), each once."""
+def templates_of(recipe: Recipe, phrasings: Phrasings) -> list[tuple[str, str]]:
+    """All ways to ask for a skill: (template, source that it is for or empty), each once."""
     more = phrasings.skills.get(recipe.name, {})
     found = {
         (template, "" if source == "any" else source): None

@@ -1,0 +1,325 @@
+"""Add a skill to a pack in minutes, or take one out: adapter, check, gate and files change as one.
+
+The gate is extended from the pack's feature bank: the other skills' data are not needed again.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.adapter import convert_adapter
+from loramix.convert.selfcheck import applied
+from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
+from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
+from loramix.models import bases
+from loramix.models.gate_numpy import NumpyGate
+from loramix.pack import Pack
+from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name, remove_skill
+from loramix.prompts import fill
+from loramix.runtime.features import compute
+from loramix.train.card import write_card
+from loramix.train.data import Row
+from loramix.train.gate import describe, gate_info, groups_of, make_gate, select, targets_of
+from loramix.train.gate_bank import Bank
+from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, templates_of
+from loramix.train.gate_fit import ensemble, fit, folds
+from loramix.train.lora import Progress, train_skill
+from loramix.train.recipe import RECIPES, Recipe, Source, load_recipe
+
+PROMPTS = 200  # features of a new skill's prompts are the update's cost: about 0.1 s each
+CONTRADICTED = 0.5
+
+
+def recipe_for(name: str, rows: Sequence[Row], instructions: Path | None) -> Recipe:
+    """A recipe for a skill that is known by its data alone.
+
+    Args:
+        name: the skill.
+        rows: its data; few short distinct answers are taken for labels.
+        instructions: a text file with one instruction a line, ``{input}`` where the text goes (else it is put
+            behind), or a recipe; None for a recipe that ships with Loramix under that name, or plain wording.
+
+    Raises:
+        InvalidData: no usable instruction.
+        NotFound: no such file.
+    """
+    if instructions is not None and instructions.suffix == ".toml":
+        return msgspec.structs.replace(load_recipe(str(instructions)), name=name)
+    if instructions is None and (RECIPES / f"{name}.toml").is_file():
+        return load_recipe(name)
+    answers = [row.target for row in rows if row.split == "train"]
+    labels = sorted(set(answers))
+    few = len(labels) <= 20 and len(answers) >= 5 * len(labels) and max(map(len, labels)) < 40
+    asked = _read_instructions(instructions) if instructions else _plain(name)
+    longest = max((len(answer) for answer in answers), default=80)
+    return Recipe(
+        name=name,
+        description=f"{name.replace('_', ' ').replace('-', ' ').capitalize()}.",
+        metrics=["accuracy" if few else "rouge_l"],
+        data=Source(license="as its data", how="One's own file of split, input and target."),
+        instructions={"any": asked},
+        labels=labels if few else [],
+        any_text=True,
+        max_tokens=max(8, min(256, longest // 2)),
+        example=fill(asked[0], next((row.input for row in rows), "…"))[:2000],
+    )
+
+
+def _read_instructions(path: Path) -> list[str]:
+    if not path.is_file():
+        raise NotFound(f"no instructions file {path}; write one instruction a line, or leave the option out.")
+    lines = [line.strip().replace("\\n", "\n") for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = [line if "{input}" in line else f"{line}\n{{input}}" for line in dict.fromkeys(lines) if line]
+    if not asked or any(text.count("{input}") != 1 for text in asked):
+        raise InvalidData(
+            f"{path} needs one instruction a line, each with '{{input}}' at most once; mend it."
+        )
+    return asked
+
+
+def _plain(name: str) -> list[str]:
+    """Wording that names the skill: a start, where the user gives none."""
+    said = name.replace("_", " ").replace("-", " ")
+    return [
+        f"{said}: {{input}}",
+        f"{said.capitalize()}:\n{{input}}",
+        f"{{input}}\n\n{said}?",
+        f"Do this: {said}.\n\n{{input}}",
+        f"Please do {said} on the following text. {{input}}",
+        f"Task: {said}\nInput: {{input}}\nOutput:",
+    ]
+
+
+def add(
+    directory: Path,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    out: Path,
+    *,
+    adapter: Path | None = None,
+    resume: bool = True,
+    report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+    replace_existing: bool = False,
+) -> Change:
+    """Train a skill, or take somebody's adapter for it, extend the gate, and put both into the pack at once.
+
+    Args:
+        directory: the pack.
+        recipe: names and describes the skill.
+        rows: its data; with ``adapter``, examples for the gate alone.
+        out: directory for the training run.
+        adapter: a PEFT directory or a GGUF LoRA; trained from ``rows`` if None.
+        resume: go on with a run that was killed.
+        report: called after each step of training.
+        say: told how it goes, in lines.
+        replace_existing: take the place of a skill of the same name.
+
+    Raises:
+        UsageError: the pack has the skill already, or a name that no skill can have.
+        InvalidArtifact: an adapter that does not fit the pack's base.
+        Busy: another process is changing the pack.
+    """
+    pack = Pack.load(directory)
+    name = check_skill_name(recipe.name)
+    if any(skill.name == name for skill in pack.skills) and not replace_existing:
+        raise UsageError(f"pack {pack.name} has a skill {name} already; remove it, or ask to replace it.")
+    base = bases.resolve(pack.manifest.base.name)
+    numbers = {
+        "rows": sum(row.split == "train" for row in rows),
+        "dev_loss": float("nan"),
+        "dev_exact": float("nan"),
+    }
+    if adapter is None:
+        result = train_skill(recipe, rows, base, out, resume=resume, report=report)
+        numbers |= {"dev_loss": result.dev_loss, "dev_exact": result.dev_exact}
+        adapter = result.directory
+    with tempfile.TemporaryDirectory() as temporary:
+        converted = Path(temporary) / f"{name}.gguf"
+        if adapter.is_dir():
+            convert_adapter(
+                adapter,
+                base,
+                converted,
+                base_name=pack.manifest.base.name,
+                base_sha256=pack.manifest.base.sha256,
+                pad_rank=False,
+            )
+        elif adapter.is_file():
+            converted.write_bytes(adapter.read_bytes())
+        else:
+            raise NotFound(f"no adapter at {adapter}; give a PEFT directory or a GGUF LoRA file.")
+        content = read_adapter_bytes(converted)
+        check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
+        say(f"the adapter moves the base's logits by up to {applied(base, converted):.2f}")
+    gate = _extended(pack, recipe, rows, base, out, say)
+    return add_skill(
+        directory,
+        name,
+        content,
+        description=recipe.description,
+        max_tokens=recipe.max_tokens,
+        example=recipe.example or None,
+        card=write_card(recipe, pack.manifest.base.name, numbers),
+        replace_existing=replace_existing,
+        gate=gate,
+    )
+
+
+def remove(directory: Path, name: str, out: Path, say: Callable[[str], None] = lambda line: None) -> Change:
+    """Take a skill out of a pack; the gate is fitted anew without it, where the pack has a feature bank.
+
+    Args:
+        directory: the pack.
+        name: the skill.
+        out: directory for the gate.
+        say: told how it goes, in lines.
+
+    Raises:
+        UnknownSkill: the pack has no such skill.
+        Busy: another process is changing the pack.
+    """
+    pack = Pack.load(directory)
+    pack.skill(name)
+    bank, old = _bank(pack), pack.gate()
+    left = [skill.name for skill in pack.skills if skill.name != name]
+    if bank is None or old is None or not left:
+        return remove_skill(directory, name)
+    return remove_skill(directory, name, gate=_fit(bank.without(name), old, pack, out, say))
+
+
+def _bank(pack: Pack) -> Bank | None:
+    data = pack.gate_features()
+    return None if data is None else Bank.from_bytes(data, str(pack.directory / "gate-features.npz"))
+
+
+def _fit(bank: Bank, old: NumpyGate, pack: Pack, out: Path, say: Callable[[str], None]) -> NewGate:
+    info = gate_info(bank.classes[:-1], old.info.layers, old.info.pooling, pack.manifest.base.sha256)
+    out.mkdir(parents=True, exist_ok=True)
+    gate, scores, _ = make_gate(bank, info, out)
+    say(f"gate: {describe(scores)}")
+    return gate
+
+
+def _extended(
+    pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
+) -> NewGate | None:
+    """A gate that knows the new skill too, or None where the pack has none that could be extended."""
+    bank, old = _bank(pack), pack.gate()
+    if bank is None or old is None:
+        say("the pack has no feature bank; run `loramix train gate` to make one.")
+        return None
+    if recipe.name in bank.classes:
+        bank = bank.without(recipe.name)
+    known = list(bank.classes[:-1])
+    prompts = prompts_for(recipe, rows, known)
+    classes = [*known, recipe.name, BASE]
+    features = select(
+        compute(base, [p.text for p in prompts], old.info.layers), old.info.layers, old.info.pooling
+    )
+    longer = bank.extended(features, targets_of(prompts, classes[:-1]), groups_of(prompts), classes)
+    keep = uncontradicted(longer, recipe.name, len(bank.codes))
+    if not keep.all():
+        say(f"{int((~keep).sum())} prompts that were for no skill look like this one now, and are left out")
+    return _fit(longer.of_rows(keep), old, pack, out, say)
+
+
+def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
+    """Prompts that teach a gate a new skill.
+
+    Half of them ask for it on its own texts; the others set it apart: on other texts, its texts asked for
+    another skill or for what no skill serves.
+
+    Args:
+        recipe: the new skill's.
+        rows: its data.
+        known: the pack's skills before.
+        seed: of all draws.
+
+    Raises:
+        InvalidData: no rows to take texts from.
+    """
+    rng = random.Random(seed)
+    texts = [row.input[:MAX_CHARACTERS] for row in rows if row.split == "train"] or [r.input for r in rows]
+    if not texts:
+        raise InvalidData(f"skill {recipe.name!r} has no examples; give rows with 'input' and 'target'.")
+    phrasings = load_phrasings()
+    templates = [template for template, _ in templates_of(recipe, phrasings)]
+    rng.shuffle(templates)
+    asked = [templates[i % len(templates)] for i in range(PROMPTS)]
+    prompts = [Prompt(fill(t, rng.choice(texts)), {recipe.name: 1.0}, t) for t in asked[: PROMPTS // 2]]
+    strange = phrasings.none.prompts
+    prompts += [Prompt(fill(t, rng.choice(strange)), {recipe.name: 1.0}, t) for t in asked[: PROMPTS // 8]]
+    shipped = [name for name in known if (RECIPES / f"{name}.toml").is_file()]
+    others = [
+        (template, name)
+        for name in shipped
+        if load_recipe(name).any_text
+        for template, source in templates_of(load_recipe(name), phrasings)
+        if not source
+    ]
+    for template, name in rng.sample(others, min(PROMPTS // 4, len(others))):
+        prompts.append(Prompt(fill(template, rng.choice(texts)), {name: 1.0}, template))
+    for template in rng.sample(phrasings.none.templates, PROMPTS // 8):
+        prompts.append(Prompt(fill(template, rng.choice(texts)), {BASE: 1.0}, template))
+    return prompts
+
+
+def uncontradicted(bank: Bank, skill: str, old: int) -> npt.NDArray[np.bool_]:
+    """Which prompts to keep: one that was for no skill and now looks like the new one was a request for it.
+
+    "Translate this into German" is for none until a skill for it comes; nobody has the old texts to relabel.
+
+    Args:
+        bank: with the new skill's prompts behind the old ones.
+        skill: the new skill.
+        old: how many prompts there were before.
+
+    Returns:
+        (N,) bool.
+    """
+    place, base = bank.classes.index(skill), len(bank.classes) - 1
+    new = np.arange(len(bank.codes)) >= old
+    was_none = (bank.targets[:, base] > 0.999) & ~new
+    info = gate_info(bank.classes[:-1], [0], "last", "0" * 64)
+    components, targets, fold = bank.components, bank.targets, folds(bank.groups)
+    keep = np.ones(len(new), bool)
+    for i in range(int(fold.max(initial=0)) + 1):
+        judged = (fold == i) & was_none
+        if judged.any():
+            # the judge sees no request for none: only what each skill's prompts look like, and the new ones
+            seen = ~was_none & (fold != i) | was_none & (fold != i) & (np.arange(len(new)) % 2 == 0)
+            gate = fit(components[seen], targets[seen], info, seed=i)
+            table = ensemble(_logits(gate, components[judged]), 1.0)
+            keep[np.flatnonzero(judged)] = table[:, place] < CONTRADICTED
+    return keep
+
+
+def _logits(gate: object, components: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    import torch
+
+    with torch.no_grad():
+        found: npt.NDArray[np.float32] = gate(torch.from_numpy(components)).numpy()  # type: ignore[operator]
+    return found
+
+
+def check_import(path: Path) -> None:
+    """Refuse what is neither a PEFT directory nor a GGUF file, before anything is done.
+
+    Raises:
+        NotFound: nothing is there.
+        InvalidArtifact: a file that is not GGUF.
+    """
+    if not path.exists():
+        raise NotFound(f"no adapter at {path}; give a PEFT directory or a GGUF LoRA file.")
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise InvalidArtifact(f"{path} is not a GGUF file; give a PEFT directory or a GGUF LoRA.")
