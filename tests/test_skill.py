@@ -20,10 +20,12 @@ from loramix.errors import InvalidArtifact, InvalidData
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.pack_edit import set_gate
+from loramix.runtime.features import compute
 from loramix.train.data import Row
-from loramix.train.gate import cached_features, gate_info, groups_of, make_gate, select, targets_of
+from loramix.train.gate import cached_features, converted, gate_info, groups_of, select, targets_of
 from loramix.train.gate_bank import Bank, Projection
 from loramix.train.gate_data import BASE, Prompt
+from loramix.train.gate_fit import train
 from loramix.train.skill import recipe_for
 
 pytestmark = pytest.mark.train
@@ -44,9 +46,10 @@ def banked(tiny_pack: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFa
     features = select(cached_features(out, tiny_base, prompts, LAYERS), LAYERS, "last")
     skills = ["sentiment", "summarize"]
     bank = Bank.of(features, targets_of(prompts, skills), groups_of(prompts), [*skills, BASE])
-    gate, scores, _ = make_gate(bank, gate_info(skills, LAYERS, "last", bases.digest(tiny_base)), out)
+    info = gate_info(skills, LAYERS, "last", bases.digest(tiny_base))
+    gate, scores = train(features, bank.targets, bank.groups, info)
     assert scores.accuracy > 0.9
-    set_gate(directory, gate.gate, gate.features)
+    set_gate(directory, converted(gate, out)[0], bank.to_bytes())
     return directory
 
 
@@ -166,7 +169,7 @@ def test_killed_while_training_the_pack_stays_and_the_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("loramix.train.skill.make_gate", killed)
+        patch.setattr("loramix.train.skill.converted", killed)
         assert skill(*arguments).exit_code != 0
     assert snapshot(pack) == before
     done = skill(*arguments)
@@ -186,6 +189,23 @@ def test_recipes_for_data_alone(tmp_path: Path) -> None:
     empty.write_text("\n")
     with pytest.raises(InvalidData):
         recipe_for("echo", labels, empty)
+
+
+def test_features_are_computed_once(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def counting(base: Path, texts: list[str], layers: list[int]) -> Any:
+        asked.append(len(texts))
+        return compute(base, texts, layers)
+
+    monkeypatch.setattr("loramix.train.gate.compute", counting)
+    first = [Prompt(text, {BASE: 1.0}, text) for text in ("one", "two", "one")]
+    second = [Prompt(text, {BASE: 1.0}, text) for text in ("three", "two", "four", "one")]
+    cached_features(tmp_path, tiny_base, first, LAYERS)
+    found = cached_features(tmp_path, tiny_base, second, LAYERS)
+    assert asked == [2, 2]
+    for key, array in compute(tiny_base, [prompt.text for prompt in second], LAYERS).items():
+        assert found[key] == pytest.approx(array)
 
 
 def test_a_bank_survives_its_file() -> None:

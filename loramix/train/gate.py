@@ -16,9 +16,10 @@ import numpy.typing as npt
 from loramix.convert.gate import convert_gate
 from loramix.convert.validate import read_base
 from loramix.models import bases
+from loramix.models.gate import Gate
 from loramix.models.gate_numpy import GateInfo
 from loramix.pack import Pack
-from loramix.pack_edit import NewGate, set_gate
+from loramix.pack_edit import set_gate
 from loramix.paths import atomic_write
 from loramix.runtime.features import compute
 from loramix.train.gate_bank import Bank
@@ -97,9 +98,7 @@ def train_gate(
     out.mkdir(parents=True, exist_ok=True)
     arrays = cached_features(out, base, prompts, tapped)
 
-    def bank_of(chosen: tuple[int, ...], kind: str) -> Bank:
-        targets, groups = targets_of(prompts, skills), groups_of(prompts)
-        return Bank.of(select(arrays, chosen, kind), targets, groups, [*skills, BASE])
+    targets, groups = targets_of(prompts, skills), groups_of(prompts)
 
     def info_of(chosen: tuple[int, ...], kind: str) -> GateInfo:
         return gate_info(skills, chosen, kind, found.manifest.base.sha256)
@@ -109,16 +108,18 @@ def train_gate(
         yield "|---|---|---|---|---|---|"
         best = -1.0
         for chosen, kind in candidates(n_layer):
-            _, s = train(bank_of(chosen, kind), info_of(chosen, kind))
+            _, s = train(select(arrays, chosen, kind), targets, groups, info_of(chosen, kind))
             yield (
                 f"| {', '.join(map(str, chosen))} | {kind} | {s.accuracy:.4f} | {s.skill_to_base:.4f} "
                 f"| {s.none_to_base:.4f} | {s.calibration_error:.4f} |"
             )
             if s.accuracy > best:
                 best, layers, pooling = s.accuracy, chosen, kind
-    bank = bank_of(layers, pooling)
-    new, scores, difference = make_gate(bank, info_of(layers, pooling), out)
-    set_gate(found.directory, new.gate, new.features)
+    features = select(arrays, layers, pooling)
+    gate, scores = train(features, targets, groups, info_of(layers, pooling))
+    content, difference = converted(gate, out)
+    bank = Bank.of(features, targets, groups, [*skills, BASE])
+    set_gate(found.directory, content, bank.to_bytes())
     yield f"layers {list(layers)}, {pooling}: {describe(scores)}, NumPy within {difference:.0e}"
 
 
@@ -135,21 +136,19 @@ def gate_info(skills: Sequence[str], layers: Sequence[int], pooling: str, base_s
     )
 
 
-def make_gate(bank: Bank, info: GateInfo, out: Path) -> tuple[NewGate, Scores, float]:
-    """Train a gate on a bank, and convert it.
+def converted(gate: Gate, out: Path) -> tuple[bytes, float]:
+    """Save a trained gate and convert it.
 
     Args:
-        bank: prompts as components.
-        info: see `gate_info`.
+        gate: trained and calibrated.
         out: directory for the torch gate and gate.npz.
 
     Returns:
-        What a pack takes, how it did on unseen phrasings, and its largest difference to torch.
+        Content of gate.npz, and its largest difference to torch.
     """
-    gate, scores = train(bank, info)
     gate.save(out)
     difference = convert_gate(out, out / "gate.npz")
-    return NewGate((out / "gate.npz").read_bytes(), bank.to_bytes()), scores, difference
+    return (out / "gate.npz").read_bytes(), difference
 
 
 def describe(scores: Scores) -> str:
@@ -163,13 +162,38 @@ def describe(scores: Scores) -> str:
 def cached_features(
     out: Path, base: Path, prompts: Sequence[Prompt], layers: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """Features of the prompts, kept in ``out`` so that a second run on the same prompts takes seconds."""
-    texts = "\0".join(prompt.text for prompt in prompts)
-    key = hashlib.sha256(f"{bases.digest(base)} {sorted(layers)} {texts}".encode()).hexdigest()[:16]
-    path = out / f"features-{key}.npz"
-    if not path.is_file():
-        arrays = compute(base, [prompt.text for prompt in prompts], layers)
+    """Features of the prompts; those of texts seen before are kept in ``out``, and only new ones computed.
+
+    Args:
+        out: directory of the cache, a file a base and set of layers.
+        base: the GGUF.
+        prompts: any.
+        layers: layers to read.
+
+    Returns:
+        ``last:LAYER`` and ``mean:LAYER``, (B, D) float16 each.
+    """
+    name = hashlib.sha256(f"{bases.digest(base)} {sorted(layers)}".encode()).hexdigest()[:16]
+    path = out / f"features-{name}.npz"
+    arrays: dict[str, npt.NDArray[np.float16]] = {}
+    keys: npt.NDArray[np.uint64] = np.zeros(0, np.uint64)
+    if path.is_file():
+        with np.load(path, allow_pickle=False) as archive:
+            keys = archive["keys"]
+            arrays = {key: archive[key] for key in archive.files if key != "keys"}
+    wanted = [_key(prompt.text) for prompt in prompts]
+    known = set(keys.tolist())
+    new = {key: prompt.text for key, prompt in zip(wanted, prompts, strict=True) if key not in known}
+    if new:
+        fresh = compute(base, list(new.values()), sorted(layers))
+        arrays = {key: np.concatenate([arrays[key], fresh[key]]) if arrays else fresh[key] for key in fresh}
+        keys = np.concatenate([keys, np.asarray(list(new), np.uint64)])
         with atomic_write(path) as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+            np.savez(file, keys=keys, **arrays)  # type: ignore[arg-type]
+    place = {key: i for i, key in enumerate(keys.tolist())}
+    rows = [place[key] for key in wanted]
+    return {key: array[rows] for key, array in arrays.items()}
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "replace")).digest()[:8], "little")

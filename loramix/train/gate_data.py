@@ -153,13 +153,15 @@ def collect(
             crossed = (not source and rng.random() < crossing) or not by_source[source]
             text = any_text(name) if crossed else rng.choice(by_source[source])
             prompts.append(Prompt(fill(template, text), {name: 1.0}, template))
+    # what other skills serve is for none here, if it can be told: "what does it do?" needs its function
     absent = [load_recipe(name) for name in shipped() if name not in skills]
-    foreign = [template for recipe in absent for template, _ in templates_of(recipe, phrasings)]
+    foreign = [t for recipe in absent if recipe.any_text for t, _ in templates_of(recipe, phrasings)]
     rng.shuffle(foreign)
-    for number, pool in ((count, phrasings.none.templates), (count, foreign)):
+    for number, pool in ((count, phrasings.none.templates), (count // 2, foreign)):
         for i in range(number if pool else 0):
             template = pool[i % len(pool)]
             prompts.append(Prompt(fill(template, any_text()), {BASE: 1.0}, template))
+    rng = random.Random(f"{seed}-composed")
     for names, together in phrasings.composed.items():
         parts = names.split("+")
         if set(parts) <= set(skills):

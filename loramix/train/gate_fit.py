@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from loramix.models.gate import Gate
 from loramix.models.gate_numpy import GateInfo
 from loramix.models.mixing import decide
-from loramix.train.gate_bank import Bank, Projection
+from loramix.train.gate_bank import Projection
 
 Floats = npt.NDArray[np.float32]
 FOLDS = 5
@@ -37,13 +37,14 @@ class Scores:
     """Expected calibration error of the top class, 15 bins (Guo et al. 2017)."""
 
 
-def fit(features: Floats, targets: Floats, info: GateInfo, *, seed: int = 0) -> Gate:
+def fit(features: Floats, targets: Floats, info: GateInfo, *, one_scale: bool = False, seed: int = 0) -> Gate:
     """Fit an ensemble of MLPs.
 
     Args:
-        features: (B, P) float32, components of the features.
+        features: (B, D) float32.
         targets: (B, K+1) float32, rows sum to 1.
         info: what the gate decides between, and its widths.
+        one_scale: divide all features by one number, as components want it (see `Projection`).
         seed: of weights and order.
 
     Returns:
@@ -52,8 +53,10 @@ def fit(features: Floats, targets: Floats, info: GateInfo, *, seed: int = 0) -> 
     torch.manual_seed(seed)
     x, y = torch.from_numpy(features), torch.from_numpy(targets)
     y = y * (1 - SMOOTHING) + SMOOTHING / y.shape[1]
-    spread = x.std(0).square().mean().sqrt().clamp_min(1e-3)  # one for all: see Projection
-    gate = Gate(info, x.mean(0), spread.expand(x.shape[1]), seed=seed)
+    spread = x.std(0)
+    if one_scale:
+        spread = spread.square().mean().sqrt().expand(x.shape[1])
+    gate = Gate(info, x.mean(0), spread.clamp_min(1e-3), seed=seed)
     balance = y.sum(0).clamp_min(1).reciprocal()
     weight = (y @ balance) / (y @ balance).mean()  # classes count alike, however many prompts each has
     optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.05)
@@ -81,11 +84,18 @@ def folds(groups: npt.NDArray[np.int32], count: int = FOLDS, seed: int = 0) -> n
     return found
 
 
-def held_out_logits(features: Floats, targets: Floats, fold: npt.NDArray[np.int64], info: GateInfo) -> Floats:
+def held_out_logits(
+    features: Floats,
+    targets: Floats,
+    fold: npt.NDArray[np.int64],
+    info: GateInfo,
+    *,
+    one_scale: bool = False,
+) -> Floats:
     """Logits (B, M, K+1) of each prompt from a gate that did not see its phrasing."""
     logits = np.zeros((len(features), info.members, targets.shape[1]), np.float32)
     for i in range(int(fold.max()) + 1):
-        gate = fit(features[fold != i], targets[fold != i], info, seed=i)
+        gate = fit(features[fold != i], targets[fold != i], info, one_scale=one_scale, seed=i)
         with torch.no_grad():
             logits[fold == i] = gate(torch.from_numpy(features[fold == i])).numpy()
     return logits
@@ -114,24 +124,36 @@ def widen(gate: Gate, projection: Projection) -> Gate:
     return wide
 
 
-def train(bank: Bank, info: GateInfo) -> tuple[Gate, Scores]:
+def train(
+    features: Floats,
+    targets: Floats,
+    groups: npt.NDArray[np.int32],
+    info: GateInfo,
+    *,
+    projection: Projection | None = None,
+) -> tuple[Gate, Scores]:
     """Calibrate on held-out phrasings, then fit on all prompts.
 
     Args:
-        bank: prompts as components.
+        features: (B, D) float32; with ``projection``, the components (B, P) that it makes of them.
+        targets: (B, K+1) float32, rows sum to 1.
+        groups: (B,) int32, prompts of one phrasing share a number.
         info: skills, layers, pooling, widths; its temperature and threshold are set.
+        projection: is folded into the gate.
 
     Returns:
         A gate that reads raw features, and how it did on phrasings that a fit did not see.
     """
-    components, targets = bank.components, bank.targets
-    logits = held_out_logits(components, targets, folds(bank.groups), info)
+    one_scale = projection is not None
+    logits = held_out_logits(features, targets, folds(groups), info, one_scale=one_scale)
     temperature = temperature_of(logits, targets)
     probabilities = ensemble(logits, temperature)
     threshold = threshold_of(probabilities, targets)
     single = targets.max(1) > 0.999
     scores = score(probabilities[single], targets[single], threshold)
-    gate = widen(fit(components, targets, info), bank.projection)
+    gate = fit(features, targets, info, one_scale=one_scale)
+    if projection is not None:
+        gate = widen(gate, projection)
     metrics = {
         "held_out_accuracy": scores.accuracy,
         "held_out_skill_to_base": scores.skill_to_base,

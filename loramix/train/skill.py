@@ -26,10 +26,10 @@ from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train.card import write_card
 from loramix.train.data import Row
-from loramix.train.gate import describe, gate_info, groups_of, make_gate, select, targets_of
+from loramix.train.gate import converted, describe, gate_info, groups_of, select, targets_of
 from loramix.train.gate_bank import Bank
 from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, templates_of
-from loramix.train.gate_fit import ensemble, fit, folds
+from loramix.train.gate_fit import ensemble, fit, folds, train
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import RECIPES, Recipe, Source, load_recipe
 
@@ -203,9 +203,9 @@ def _bank(pack: Pack) -> Bank | None:
 def _fit(bank: Bank, old: NumpyGate, pack: Pack, out: Path, say: Callable[[str], None]) -> NewGate:
     info = gate_info(bank.classes[:-1], old.info.layers, old.info.pooling, pack.manifest.base.sha256)
     out.mkdir(parents=True, exist_ok=True)
-    gate, scores, _ = make_gate(bank, info, out)
+    gate, scores = train(bank.components, bank.targets, bank.groups, info, projection=bank.projection)
     say(f"gate: {describe(scores)}")
-    return gate
+    return NewGate(converted(gate, out)[0], bank.to_bytes())
 
 
 def _extended(
@@ -296,7 +296,7 @@ def uncontradicted(bank: Bank, skill: str, old: int) -> npt.NDArray[np.bool_]:
         if judged.any():
             # the judge sees no request for none: only what each skill's prompts look like, and the new ones
             seen = ~was_none & (fold != i) | was_none & (fold != i) & (np.arange(len(new)) % 2 == 0)
-            gate = fit(components[seen], targets[seen], info, seed=i)
+            gate = fit(components[seen], targets[seen], info, one_scale=True, seed=i)
             table = ensemble(_logits(gate, components[judged]), 1.0)
             keep[np.flatnonzero(judged)] = table[:, place] < CONTRADICTED
     return keep
