@@ -2,8 +2,9 @@
 
     LORAMIX_UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py     writes tests/golden.json anew
 
-Kernels for other instruction sets round differently, which can turn a near tie: on another kind of CPU
-than the one that wrote the file, route and first token must agree, and the text need not.
+Kernels for other instruction sets, and other splits of the same tokens into batches, round differently, which
+can turn a near tie. The file keeps by how much each token won: up to the first narrow win all must agree, on
+every CPU; on the kind that wrote the file, everything must.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from loramix.runtime.cpu import cpu_flags
+from loramix.runtime.sampling import Sampler
 
 pytestmark = pytest.mark.base
 GOLDEN = Path(__file__).parent / "golden.json"
 KERNELS = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd"})
+NEAR_TIE = 0.5  # logits; other kernels and batches were seen to move a margin by up to 0.2
+SCALE_TOLERANCE = 0.1
 PROMPTS = {
     "positive": ("Is this review positive or negative? A tender, funny film that I will watch again.", {}),
     "negative": ("Sentiment: the plot is thin and the jokes are older than the actors", {}),
@@ -46,9 +52,33 @@ PROMPTS = {
 
 
 def outcome(engine: Any, name: str) -> dict[str, Any]:
+    """Mix, first tokens, by how many logits each won over the next, and the text."""
     prompt, options = PROMPTS[name]
-    answer = engine.generate(prompt, **options)
-    return {"mix": answer.route.mix, "tokens": answer.tokens[:8], "text": answer.text}
+    margins: list[float] = []
+    pick = Sampler.pick
+
+    def noting(sampler: Sampler, logits: Any, recent: list[int]) -> int:
+        second, first = np.partition(logits, -2)[-2:]
+        margins.append(round(float(first - second), 2))
+        return pick(sampler, logits, recent)
+
+    with patch.object(Sampler, "pick", noting):
+        answer = engine.generate(prompt, **options)
+    tokens = answer.tokens[:8]
+    return {"mix": answer.route.mix, "tokens": tokens, "margins": margins[: len(tokens)], "text": answer.text}
+
+
+def firm(found: dict[str, Any]) -> list[int]:
+    """Tokens up to the first that won by little."""
+    narrow = [i for i, margin in enumerate(found["margins"]) if margin < NEAR_TIE]
+    return list(found["tokens"][: narrow[0] if narrow else None])
+
+
+def assert_agree(found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Equal but for rounding: the same skills at about the same scales, the same tokens up to a near tie."""
+    assert found["mix"] == pytest.approx(wanted["mix"], abs=SCALE_TOLERANCE)
+    sure = firm(wanted)
+    assert found["tokens"][: len(sure)] == sure
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +96,20 @@ def test_output_is_as_recorded(name: str, default_engine: Any, golden: dict[str,
     if golden["kernels"] == KERNELS:
         assert found == wanted
     else:
-        assert found["mix"].keys() == wanted["mix"].keys()
-        assert found["tokens"][:1] == wanted["tokens"][:1]
+        assert_agree(found, wanted)
+
+
+def test_the_recorded_outputs_say_something(golden: dict[str, Any]) -> None:
+    sure = {name: len(firm(wanted)) for name, wanted in golden["outputs"].items()}
+    assert sum(map(bool, sure.values())) >= 7, sure
+    assert sum(sure.values()) >= 15, sure
 
 
 def test_a_second_time_gives_the_same(default_engine: Any) -> None:
-    first = [outcome(default_engine, name) for name in PROMPTS]
-    assert [outcome(default_engine, name) for name in reversed(PROMPTS)] == first[::-1]
+    """The second time a prompt's beginning comes from the cache, and only its end is read: other batches."""
+    first = {name: outcome(default_engine, name) for name in PROMPTS}
+    for name in reversed(PROMPTS):
+        assert_agree(outcome(default_engine, name), first[name])
 
 
 def test_no_skill_fits_equals_never_having_adapters(default_engine: Any) -> None:
