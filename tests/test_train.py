@@ -189,6 +189,7 @@ def test_killed_and_resumed_equals_unbroken(
             check=False,
         )
         assert child.returncode == -signal.SIGKILL, child.stderr
+        assert b"Warning" not in child.stderr and b"it/s" not in child.stderr  # the libraries' own talk
         assert not (broken / "adapter").exists()
     found = checkpoint.latest(broken / "checkpoints")
     assert found is not None and found.step >= 6

@@ -1,1 +1,5 @@
 """Training, in PyTorch: one LoRA per skill, then the gate. Never imported at run time."""
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm: other bars would disturb ours

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def autocast_dtype() -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the libraries' warnings to their own authors off the user's screen."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     """Load a base for training, frozen.
 
@@ -41,7 +50,6 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
         NotFound: there is no such file or directory.
         Unsupported: transformers cannot read it.
     """
-    os.environ.setdefault("TQDM_DISABLE", "1")  # its bar on dequantizing would disturb ours
     import transformers
 
     if not path.exists():
@@ -51,8 +59,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet():
             if path.is_file():
                 model = transformers.AutoModelForCausalLM.from_pretrained(
                     str(path.parent), gguf_file=path.name, **options

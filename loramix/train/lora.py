@@ -24,7 +24,7 @@ from loramix.errors import Busy, InvalidData, UsageError
 from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
 from loramix.train.data import Example, Row, batches, micro_batches, prompts, take
-from loramix.train.frozen import autocast_dtype, device, digest, load_base
+from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
 from loramix.train.recipe import Recipe
 
 
@@ -256,7 +256,8 @@ class _Run:
     def _export(self) -> Path:
         directory, partial = self.out / "adapter", self.out / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        self.model.save_pretrained(str(partial))
+        with quiet():
+            self.model.save_pretrained(str(partial))
         base = {"name": self.base.name}
         if self.base.is_file():
             base["sha256"] = sha256_file(self.base)
@@ -285,7 +286,8 @@ def attach(base: Any, recipe: Recipe) -> Any:
         target_modules=list(shape.target_modules),
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(base, config)
+    with quiet():
+        model = get_peft_model(base, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
