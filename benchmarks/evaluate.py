@@ -13,7 +13,6 @@ DATA is a directory with skills/NAME.jsonl.gz and routing/*.jsonl; RUNS holds se
 from __future__ import annotations
 
 import json
-import platform
 import re
 import resource
 import statistics
@@ -31,6 +30,7 @@ import numpy as np
 from loramix.models import bases
 from loramix.paths import write_text
 from loramix.prompts import fill
+from loramix.runtime.cpu import machine
 from loramix.train.data import Row, read_rows
 from loramix.train.gate_data import read_none
 from loramix.train.metrics import Estimate, bootstrap, estimate, measure, share
@@ -60,15 +60,6 @@ def _arguments() -> list[str]:
     hidden = {"--data": "DATA", "--peft": "RUNS"}
     words = sys.argv[1:]
     return [hidden.get(words[i - 1], word) if i else word for i, word in enumerate(words)]
-
-
-def machine() -> str:
-    """CPU and cores in words."""
-    from loramix.runtime.cpu import cpu_model, default_threads
-
-    return (
-        f"{cpu_model()}, {default_threads()} threads, {platform.system()}, Python {platform.python_version()}"
-    )
 
 
 def held_out() -> dict[str, dict[str, list[str]]]:

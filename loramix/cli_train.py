@@ -27,6 +27,7 @@ def training_extra() -> Iterator[None]:
             "safetensors",
             "rouge_score",
             "sacrebleu",
+            "matplotlib",
         }:
             raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
         raise

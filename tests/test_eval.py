@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
-from loramix.errors import InvalidRecipe, NotFound, UsageError
+from loramix.cli import main
+from loramix.errors import InvalidData, InvalidRecipe, NotFound, UsageError
 from loramix.eval.answers import AnswerStore
+from loramix.eval.report import read_report
 from loramix.eval.routing import Decisions, Question, decide_all, questions, read_held_out, summarize
 from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
 from loramix.train.data import Row
@@ -133,7 +140,11 @@ def test_questions_for_the_gate(tiny_engine: Any, tmp_path: Path) -> None:
         "none: everyday prompts and near misses": [("hi", "base"), ("why?", "base")],
         "none: other requests about texts": sets_of(sets),
     }
-    found = decide_all(tiny_engine, sets)
+    with AnswerStore(tmp_path / "routes.jsonl", "p") as store:
+        found = decide_all(tiny_engine, store, sets)
+    with AnswerStore(tmp_path / "routes.jsonl", "p") as store:  # a second time the engine is not asked
+        again = decide_all(SimpleNamespace(router=tiny_engine.router), store, sets)  # type: ignore[arg-type]
+    assert again.chosen == found.chosen
     route = tiny_engine.route("how so? own")
     assert found.chosen["sentiment"][0] == next(iter(route.mix), "base")
     assert found.probabilities["sentiment"][0] == pytest.approx(list(route.probabilities.values()))
@@ -174,3 +185,110 @@ def test_the_shipped_held_out_file_fits_the_recipes() -> None:
             assert load_recipe(name).name == name
             assert len(groups["templates"]) >= 30 and len(groups["plain"]) >= 8
             assert all(text.count("{input}") == 1 for group in groups.values() for text in group)
+
+
+DATA = """
+name = "{name}"
+description = "what {name} is"
+metrics = ["accuracy"]
+any_text = true
+labels = ["good", "bad"]
+max_tokens = 4
+[data]
+license = "none"
+how = "By hand."
+[instructions]
+any = ["{name} of {{input}}?"]
+"""
+
+
+@pytest.fixture
+def eval_command(tiny_pack: Path, tmp_path: Path) -> list[str]:
+    """`loramix eval` on the tiny pack, with data of both its skills."""
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("sentiment", "summarize"):
+        (data / f"{name}.toml").write_text(DATA.format(name=name))
+        rows = [
+            {"split": split, "input": f"<b>{split} & {i}", "target": target}
+            for split in ("train", "test")
+            for i, target in enumerate(["good", "bad"] * 3)
+        ]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = ["--data-dir", str(data), "--held-out", str(held(tmp_path / "h.toml"))]
+    return [
+        "eval",
+        str(tiny_pack),
+        *files,
+        "--base-rows",
+        "2",
+        "--threads",
+        "1",
+        "--out",
+        str(tmp_path / "out"),
+    ]
+
+
+def test_a_pack_is_evaluated_and_the_page_says_so(eval_command: list[str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, eval_command)
+    assert done.exit_code == 0, done.output
+    assert "sentiment: 16 of 16" in done.stderr and "gate: 17 of 17" in done.stderr
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    part = found["skills"]["summarize"]["test"]
+    assert part["pinned"]["accuracy"]["rows"] == 6 and part["base"]["accuracy"]["rows"] == 2
+    assert found["routing"]["sets"]["sentiment"]["rows"] == 3
+    assert sum(sum(row.values()) for row in found["routing"]["confusion"].values()) == 17
+    assert found["pack"]["skill_bytes"].keys() == {"sentiment", "summarize"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("<svg") == 4
+    assert "<b>" not in page, "texts of the data are escaped"
+    assert "http-equiv" not in page and "<script" not in page
+    for figure in ET.fromstring(f"<r>{''.join(re.findall('<svg.*?</svg>', page, re.DOTALL))}</r>"):
+        assert len(list(figure.iter())) > 20
+    answers = (tmp_path / "out" / "answers.jsonl").read_bytes()
+    again = CliRunner().invoke(main, eval_command)
+    assert again.exit_code == 0 and (tmp_path / "out" / "answers.jsonl").read_bytes() == answers
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == found
+
+
+def test_parts_of_an_evaluation(eval_command: list[str], tmp_path: Path) -> None:
+    one = CliRunner().invoke(main, [*eval_command, "--only", "skills", "--skill", "sentiment", "--rows", "2"])
+    assert one.exit_code == 0, one.output
+    found = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert list(found["skills"]) == ["sentiment"] and "routing" not in found and found["rows_limit"] == 2
+    gate = CliRunner().invoke(main, [*eval_command, "--only", "routing"])
+    assert gate.exit_code == 0, gate.output
+    assert "skills" not in json.loads((tmp_path / "out" / "report.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "more, sentence, code",
+    [
+        (["--skill", "haiku"], "haiku", 2),
+        (["--data-dir", "nowhere"], "nowhere", 1),
+        (["--held-out", "nowhere.toml"], "nowhere.toml", 1),
+        (["--none", "nowhere.jsonl"], "nowhere.jsonl", 1),
+    ],
+)
+def test_evaluations_that_cannot_be(
+    eval_command: list[str], more: list[str], sentence: str, code: int
+) -> None:
+    done = CliRunner().invoke(main, [*eval_command, *more])
+    assert done.exit_code == code and sentence in done.stderr and done.stderr.startswith("error: "), (
+        done.output
+    )
+
+
+def test_the_gate_needs_held_out_phrasings(eval_command: list[str]) -> None:
+    place = eval_command.index("--held-out")
+    done = CliRunner().invoke(main, eval_command[:place] + eval_command[place + 2 :])
+    assert done.exit_code == 2 and "--held-out" in done.stderr, done.output
+
+
+def test_reports_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        read_report(tmp_path / "report.json")
+    for content in ("{", "[]", '{"format": 2}'):
+        (tmp_path / "report.json").write_text(content)
+        with pytest.raises(InvalidData):
+            read_report(tmp_path / "report.json")

@@ -23,11 +23,19 @@ class Given:
     mix: dict[str, float]
 
 
-class AnswerStore:
-    """A JSONL file of answers by prompt and options.
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What the gate said to a prompt."""
 
-    Greedy answers depend on nothing else (the pack is part of the file's first line), so the same prompt under
-    the same mix is answered once, whichever measure asks.
+    mix: dict[str, float]
+    probabilities: dict[str, float]
+
+
+class AnswerStore:
+    """A JSONL file of greedy answers by prompt and options, and of the gate's choices by prompt.
+
+    They depend on nothing else (the pack is part of the file's first line), so the same prompt under the same
+    mix is answered once, whichever measure asks.
 
     Args:
         path: made if there is none.
@@ -38,7 +46,7 @@ class AnswerStore:
     """
 
     def __init__(self, path: Path, pack_digest: str) -> None:
-        self._known: dict[str, Given] = {}
+        self._known: dict[str, dict[str, Any]] = {}
         head = {"pack": pack_digest}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO
@@ -49,7 +57,7 @@ class AnswerStore:
             whole = [line for line in lines[1:] if line.endswith(b"\n")]  # a kill tears the last line at most
             for line in whole:
                 row = json.loads(line)
-                self._known[row["key"]] = Given(row["text"], row["mix"])
+                self._known[row.pop("key")] = row
             self._file = path.open("r+b")
             self._file.truncate(len(lines[0]) + sum(map(len, whole)))
             self._file.seek(0, 2)
@@ -69,12 +77,32 @@ class AnswerStore:
             prompt: text or messages.
             **options: ``mix`` or ``policy``, ``max_tokens``, ``stop``.
         """
-        named = json.dumps([prompt, sorted(options.items())], ensure_ascii=False)
-        key = hashlib.sha256(named.encode()).hexdigest()[:24]
-        if key not in self._known:
+
+        def find() -> dict[str, Any]:
             found = engine.generate(prompt, **options)
-            self._known[key] = Given(found.text, found.route.mix)
-            self._write({"key": key, "text": found.text, "mix": found.route.mix})
+            return {"text": found.text, "mix": found.route.mix}
+
+        return Given(**self._once([prompt, sorted(options.items())], find))
+
+    def route(self, engine: Engine, prompt: str) -> Chosen:
+        """The gate's choice for a prompt, from the file where it is known.
+
+        Args:
+            engine: see `answer`.
+            prompt: text.
+        """
+
+        def find() -> dict[str, Any]:
+            found = engine.route(prompt)
+            return {"mix": found.mix, "probabilities": found.probabilities}
+
+        return Chosen(**self._once([prompt, "route"], find))
+
+    def _once(self, named: Any, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        key = hashlib.sha256(json.dumps(named, ensure_ascii=False).encode()).hexdigest()[:24]
+        if key not in self._known:
+            self._known[key] = find()
+            self._write({"key": key, **self._known[key]})
         return self._known[key]
 
     def answers(

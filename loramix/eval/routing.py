@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidRecipe, NotFound
+from loramix.eval.answers import AnswerStore
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row
@@ -119,12 +120,16 @@ class Decisions:
 
 
 def decide_all(
-    engine: Engine, sets: Mapping[str, Sequence[Question]], tick: Callable[[], None] = lambda: None
+    engine: Engine,
+    store: AnswerStore,
+    sets: Mapping[str, Sequence[Question]],
+    tick: Callable[[], None] = lambda: None,
 ) -> Decisions:
     """Ask the gate all questions.
 
     Args:
         engine: on a pack with a gate.
+        store: keeps what it says.
         sets: of `questions`.
         tick: called after each.
     """
@@ -134,9 +139,9 @@ def decide_all(
     for name, group in sets.items():
         chosen[name], table = [], []
         for question in group:
-            route = engine.route(question.text)
-            chosen[name].append(next(iter(route.mix), BASE))
-            table.append([route.probabilities[c] for c in classes])
+            found = store.route(engine, question.text)
+            chosen[name].append(next(iter(found.mix), BASE))
+            table.append([found.probabilities[c] for c in classes])
             tick()
         probabilities[name] = np.asarray(table, np.float64)
     return Decisions(classes, {n: list(g) for n, g in sets.items()}, chosen, probabilities)

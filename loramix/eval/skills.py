@@ -90,6 +90,12 @@ def score(recipe: Recipe, texts: Sequence[str], rows: Sequence[Row]) -> dict[str
     return {name: asdict(estimate(measure(name, recipe.labels), texts, rows)) for name in recipe.metrics}
 
 
+def n_answers(recipe: Recipe, rows: Sequence[Row], limit: int | None, base_limit: int) -> int:
+    """How often `evaluate_skill` ticks: pinned and routed on all rows, the base twice on the first."""
+    sizes = [len(part.rows) for part in parts_of(recipe, rows, limit)]
+    return sum(2 * size + 2 * min(size, base_limit) for size in sizes)
+
+
 def evaluate_skill(
     engine: Engine,
     store: AnswerStore,
@@ -121,7 +127,7 @@ def evaluate_skill(
         pinned = store.answers(engine, prompts, mix=mix, tick=tick)
         texts, right = [], 0
         for prompt, given in zip(prompts, pinned, strict=True):
-            found = engine.route(prompt).mix
+            found = store.route(engine, prompt).mix
             same = found == given.mix
             right += same
             # the same mix gives the same greedy answer: only a row that went elsewhere is answered again

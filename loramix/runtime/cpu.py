@@ -134,3 +134,9 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return ""
+
+
+def machine() -> str:
+    """CPU, threads and system in words, for reports."""
+    system = f"{platform.system()}, Python {platform.python_version()}"
+    return f"{cpu_model()}, {default_threads()} threads, {system}"

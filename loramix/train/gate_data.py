@@ -15,10 +15,10 @@ from typing import Any
 
 import msgspec
 
-from loramix.errors import InvalidData, InvalidRecipe
+from loramix.errors import InvalidData, InvalidRecipe, NotFound
 from loramix.prompts import fill
 from loramix.train.data import data_file, read_rows, take
-from loramix.train.recipe import Recipe, load_recipe, shipped
+from loramix.train.recipe import Recipe, load_recipe, recipe_beside, shipped
 
 BASE = "base"
 CROSSED = 0.3  # share of a skill's prompts that stand on other skills' texts
@@ -87,8 +87,11 @@ def read_none(path: Path) -> list[tuple[str, str]]:
         path: JSONL of ``text``, or of ``instruction`` with ``instances`` that have an ``input``.
 
     Raises:
+        NotFound: there is no such file.
         InvalidData: a line that cannot be read.
     """
+    if not path.is_file():
+        raise NotFound(f"no file {path} of prompts that no skill fits; give one with --none FILE.")
     found = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -129,7 +132,7 @@ def collect(
     """
     count = per_skill or max(400, min(1000, 8000 // len(skills)))
     phrasings = load_phrasings()
-    recipes = {name: _recipe(name, data_dir) for name in skills}
+    recipes = {name: recipe_beside(data_dir, name) for name in skills}
     rng = random.Random(seed)
     rows = {name: take(read_rows(data_file(data_dir, name)), "train", 3 * count, seed) for name in skills}
     texts = {name: [_cut(row.input) for row in rows[name]] for name in skills}
@@ -174,12 +177,6 @@ def collect(
         alone += [text for i, (split, text) in enumerate(read_none(path)) if _for_training(split, i)]
     prompts += [Prompt(text, {BASE: 1.0}, text) for text in alone]
     return prompts
-
-
-def _recipe(name: str, data_dir: Path) -> Recipe:
-    """The recipe beside the data, else the one that ships with Loramix."""
-    beside = data_dir / f"{name}.toml"
-    return load_recipe(str(beside) if beside.is_file() else name)
 
 
 def _cut(text: str) -> str:

@@ -128,3 +128,13 @@ def load_recipe(name_or_path: str) -> Recipe:
             f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}."
         )
     return recipe
+
+
+def recipe_beside(data_dir: Path, name: str) -> Recipe:
+    """The recipe ``NAME.toml`` beside a skill's data, else the one that ships with Loramix.
+
+    Raises:
+        NotFound, InvalidRecipe: see `load_recipe`.
+    """
+    beside = data_dir / f"{name}.toml"
+    return load_recipe(str(beside) if beside.is_file() else name)

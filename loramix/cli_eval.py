@@ -1,0 +1,89 @@
+"""The command ``loramix eval``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loramix.cli_train import PATH, training_extra
+
+
+@click.command("eval")
+@click.argument("pack", default="smollm2-135m")
+@click.option("--data-dir", type=PATH, required=True, help="Directory with a data file per skill.")
+@click.option("--held-out", type=PATH, help="TOML of phrasings that no training saw, for the gate.")
+@click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
+@click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
+@click.option("--only", type=click.Choice(["skills", "routing"]), help="Only this part.")
+@click.option("--rows", type=click.IntRange(1), help="Rows of a test set at most; by default all.")
+@click.option("--base-rows", type=click.IntRange(1), default=200, show_default=True, help="For the base.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
+@click.option(
+    "--out", type=PATH, default=Path("runs/eval"), show_default=True, help="Directory of the report."
+)
+def evaluate(
+    pack: str,
+    data_dir: Path,
+    held_out: Path | None,
+    none_files: tuple[Path, ...],
+    skills: tuple[str, ...],
+    only: str | None,
+    rows: int | None,
+    base_rows: int,
+    threads: int | None,
+    out: Path,
+) -> None:
+    """Measure PACK on test rows: its skills, and its gate; writes report.json and report.html.
+
+    Killed at any moment, the same command goes on where it was.
+    """
+    from loramix.pack import Pack
+
+    with training_extra(), EvalDisplay() as display:
+        from loramix.eval.report import write_html
+        from loramix.eval.run import PARTS, evaluate_pack
+
+        report = evaluate_pack(
+            Pack.load(pack),
+            data_dir,
+            out,
+            skills=skills,
+            parts=[only] if only else PARTS,
+            held_out=held_out,
+            none_files=none_files,
+            limit=rows,
+            base_limit=base_rows,
+            n_threads=threads,
+            report=display.update,
+        )
+        page = write_html(report)
+    click.echo(str(report))
+    click.echo(str(page))
+
+
+class EvalDisplay:
+    """A bar a measured part on stderr; a line for each tenth where that is no terminal."""
+
+    def __enter__(self) -> EvalDisplay:
+        from rich.console import Console
+        from rich.progress import Progress
+
+        console = Console(stderr=True)
+        self._plain = not console.is_terminal
+        self._bar = Progress(console=console, disable=self._plain)
+        self._bar.start()
+        self._tasks: dict[str, Any] = {}
+        return self
+
+    def update(self, what: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` steps of a part are through."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done)
+        if self._plain and (done == total or done % max(1, total // 10) == 0):
+            click.echo(f"{what}: {done} of {total}", err=True)
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()

@@ -1,0 +1,139 @@
+"""Figures of a report as inline SVG: confusion of the gate, its calibration, scores of skills, score against size.
+
+Reads the report's plain dictionaries; draws without a display and leaves pyplot's global state alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from typing import Any
+
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+
+INK, SOFT, ACCENT = "#33475b", "#a9b8c6", "#2a78b8"
+KINDS = {
+    "base": "bare base",
+    "base_5shot": "bare base, 5 shots",
+    "pinned": "adapter pinned",
+    "routed": "routed",
+}
+COLOURS = ("#d5dde5", "#a9b8c6", "#7fb3d9", "#2a78b8")
+
+
+def to_svg(figure: Figure) -> str:
+    """The ``<svg>`` element of a figure, text as text."""
+    out = io.StringIO()
+    rcParams["svg.fonttype"] = "none"
+    rcParams["svg.hashsalt"] = "loramix"  # ids do not change from run to run
+    figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight")
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def confusion(table: Mapping[str, Mapping[str, int]]) -> str:
+    """Wanted against chosen, each row in shares of what was wanted.
+
+    Args:
+        table: ``{wanted: {chosen: count}}``.
+    """
+    names = list(table)
+    size = 1.6 + 0.55 * len(names)
+    figure = Figure(figsize=(size + 1, size))
+    axes = figure.add_subplot()
+    totals = [max(1, sum(table[name].values())) for name in names]
+    shares = [[table[w][c] / n for c in names] for w, n in zip(names, totals, strict=True)]
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for y, row in enumerate(shares):
+        for x, share in enumerate(row):
+            if table[names[y]][names[x]]:
+                colour = "white" if share > 0.5 else INK
+                axes.text(x, y, f"{share:.0%}", ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("chosen")
+    axes.set_ylabel("asked for")
+    return to_svg(figure)
+
+
+def calibration(found: Mapping[str, Any]) -> str:
+    """How often the gate is right against how sure it says it is; areas are shares of the prompts.
+
+    Args:
+        found: ``error`` and ``bins`` of `loramix.eval.routing.calibration`.
+    """
+    figure = Figure(figsize=(4.6, 4.2))
+    axes = figure.add_subplot()
+    bins = found["bins"]
+    total = max(1, sum(b["rows"] for b in bins))
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle="--")
+    x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+    axes.plot(x, y, color=ACCENT, linewidth=1)
+    axes.scatter(x, y, s=[20 + 600 * b["rows"] / total for b in bins], color=ACCENT, alpha=0.6)
+    axes.set(
+        xlim=(0, 1.03), ylim=(0, 1.03), xlabel="probability of the likeliest", ylabel="share that is right"
+    )
+    axes.set_title(f"expected calibration error {found['error']:.3f}", fontsize=10, color=INK)
+    return to_svg(figure)
+
+
+def skills(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The main measure of each test set: bare base, five shots, pinned, routed.
+
+    Args:
+        found: ``{skill: {set: {kind: {measure: estimate}}}}``.
+    """
+    sets = [(skill, name, part) for skill, parts in found.items() for name, part in parts.items()]
+    figure = Figure(figsize=(7, 0.7 + 0.62 * len(sets)))
+    axes = figure.add_subplot()
+    for y, (_, _, part) in enumerate(sets):
+        for i, kind in enumerate(KINDS):
+            estimate = main_estimate(part[kind])
+            spread = [
+                [max(0.0, estimate["value"] - estimate["low"])],
+                [max(0.0, estimate["high"] - estimate["value"])],
+            ]
+            axes.barh(
+                y + 0.2 * (i - 1.5), estimate["value"], 0.19, color=COLOURS[i], xerr=spread,
+                error_kw={"ecolor": INK, "elinewidth": 0.8}, label=KINDS[kind] if not y else None,
+            )  # fmt: skip
+    axes.set_yticks(range(len(sets)), [f"{s}, {n}: {main_measure(p['pinned'])}" for s, n, p in sets])
+    axes.invert_yaxis()
+    axes.set_xlim(left=0)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=4, fontsize=8, frameon=False)
+    return to_svg(figure)
+
+
+def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]) -> str:
+    """What an adapter gains over the five-shot base, against its size.
+
+    Args:
+        found: as `skills` takes it.
+        skill_bytes: size of each skill's adapter file.
+    """
+    figure = Figure(figsize=(5.4, 3.6))
+    axes = figure.add_subplot()
+    for skill, parts in found.items():
+        part = next(iter(parts.values()))
+        gain = main_estimate(part["pinned"])["value"] - main_estimate(part["base_5shot"])["value"]
+        place = (skill_bytes[skill] / 1e6, gain)
+        axes.scatter(*place, color=ACCENT)
+        axes.annotate(skill, place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK)
+    axes.axhline(0, color=SOFT, linewidth=1)
+    axes.set(xlabel="adapter, MB", ylabel="gain over the 5-shot base")
+    axes.margins(0.25)
+    return to_svg(figure)
+
+
+def main_measure(scores: Mapping[str, Any]) -> str:
+    """A recipe's first measure."""
+    return next(iter(scores))
+
+
+def main_estimate(scores: Mapping[str, Any]) -> Mapping[str, float]:
+    """Estimate of the first measure; chrF, which counts to 100, in shares like the others."""
+    name = main_measure(scores)
+    estimate: Mapping[str, float] = scores[name]
+    factor = 0.01 if name == "chrf" else 1.0
+    return {key: value * factor for key, value in estimate.items()}

@@ -1,0 +1,73 @@
+"""``report.json`` → a page that explains itself: ``report.html``, one file, no script, no outside host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from loramix.errors import InvalidData, NotFound
+from loramix.eval import figures
+from loramix.paths import write_text
+
+_PAGE = Path(__file__).with_name("report.html.jinja")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a ``report.json``.
+
+    Raises:
+        NotFound: there is none.
+        InvalidData: it is not a report of ours.
+    """
+    if not path.is_file():
+        raise NotFound(f"no report at {path}; make one with 'loramix eval'.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidData(f"{path} is not JSON ({error}); make it anew with 'loramix eval'.") from None
+    if not isinstance(found, dict) or found.get("format") != 1:
+        raise InvalidData(f"{path} is no report of format 1; make it anew with 'loramix eval'.")
+    return found
+
+
+def write_html(path: Path) -> Path:
+    """Write ``report.html`` beside a ``report.json``.
+
+    Args:
+        path: of the JSON.
+
+    Returns:
+        The page's path.
+    """
+    page = path.with_suffix(".html")
+    write_text(page, to_html(read_report(path)))
+    return page
+
+
+def to_html(found: dict[str, Any]) -> str:
+    """The page of a report; all that comes from data is escaped."""
+    skills, routing = found.get("skills"), found.get("routing")
+    drawn = {}
+    if skills:
+        drawn["skills"] = figures.skills(skills)
+        drawn["sizes"] = figures.sizes(skills, found["pack"]["skill_bytes"])
+    if routing:
+        drawn["confusion"] = figures.confusion(routing["confusion"])
+        drawn["calibration"] = figures.calibration(routing["calibration"])
+    environment = Environment(autoescape=True)
+    environment.filters["figure"] = figure
+    safe = {name: Markup(svg) for name, svg in drawn.items()}
+    return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
+        **{"skills": None, "routing": None, **found}, drawn=safe
+    )
+
+
+def figure(estimate: dict[str, float]) -> str:
+    """An estimate in words: ``0.866 (0.836–0.895)``."""
+    digits = 1 if estimate["high"] > 1.5 else 3  # chrF counts to 100
+    value, low, high = (f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
+    return f"{value} ({low}–{high})"

@@ -1,0 +1,129 @@
+"""Evaluate a pack: every skill on its test rows, then the gate; the outcome is ``report.json``.
+
+Answers are kept in ``answers.jsonl``: killed, the same command goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from loramix.errors import UsageError
+from loramix.eval import routing
+from loramix.eval.answers import AnswerStore
+from loramix.eval.skills import evaluate_skill, n_answers
+from loramix.manifest import MANIFEST
+from loramix.pack import Pack
+from loramix.paths import sha256_file, write_text
+from loramix.runtime.cpu import machine
+from loramix.runtime.engine import Engine
+from loramix.train.data import Row, data_file, read_rows
+from loramix.train.recipe import Recipe, recipe_beside
+
+REPORT = "report.json"
+PARTS = ("skills", "routing")
+
+Say = Callable[[str, int, int], None]
+"""(what is measured, steps done, steps in all)."""
+
+
+def evaluate_pack(
+    pack: Pack,
+    data_dir: Path,
+    out: Path,
+    *,
+    skills: Sequence[str] = (),
+    parts: Sequence[str] = PARTS,
+    held_out: Path | None = None,
+    none_files: Sequence[Path] = (),
+    limit: int | None = None,
+    base_limit: int = 200,
+    report: Say = lambda what, done, total: None,
+    **engine_options: Any,
+) -> Path:
+    """Measure a pack and write ``report.json``.
+
+    Args:
+        pack: what to measure.
+        data_dir: ``NAME.jsonl.gz`` a skill, and ``NAME.toml`` where no recipe of that name ships.
+        out: directory for answers and report.
+        skills: only these; by default all of the pack. The gate is always asked about all.
+        parts: of `PARTS`.
+        held_out: phrasings that no training saw, for the gate.
+        none_files: prompts that no skill fits.
+        limit: most rows a test set.
+        base_limit: most rows a test set for the bare base.
+        report: told how far it is.
+        **engine_options: of `Engine`.
+
+    Returns:
+        The report's path.
+
+    Raises:
+        UnknownSkill: ``skills`` names one that the pack lacks.
+        UsageError: the gate is to be measured and there is none, or no held-out phrasings.
+        NotFound: a data file or recipe is missing; nothing is measured then.
+    """
+    chosen = [pack.skill(name).name for name in skills] or [skill.name for skill in pack.skills]
+    asks_gate = "routing" in parts
+    if asks_gate and pack.gate() is None:
+        raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or give --only skills.")
+    if asks_gate and held_out is None:
+        raise UsageError("the gate is measured on phrasings of --held-out FILE; give it, or --only skills.")
+    needed = [skill.name for skill in pack.skills] if asks_gate else chosen
+    recipes = {name: recipe_beside(data_dir, name) for name in needed}
+    rows = {name: read_rows(data_file(data_dir, name)) for name in needed}
+    sets = None
+    if asks_gate and held_out is not None:
+        test = {name: [row for row in rows[name] if row.split == "test"] for name in needed}
+        sets = routing.questions(recipes, test, routing.read_held_out(held_out), none_files)
+    digest = sha256_file(pack.directory / MANIFEST)
+    found: dict[str, Any] = {
+        "format": 1,
+        "pack": {
+            "name": pack.name,
+            "base": pack.manifest.base.name,
+            "manifest_sha256": digest,
+            "skill_bytes": {skill.name: len(pack.adapter_bytes(skill.name)) for skill in pack.skills},
+        },
+        "machine": machine(),
+        "rows_limit": limit,
+    }
+    with AnswerStore(out / "answers.jsonl", digest) as store, Engine(pack, **engine_options) as engine:
+        if "skills" in parts:
+            found["skills"] = {
+                name: _skill(engine, store, recipes[name], rows[name], limit, base_limit, report)
+                for name in chosen
+            }
+        if sets is not None:
+            tick = _counter("gate", sum(map(len, sets.values())), report)
+            found["routing"] = routing.summarize(routing.decide_all(engine, store, sets, tick))
+    path = out / REPORT
+    write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def _skill(
+    engine: Engine,
+    store: AnswerStore,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    limit: int | None,
+    base_limit: int,
+    report: Say,
+) -> dict[str, Any]:
+    tick = _counter(recipe.name, n_answers(recipe, rows, limit, base_limit), report)
+    return evaluate_skill(engine, store, recipe, rows, limit=limit, base_limit=base_limit, tick=tick)
+
+
+def _counter(what: str, total: int, report: Say) -> Callable[[], None]:
+    done = 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        report(what, done, total)
+
+    return tick
