@@ -31,6 +31,7 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
     """
     shape, training = recipe.lora, recipe.training
     targets = ", ".join(_SHORT.get(name, name) for name in shape.target_modules)
+    layers = f"the upper {1 - shape.skip_lowest:.0%} of layers" if shape.skip_lowest else "every layer"
     phrasings = len({text for group in recipe.instructions.values() for text in group})
     hub = f" (on the hub: `{recipe.data.hub}`)" if recipe.data.hub else ""
     lines = [
@@ -39,7 +40,7 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
         recipe.description,
         "",
         f"- **Base**: {base}, frozen.",
-        f"- **Adapter**: LoRA on {targets} of every layer; r = {shape.r}, lora_alpha = {shape.lora_alpha:g}"
+        f"- **Adapter**: LoRA on {targets} of {layers}; r = {shape.r}, lora_alpha = {shape.lora_alpha:g}"
         + (", rank-stabilized." if shape.use_rslora else "."),
         f"- **Data**: {recipe.data.how}{hub}",
         f"- **Licence of the data**: {recipe.data.license}.",

@@ -284,6 +284,7 @@ def attach(base: Any, recipe: Recipe) -> Any:
         lora_dropout=shape.lora_dropout,
         use_rslora=shape.use_rslora,
         target_modules=list(shape.target_modules),
+        layers_to_transform=shape.layers(base.config.num_hidden_layers),
         task_type="CAUSAL_LM",
     )
     with quiet():

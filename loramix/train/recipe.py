@@ -39,6 +39,13 @@ class Lora(_Table, frozen=True):
     lora_dropout: Fraction = 0.0
     use_rslora: bool = False
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    skip_lowest: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Share of the base's layers, from the bottom, that get no matrices: no gradient passes through them,
+    so that a third of the layers left out saves a sixth of the work and a third of the file."""
+
+    def layers(self, count: int) -> list[int]:
+        """Which of the base's ``count`` layers are adapted."""
+        return list(range(int(self.skip_lowest * count), count))
 
 
 class Training(_Table, frozen=True):
