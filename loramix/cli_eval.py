@@ -16,9 +16,16 @@ from loramix.cli_train import PATH, training_extra
 @click.option("--held-out", type=PATH, help="TOML of phrasings that no training saw, for the gate.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
 @click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
-@click.option("--only", type=click.Choice(["skills", "routing"]), help="Only this part.")
+@click.option("--only", type=click.Choice(["skills", "routing", "composed"]), help="Only this part.")
 @click.option("--rows", type=click.IntRange(1), help="Rows of a test set at most; by default all.")
 @click.option("--base-rows", type=click.IntRange(1), default=200, show_default=True, help="For the base.")
+@click.option(
+    "--composed-rows",
+    type=click.IntRange(1),
+    default=60,
+    show_default=True,
+    help="A kind of composed prompt.",
+)
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
 @click.option(
     "--out", type=PATH, default=Path("runs/eval"), show_default=True, help="Directory of the report."
@@ -32,10 +39,11 @@ def evaluate(
     only: str | None,
     rows: int | None,
     base_rows: int,
+    composed_rows: int,
     threads: int | None,
     out: Path,
 ) -> None:
-    """Measure PACK on test rows: its skills, and its gate; writes report.json and report.html.
+    """Measure PACK on test rows: its skills, its gate and its blends; writes report.json and report.html.
 
     Killed at any moment, the same command goes on where it was.
     """
@@ -55,6 +63,7 @@ def evaluate(
             none_files=none_files,
             limit=rows,
             base_limit=base_rows,
+            composed_limit=composed_rows,
             n_threads=threads,
             report=display.update,
         )

@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from loramix.cli import main
 from loramix.errors import InvalidData, InvalidRecipe, NotFound, UsageError
 from loramix.eval.answers import AnswerStore
+from loramix.eval.composed import METHODS, Kind, cases, kinds_of, part_score
+from loramix.eval.report import METHODS as METHOD_NAMES
 from loramix.eval.report import read_report
 from loramix.eval.routing import Decisions, Question, decide_all, questions, read_held_out, summarize
 from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
@@ -121,6 +123,7 @@ def held(path: Path) -> Path:
     path.write_text(
         '[sentiment]\ntemplates = ["how so? {input}"]\nplain = ["hm: {input}"]\n'
         '[none]\ntemplates = ["count {input}"]\nprompts = ["hi", "why?"]\n'
+        '[composed]\n"sentiment+summarize" = ["both of {input}?", "{input}: both"]\n'
     )
     return path
 
@@ -187,6 +190,66 @@ def test_the_shipped_held_out_file_fits_the_recipes() -> None:
             assert all(text.count("{input}") == 1 for group in groups.values() for text in group)
 
 
+def skill(name: str, **options: Any) -> Recipe:
+    return msgspec.structs.replace(RECIPE, name=name, **options)
+
+
+def test_parts_of_a_composed_answer_by_hand() -> None:
+    mood = skill("sentiment", labels=["positive", "negative"])
+    names = skill("entities", metrics=["entity_f1"], labels=[])
+    gist = skill("summarize", metrics=["rouge_l"], labels=[])
+    french = skill("translate_fr", metrics=["chrf"], labels=[])
+    answer = "A boat.\nperson: Lena; location: Rome\nIt is positive."
+    assert part_score(mood, answer, Row("test", "x", "positive")) == 1
+    assert part_score(mood, answer + " Or negative?", Row("test", "x", "positive")) == 0, "it must decide"
+    two_of_three = Row("test", "x", "person: Lena; location: Oslo; location: Rome")
+    assert part_score(names, answer, two_of_three) == pytest.approx(2 * 2 / (2 + 3))
+    assert part_score(gist, answer, Row("test", "x", "a boat", "", ("a boat",))) == 1
+    assert part_score(french, "un bateau\npositive", Row("test", "x", "un bateau", "", ("un bateau",))) == 1
+
+
+def test_composed_prompts_have_real_golds() -> None:
+    recipes = {
+        "emotion": skill("emotion", labels=["joy", "anger", "surprise"]),
+        "sentiment": skill("sentiment", labels=["positive", "negative"]),
+        "entities": skill("entities", metrics=["entity_f1"], labels=[]),
+        "summarize": skill("summarize", metrics=["rouge_l"], labels=[]),
+        "translate_fr": skill("translate_fr", metrics=["chrf"], labels=[]),
+    }
+    rows = {
+        "emotion": [Row("test", "yay", "joy"), Row("test", "oh", "surprise"), Row("dev", "grr", "anger")],
+        "sentiment": [Row("test", f"nice {i}", "positive") for i in range(9)],
+        "entities": [Row("test", "hi all", "none"), Row("test", "hi Lena", "person: Lena")],
+        "summarize": [
+            Row("test", "long", "A tool"),
+            Row("train", "dull", "A toy"),
+            Row("dev", "old", "A toy"),
+        ],
+        "translate_fr": [Row("train", "a  tool!", "un outil"), Row("test", "A toy", "un jouet")],
+    }
+
+    def made(first: str, second: str, split: str = "test") -> list[tuple[str, dict[str, str | None]]]:
+        ((kind, templates),) = kinds_of({f"{first}+{second}": ["do {input}"]}, list(recipes)).items()
+        found = cases(kind, templates, recipes, rows, split, 9)
+        assert all(case.prompt == f"do {case.text}" for case in found)
+        return sorted((c.text, {s: row and row.target for s, row in c.wanted.items()}) for c in found)
+
+    assert made("sentiment", "emotion") == [("yay", {"emotion": "joy", "sentiment": "positive"})]
+    assert made("sentiment", "emotion", "dev") == [("grr", {"emotion": "anger", "sentiment": "negative"})]
+    assert made("summarize", "entities") == [("hi Lena", {"entities": "person: Lena", "summarize": None})]
+    reviews = made("summarize", "sentiment")
+    assert [text for text, _ in reviews] == ["nice 0 nice 1 nice 2 nice 3", "nice 4 nice 5 nice 6 nice 7"]
+    assert reviews[0][1] == {"sentiment": "positive", "summarize": None}
+    # one half may have been trained on, but not as part of dev
+    chained = [("dull", {"translate_fr": "un jouet"}), ("long", {"translate_fr": "un outil"})]
+    assert made("translate_fr", "summarize") == chained
+    assert kinds_of({"translate_fr+summarize": ["x"]}, list(recipes)) == {
+        Kind("summarize", "translate_fr", chain=True): ["x"]
+    }
+    assert not kinds_of({"translate_fr+summarize": ["x"]}, ["summarize"])
+    assert tuple(METHOD_NAMES) == METHODS
+
+
 DATA = """
 name = "{name}"
 description = "what {name} is"
@@ -211,8 +274,8 @@ def eval_command(tiny_pack: Path, tmp_path: Path) -> list[str]:
         (data / f"{name}.toml").write_text(DATA.format(name=name))
         rows = [
             {"split": split, "input": f"<b>{split} & {i}", "target": target}
-            for split in ("train", "test")
-            for i, target in enumerate(["good", "bad"] * 3)
+            for split in ("train", "dev", "test")
+            for i, target in enumerate(["good", "bad"] * 4)
         ]
         (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = ["--data-dir", str(data), "--held-out", str(held(tmp_path / "h.toml"))]
@@ -232,15 +295,18 @@ def eval_command(tiny_pack: Path, tmp_path: Path) -> list[str]:
 def test_a_pack_is_evaluated_and_the_page_says_so(eval_command: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(main, eval_command)
     assert done.exit_code == 0, done.output
-    assert "sentiment: 16 of 16" in done.stderr and "gate: 17 of 17" in done.stderr
+    assert "sentiment: 20 of 20" in done.stderr and "gate: 17 of 17" in done.stderr
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     part = found["skills"]["summarize"]["test"]
-    assert part["pinned"]["accuracy"]["rows"] == 6 and part["base"]["accuracy"]["rows"] == 2
+    assert part["pinned"]["accuracy"]["rows"] == 8 and part["base"]["accuracy"]["rows"] == 2
     assert found["routing"]["sets"]["sentiment"]["rows"] == 3
     assert sum(sum(row.values()) for row in found["routing"]["confusion"].values()) == 17
     assert found["pack"]["skill_bytes"].keys() == {"sentiment", "summarize"}
     page = (tmp_path / "out" / "report.html").read_text()
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
+    together = found["composed"]["kinds"]["sentiment + summarize"]
+    assert together["top1"]["rows"] == 2, "four sentences make a review, and there are four of each label"
+    assert together["oracle_mix"].keys() == {"sentiment", "summarize"} and len(together["surface"]) == 5
     assert "<b>" not in page, "texts of the data are escaped"
     assert "http-equiv" not in page and "<script" not in page
     for figure in ET.fromstring(f"<r>{''.join(re.findall('<svg.*?</svg>', page, re.DOTALL))}</r>"):

@@ -126,6 +126,37 @@ def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]
     return to_svg(figure)
 
 
+def surfaces(found: Mapping[str, Any]) -> str:
+    """Mean score of composed prompts at each pair of scales, a map a kind; a ring marks the best.
+
+    Args:
+        found: ``grid`` and ``kinds`` of `loramix.eval.composed.evaluate_composed`.
+    """
+    grid, kinds = found["grid"], found["kinds"]
+    columns = min(3, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = Figure(figsize=(3.4 * columns, 3.3 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    for axis, (name, kind) in zip(axes, kinds.items(), strict=False):
+        plane = kind["surface"]
+        axis.imshow(plane, cmap="Blues", origin="lower", vmin=0)
+        top = max(max(row) for row in plane)
+        for y, row in enumerate(plane):
+            for x, value in enumerate(row):
+                colour = "white" if value > 0.6 * top else INK
+                axis.text(x, y, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=7)
+        first, second = kind["oracle_mix"]
+        best = (grid.index(kind["oracle_mix"][second]), grid.index(kind["oracle_mix"][first]))
+        axis.scatter(*best, s=420, facecolors="none", edgecolors="#d9822b", linewidths=1.6)
+        axis.set_xticks(range(len(grid)), [f"{scale:g}" for scale in grid])
+        axis.set_yticks(range(len(grid)), [f"{scale:g}" for scale in grid])
+        axis.set(xlabel=f"scale of {second}", ylabel=f"scale of {first}")
+        axis.set_title(name, fontsize=9, color=INK)
+    for axis in axes[len(kinds) :]:
+        axis.set_visible(False)
+    return to_svg(figure)
+
+
 def main_measure(scores: Mapping[str, Any]) -> str:
     """A recipe's first measure."""
     return next(iter(scores))

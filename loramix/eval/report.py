@@ -13,6 +13,16 @@ from loramix.errors import InvalidData, NotFound
 from loramix.eval import figures
 from loramix.paths import write_text
 
+METHODS = {
+    "base": "bare base",
+    "top1": "top-1",
+    "uniform": "uniform blend",
+    "gate": "gate's blend",
+    "oracle": "best blend found on dev",
+    "each": "each skill on the whole prompt",
+    "sequence": "each skill on its own request",
+}
+"""Names of `loramix.eval.composed.METHODS` for people."""
 _PAGE = Path(__file__).with_name("report.html.jinja")
 
 
@@ -50,7 +60,7 @@ def write_html(path: Path) -> Path:
 
 def to_html(found: dict[str, Any]) -> str:
     """The page of a report; all that comes from data is escaped."""
-    skills, routing = found.get("skills"), found.get("routing")
+    skills, routing, composed = found.get("skills"), found.get("routing"), found.get("composed")
     drawn = {}
     if skills:
         drawn["skills"] = figures.skills(skills)
@@ -58,11 +68,13 @@ def to_html(found: dict[str, Any]) -> str:
     if routing:
         drawn["confusion"] = figures.confusion(routing["confusion"])
         drawn["calibration"] = figures.calibration(routing["calibration"])
+    if composed and composed["kinds"]:
+        drawn["surfaces"] = figures.surfaces(composed)
     environment = Environment(autoescape=True)
     environment.filters["figure"] = figure
     safe = {name: Markup(svg) for name, svg in drawn.items()}
     return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
-        **{"skills": None, "routing": None, **found}, drawn=safe
+        **{"skills": None, "routing": None, "composed": None, "methods": METHODS, **found}, drawn=safe
     )
 
 

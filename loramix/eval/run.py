@@ -1,4 +1,4 @@
-"""Evaluate a pack: every skill on its test rows, then the gate; the outcome is ``report.json``.
+"""Evaluate a pack: every skill on its test rows, the gate, composed prompts; the outcome is ``report.json``.
 
 Answers are kept in ``answers.jsonl``: killed, the same command goes on where it was.
 """
@@ -13,6 +13,7 @@ from typing import Any
 from loramix.errors import UsageError
 from loramix.eval import routing
 from loramix.eval.answers import AnswerStore
+from loramix.eval.composed import evaluate_composed, n_composed
 from loramix.eval.skills import evaluate_skill, n_answers
 from loramix.manifest import MANIFEST
 from loramix.pack import Pack
@@ -23,7 +24,7 @@ from loramix.train.data import Row, data_file, read_rows
 from loramix.train.recipe import Recipe, recipe_beside
 
 REPORT = "report.json"
-PARTS = ("skills", "routing")
+PARTS = ("skills", "routing", "composed")
 
 Say = Callable[[str, int, int], None]
 """(what is measured, steps done, steps in all)."""
@@ -40,6 +41,7 @@ def evaluate_pack(
     none_files: Sequence[Path] = (),
     limit: int | None = None,
     base_limit: int = 200,
+    composed_limit: int = 60,
     report: Say = lambda what, done, total: None,
     **engine_options: Any,
 ) -> Path:
@@ -55,6 +57,7 @@ def evaluate_pack(
         none_files: prompts that no skill fits.
         limit: most rows a test set.
         base_limit: most rows a test set for the bare base.
+        composed_limit: most prompts a kind of composed prompt.
         report: told how far it is.
         **engine_options: of `Engine`.
 
@@ -67,7 +70,7 @@ def evaluate_pack(
         NotFound: a data file or recipe is missing; nothing is measured then.
     """
     chosen = [pack.skill(name).name for name in skills] or [skill.name for skill in pack.skills]
-    asks_gate = "routing" in parts
+    asks_gate = bool({"routing", "composed"} & set(parts))
     if asks_gate and pack.gate() is None:
         raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or give --only skills.")
     if asks_gate and held_out is None:
@@ -75,10 +78,11 @@ def evaluate_pack(
     needed = [skill.name for skill in pack.skills] if asks_gate else chosen
     recipes = {name: recipe_beside(data_dir, name) for name in needed}
     rows = {name: read_rows(data_file(data_dir, name)) for name in needed}
+    unseen = routing.read_held_out(held_out) if asks_gate and held_out is not None else {}
     sets = None
-    if asks_gate and held_out is not None:
+    if "routing" in parts:
         test = {name: [row for row in rows[name] if row.split == "test"] for name in needed}
-        sets = routing.questions(recipes, test, routing.read_held_out(held_out), none_files)
+        sets = routing.questions(recipes, test, unseen, none_files)
     digest = sha256_file(pack.directory / MANIFEST)
     found: dict[str, Any] = {
         "format": 1,
@@ -100,6 +104,12 @@ def evaluate_pack(
         if sets is not None:
             tick = _counter("gate", sum(map(len, sets.values())), report)
             found["routing"] = routing.summarize(routing.decide_all(engine, store, sets, tick))
+        if "composed" in parts and (together := unseen.get("composed")):
+            total = n_composed(recipes, rows, together, limit=composed_limit)
+            tick = _counter("composed", total, report)
+            found["composed"] = evaluate_composed(
+                engine, store, recipes, rows, together, limit=composed_limit, tick=tick
+            )
     path = out / REPORT
     write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return path

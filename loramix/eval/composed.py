@@ -1,0 +1,349 @@
+"""Prompts that ask for two skills at once: what mixing gives, beside one skill, the bare base, and two calls.
+
+The mixes compared are those that Loramix can serve; the oracle's scales come from a grid search on ``dev``.
+Where a part of an answer has no gold, the pinned specialist's answer on the same text stands in for it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from loramix.eval.answers import AnswerStore
+from loramix.eval.skills import ask, tidy
+from loramix.models.mixing import Mix
+from loramix.prompts import fill
+from loramix.runtime.engine import Engine
+from loramix.train.data import Row
+from loramix.train.metrics import Estimate, bootstrap, measure, normal, share
+from loramix.train.recipe import Recipe
+
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+METHODS = ("base", "top1", "uniform", "gate", "oracle", "each", "sequence")
+VALENCE = {
+    "joy": "positive",
+    "sadness": "negative",
+    "anger": "negative",
+    "fear": "negative",
+    "disgust": "negative",
+}
+JOINED = 4  # review sentences make a review that is worth a summary
+LONGEST = 900  # characters of a text
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One composed prompt, and what each part of its answer should be."""
+
+    text: str
+    prompt: str
+    wanted: dict[str, Row | None]
+    """Row with the gold by skill; None where the specialist's answer stands in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Two skills asked for at once; ``chain``: the second works on what the first gave."""
+
+    first: str
+    second: str
+    chain: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the report calls it."""
+        return f"{self.first} → {self.second}" if self.chain else f"{self.first} + {self.second}"
+
+
+def kinds_of(composed: Mapping[str, Sequence[str]], skills: Sequence[str]) -> dict[Kind, Sequence[str]]:
+    """Kinds whose skills are there, with their phrasings.
+
+    Args:
+        composed: phrasings by the skills' names joined with ``+``.
+        skills: that the pack has.
+    """
+    found = {}
+    for names, templates in composed.items():
+        first, _, second = names.partition("+")
+        if first in skills and second in skills:
+            chain = {first, second} == {"summarize", "translate_fr"}
+            if chain:
+                first, second = "summarize", "translate_fr"
+            found[Kind(first, second, chain)] = templates
+    return found
+
+
+def cases(
+    kind: Kind,
+    templates: Sequence[str],
+    recipes: Mapping[str, Recipe],
+    rows: Mapping[str, Sequence[Row]],
+    split: str,
+    limit: int,
+) -> list[Case]:
+    """Composed prompts on real texts.
+
+    Args:
+        kind: what is asked for.
+        templates: phrasings, taken in turn.
+        recipes: of both skills.
+        rows: of both skills.
+        split: of the texts: ``dev`` or ``test``.
+        limit: most prompts.
+    """
+    pool = list(_texts(kind, recipes, rows, split))
+    random.Random(f"{kind.name}-{split}").shuffle(pool)
+    return [
+        Case(text, fill(templates[i % len(templates)], text), wanted)
+        for i, (text, wanted) in enumerate(pool[:limit])
+    ]
+
+
+def _texts(
+    kind: Kind, recipes: Mapping[str, Recipe], rows: Mapping[str, Sequence[Row]], split: str
+) -> Iterator[tuple[str, dict[str, Row | None]]]:
+    """Texts with the golds that they have."""
+    if kind.chain:
+        yield from _chained(rows, split)
+        return
+    # texts of the skill that is judged by labels or names: those have a gold that no model wrote
+    names = sorted((kind.first, kind.second), key=lambda name: _rank(name, recipes[name]))
+    own, other = names
+    chosen = [row for row in rows[own] if row.split == split and len(row.input) <= LONGEST]
+    if own == "sentiment" and other == "summarize":
+        chosen = list(_joined(chosen))
+    for row in chosen:
+        gold: Row | None = None
+        if (own, other) == ("emotion", "sentiment"):
+            if row.target not in VALENCE:
+                continue
+            valence = VALENCE[row.target]
+            gold = replace(row, target=valence, references=(valence,))
+        if recipes[own].metrics[0] == "entity_f1" and ":" not in row.target:
+            continue  # a post without names asks for nothing
+        yield row.input, {own: row, other: gold}
+
+
+def _rank(name: str, recipe: Recipe) -> tuple[int, int]:
+    """Emotion before sentiment: its classes tell the valence, and not the other way round."""
+    kind = 0 if recipe.labels else 1 if recipe.metrics[0] == "entity_f1" else 2
+    return kind, -len(recipe.labels)
+
+
+def _joined(rows: Sequence[Row]) -> Iterator[Row]:
+    for label in sorted({row.target for row in rows}):
+        same = [row for row in rows if row.target == label]
+        for i in range(0, len(same) - JOINED + 1, JOINED):
+            yield replace(same[i], input=" ".join(row.input for row in same[i : i + JOINED]))
+
+
+def _chained(rows: Mapping[str, Sequence[Row]], split: str) -> Iterator[tuple[str, dict[str, Row | None]]]:
+    """Long descriptions whose synopsis has a French translation by people."""
+
+    def key(text: str) -> str:
+        return re.sub(r"\W+", " ", text.casefold()).strip()
+
+    french = {key(row.input): row for row in rows["translate_fr"]}
+    for row in rows["summarize"]:
+        known = french.get(key(row.target))
+        # one of the two adapters has seen its half of most pairs; no pair is whole in training data
+        unseen = known and split in (row.split, known.split) and {row.split, known.split} <= {split, "train"}
+        if known and unseen and len(row.input) <= LONGEST:
+            yield row.input, {"translate_fr": known}
+
+
+def part_score(recipe: Recipe, answer: str, row: Row) -> float:
+    """How well one part of a composed answer is served, 0 to 1.
+
+    Args:
+        recipe: of the part's skill.
+        answer: the whole answer; the line that serves the part best counts.
+        row: with the references.
+    """
+    if recipe.labels:
+        return float(normal(tidy(answer, recipe)) == normal(row.target))
+    found = measure(recipe.metrics[0], recipe.labels)
+    lines = [line.strip() for line in answer.splitlines() if line.strip()]
+    counts = [np.asarray(found.counts(text, row), np.float64) for text in [answer, *lines]]
+    return max(float(found.value(one)) for one in counts) / (100 if recipe.metrics[0] == "chrf" else 1)
+
+
+@dataclass(slots=True)
+class Bench:
+    """What answers composed prompts by each method."""
+
+    engine: Engine
+    store: AnswerStore
+    recipes: Mapping[str, Recipe]
+    tick: Callable[[], None]
+
+    def pinned(self, skill: str, text: str) -> str:
+        """A skill's answer to its own first phrasing."""
+        row = Row("test", text, "-")
+        return self.store.answer(
+            self.engine, ask(self.recipes[skill], row), mix=str(Mix.of({skill: 1.0}))
+        ).text
+
+    def mixed(self, prompt: str, scales: Mapping[str, float], limit: int) -> str:
+        """The answer of a mix; as long as both parts may be."""
+        return self.store.answer(self.engine, prompt, mix=str(Mix.of(scales)), max_tokens=limit).text
+
+    def routed(self, prompt: str, policy: str, limit: int) -> str:
+        """The answer of the gate's mix."""
+        return self.store.answer(self.engine, prompt, policy=policy, max_tokens=limit).text
+
+    def blend(self, kind: Kind, case: Case) -> set[str]:
+        """The skills that the gate would blend."""
+        return set(
+            self.store.answer(self.engine, case.prompt, policy="blend", max_tokens=self.limit(kind)).mix
+        )
+
+    def limit(self, kind: Kind) -> int:
+        """Tokens of an answer with both parts."""
+        return self.recipes[kind.first].max_tokens + self.recipes[kind.second].max_tokens
+
+    def gold(self, kind: Kind, case: Case) -> dict[str, Row]:
+        """References of each part; the specialist's answer where there is no gold."""
+        wanted = {}
+        for skill, row in case.wanted.items():
+            if row is None:
+                text = self.pinned(skill, case.text)
+                row = Row("test", case.text, text, "", (text,))
+            wanted[skill] = row
+        return wanted
+
+
+def scores(
+    bench: Bench, kind: Kind, chosen: Sequence[Case], answer: Callable[[Case], str]
+) -> dict[str, list[float]]:
+    """Part scores by skill, one a case."""
+    found: dict[str, list[float]] = {}
+    for case in chosen:
+        text = answer(case)
+        for skill, row in bench.gold(kind, case).items():
+            found.setdefault(skill, []).append(part_score(bench.recipes[skill], text, row))
+        bench.tick()
+    return found
+
+
+def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str, Callable[[Case], str]]:
+    """How each of `METHODS` answers a case.
+
+    Args:
+        bench: engine, store and recipes.
+        kind: names the skills.
+        best: the oracle's scales.
+    """
+    a, b = kind.first, kind.second
+    limit = bench.limit(kind)
+
+    def sequence(case: Case) -> str:
+        first = bench.pinned(a, case.text)
+        second = bench.pinned(b, first if kind.chain else case.text)
+        return second if kind.chain else f"{first}\n{second}"
+
+    def each(case: Case) -> str:
+        return "\n".join(bench.mixed(case.prompt, {skill: 1.0}, limit) for skill in (a, b))
+
+    return {
+        "base": lambda case: bench.mixed(case.prompt, {}, limit),
+        "top1": lambda case: bench.routed(case.prompt, "top1", limit),
+        "uniform": lambda case: bench.mixed(case.prompt, {a: 0.5, b: 0.5}, limit),
+        "gate": lambda case: bench.routed(case.prompt, "blend", limit),
+        "oracle": lambda case: bench.mixed(case.prompt, best, limit),
+        "each": each,
+        "sequence": sequence,
+    }
+
+
+def surface(bench: Bench, kind: Kind, chosen: Sequence[Case]) -> list[list[float]]:
+    """Mean score at each pair of scales of `GRID`, rows by the first skill's; 0, 0 is the bare base."""
+    limit = bench.limit(kind)
+
+    def at(x: float, y: float) -> float:
+        scales = {kind.first: x, kind.second: y}
+        parts = scores(bench, kind, chosen, lambda case: bench.mixed(case.prompt, scales, limit))
+        return float(np.mean(list(parts.values())))
+
+    return [[at(x, y) for y in GRID] for x in GRID]
+
+
+def evaluate_composed(
+    engine: Engine,
+    store: AnswerStore,
+    recipes: Mapping[str, Recipe],
+    rows: Mapping[str, Sequence[Row]],
+    composed: Mapping[str, Sequence[str]],
+    *,
+    limit: int = 60,
+    grid_limit: int = 12,
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Compare `METHODS` on composed prompts.
+
+    Args:
+        engine: on the pack.
+        store: keeps the answers.
+        recipes: of the pack's skills.
+        rows: data by skill.
+        composed: phrasings that no training saw, by the skills' names joined with ``+``.
+        limit: most prompts a kind.
+        grid_limit: most prompts of ``dev`` a kind at each point of the grid.
+        tick: called after each scored answer, see `n_composed`.
+
+    Returns:
+        ``kinds`` ({name: {method: {value, low, high, rows, parts}, "surface", "oracle_mix", "both"}}), and
+        ``mean`` by method over the kinds. ``both`` is how often the gate's blend holds both skills and no other.
+    """
+    bench = Bench(engine, store, recipes, tick)
+    kinds: dict[str, Any] = {}
+    for kind, templates in kinds_of(composed, list(recipes)).items():
+        dev = cases(kind, templates, recipes, rows, "dev", grid_limit)
+        test = cases(kind, templates, recipes, rows, "test", limit)
+        if not dev or not test:
+            continue
+        plane = surface(bench, kind, dev)
+        x, y = np.unravel_index(int(np.argmax(plane)), (len(GRID), len(GRID)))
+        best = {kind.first: GRID[x], kind.second: GRID[y]}
+        found: dict[str, Any] = {}
+        for name, answer in answers_of(bench, kind, best).items():
+            parts = scores(bench, kind, test, answer)
+            value = _estimate(np.mean(list(parts.values()), axis=0))
+            found[name] = {
+                "value": value.value,
+                "low": value.low,
+                "high": value.high,
+                "rows": value.rows,
+                "parts": {skill: float(np.mean(part)) for skill, part in parts.items()},
+            }
+        found["both"] = float(
+            np.mean([bench.blend(kind, case) == {kind.first, kind.second} for case in test])
+        )
+        kinds[kind.name] = {**found, "surface": plane, "oracle_mix": best}
+    means = {m: float(np.mean([found[m]["value"] for found in kinds.values()])) for m in METHODS if kinds}
+    return {"grid": list(GRID), "kinds": kinds, "mean": means}
+
+
+def n_composed(
+    recipes: Mapping[str, Recipe],
+    rows: Mapping[str, Sequence[Row]],
+    composed: Mapping[str, Sequence[str]],
+    *,
+    limit: int = 60,
+    grid_limit: int = 12,
+) -> int:
+    """How often `evaluate_composed` ticks."""
+    total = 0
+    for kind, templates in kinds_of(composed, list(recipes)).items():
+        total += len(cases(kind, templates, recipes, rows, "dev", grid_limit)) * len(GRID) ** 2
+        total += len(cases(kind, templates, recipes, rows, "test", limit)) * len(METHODS)
+    return total
+
+
+def _estimate(values: Any) -> Estimate:
+    return bootstrap(np.stack([values, np.ones(len(values))], 1), share)
