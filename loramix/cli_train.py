@@ -28,6 +28,7 @@ def training_extra() -> Iterator[None]:
             "rouge_score",
             "sacrebleu",
             "matplotlib",
+            "sklearn",
         }:
             raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
         raise

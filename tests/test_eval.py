@@ -20,9 +20,11 @@ from loramix.eval.answers import AnswerStore
 from loramix.eval.composed import METHODS, Kind, cases, kinds_of, part_score
 from loramix.eval.report import METHODS as METHOD_NAMES
 from loramix.eval.report import read_report
+from loramix.eval.rival import rival
 from loramix.eval.routing import Decisions, Question, decide_all, questions, read_held_out, summarize
 from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
 from loramix.train.data import Row
+from loramix.train.gate_data import Prompt
 from loramix.train.recipe import Recipe, Source, load_recipe
 
 RECIPE = Recipe(
@@ -172,6 +174,14 @@ def test_figures_of_the_gate_by_hand() -> None:
     assert [row[1:] for row in result["errors"]] == [["x", "b"], ["base", "c"]]
 
 
+def test_the_rival_reads_words() -> None:
+    prompts = [Prompt(f"mood of {i}", {"sentiment": 1.0}, "a") for i in range(20)]
+    prompts += [Prompt(f"count {i}", {"base": 1.0}, "b") for i in range(20)]
+    prompts += [Prompt("mood and count", {"sentiment": 0.5, "summarize": 0.5}, "c")]
+    sets = {"a": [Question("the mood of this?", "sentiment", ""), Question("mood: x", "base", "")]}
+    assert rival(prompts, sets)["a"]["value"] == 0.5, "the second asks for a mood, whatever is wanted"
+
+
 def test_held_out_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_held_out(tmp_path / "none.toml")
@@ -300,6 +310,7 @@ def test_a_pack_is_evaluated_and_the_page_says_so(eval_command: list[str], tmp_p
     part = found["skills"]["summarize"]["test"]
     assert part["pinned"]["accuracy"]["rows"] == 8 and part["base"]["accuracy"]["rows"] == 2
     assert found["routing"]["sets"]["sentiment"]["rows"] == 3
+    assert found["routing"]["rival"].keys() == found["routing"]["sets"].keys()
     assert sum(sum(row.values()) for row in found["routing"]["confusion"].values()) == 17
     assert found["pack"]["skill_bytes"].keys() == {"sentiment", "summarize"}
     page = (tmp_path / "out" / "report.html").read_text()

@@ -14,6 +14,7 @@ from loramix.errors import UsageError
 from loramix.eval import routing
 from loramix.eval.answers import AnswerStore
 from loramix.eval.composed import evaluate_composed, n_composed
+from loramix.eval.rival import rival
 from loramix.eval.skills import evaluate_skill, n_answers
 from loramix.manifest import MANIFEST
 from loramix.pack import Pack
@@ -21,6 +22,7 @@ from loramix.paths import sha256_file, write_text
 from loramix.runtime.cpu import machine
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows
+from loramix.train.gate_data import collect
 from loramix.train.recipe import Recipe, recipe_beside
 
 REPORT = "report.json"
@@ -104,6 +106,7 @@ def evaluate_pack(
         if sets is not None:
             tick = _counter("gate", sum(map(len, sets.values())), report)
             found["routing"] = routing.summarize(routing.decide_all(engine, store, sets, tick))
+            found["routing"]["rival"] = rival(collect(needed, data_dir, none_files), sets)
         if "composed" in parts and (together := unseen.get("composed")):
             total = n_composed(recipes, rows, together, limit=composed_limit)
             tick = _counter("composed", total, report)
