@@ -26,6 +26,7 @@ from loramix.cli_train import PATH, training_extra
     show_default=True,
     help="A kind of composed prompt.",
 )
+@click.option("--peft", type=PATH, help="Run directories of training: compare with PyTorch too.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
 @click.option(
     "--out", type=PATH, default=Path("runs/eval"), show_default=True, help="Directory of the report."
@@ -40,6 +41,7 @@ def evaluate(
     rows: int | None,
     base_rows: int,
     composed_rows: int,
+    peft: Path | None,
     threads: int | None,
     out: Path,
 ) -> None:
@@ -64,6 +66,7 @@ def evaluate(
             limit=rows,
             base_limit=base_rows,
             composed_limit=composed_rows,
+            peft=peft,
             n_threads=threads,
             report=display.update,
         )

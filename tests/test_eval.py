@@ -26,6 +26,7 @@ from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
 from loramix.train.data import Row
 from loramix.train.gate_data import Prompt
 from loramix.train.recipe import Recipe, Source, load_recipe
+from tiny import write_peft
 
 RECIPE = Recipe(
     name="sentiment",
@@ -369,3 +370,20 @@ def test_reports_that_are_none(tmp_path: Path) -> None:
         (tmp_path / "report.json").write_text(content)
         with pytest.raises(InvalidData):
             read_report(tmp_path / "report.json")
+
+
+@pytest.mark.train
+def test_an_adapter_says_the_same_before_conversion(eval_command: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    runs = tmp_path / "runs"
+    for seed, name in enumerate(("sentiment", "summarize"), 1):  # the seeds of the tiny pack
+        write_peft(runs / name / "adapter", seed=seed)
+    done = CliRunner().invoke(main, [*eval_command, "--only", "skills", "--peft", str(runs)])
+    assert done.exit_code == 0, done.output
+    part = json.loads((tmp_path / "out" / "report.json").read_text())["skills"]["summarize"]["test"]
+    assert part["torch"]["accuracy"]["rows"] == part["converted"]["accuracy"]["rows"] == 2
+    assert part["torch_same"] == 1
+    assert "Before and after conversion" in (tmp_path / "out" / "report.html").read_text()
+    (runs / "sentiment" / "adapter" / "adapter_model.safetensors").unlink()
+    failed = CliRunner().invoke(main, [*eval_command, "--only", "skills", "--peft", str(runs)])
+    assert failed.exit_code == 1 and "adapter_model.safetensors" in failed.stderr

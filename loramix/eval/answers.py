@@ -46,6 +46,7 @@ class AnswerStore:
     """
 
     def __init__(self, path: Path, pack_digest: str) -> None:
+        self.path = path
         self._known: dict[str, dict[str, Any]] = {}
         head = {"pack": pack_digest}
         path.parent.mkdir(parents=True, exist_ok=True)

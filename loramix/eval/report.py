@@ -70,11 +70,14 @@ def to_html(found: dict[str, Any]) -> str:
         drawn["calibration"] = figures.calibration(routing["calibration"])
     if composed and composed["kinds"]:
         drawn["surfaces"] = figures.surfaces(composed)
+    converted = any("torch" in part for parts in (skills or {}).values() for part in parts.values())
     environment = Environment(autoescape=True)
     environment.filters["figure"] = figure
     safe = {name: Markup(svg) for name, svg in drawn.items()}
     return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
-        **{"skills": None, "routing": None, "composed": None, "methods": METHODS, **found}, drawn=safe
+        **{"skills": None, "routing": None, "composed": None, "methods": METHODS, **found},
+        drawn=safe,
+        converted=converted,
     )
 
 

@@ -44,6 +44,7 @@ def evaluate_pack(
     limit: int | None = None,
     base_limit: int = 200,
     composed_limit: int = 60,
+    peft: Path | None = None,
     report: Say = lambda what, done, total: None,
     **engine_options: Any,
 ) -> Path:
@@ -59,6 +60,7 @@ def evaluate_pack(
         none_files: prompts that no skill fits.
         limit: most rows a test set.
         base_limit: most rows a test set for the bare base.
+        peft: run directories of training, ``NAME/adapter`` each: adapters before conversion.
         composed_limit: most prompts a kind of composed prompt.
         report: told how far it is.
         **engine_options: of `Engine`.
@@ -100,7 +102,7 @@ def evaluate_pack(
     with AnswerStore(out / "answers.jsonl", digest) as store, Engine(pack, **engine_options) as engine:
         if "skills" in parts:
             found["skills"] = {
-                name: _skill(engine, store, recipes[name], rows[name], limit, base_limit, report)
+                name: _skill(engine, store, recipes[name], rows[name], limit, base_limit, peft, report)
                 for name in chosen
             }
         if sets is not None:
@@ -125,10 +127,14 @@ def _skill(
     rows: Sequence[Row],
     limit: int | None,
     base_limit: int,
+    peft: Path | None,
     report: Say,
 ) -> dict[str, Any]:
     tick = _counter(recipe.name, n_answers(recipe, rows, limit, base_limit), report)
-    return evaluate_skill(engine, store, recipe, rows, limit=limit, base_limit=base_limit, tick=tick)
+    before = peft / recipe.name / "adapter" if peft else None
+    return evaluate_skill(
+        engine, store, recipe, rows, limit=limit, base_limit=base_limit, peft=before, tick=tick
+    )
 
 
 def _counter(what: str, total: int, report: Say) -> Callable[[], None]:

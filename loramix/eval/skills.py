@@ -6,9 +6,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from loramix.eval.answers import AnswerStore, Prompt
+from loramix.eval.torch_answers import torch_answers
 from loramix.models.mixing import Mix
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
@@ -104,6 +106,7 @@ def evaluate_skill(
     *,
     limit: int | None = None,
     base_limit: int = 200,
+    peft: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Score a skill on its test sets.
@@ -115,10 +118,13 @@ def evaluate_skill(
         rows: its data.
         limit: most rows a set.
         base_limit: most rows a set for the bare base, which talks long.
+        peft: the adapter before conversion; asked for as many rows as the base.
         tick: called after each answer.
 
     Returns:
-        ``{set: {"pinned" | "routed" | "base" | "base_5shot": {measure: …}, "routed_right": share}}``.
+        ``{set: {"pinned" | "routed" | "base" | "base_5shot": {measure: …}, "routed_right": share}}``,
+        and with ``peft`` what PyTorch reaches (``torch``), the converted adapter on the same rows
+        (``converted``), and how often their answers are the same text (``torch_same``).
     """
     result: dict[str, Any] = {}
     mix = str(Mix.of({recipe.name: 1.0}))
@@ -152,4 +158,13 @@ def evaluate_skill(
             "base": score(recipe, [tidy(given.text, recipe) for given in plain], few),
             "base_5shot": score(recipe, [tidy(given.text, recipe) for given in taught], few),
         }
+        if peft:
+            longest = engine.pack.skill(recipe.name).max_tokens
+            before = torch_answers(engine, peft, prompts[:base_limit], longest, store.path.parent)
+            after = [given.text for given in pinned[:base_limit]]
+            result[part.name] |= {
+                "torch": score(recipe, before, few),
+                "converted": score(recipe, after, few),
+                "torch_same": sum(a == b for a, b in zip(before, after, strict=True)) / len(few),
+            }
     return result
