@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tiny import write_peft
 
 from loramix.cli import main
 from loramix.errors import InvalidData, InvalidRecipe, NotFound, UsageError
@@ -26,7 +27,6 @@ from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
 from loramix.train.data import Row
 from loramix.train.gate_data import Prompt
 from loramix.train.recipe import Recipe, Source, load_recipe
-from tiny import write_peft
 
 RECIPE = Recipe(
     name="sentiment",
