@@ -18,7 +18,13 @@ from loramix.cli_train import PATH, training_extra
 @click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
 @click.option("--only", type=click.Choice(["skills", "routing", "composed"]), help="Only this part.")
 @click.option("--rows", type=click.IntRange(1), help="Rows of a test set at most; by default all.")
-@click.option("--base-rows", type=click.IntRange(1), default=200, show_default=True, help="For the base.")
+@click.option(
+    "--few",
+    type=click.IntRange(1),
+    default=200,
+    show_default=True,
+    help="Rows of a test set for the bare base, for unseen phrasings, and for PyTorch.",
+)
 @click.option(
     "--composed-rows",
     type=click.IntRange(1),
@@ -39,7 +45,7 @@ def evaluate(
     skills: tuple[str, ...],
     only: str | None,
     rows: int | None,
-    base_rows: int,
+    few: int,
     composed_rows: int,
     peft: Path | None,
     threads: int | None,
@@ -64,7 +70,7 @@ def evaluate(
             held_out=held_out,
             none_files=none_files,
             limit=rows,
-            base_limit=base_rows,
+            few=few,
             composed_limit=composed_rows,
             peft=peft,
             n_threads=threads,

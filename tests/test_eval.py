@@ -110,9 +110,7 @@ def test_scores_of_a_skill(tiny_engine: Any, tmp_path: Path) -> None:
     engine: Any = tiny_engine
     ticks: list[int] = []
     with AnswerStore(tmp_path / "a.jsonl", "p") as store:
-        found = evaluate_skill(engine, store, RECIPE, rows, base_limit=2, tick=lambda: ticks.append(1))[
-            "test"
-        ]
+        found = evaluate_skill(engine, store, RECIPE, rows, few=2, tick=lambda: ticks.append(1))["test"]
         pinned = [engine.generate(f"mood: day {i}", mix="sentiment").text for i in range(6)]
         routed = [engine.generate(f"mood: day {i}") for i in range(6)]
     hits = [text.strip().rstrip(".").casefold() == "good" for text in pinned]
@@ -294,7 +292,7 @@ def eval_command(tiny_pack: Path, tmp_path: Path) -> list[str]:
         "eval",
         str(tiny_pack),
         *files,
-        "--base-rows",
+        "--few",
         "2",
         "--threads",
         "1",
@@ -306,11 +304,13 @@ def eval_command(tiny_pack: Path, tmp_path: Path) -> list[str]:
 def test_a_pack_is_evaluated_and_the_page_says_so(eval_command: list[str], tmp_path: Path) -> None:
     done = CliRunner().invoke(main, eval_command)
     assert done.exit_code == 0, done.output
-    assert "sentiment: 20 of 20" in done.stderr and "gate: 17 of 17" in done.stderr
+    assert "sentiment: 24 of 24" in done.stderr and "gate: 17 of 17" in done.stderr
     found = json.loads((tmp_path / "out" / "report.json").read_text())
     part = found["skills"]["summarize"]["test"]
     assert part["pinned"]["accuracy"]["rows"] == 8 and part["base"]["accuracy"]["rows"] == 2
     assert found["routing"]["sets"]["sentiment"]["rows"] == 3
+    assert "routed_unseen" not in part, "the file has no phrasings for it"
+    assert found["skills"]["sentiment"]["test"]["routed_unseen"]["accuracy"]["rows"] == 2
     assert found["routing"]["rival"].keys() == found["routing"]["sets"].keys()
     assert sum(sum(row.values()) for row in found["routing"]["confusion"].values()) == 17
     assert found["pack"]["skill_bytes"].keys() == {"sentiment", "summarize"}

@@ -42,7 +42,7 @@ def evaluate_pack(
     held_out: Path | None = None,
     none_files: Sequence[Path] = (),
     limit: int | None = None,
-    base_limit: int = 200,
+    few: int = 200,
     composed_limit: int = 60,
     peft: Path | None = None,
     report: Say = lambda what, done, total: None,
@@ -59,7 +59,7 @@ def evaluate_pack(
         held_out: phrasings that no training saw, for the gate.
         none_files: prompts that no skill fits.
         limit: most rows a test set.
-        base_limit: most rows a test set for the bare base.
+        few: most rows a test set for the bare base, for unseen phrasings, and for PyTorch.
         peft: run directories of training, ``NAME/adapter`` each: adapters before conversion.
         composed_limit: most prompts a kind of composed prompt.
         report: told how far it is.
@@ -82,7 +82,7 @@ def evaluate_pack(
     needed = [skill.name for skill in pack.skills] if asks_gate else chosen
     recipes = {name: recipe_beside(data_dir, name) for name in needed}
     rows = {name: read_rows(data_file(data_dir, name)) for name in needed}
-    unseen = routing.read_held_out(held_out) if asks_gate and held_out is not None else {}
+    unseen = routing.read_held_out(held_out) if held_out is not None else {}
     sets = None
     if "routing" in parts:
         test = {name: [row for row in rows[name] if row.split == "test"] for name in needed}
@@ -102,7 +102,17 @@ def evaluate_pack(
     with AnswerStore(out / "answers.jsonl", digest) as store, Engine(pack, **engine_options) as engine:
         if "skills" in parts:
             found["skills"] = {
-                name: _skill(engine, store, recipes[name], rows[name], limit, base_limit, peft, report)
+                name: _skill(
+                    engine,
+                    store,
+                    recipes[name],
+                    rows[name],
+                    report,
+                    limit=limit,
+                    few=few,
+                    unseen=unseen.get(name, {}).get("templates", []),
+                    peft=peft / name / "adapter" if peft else None,
+                )
                 for name in chosen
             }
         if sets is not None:
@@ -121,20 +131,10 @@ def evaluate_pack(
 
 
 def _skill(
-    engine: Engine,
-    store: AnswerStore,
-    recipe: Recipe,
-    rows: Sequence[Row],
-    limit: int | None,
-    base_limit: int,
-    peft: Path | None,
-    report: Say,
+    engine: Engine, store: AnswerStore, recipe: Recipe, rows: Sequence[Row], report: Say, **options: Any
 ) -> dict[str, Any]:
-    tick = _counter(recipe.name, n_answers(recipe, rows, limit, base_limit), report)
-    before = peft / recipe.name / "adapter" if peft else None
-    return evaluate_skill(
-        engine, store, recipe, rows, limit=limit, base_limit=base_limit, peft=before, tick=tick
-    )
+    total = n_answers(recipe, rows, options["limit"], options["few"], bool(options["unseen"]))
+    return evaluate_skill(engine, store, recipe, rows, tick=_counter(recipe.name, total, report), **options)
 
 
 def _counter(what: str, total: int, report: Say) -> Callable[[], None]:

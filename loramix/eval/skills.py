@@ -92,10 +92,10 @@ def score(recipe: Recipe, texts: Sequence[str], rows: Sequence[Row]) -> dict[str
     return {name: asdict(estimate(measure(name, recipe.labels), texts, rows)) for name in recipe.metrics}
 
 
-def n_answers(recipe: Recipe, rows: Sequence[Row], limit: int | None, base_limit: int) -> int:
-    """How often `evaluate_skill` ticks: pinned and routed on all rows, the base twice on the first."""
+def n_answers(recipe: Recipe, rows: Sequence[Row], limit: int | None, few: int, unseen: bool) -> int:
+    """How often `evaluate_skill` ticks: pinned and routed on all rows, and on a few ones whatever costs more."""
     sizes = [len(part.rows) for part in parts_of(recipe, rows, limit)]
-    return sum(2 * size + 2 * min(size, base_limit) for size in sizes)
+    return sum(2 * size + (4 if unseen else 2) * min(size, few) for size in sizes)
 
 
 def evaluate_skill(
@@ -105,7 +105,8 @@ def evaluate_skill(
     rows: Sequence[Row],
     *,
     limit: int | None = None,
-    base_limit: int = 200,
+    few: int = 200,
+    unseen: Sequence[str] = (),
     peft: Path | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
@@ -117,54 +118,75 @@ def evaluate_skill(
         recipe: the skill's.
         rows: its data.
         limit: most rows a set.
-        base_limit: most rows a set for the bare base, which talks long.
-        peft: the adapter before conversion; asked for as many rows as the base.
-        tick: called after each answer.
+        few: most rows a set for the bare base, which talks long, for unseen phrasings, and for PyTorch.
+        unseen: phrasings that no training saw, taken in turn.
+        peft: the adapter before conversion.
+        tick: called after each answer of the engine.
 
     Returns:
-        ``{set: {"pinned" | "routed" | "base" | "base_5shot": {measure: …}, "routed_right": share}}``,
-        and with ``peft`` what PyTorch reaches (``torch``), the converted adapter on the same rows
-        (``converted``), and how often their answers are the same text (``torch_same``).
+        ``{set: {kind: {measure: …}, "routed_right": share}}``. The kinds are ``pinned``, ``routed``, ``base``,
+        ``base_5shot``; with phrasings ``pinned_unseen`` and ``routed_unseen``; with ``peft`` what PyTorch
+        reaches (``torch``), the converted adapter on the same rows (``converted``), and ``torch_same``,
+        how often their answers are the same text.
     """
-    result: dict[str, Any] = {}
-    mix = str(Mix.of({recipe.name: 1.0}))
-    for part in parts_of(recipe, rows, limit):
-        prompts = [ask(recipe, row) for row in part.rows]
-        pinned = store.answers(engine, prompts, mix=mix, tick=tick)
-        texts, right = [], 0
-        for prompt, given in zip(prompts, pinned, strict=True):
-            found = store.route(engine, prompt).mix
-            same = found == given.mix
-            right += same
-            # the same mix gives the same greedy answer: only a row that went elsewhere is answered again
-            other = given if same else store.answer(engine, prompt, mix=str(Mix.of(found)))
-            texts.append(other.text)
-            tick()
-        few = part.rows[:base_limit]
-        plain = store.answers(
-            engine, prompts[:base_limit], mix="base", max_tokens=recipe.max_tokens, tick=tick
+    return {
+        part.name: _part(engine, store, recipe, rows, part, few, unseen, peft, tick)
+        for part in parts_of(recipe, rows, limit)
+    }
+
+
+def _part(
+    engine: Engine,
+    store: AnswerStore,
+    recipe: Recipe,
+    rows: Sequence[Row],
+    part: Part,
+    few: int,
+    unseen: Sequence[str],
+    peft: Path | None,
+    tick: Callable[[], None],
+) -> dict[str, Any]:
+    prompts, some = [ask(recipe, row) for row in part.rows], part.rows[:few]
+    pinned, routed, right = _both(engine, store, recipe, prompts, tick)
+    bare: dict[str, Any] = {"mix": "base", "max_tokens": recipe.max_tokens, "tick": tick}
+    plain = store.answers(engine, prompts[:few], **bare)
+    taught = store.answers(engine, [shots(recipe, rows, row) for row in some], **bare)
+    found: dict[str, Any] = {
+        "pinned": score(recipe, pinned, part.rows),
+        "routed": score(recipe, routed, part.rows),
+        "routed_right": right,
+        "base": score(recipe, [tidy(given.text, recipe) for given in plain], some),
+        "base_5shot": score(recipe, [tidy(given.text, recipe) for given in taught], some),
+    }
+    if unseen:
+        asked = [fill(unseen[i % len(unseen)], row.input) for i, row in enumerate(some)]
+        named, chosen, share = _both(engine, store, recipe, asked, tick)
+        found["pinned_unseen"], found["routed_unseen"] = (
+            score(recipe, named, some),
+            score(recipe, chosen, some),
         )
-        taught = store.answers(
-            engine,
-            [shots(recipe, rows, row) for row in few],
-            mix="base",
-            max_tokens=recipe.max_tokens,
-            tick=tick,
-        )
-        result[part.name] = {
-            "pinned": score(recipe, [given.text for given in pinned], part.rows),
-            "routed": score(recipe, texts, part.rows),
-            "routed_right": right / len(part.rows),
-            "base": score(recipe, [tidy(given.text, recipe) for given in plain], few),
-            "base_5shot": score(recipe, [tidy(given.text, recipe) for given in taught], few),
-        }
-        if peft:
-            longest = engine.pack.skill(recipe.name).max_tokens
-            before = torch_answers(engine, peft, prompts[:base_limit], longest, store.path.parent)
-            after = [given.text for given in pinned[:base_limit]]
-            result[part.name] |= {
-                "torch": score(recipe, before, few),
-                "converted": score(recipe, after, few),
-                "torch_same": sum(a == b for a, b in zip(before, after, strict=True)) / len(few),
-            }
-    return result
+        found["routed_right_unseen"] = share
+    if peft:
+        longest = engine.pack.skill(recipe.name).max_tokens
+        before = torch_answers(engine, peft, prompts[:few], longest, store.path.parent)
+        found["torch"] = score(recipe, before, some)
+        found["converted"] = score(recipe, pinned[:few], some)
+        found["torch_same"] = sum(a == b for a, b in zip(before, pinned, strict=False)) / len(some)
+    return found
+
+
+def _both(
+    engine: Engine, store: AnswerStore, recipe: Recipe, prompts: Sequence[str], tick: Callable[[], None]
+) -> tuple[list[str], list[str], float]:
+    """Answers with the adapter pinned and as the gate routes, and how often it chose that very mix."""
+    pinned = store.answers(engine, prompts, mix=str(Mix.of({recipe.name: 1.0})), tick=tick)
+    routed, right = [], 0
+    for prompt, given in zip(prompts, pinned, strict=True):
+        found = store.route(engine, prompt).mix
+        same = found == given.mix
+        right += same
+        # the same mix gives the same greedy answer: only a row that went elsewhere is answered again
+        other = given if same else store.answer(engine, prompt, mix=str(Mix.of(found)))
+        routed.append(other.text)
+        tick()
+    return [given.text for given in pinned], routed, right / len(prompts)
