@@ -20,6 +20,9 @@ pytest.importorskip("torch")
 import torch
 
 from loramix.cli import main
+from loramix.convert.adapter import convert_adapter
+from loramix.convert.gguf_reader import read_gguf
+from loramix.convert.selfcheck import parity
 from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
 from loramix.train import checkpoint
 from loramix.train import recipe as recipes
@@ -102,6 +105,19 @@ def test_the_base_stays_frozen_and_the_adapter_learns(
     assert digest(changed) != plain
     written = json.loads((tmp_path / "out" / "adapter" / "loramix.json").read_text())
     assert written["skill"] == "mood" and len(written["base"]["sha256"]) == 64
+
+
+def test_the_lowest_layers_can_stay_bare(recipe: Path, data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    recipe.write_text(RECIPE.replace("lora_alpha", "skip_lowest = 0.34\nlora_alpha"))
+    train(recipe, data, tiny_base, tmp_path / "out", max_steps=4)
+    convert_adapter(tmp_path / "out" / "adapter", tiny_base, tmp_path / "mood.gguf", outtype="f32")
+    layers = {int(name.split(".")[1]) for name in gguf_names(tmp_path / "mood.gguf")}
+    assert layers == {1, 2}  # of three
+    assert parity(tiny_base, [(tmp_path / "mood.gguf", tmp_path / "out" / "adapter", 1.0)]).mean_kl < 1e-4
+
+
+def gguf_names(path: Path) -> list[str]:
+    return list(read_gguf(path.read_bytes(), path.name).tensors)
 
 
 def test_only_answers_are_learned() -> None:
