@@ -51,14 +51,14 @@ def evaluate(
     threads: int | None,
     out: Path,
 ) -> None:
-    """Measure PACK on test rows: its skills, its gate and its blends; writes report.json and report.html.
+    """Measure PACK on test rows: its skills, its gate and its blends; writes report.json, report.html and report.md.
 
     Killed at any moment, the same command goes on where it was.
     """
     from loramix.pack import Pack
 
     with training_extra(), EvalDisplay() as display:
-        from loramix.eval.report import write_html
+        from loramix.eval.report import write_html, write_markdown
         from loramix.eval.run import PARTS, evaluate_pack
 
         report = evaluate_pack(
@@ -76,9 +76,9 @@ def evaluate(
             n_threads=threads,
             report=display.update,
         )
-        page = write_html(report)
-    click.echo(str(report))
-    click.echo(str(page))
+        pages = [write_html(report), write_markdown(report)]
+    for path in (report, *pages):
+        click.echo(str(path))
 
 
 class EvalDisplay:

@@ -22,8 +22,16 @@ from loramix.eval.composed import METHODS, Kind, cases, kinds_of, part_score
 from loramix.eval.report import METHODS as METHOD_NAMES
 from loramix.eval.report import read_report
 from loramix.eval.rival import rival
-from loramix.eval.routing import Decisions, Question, decide_all, questions, read_held_out, summarize
-from loramix.eval.skills import evaluate_skill, parts_of, shots, tidy
+from loramix.eval.routing import (
+    Decisions,
+    Question,
+    by_group,
+    decide_all,
+    questions,
+    read_held_out,
+    summarize,
+)
+from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots, tidy
 from loramix.train.data import Row
 from loramix.train.gate_data import Prompt
 from loramix.train.recipe import Recipe, Source, load_recipe
@@ -170,7 +178,39 @@ def test_figures_of_the_gate_by_hand() -> None:
     assert result["confusion"] == {"x": {"x": 1, "base": 1}, "base": {"x": 1, "base": 0}}
     # two at 0.9 of which one is right, one at 0.69 that is wrong
     assert result["calibration"]["error"] == pytest.approx((2 * 0.4 + 0.69) / 3)
+    assert result["lost"] == 0.5
     assert [row[1:] for row in result["errors"]] == [["x", "b"], ["base", "c"]]
+
+
+def test_sets_of_a_kind_together() -> None:
+    sets = {
+        "a": {"value": 0.5, "rows": 4},
+        "b": {"value": 1.0, "rows": 4},
+        "a, on other skills' texts": {"value": 0.25, "rows": 4},
+        "a, no telling words": {"value": 0.0, "rows": 2},
+        "none: x": {"value": 1.0, "rows": 1},
+    }
+    found = {name: (group["value"], group["rows"]) for name, group in by_group(sets).items()}
+    assert found == {
+        "own texts": (0.75, 8),
+        "other skills' texts": (0.25, 4),
+        "own texts, no telling words": (0.0, 2),
+        "no skill fits": (1.0, 1),
+    }
+
+
+def test_what_routing_costs() -> None:
+    part = {
+        kind: {"accuracy": {"value": value}, "f1": {"value": 9}}
+        for kind, value in (("pinned", 0.8), ("routed", 0.6))
+    }
+    other = {
+        kind: {"chrf": {"value": 50.0}} for kind in ("pinned", "routed", "pinned_unseen", "routed_unseen")
+    }
+    assert end_task({"a": {"test": part}, "b": {"test": other}}) == {
+        "fixed": pytest.approx(0.875),
+        "unseen": 1.0,
+    }
 
 
 def test_the_rival_reads_words() -> None:
@@ -316,6 +356,10 @@ def test_a_pack_is_evaluated_and_the_page_says_so(eval_command: list[str], tmp_p
     assert found["pack"]["skill_bytes"].keys() == {"sentiment", "summarize"}
     page = (tmp_path / "out" / "report.html").read_text()
     assert page.count("<svg") == 5
+    tables = (tmp_path / "out" / "report.md").read_text()
+    widths = {line.count(" | ") for line in tables.split("## Gate")[0].splitlines() if line.startswith("| s")}
+    assert widths == {10}, "each line of a table has its head's columns"
+    assert found["routing"]["groups"]["own texts"]["rows"] == 3
     together = found["composed"]["kinds"]["sentiment + summarize"]
     assert together["top1"]["rows"] == 2, "four sentences make a review, and there are four of each label"
     assert together["oracle_mix"].keys() == {"sentiment", "summarize"} and len(together["surface"]) == 5

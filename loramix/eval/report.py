@@ -1,4 +1,4 @@
-"""``report.json`` → a page that explains itself: ``report.html``, one file, no script, no outside host."""
+"""``report.json`` → ``report.html``, a page that explains itself (no script, no outside host), and ``report.md``."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ METHODS = {
 }
 """Names of `loramix.eval.composed.METHODS` for people."""
 _PAGE = Path(__file__).with_name("report.html.jinja")
+_TABLES = Path(__file__).with_name("report.md.jinja")
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -58,6 +59,25 @@ def write_html(path: Path) -> Path:
     return page
 
 
+def write_markdown(path: Path) -> Path:
+    """Write ``report.md`` beside a ``report.json``: the page's tables.
+
+    Args:
+        path: of the JSON.
+
+    Returns:
+        The file's path.
+    """
+    tables = path.with_suffix(".md")
+    write_text(tables, to_markdown(read_report(path)))
+    return tables
+
+
+def to_markdown(found: dict[str, Any]) -> str:
+    """The tables of a report."""
+    return _render(_TABLES, found, autoescape=False)
+
+
 def to_html(found: dict[str, Any]) -> str:
     """The page of a report; all that comes from data is escaped."""
     skills, routing, composed = found.get("skills"), found.get("routing"), found.get("composed")
@@ -70,14 +90,17 @@ def to_html(found: dict[str, Any]) -> str:
         drawn["calibration"] = figures.calibration(routing["calibration"])
     if composed and composed["kinds"]:
         drawn["surfaces"] = figures.surfaces(composed)
-    converted = any("torch" in part for parts in (skills or {}).values() for part in parts.values())
-    environment = Environment(autoescape=True)
+    return _render(_PAGE, found, drawn={name: Markup(svg) for name, svg in drawn.items()})
+
+
+def _render(template: Path, found: dict[str, Any], *, autoescape: bool = True, **more: Any) -> str:
+    environment = Environment(autoescape=autoescape, trim_blocks=not autoescape)
     environment.filters["figure"] = figure
-    safe = {name: Markup(svg) for name, svg in drawn.items()}
-    return environment.from_string(_PAGE.read_text(encoding="utf-8")).render(
-        **{"skills": None, "routing": None, "composed": None, "methods": METHODS, **found},
-        drawn=safe,
-        converted=converted,
+    skills = found.get("skills") or {}
+    converted = any("torch" in part for parts in skills.values() for part in parts.values())
+    known = {"skills": None, "routing": None, "composed": None, "methods": METHODS, **found}
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        **known, converted=converted, **more
     )
 
 

@@ -23,6 +23,7 @@ from loramix.train.recipe import Recipe
 
 BASE = "base"
 BINS = 15
+PLAIN, CROSSED, NONE = ", no telling words", ", on other skills' texts", "none: "
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +89,20 @@ def questions(
         ]
 
     sets: dict[str, list[Question]] = {}
-    for kind, wording in (("templates", ""), ("plain", ", no telling words")):
+    for kind, wording in (("templates", ""), ("plain", PLAIN)):
         for name in recipes:
             templates = held_out.get(name, {}).get(kind, [])
             sets[name + wording] = [q for t in templates for q in fitting(t, [name], name)]
             others = [other for other in general if other != name]
             if name in general and others:
                 crossed = [q for t in templates for q in fitting(t, others, name)]
-                sets[f"{name}{wording}, on other skills' texts"] = crossed
+                sets[name + wording + CROSSED] = crossed
     none = held_out.get("none", {})
     for path in none_files:
         unseen = [t for i, (split, t) in enumerate(read_none(path)) if (split == "test" if split else i % 2)]
-        sets[f"none: {path.stem.replace('_', ' ')}"] = [Question(text, BASE, text) for text in unseen]
-    sets["none: everyday prompts and near misses"] = [Question(t, BASE, t) for t in none.get("prompts", [])]
-    sets["none: other requests about texts"] = [
+        sets[f"{NONE}{path.stem.replace('_', ' ')}"] = [Question(text, BASE, text) for text in unseen]
+    sets[NONE + "everyday prompts and near misses"] = [Question(t, BASE, t) for t in none.get("prompts", [])]
+    sets[NONE + "other requests about texts"] = [
         q for t in none.get("templates", []) for q in fitting(t, list(recipes), BASE)
     ]
     return {name: found for name, found in sets.items() if found}
@@ -151,7 +152,8 @@ def summarize(found: Decisions) -> dict[str, Any]:
     """Accuracy a set, the confusion matrix, and calibration over all sets.
 
     Returns:
-        ``sets`` ({name: value, low, high, rows}), ``confusion`` (rows: wanted, columns: chosen),
+        ``sets`` ({name: value, low, high, rows}), ``groups`` (the same of sets together, see `by_group`),
+        ``lost`` (share of skill prompts sent to the base), ``confusion`` (rows: wanted, columns: chosen),
         ``calibration`` (expected calibration error of the likeliest class, and its bins), ``errors``.
     """
     sets = {}
@@ -165,7 +167,41 @@ def summarize(found: Decisions) -> dict[str, Any]:
             confusion[question.wanted][choice] += 1
             if choice != question.wanted:
                 errors.append([name, choice, question.text[:160]])
-    return {"sets": sets, "confusion": confusion, "calibration": calibration(found), "errors": errors}
+    asked = [sum(row.values()) for wanted, row in confusion.items() if wanted != BASE]
+    sent = [row[BASE] for wanted, row in confusion.items() if wanted != BASE]
+    return {
+        "sets": sets,
+        "groups": by_group(sets),
+        "lost": sum(sent) / max(1, sum(asked)),
+        "confusion": confusion,
+        "calibration": calibration(found),
+        "errors": errors,
+    }
+
+
+def by_group(sets: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Share decided right over sets of a kind together: own texts, other skills' texts, no telling words, none.
+
+    Args:
+        sets: ``{name: {value, rows}}``, named as `questions` names them.
+    """
+    hits: dict[str, list[float]] = {}
+    for name, found in sets.items():
+        group = (
+            "no skill fits"
+            if name.startswith(NONE)
+            else "other skills' texts"
+            if CROSSED in name
+            else "own texts"
+        )
+        right = round(found["value"] * found["rows"])
+        hits.setdefault(group + (PLAIN if PLAIN in name else ""), []).extend(
+            [1.0] * right + [0.0] * (int(found["rows"]) - right)
+        )
+    values = {group: bootstrap(np.stack([h, np.ones(len(h))], 1), share) for group, h in hits.items()}
+    return {
+        group: {"value": v.value, "low": v.low, "high": v.high, "rows": v.rows} for group, v in values.items()
+    }
 
 
 def calibration(found: Decisions) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from loramix.eval import routing
 from loramix.eval.answers import AnswerStore
 from loramix.eval.composed import evaluate_composed, n_composed
 from loramix.eval.rival import rival
-from loramix.eval.skills import evaluate_skill, n_answers
+from loramix.eval.skills import end_task, evaluate_skill, n_answers
 from loramix.manifest import MANIFEST
 from loramix.pack import Pack
 from loramix.paths import sha256_file, write_text
@@ -115,10 +115,12 @@ def evaluate_pack(
                 )
                 for name in chosen
             }
+            found["end_task"] = end_task(found["skills"])
         if sets is not None:
             tick = _counter("gate", sum(map(len, sets.values())), report)
             found["routing"] = routing.summarize(routing.decide_all(engine, store, sets, tick))
             found["routing"]["rival"] = rival(collect(needed, data_dir, none_files), sets)
+            found["routing"]["rival_groups"] = routing.by_group(found["routing"]["rival"])
         if "composed" in parts and (together := unseen.get("composed")):
             total = n_composed(recipes, rows, together, limit=composed_limit)
             tick = _counter("composed", total, report)

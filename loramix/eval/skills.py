@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,29 @@ def tidy(text: str, recipe: Recipe) -> str:
 def score(recipe: Recipe, texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """All measures of a recipe: ``{measure: {value, low, high, rows}}``."""
     return {name: asdict(estimate(measure(name, recipe.labels), texts, rows)) for name in recipe.metrics}
+
+
+def end_task(skills: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
+    """What routing costs in the end: routed score / pinned score of the first measure, mean over the test sets.
+
+    Args:
+        skills: by skill what `evaluate_skill` returns.
+
+    Returns:
+        The ratio in the ``fixed`` phrasing, and in the ``unseen`` ones where there are any.
+    """
+    ratios: dict[str, list[float]] = {}
+    for parts in skills.values():
+        for part in parts.values():
+            for name, wording in (("fixed", ""), ("unseen", "_unseen")):
+                if "pinned" + wording in part:
+                    pinned, routed = (_main(part[kind + wording]) for kind in ("pinned", "routed"))
+                    ratios.setdefault(name, []).append(routed / pinned if pinned else 1.0)
+    return {name: sum(values) / len(values) for name, values in ratios.items()}
+
+
+def _main(measures: Mapping[str, Mapping[str, float]]) -> float:
+    return next(iter(measures.values()))["value"]
 
 
 def n_answers(recipe: Recipe, rows: Sequence[Row], limit: int | None, few: int, unseen: bool) -> int:
