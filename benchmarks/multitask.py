@@ -1,0 +1,148 @@
+"""One LoRA for all skills: as many parameters as the pack's adapters together, all their training rows.
+
+    python benchmarks/multitask.py train --data DATA/skills --out RUN
+    python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
+
+The rival that needs no gate. Every skill brings the rows that its own adapter saw, in the same phrasings;
+``score`` writes what it reaches on each test set into benchmarks/results.json, killed and started again at will.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import msgspec
+from evaluate import save
+
+from loramix.convert.adapter import convert_adapter
+from loramix.eval.answers import AnswerStore
+from loramix.eval.skills import ask, parts_of, score
+from loramix.manifest import BaseReference, Manifest, write_manifest
+from loramix.models import bases
+from loramix.pack import Pack
+from loramix.pack_edit import add_skill
+from loramix.paths import sha256_file
+from loramix.runtime.engine import Engine
+from loramix.train.data import Row, data_file, read_rows, take
+from loramix.train.lora import Progress, train_skill
+from loramix.train.recipe import Lora, Recipe, Source, Training, load_recipe, shipped
+
+NAME = "multitask"
+ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+WIDTHS = {
+    "q_proj": 576 + 576, "k_proj": 576 + 192, "v_proj": 576 + 192, "o_proj": 576 + 576,
+    "gate_proj": 576 + 1536, "up_proj": 576 + 1536, "down_proj": 576 + 1536,
+}  # fmt: skip
+"""Rows and columns of SmolLM2-135M's matrices: a LoRA of rank 1 has as many parameters."""
+LAYERS = 30
+
+
+def parameters(lora: Lora) -> int:
+    """Parameters of a LoRA on SmolLM2-135M."""
+    return lora.r * len(lora.layers(LAYERS)) * sum(WIDTHS[module] for module in lora.target_modules)
+
+
+def merged(recipes: Sequence[Recipe]) -> Recipe:
+    """A recipe in whose ``instructions`` each skill's, and each of its sources', has a key of its own."""
+    lora = Lora(r=1, lora_alpha=2, target_modules=ALL, skip_lowest=0.34)
+    rank = round(sum(parameters(recipe.lora) for recipe in recipes) / parameters(lora))
+    instructions = {
+        f"{recipe.name}/{source}": [*group, *(recipe.instructions.get("any", []) if source != "any" else [])]
+        for recipe in recipes
+        for source, group in recipe.instructions.items()
+    }
+    return Recipe(
+        name=NAME,
+        description="All skills in one adapter.",
+        metrics=["exact"],
+        data=Source(license="see the skills", how="all skills' rows"),
+        instructions=instructions,
+        lora=msgspec.structs.replace(lora, r=rank, lora_alpha=2.0 * rank),
+        # the highest rate that the search over ranks of single skills found stable, halved for the larger rank
+        training=Training(learning_rate=5e-4, evaluate_every=400, save_every=50, dev_rows=600),
+    )
+
+
+def rows_of(recipe: Recipe, rows: Sequence[Row], dev: int = 50) -> list[Row]:
+    """The training rows that the skill's own adapter saw, as often as it saw them, and some of dev."""
+
+    def named(row: Row) -> Row:
+        source = row.source if row.source in recipe.instructions else "any"
+        return replace(row, source=f"{recipe.name}/{source}")
+
+    train = take(rows, "train")
+    count = round(recipe.training.epochs * len(train))
+    return [named(row) for row in [*itertools.islice(itertools.cycle(train), count), *take(rows, "dev", dev)]]
+
+
+@click.group()
+def main() -> None:
+    """The multi-task rival."""
+
+
+DATA = click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
+OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
+
+
+@main.command()
+@DATA
+@OUT
+def train(data: Path, out: Path) -> None:
+    """Train it; killed, the same command goes on."""
+    recipes = [load_recipe(name) for name in shipped()]
+    rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)))]
+    random.Random(0).shuffle(rows)
+
+    def report(progress: Progress) -> None:
+        if progress.step % 10 == 0 or progress.note:
+            left = progress.seconds_per_step * (progress.steps - progress.step) / 60
+            click.echo(
+                f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {left:.0f} min left "
+                + progress.note
+            )
+
+    result = train_skill(merged(recipes), rows, bases.resolve(bases.DEFAULT), out, resume=True, report=report)
+    click.echo(f"{result.directory}: dev loss {result.dev_loss:.4f}")
+
+
+@main.command(name="score")
+@DATA
+@OUT
+@click.option("--rows", type=int, help="Rows of a test set at most; as given to loramix eval.")
+def score_command(data: Path, out: Path, rows: int | None) -> None:
+    """Answer all test sets with it."""
+    base = bases.resolve(bases.DEFAULT)
+    with tempfile.TemporaryDirectory() as directory:
+        adapter, pack = out / "adapter.gguf", Path(directory) / NAME
+        convert_adapter(out / "adapter", base, adapter, base_sha256=bases.digest(base))
+        reference = BaseReference(name=bases.DEFAULT, sha256=bases.digest(base))
+        pack.mkdir()
+        write_manifest(
+            pack, Manifest(format=1, name=NAME, description=NAME, license="Apache-2.0", base=reference)
+        )
+        add_skill(pack, NAME, adapter, description=NAME, max_tokens=128)
+        found = {}
+        with (
+            AnswerStore(out / "answers.jsonl", sha256_file(adapter)) as store,
+            Engine(Pack.load(pack)) as engine,
+        ):
+            for name in shipped():
+                recipe = load_recipe(name)
+                parts = parts_of(recipe, read_rows(data_file(data, name)), rows)
+                found[name] = {}
+                for part in parts:
+                    prompts = [ask(recipe, row) for row in part.rows]
+                    given = store.answers(engine, prompts, mix=f"{NAME}=1", max_tokens=recipe.max_tokens)
+                    found[name][part.name] = score(recipe, [answer.text for answer in given], part.rows)
+                click.echo(f"{name}: {found[name]}")
+    save("multitask", {"skills": found})
+
+
+if __name__ == "__main__":
+    main()
