@@ -1,0 +1,144 @@
+"""What adding a skill costs: `skill add translate_de` on a copy of the pack, its gate update timed.
+
+    python benchmarks/add_skill.py --data DATA --out RUN
+
+Trains the adapter (killed, the same command goes on), then measures the update without the training, the other
+skills' accuracy on held-out prompts before and after, a running engine that reloads, and the removal.
+"""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from evaluate import HERE, save
+
+from loramix import Engine
+from loramix.eval import routing
+from loramix.models import bases
+from loramix.models.mixing import decide
+from loramix.pack import Pack
+from loramix.prompts import fill
+from loramix.runtime.features import compute
+from loramix.train import skill as work
+from loramix.train.data import data_file, read_rows, take
+from loramix.train.gate import select
+from loramix.train.lora import train_skill
+from loramix.train.recipe import recipe_beside
+
+NAME = "translate_de"
+RECIPE = HERE / f"{NAME}.toml"
+HELD_OUT = (
+    "Please provide a German translation of this: {input}",
+    "{input}\n\n^ this, but German",
+    "Write it as a native of Vienna would: {input}",
+    "TRANSLATE (target language: German)\n{input}",
+    "Ins Deutsche, bitte: {input}",
+    "Was bedeutet {input}",
+    "I am localizing a program. The English string is below; give me the German one.\n{input}",
+    "How would a German put this? {input}",
+    "Convert from English to German:\n{input}",
+    "german?? {input}",
+    "Our readers in Zurich should understand this too. {input}",
+    "{input} (in German)",
+)
+"""Phrasings that the recipe lacks."""
+PROMPT = "Translate to German: tool to view and edit network settings"
+
+
+def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
+    """What a pack's gate says to prompts, from the base's hidden states at them."""
+    gate = pack.gate()
+    assert gate is not None
+    table = gate.probabilities(select(features, gate.info.layers, gate.info.pooling))
+    classes = [*gate.info.skills, routing.BASE]
+    return [classes[i] for i in decide(table, threshold=gate.info.threshold)]
+
+
+@click.command()
+@click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--pack", default="smollm2-135m", show_default=True)
+@click.option("--max-rows", default=4000, show_default=True)
+@click.option("--rows", default=100, show_default=True, help="Test rows that the new skill answers.")
+def main(data: Path, out: Path, pack: str, max_rows: int, rows: int) -> None:
+    """Measure, and write into results.json."""
+    source = Pack.load(pack)
+    base = bases.resolve(source.manifest.base.name)
+    everything = read_rows(data / "extra" / f"{NAME}.jsonl.gz")
+    recipe = work.recipe_for(NAME, everything, RECIPE)
+    train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=_print)
+    known = [skill.name for skill in source.skills]
+    recipes = {name: recipe_beside(data / "skills", name) for name in known}
+    test = {n: take(read_rows(data_file(data / "skills", n)), "test") for n in known}
+    sets = routing.questions(recipes, test, routing.read_held_out(HERE / "heldout.toml"), [])
+    sets = {name: group for name, group in sets.items() if not name.startswith(routing.NONE)}
+    old = [question for group in sets.values() for question in group]
+    german = take(everything, "test", max(rows, 6 * len(HELD_OUT)))
+    new = [
+        fill(t, row.input)
+        for t, row in zip(itertools.cycle(HELD_OUT), german[: 6 * len(HELD_OUT)], strict=False)
+    ]
+    gate = source.gate()
+    assert gate is not None
+    features = compute(base, [*(q.text for q in old), *new], gate.info.layers)
+    before = chosen(source, features)[: len(old)]
+    with tempfile.TemporaryDirectory() as directory:
+        copy = Path(shutil.copytree(source.directory, Path(directory) / source.name))
+        with Engine.open(copy) as engine:
+            engine.generate(PROMPT, max_tokens=4)
+            began = time.perf_counter()
+            change = work.add(copy, recipe, everything, out, adapter=out / "adapter", say=click.echo)
+            update = time.perf_counter() - began
+            began = time.perf_counter()
+            engine.reload()
+            reload = time.perf_counter() - began
+            answer = engine.generate(PROMPT)
+            found = chosen(change.pack, features)
+            texts = [
+                engine.generate(fill(HELD_OUT[0], row.input), mix=f"{NAME}=1").text for row in german[:rows]
+            ]
+        began = time.perf_counter()
+        removed = work.remove(copy, NAME, out).pack
+        removal = time.perf_counter() - began
+        after = chosen(removed, features)[: len(old)]
+    wanted = [question.wanted for question in old]
+
+    def right(choices: list[str]) -> float:
+        return float(np.mean([choice == want for choice, want in zip(choices, wanted, strict=True)]))
+
+    from loramix.eval.skills import score
+
+    save(
+        "skill add",
+        {
+            "update_s": round(update, 1),
+            "reload_s": round(reload, 3),
+            "remove_s": round(removal, 1),
+            "others_before": right(before),
+            "others_after": right(found[: len(old)]),
+            "others_after_removal": right(after),
+            "new_skill_routed": float(np.mean([choice == NAME for choice in found[len(old) :]])),
+            "new_skill": score(recipe, texts, german[:rows]),
+            "example": {"prompt": PROMPT, "mix": answer.route.mix, "answer": answer.text},
+            "prompts": len(old),
+        },
+    )
+
+
+def _print(progress: Any) -> None:
+    if progress.step % 10 == 0 or progress.note:
+        left = progress.seconds_per_step * (progress.steps - progress.step) / 60
+        click.echo(
+            f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {left:.0f} min left {progress.note}"
+        )
+
+
+if __name__ == "__main__":
+    main()
