@@ -216,11 +216,8 @@ def convert() -> None:
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
 @click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
 @click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
-@click.option(
-    "--pad-rank/--no-pad-rank", default=True, show_default=True, help="Pad ranks below 16 with zeros."
-)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
-def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, pad_rank: bool, check: bool) -> None:
+def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: bool) -> None:
     """Convert the PEFT LoRA in PEFT_DIR, and check that it does the same in llama.cpp."""
     from loramix.convert import adapter, selfcheck
     from loramix.models import bases
@@ -234,7 +231,6 @@ def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, pad_rank
         base_name=named,
         base_sha256=bases.digest(base_path),
         outtype=outtype,
-        pad_rank=pad_rank,
     )
     if check:
         try:

@@ -48,11 +48,6 @@ def test_parity_with_peft_on_a_float32_base(name: str, tiny_base: Path, tmp_path
     assert found.max_difference <= 1e-3
     assert found.same_argmax == 1.0
     assert found.effect > 0.1
-    if name == "plain":  # the rank's padding changes nothing
-        bare = convert(peft, tiny_base, tmp_path / "b.gguf", pad_rank=False)
-        padded, _ = llama_logits(tiny_base, [(tmp_path / "a.gguf", 1.0)])
-        unpadded, _ = llama_logits(tiny_base, [(bare, 1.0)])
-        assert max(np.abs(a - b).max() for a, b in zip(padded, unpadded, strict=True)) < 1e-3
 
 
 @pytest.mark.train
@@ -108,7 +103,7 @@ def test_converted_bytes_are_as_recorded(tiny_base: Path, tmp_path: Path) -> Non
         "general.type": "adapter",
         "general.name": "mood",
         "adapter.type": "lora",
-        "adapter.lora.alpha": 32.0,  # 8 / 4 as 32 / 16
+        "adapter.lora.alpha": 8.0,
         "adapter.lora.task_name": "mood",
         "loramix.base.name": "tiny",
         "loramix.base.sha256": "a" * 64,

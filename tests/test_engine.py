@@ -88,7 +88,7 @@ def test_a_conversation_decodes_no_token_twice(tiny_engine: Any, tiny_pack: Path
 
 
 def test_scale_zero_is_the_base_exactly(tiny_engine: Any) -> None:
-    model, adapter = tiny_engine.model, tiny_engine._adapters["sentiment"]
+    model, [(adapter, _)] = tiny_engine.model, tiny_engine._adapters.get(Mix.parse("sentiment"))
     ids = model.tokenize(LONG)
     logits = []
     for mix in ([], [(adapter, 0.0)], [(adapter, 1.0)]):
@@ -228,7 +228,7 @@ def test_closing(tiny_pack: Path) -> None:
 def test_an_adapter_in_use_is_not_freed(tiny_engine: Any) -> None:
     tiny_engine.generate("x", mix="sentiment", max_tokens=1)
     with pytest.raises(NativeError, match="in use"):
-        tiny_engine._adapters["sentiment"].close()
+        tiny_engine._adapters.get(Mix.parse("sentiment"))[0][0].close()
     assert tiny_engine.generate("x", mix="sentiment", max_tokens=1).tokens
 
 

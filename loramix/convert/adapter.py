@@ -21,7 +21,6 @@ from loramix.convert.validate import BaseShape, check_adapter, read_base, read_s
 from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, WrongBase
 from loramix.paths import atomic_path
 
-PAD_TO = 16  # ranks below run slower than 16 itself in prompts (measured; docs/results.md)
 _WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
 _REFUSED = {
     "use_dora": "DoRA rescales columns by the merged weight's norm, which llama.cpp cannot do",
@@ -127,7 +126,6 @@ def convert_adapter(
     base_name: str | None = None,
     base_sha256: str | None = None,
     outtype: str = "f16",
-    pad_rank: bool = True,
 ) -> None:
     """Convert a PEFT LoRA into a GGUF LoRA.
 
@@ -139,7 +137,6 @@ def convert_adapter(
         base_name: the base's name for the metadata.
         base_sha256: its digest; an adapter that carries it is refused on any other base.
         outtype: ``f16`` or ``f32``.
-        pad_rank: fill ranks below 16 with zeros up to 16, which computes the same and runs faster.
 
     Raises:
         NotFound, InvalidArtifact, Unsupported: see `read_peft`.
@@ -150,7 +147,7 @@ def convert_adapter(
     adapter = read_peft(source)
     _, shape = read_base(base)
     kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
-    tensors, alpha = to_gguf(adapter, shape, pad_rank=pad_rank)
+    tensors, alpha = to_gguf(adapter, shape)
     with atomic_path(out) as temporary:
         writer = gguf.GGUFWriter(temporary, shape.architecture)
         writer.add_type("adapter")
@@ -174,15 +171,12 @@ def convert_adapter(
         check_adapter(temporary.read_bytes(), shape, str(out), base_sha256=base_sha256)
 
 
-def to_gguf(
-    adapter: PeftAdapter, base: BaseShape, *, pad_rank: bool = True
-) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
-    """Rename, permute, fold and pad a PEFT adapter's matrices.
+def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
+    """Rename, permute and fold a PEFT adapter's matrices; the runtime pads them (`loramix.convert.fuse`).
 
     Args:
         adapter: as read.
         base: shapes of the base's matrices.
-        pad_rank: see `convert_adapter`.
 
     Returns:
         Tensors by GGUF name, ``.lora_a`` (R, in) and ``.lora_b`` (out, R) float32, and the alpha to write.
@@ -191,8 +185,7 @@ def to_gguf(
 
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.n_layer)
     first = next(iter(adapter.pairs))
-    first_rank = adapter.pairs[first][0].shape[0]
-    alpha = float(np.float32(adapter.scaling[first] * max(first_rank, PAD_TO if pad_rank else 1)))
+    alpha = float(np.float32(adapter.scaling[first] * adapter.pairs[first][0].shape[0]))
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for module, (a, b) in adapter.pairs.items():
         target = names.get_name(module)
@@ -210,13 +203,11 @@ def to_gguf(
             b = permute(b, base.n_head)
         elif target.endswith("attn_k"):
             b = permute(b, base.n_head_kv)
-        rank = a.shape[0]
-        width = max(rank, PAD_TO) if pad_rank else rank
-        factor = adapter.scaling[module] * width / alpha
+        factor = adapter.scaling[module] * a.shape[0] / alpha
         if not math.isclose(factor, 1.0, rel_tol=1e-7):
             b = b * np.float32(factor)
-        tensors[f"{weight}.lora_a"] = np.pad(a, ((0, width - rank), (0, 0)))
-        tensors[f"{weight}.lora_b"] = np.pad(b, ((0, 0), (0, width - rank)))
+        tensors[f"{weight}.lora_a"] = a
+        tensors[f"{weight}.lora_b"] = b
     return tensors, alpha
 
 

@@ -24,6 +24,7 @@ from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
 from loramix.prompts import ChatTemplate, Message, as_messages
+from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.cpu import default_threads
 from loramix.runtime.features import pool
 from loramix.runtime.llama import Adapter, Context, Model
@@ -87,9 +88,7 @@ class Engine:
         _, self._shape = read_base(self.base_path)
         self.router = self._router(pack)
         # every adapter is checked before native code starts: a bad one kills the process
-        contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
-        for name, content in contents.items():
-            check_adapter(content, self._shape, f"{pack.name}/{name}", base_sha256=found)
+        files = {skill.name: self._checked(pack, skill.name) for skill in pack.skills}
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
         self._closed = False
@@ -102,12 +101,12 @@ class Engine:
             self._template = ChatTemplate(self.model.chat_template, special)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
-            self._adapters = {
-                name: self.model.load_adapter(content, name) for name, content in contents.items()
-            }
+            self._adapters = AdapterCache(self.model)
+            for name, file in files.items():
+                self._adapters.put(name, file)
             self._pool = ContextPool(
                 self.model,
-                self._adapter,
+                self._adapters_of,
                 n_ctx=self.n_ctx,
                 n_threads=n_threads or default_threads(),
                 taps=self.router.layers,
@@ -229,17 +228,14 @@ class Engine:
                 raise WrongBase(f"pack {pack.name} has another base now; open a new engine on it.")
             router = self._router(pack)
             known = {skill.name: skill.sha256 for skill in self.pack.skills}
-            fresh = {s.name: pack.adapter_bytes(s.name) for s in pack.skills if known.get(s.name) != s.sha256}
-            for name, content in fresh.items():
-                where = f"{pack.name}/{name}"
-                check_adapter(content, self._shape, where, base_sha256=pack.manifest.base.sha256)
-            loaded = {name: self.model.load_adapter(content, name) for name, content in fresh.items()}
+            changed = [s.name for s in pack.skills if known.get(s.name) != s.sha256]
+            fresh = {name: self._checked(pack, name) for name in changed}
             names = {skill.name for skill in pack.skills}
-            gone = {name for name in known if name in loaded or name not in names}
+            gone = {name for name in known if name in fresh or name not in names}
             self._pool.drop(gone, taps=router.layers)
-            for name in gone:
-                self._adapters.pop(name).close()
-            self._adapters |= loaded
+            self._adapters.drop(gone)
+            for name, file in fresh.items():
+                self._adapters.put(name, file)
             self.pack, self.router = pack, router
             return True
 
@@ -248,6 +244,7 @@ class Engine:
         with self._lock:
             self._closed = True
             self.model.close()
+            self._adapters.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -274,9 +271,16 @@ class Engine:
             raise UsageError("the engine is closed; open it again.")
         return self._lock
 
-    def _adapter(self, skill: str) -> Adapter:
-        self.pack.skill(skill)  # it may have been removed while it answered
-        return self._adapters[skill]
+    def _checked(self, pack: Pack, name: str) -> AdapterFile:
+        """A skill's file, fit for this base; held open, not in memory."""
+        content = pack.adapter_bytes(name)
+        check_adapter(content, self._shape, f"{pack.name}/{name}", base_sha256=pack.manifest.base.sha256)
+        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256)
+
+    def _adapters_of(self, mix: Mix) -> list[tuple[Adapter, float]]:
+        for skill in mix.scales:
+            self.pack.skill(skill)  # it may have been removed while it answered
+        return self._adapters.get(mix)
 
     def _route(self, messages: list[dict[str, str]], policy: str, mix: MixLike | None) -> Route:
         if mix is not None:

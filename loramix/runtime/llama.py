@@ -179,12 +179,17 @@ class Adapter:
     def __init__(self, model: Model, pointer: Any, name: str) -> None:
         self.model, self.pointer, self.name = model, pointer, name
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a context holds it."""
+        return any(self in context.adapters for context in self.model.contexts)
+
     def close(self) -> None:
         """Free it; refused while a context uses it, since that would crash."""
         with self.model._lock:
             if self.model.adapters.pop(id(self), None) is None:
                 return
-            if any(self in context.adapters for context in self.model.contexts):
+            if self.in_use:
                 self.model.adapters[id(self)] = self
                 raise NativeError(
                     f"adapter {self.name!r} is in use and cannot be freed; close its contexts first."

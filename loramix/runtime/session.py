@@ -18,7 +18,7 @@ class ContextPool:
 
     Args:
         model: the base.
-        adapter: gives the loaded adapter of a skill.
+        adapters: gives what acts as a mix does.
         n_ctx: tokens per context.
         n_threads: threads per decode.
         taps: layers the bare base's context keeps for the gate.
@@ -28,14 +28,14 @@ class ContextPool:
     def __init__(
         self,
         model: Model,
-        adapter: Callable[[str], Adapter],
+        adapters: Callable[[Mix], Sequence[tuple[Adapter, float]]],
         *,
         n_ctx: int,
         n_threads: int,
         taps: Sequence[int] = (),
         size: int = 3,
     ) -> None:
-        self._model, self._adapter = model, adapter
+        self._model, self._adapters = model, adapters
         self._n_ctx, self._n_threads, self._taps, self._size = n_ctx, n_threads, taps, max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
 
@@ -43,7 +43,7 @@ class ContextPool:
         """The context of a mix, made if needed.
 
         Args:
-            mix: its skills must be known to the pool's ``adapter``.
+            mix: its skills must be known to the pool's ``adapters``.
         """
         if mix in self._contexts:
             self._contexts.move_to_end(mix)
@@ -53,9 +53,10 @@ class ContextPool:
                 known for known in self._contexts if known
             )  # never the bare base: the gate reads it
             self._contexts.pop(oldest).close()
-        adapters = [(self._adapter(skill), scale) for skill, scale in mix.items()]
         taps = () if mix else self._taps
-        context = Context(self._model, adapters, n_ctx=self._n_ctx, n_threads=self._n_threads, taps=taps)
+        context = Context(
+            self._model, self._adapters(mix), n_ctx=self._n_ctx, n_threads=self._n_threads, taps=taps
+        )
         self._contexts[mix] = context
         return context
 

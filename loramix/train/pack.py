@@ -126,8 +126,7 @@ def _is_done(run: Path, key: str) -> bool:
 def _put(directory: Path, recipe: Recipe, run: Path, base: str, base_path: Path, digest: str) -> None:
     """Convert a trained adapter and put it into the pack, unless the same bytes are there."""
     target = run / "adapter.gguf"
-    # unpadded: a pack is small first, and rank 16 costs it two or three times the bytes of a lower one
-    convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest, pad_rank=False)
+    convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
     content = target.read_bytes()
     known = {skill.name: skill for skill in Pack.load(directory).skills}.get(recipe.name)
     if known is not None and known.sha256 == hashlib.sha256(content).hexdigest():

@@ -150,7 +150,6 @@ def add(
                 converted,
                 base_name=pack.manifest.base.name,
                 base_sha256=pack.manifest.base.sha256,
-                pad_rank=False,
             )
         elif adapter.is_file():
             converted.write_bytes(adapter.read_bytes())

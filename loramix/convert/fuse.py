@@ -1,0 +1,134 @@
+"""A mix of adapters as one: ranks side by side, scales folded in, so that a blend costs what one adapter costs.
+
+``Σ sᵢ·(αᵢ/rᵢ)·Bᵢ·Aᵢ`` is ``(α/R)·B·A`` with the Aᵢ stacked and the Bᵢ, scaled, side by side; exact but for
+float32 rounding. llama.cpp spends four graph nodes on each matrix of each adapter, whatever the rank
+(src/llama-graph.cpp, ``build_lora_mm``).
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.gguf_reader import FLOAT32, STRING, GGUFFile, TensorInfo, read_gguf
+
+PAD_TO = 16  # lower ranks run slower than 16 itself on prompts (measured; docs/performance.md)
+_ALIGNMENT = 32
+_GGML_TYPES = {"float32": 0, "float16": 1}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+
+
+def fuse(parts: Sequence[tuple[bytes, float]]) -> bytes:
+    """Make one GGUF LoRA of several.
+
+    Args:
+        parts: whole GGUF LoRA files that `loramix.convert.validate.check_adapter` has passed, with their scales.
+            Ranks and adapted matrices may differ.
+
+    Returns:
+        A GGUF LoRA for scale 1: float32, or, for a single part at scale 1, that part's own numbers.
+        Ranks below 16 are padded with zeros.
+    """
+    files = [(read_gguf(data, "adapter"), data, scale) for data, scale in parts]
+    stacks: dict[str, list[tuple[Pair, float]]] = {}
+    for file, data, scale in files:
+        for target in dict.fromkeys(name.rpartition(".")[0] for name in file.tensors):
+            pair = _pair(file, data, target)
+            factor = scale * float(file.metadata["adapter.lora.alpha"]) / pair[0].shape[0]
+            stacks.setdefault(target, []).append((pair, factor))
+    (first, factor), *_ = next(iter(stacks.values()))
+    alpha = factor * max(PAD_TO, first[0].shape[0]) if len(files) == 1 else float(PAD_TO)
+    alpha = float(np.float32(alpha))
+    tensors: dict[str, npt.NDArray[Any]] = {}
+    for target, stack in stacks.items():
+        a, b = _stacked(stack, alpha)
+        tensors[f"{target}.lora_a"], tensors[f"{target}.lora_b"] = a, b
+    metadata = {
+        "general.type": "adapter",
+        "general.architecture": files[0][0].metadata["general.architecture"],
+        "adapter.type": "lora",
+        "adapter.lora.alpha": alpha,
+    }
+    return write_gguf(metadata, tensors)
+
+
+def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float) -> Pair:
+    """A (R, in) and B (out, R) of one matrix; R is at least `PAD_TO`."""
+    rank = sum(a.shape[0] for (a, _), _ in stack)
+    width = max(PAD_TO, rank)
+    weighed = [(a, b, factor * width / alpha) for (a, b), factor in stack]
+    plain = len(stack) == 1 and math.isclose(weighed[0][2], 1.0, rel_tol=1e-7)
+    kind = np.result_type(weighed[0][0], weighed[0][1]) if plain else np.dtype(np.float32)
+    a_all = np.zeros((width, weighed[0][0].shape[1]), kind)
+    b_all = np.zeros((weighed[0][1].shape[0], width), kind)
+    at = 0
+    for a, b, factor in weighed:
+        r = a.shape[0]
+        a_all[at : at + r] = a
+        b_all[:, at : at + r] = b if plain else b.astype(np.float32) * np.float32(factor)
+        at += r
+    return a_all, b_all
+
+
+def _pair(file: GGUFFile, data: bytes, target: str) -> Pair:
+    a, b = (_values(data, file.tensors[f"{target}.lora_{half}"]) for half in "ab")
+    return a, b
+
+
+def _values(data: bytes, tensor: TensorInfo) -> npt.NDArray[Any]:
+    raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
+    if tensor.type_name == "Q8_0":
+        blocks = raw.reshape(-1, 34)
+        scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+        found: npt.NDArray[Any] = scale * blocks[:, 2:].view(np.int8)
+    else:
+        found = raw.view(_DTYPES[tensor.type_name])
+        if tensor.type_name == "BF16":
+            found = (found.astype(np.uint32) << 16).view(np.float32)
+    return found.reshape(tensor.shape)
+
+
+def write_gguf(metadata: Mapping[str, str | float], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """A GGUF file (version 3) in memory: ``gguf``'s own writer needs a path, and a third of a second to import.
+
+    Args:
+        metadata: strings, and floats, which are written as float32.
+        tensors: float32 or float16, rows first.
+    """
+    head = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        head.append(_string(key))
+        if isinstance(value, str):
+            head.append(struct.pack("<I", STRING) + _string(value))
+        else:
+            head.append(struct.pack("<If", FLOAT32, value))
+    offset = 0
+    for name, values in tensors.items():
+        shape = values.shape[::-1]
+        head.append(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
+        head.append(struct.pack("<IQ", _GGML_TYPES[values.dtype.name], offset))
+        offset += _aligned(values.nbytes)
+    start = b"".join(head)
+    out = bytearray(_aligned(len(start)) + offset)
+    out[: len(start)] = start
+    at = _aligned(len(start))
+    for values in tensors.values():
+        out[at : at + values.nbytes] = np.ascontiguousarray(values).tobytes()
+        at += _aligned(values.nbytes)
+    return bytes(out)
+
+
+def _string(text: str) -> bytes:
+    raw = text.encode()
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
