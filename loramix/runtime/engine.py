@@ -31,7 +31,7 @@ from loramix.runtime.llama import Adapter, Context, Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Route, Router
 from loramix.runtime.sampling import Sampler, Sampling
-from loramix.runtime.session import ContextPool, reuse
+from loramix.runtime.session import ContextPool
 
 _DEFAULT_MAX_TOKENS = 256
 _MAX_STOPS = 16
@@ -304,9 +304,8 @@ class Engine:
         gate = self.router.gate
         if gate is None:
             return np.zeros(0, np.float32)
-        context = self._pool.get(Mix.EMPTY)
         tokens = self._tokens([messages[-1]])
-        kept = reuse(context, tokens)
+        context, kept = self._pool.prepare(Mix.EMPTY, tokens)
         context.decode(tokens[kept:])
         return pool(context, gate.info.layers, gate.info.pooling)
 
@@ -356,8 +355,7 @@ class Stream(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         engine, mix = self._engine, self.route.key
         with engine._open():
-            context = engine._pool.get(mix)
-            cached = reuse(context, self._prompt)
+            context, cached = engine._pool.prepare(mix, self._prompt)
             logits = context.decode(self._prompt[cached:])
         first = 0.0
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -395,9 +393,9 @@ class Stream(Iterator[str]):
 
     def _next_logits(self, context: Context, mix: Mix, tokens: list[int]) -> npt.NDArray[np.float32]:
         """Decode the newest token, where it belongs even if another call used or freed the context meanwhile."""
-        current = self._engine._pool.get(mix)
         whole = self._prompt + tokens
-        return current.decode(whole[reuse(current, whole) :])
+        current, kept = self._engine._pool.prepare(mix, whole)
+        return current.decode(whole[kept:])
 
 
 def as_mix(mix: MixLike) -> Mix:

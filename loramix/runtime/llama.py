@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -197,6 +198,20 @@ class Adapter:
             C.llama_adapter_lora_free(self.pointer)
 
 
+@dataclass(frozen=True)
+class Saved:
+    """A context's tokens with their KV, copied out; fits any context of the same model, mix and taps."""
+
+    tokens: tuple[int, ...]
+    kv: npt.NDArray[np.uint8] = field(repr=False)
+    states: dict[int, npt.NDArray[np.float32]] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.kv.nbytes + sum(rows.nbytes for rows in self.states.values())
+
+
 class Context:
     """One sequence under one mix: its tokens, and the KV that belongs to exactly them.
 
@@ -267,6 +282,40 @@ class Context:
                 length = 0
             del self.tokens[length:]
 
+    def save(self) -> Saved:
+        """Copy out the tokens held, their KV and tapped states.
+
+        Raises:
+            NativeError: llama.cpp refuses.
+        """
+        with self.model._lock:
+            size = C.llama_state_seq_get_size(self.pointer, 0)
+            kv = np.empty(size, np.uint8)
+            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, 0)
+        if done != size:
+            raise NativeError(f"llama.cpp could not copy the KV of {len(self.tokens)} tokens{_why()}.")
+        states = {layer: self.states(layer).copy() for layer in self.taps}
+        return Saved(tuple(self.tokens), kv, states)
+
+    def restore(self, saved: Saved) -> None:
+        """Hold what `save` copied out instead of what is held now.
+
+        Args:
+            saved: of this model and mix, with the same taps.
+
+        Raises:
+            NativeError: llama.cpp refuses; the context is empty then.
+        """
+        self.truncate(0)
+        with self.model._lock:
+            done = C.llama_state_seq_set_data(self.pointer, _bytes(saved.kv), saved.kv.nbytes, 0)
+        if done != saved.kv.nbytes:
+            C.llama_memory_clear(self._memory, True)
+            raise NativeError(f"llama.cpp could not restore the KV of {len(saved.tokens)} tokens{_why()}.")
+        self.tokens = list(saved.tokens)
+        for layer, rows in saved.states.items():
+            self._states[layer][: len(rows)] = rows
+
     def states(self, layer: int) -> npt.NDArray[np.float32]:
         """Inputs of a tapped layer for all tokens held, (T, D) float32; a view, valid until the next call."""
         return self._states[layer][: len(self.tokens)]
@@ -332,6 +381,10 @@ class Context:
                 C.llama_free(self.pointer)
                 self.pointer = None
                 self.model.contexts.discard(self)
+
+
+def _bytes(array: npt.NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _init_adapter(model: Any, content: bytes) -> Any:

@@ -1,7 +1,8 @@
-"""Contexts by mix: each holds the KV of one mix alone, so a cached prefix can never serve another mix.
+"""KV by mix: each context holds the KV of one mix alone, so a cached prefix can never serve another mix.
 
 A live bug of a peer (ggml-org/llama.cpp #26207) is the reason: KV made under one adapter, reused under
-another, silently spoils the answer. Here the mix is the context's identity and is fixed for its life.
+another, silently spoils the answer. Here the mix is the context's identity and is fixed for its life; what
+a context has to give up is copied out, keyed by mix, and comes back when its prefix is asked for again.
 """
 
 from __future__ import annotations
@@ -10,7 +11,54 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 
 from loramix.models.mixing import Mix
-from loramix.runtime.llama import Adapter, Context, Model
+from loramix.runtime.llama import Adapter, Context, Model, Saved
+
+WORTH_SAVING = 32  # tokens; fewer are decoded again sooner than they are copied out and back
+
+
+class SavedStore:
+    """KV that was copied out, by mix; the least recently used goes first.
+
+    Args:
+        limit: most bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.nbytes = limit, 0
+        self._known: OrderedDict[tuple[Mix, tuple[int, ...]], Saved] = OrderedDict()
+
+    def put(self, mix: Mix, saved: Saved) -> None:
+        """Keep one, instead of what it begins with."""
+        for key in [
+            key for key in self._known if key[0] == mix and _common(key[1], saved.tokens) == len(key[1])
+        ]:
+            self._pop(key)
+        self._known[mix, saved.tokens] = saved
+        self.nbytes += saved.nbytes
+        while self.nbytes > self.limit:
+            self._pop(next(iter(self._known)))
+
+    def best(self, mix: Mix, tokens: Sequence[int]) -> tuple[int, Saved | None]:
+        """The one that shares the longest prefix with ``tokens``, and how long that is."""
+        length, best = 0, None
+        for key in self._known:
+            if key[0] == mix and (same := _common(key[1], tokens)) > length:
+                length, best = same, key
+        if best is None:
+            return 0, None
+        self._known.move_to_end(best)
+        return length, self._known[best]
+
+    def drop(self, stale: Callable[[Mix], bool]) -> None:
+        """Forget what is of a stale mix."""
+        for key in [key for key in self._known if stale(key[0])]:
+            self._pop(key)
+
+    def _pop(self, key: tuple[Mix, tuple[int, ...]]) -> None:
+        self.nbytes -= self._known.pop(key).nbytes
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 class ContextPool:
@@ -23,6 +71,7 @@ class ContextPool:
         n_threads: threads per decode.
         taps: layers the bare base's context keeps for the gate.
         size: most contexts, the base's included; each costs its KV in memory.
+        saved_bytes: most bytes of KV that is copied out.
     """
 
     def __init__(
@@ -34,10 +83,12 @@ class ContextPool:
         n_threads: int,
         taps: Sequence[int] = (),
         size: int = 3,
+        saved_bytes: int = 64 * 2**20,
     ) -> None:
         self._model, self._adapters = model, adapters
         self._n_ctx, self._n_threads, self._taps, self._size = n_ctx, n_threads, taps, max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
+        self.saved = SavedStore(saved_bytes)
 
     def get(self, mix: Mix) -> Context:
         """The context of a mix, made if needed.
@@ -52,6 +103,7 @@ class ContextPool:
             oldest = next(
                 known for known in self._contexts if known
             )  # never the bare base: the gate reads it
+            self._keep(oldest, self._contexts[oldest])
             self._contexts.pop(oldest).close()
         taps = () if mix else self._taps
         context = Context(
@@ -59,6 +111,34 @@ class ContextPool:
         )
         self._contexts[mix] = context
         return context
+
+    def prepare(self, mix: Mix, tokens: list[int]) -> tuple[Context, int]:
+        """The context of a mix, holding the longest prefix of ``tokens`` that was ever decoded and is still known.
+
+        Args:
+            mix: see `get`.
+            tokens: the whole prompt.
+
+        Returns:
+            The context, and how many tokens need no decoding: fewer than all, since the last one's logits
+            are needed.
+        """
+        context = self.get(mix)
+        if context.tokens and context.tokens == tokens[:-1]:  # the next token of an answer
+            return context, len(tokens) - 1
+        live = _common(context.tokens, tokens)
+        length, saved = self.saved.best(mix, tokens)
+        found = saved if saved is not None and length >= live + WORTH_SAVING else None
+        if len(context.tokens) - live >= WORTH_SAVING:
+            self._keep(mix, context)
+        if found is not None:
+            context.restore(found)
+        return context, reuse(context, tokens)
+
+    def _keep(self, mix: Mix, context: Context) -> None:
+        tokens = context.tokens
+        if len(tokens) >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
+            self.saved.put(mix, context.save())
 
     @property
     def mixes(self) -> list[Mix]:
@@ -72,17 +152,35 @@ class ContextPool:
             skills: names; their adapters can be freed afterwards.
             taps: layers that the gate reads from now on.
         """
-        stale = {mix for mix in self._contexts if not mix.scales.keys().isdisjoint(skills)}
-        if tuple(taps) != tuple(self._taps):
-            self._taps = tuple(taps)
-            stale.add(Mix.EMPTY)
-        for mix in stale & self._contexts.keys():
+        other_taps = tuple(taps) != tuple(self._taps)
+        self._taps = tuple(taps)
+
+        def stale(mix: Mix) -> bool:
+            return not mix.scales.keys().isdisjoint(skills) if mix else other_taps
+
+        for mix in [mix for mix in self._contexts if stale(mix)]:
             self._contexts.pop(mix).close()
+        self.saved.drop(stale)
+
+    def close(self) -> None:
+        """Free all contexts."""
+        while self._contexts:
+            self._contexts.popitem()[1].close()
+        self.saved.drop(lambda mix: True)
 
     def clear(self) -> None:
         """Forget all tokens; contexts stay."""
         for context in self._contexts.values():
             context.truncate(0)
+        self.saved.drop(lambda mix: True)
+
+
+def _common(held: Sequence[int], tokens: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    limit = min(len(held), len(tokens))
+    if list(held[:limit]) == list(tokens[:limit]):
+        return limit
+    return next((i for i in range(limit) if held[i] != tokens[i]), limit)
 
 
 def reuse(context: Context, tokens: Sequence[int]) -> int:
@@ -95,9 +193,6 @@ def reuse(context: Context, tokens: Sequence[int]) -> int:
     Returns:
         Tokens that need no decoding; fewer than all, since the last token's logits are needed.
     """
-    limit = min(len(context.tokens), len(tokens) - 1)
-    same = 0
-    while same < limit and context.tokens[same] == tokens[same]:
-        same += 1
+    same = min(_common(context.tokens, tokens), len(tokens) - 1)
     context.truncate(same)
     return same

@@ -1,0 +1,137 @@
+"""KV by mix: whatever was asked before, an answer is what a fresh context gives."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loramix.models.mixing import Mix
+from loramix.runtime.llama import Context
+from loramix.runtime.session import WORTH_SAVING, ContextPool, SavedStore, reuse
+
+MIXES = [Mix.parse(text) for text in ("base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5")]
+
+
+@pytest.fixture
+def pool(tiny_engine: Any) -> Iterator[ContextPool]:
+    found = pool_of(tiny_engine)
+    yield found
+    found.close()
+
+
+def pool_of(engine: Any, **options: Any) -> ContextPool:
+    given = {"n_ctx": 256, "n_threads": 1, "taps": (1, 2), "size": 2, **options}
+    return ContextPool(engine.model, engine._adapters_of, **given)
+
+
+def greedy(context: Context, prompt: list[int], kept: int, count: int = 3) -> list[int]:
+    logits = context.decode(prompt[kept:])
+    found = [int(logits.argmax())]
+    while len(found) < count:
+        found.append(int(context.decode([found[-1]]).argmax()))
+    return found
+
+
+def test_a_thousand_switches_answer_as_a_fresh_context_does(tiny_engine: Any) -> None:
+    rng = random.Random(0)
+    stems = [[rng.randrange(3, 250) for _ in range(rng.randrange(20, 120))] for _ in range(6)]
+    prompts = [
+        stem[: rng.randrange(8, len(stem))] + [rng.randrange(3, 250) for _ in range(4)]
+        for stem in stems
+        for _ in range(3)
+    ]
+    fresh: dict[tuple[Mix, int], list[int]] = {}
+    for mix in MIXES:
+        context = Context(tiny_engine.model, tiny_engine._adapters_of(mix), n_ctx=256, n_threads=1)
+        for i, prompt in enumerate(prompts):
+            context.truncate(0)
+            fresh[mix, i] = greedy(context, prompt, 0)
+        context.close()
+    pool = pool_of(tiny_engine, saved_bytes=300_000)
+    again = 0
+    for _ in range(1000):
+        mix, i = rng.choice(MIXES), rng.randrange(len(prompts))
+        context, kept = pool.prepare(mix, prompts[i])
+        again += kept > WORTH_SAVING
+        assert greedy(context, prompts[i], kept) == fresh[mix, i], (mix, i, kept)
+        assert pool.saved.nbytes <= 300_000 and len(pool.mixes) <= 2
+    assert again > 200, "much is found again"
+    pool.close()
+
+
+def test_a_conversation_is_found_again_after_others(pool: ContextPool) -> None:
+    first, second = list(range(3, 103)), list(range(103, 203))
+    for mix in MIXES:
+        for prompt in (first, second):
+            context, kept = pool.prepare(mix, prompt)
+            assert kept == 0
+            context.decode(prompt)
+    for mix in MIXES:
+        for prompt in (first, second):
+            context, kept = pool.prepare(mix, [*prompt, 7])
+            assert kept == 100, f"{mix}: nothing is decoded twice"
+            context.decode([7])
+
+
+def test_taps_come_back_with_the_kv(pool: ContextPool) -> None:
+    first, second = list(range(3, 103)), list(range(103, 203))
+    context, _ = pool.prepare(Mix.EMPTY, first)
+    context.decode(first)
+    before = {layer: context.states(layer).copy() for layer in (1, 2)}
+    pool.prepare(Mix.EMPTY, second)[0].decode(second)
+    context, kept = pool.prepare(Mix.EMPTY, [*first, 9])
+    assert kept == 100
+    assert all(np.array_equal(context.states(layer), before[layer]) for layer in (1, 2))
+
+
+def test_what_no_longer_acts_is_forgotten(pool: ContextPool) -> None:
+    prompt = list(range(3, 103))
+    for mix in MIXES:
+        pool.prepare(mix, prompt)[0].decode(prompt)
+        pool.prepare(mix, [200])
+    assert len(pool.saved) == 4
+    pool.drop({"summarize"}, taps=(1, 2))
+    assert len(pool.saved) == 2 and all("summarize" not in mix.scales for mix in pool.mixes)
+    assert pool.prepare(MIXES[2], prompt)[1] == 0
+    pool.drop(set(), taps=(0,))
+    assert pool.prepare(Mix.EMPTY, prompt)[1] == 0, "saved without the layers that are tapped now"
+
+
+def test_the_oldest_goes_first_and_prefixes_of_another_are_not_kept(tiny_engine: Any) -> None:
+    context = Context(tiny_engine.model, n_ctx=256, n_threads=1)
+    context.decode(list(range(3, 53)))
+    short = context.save()
+    context.decode(list(range(53, 103)))
+    long = context.save()
+    context.truncate(10)
+    context.decode(list(range(203, 243)))
+    other = context.save()
+    context.close()
+    store = SavedStore(long.nbytes + other.nbytes)
+    store.put(Mix.EMPTY, short)
+    store.put(Mix.EMPTY, long)
+    assert len(store) == 1, "the longer one serves all that the shorter one did"
+    store.put(MIXES[1], other)
+    assert store.best(Mix.EMPTY, [*range(3, 63), 0])[0] == 60
+    store.put(MIXES[2], other)
+    assert store.best(MIXES[1], list(other.tokens)) == (0, None), "used longest ago"
+    assert store.nbytes == long.nbytes + other.nbytes
+
+
+def test_damaged_kv_is_noticed(tiny_engine: Any) -> None:
+    from loramix.errors import NativeError
+
+    context = Context(tiny_engine.model, n_ctx=256, n_threads=1)
+    context.decode(list(range(3, 53)))
+    saved = context.save()
+    saved.kv[:] = 255
+    with pytest.raises(NativeError, match="restore"):
+        context.restore(saved)
+    assert context.tokens == []
+    context.decode(list(range(3, 53)))
+    assert reuse(context, list(range(3, 60))) == 50
+    context.close()
