@@ -25,6 +25,7 @@ from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
 from loramix.train.data import Example, Row, batches, micro_batches, prompts, take
 from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
+from loramix.train.late import header, late_states, shared_prefix
 from loramix.train.recipe import Recipe
 
 
@@ -106,6 +107,11 @@ class _Run:
         self.epochs = [examples[i * n : (i + 1) * n] for i in range(epochs)]
         self.dev = examples[epochs * n :]
         self.prefix = common_prefix(examples)
+        # two prompts that end differently show what the template puts behind a user's text
+        two = [
+            e.ids[: len(e.ids) - e.n_answer].tolist() for e in tokenize(base, ["a", "b"], ["x", "x"], 1 << 20)
+        ]
+        self.header = header(two) if recipe.activation == "answer" else []
         self.per_epoch = math.ceil(n / self.settings.batch_size)
         self.steps = max(1, round(self.per_epoch * self.settings.epochs))
 
@@ -185,13 +191,17 @@ class _Run:
 
     def _loss(self, part: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss over the answers, and whether each answer is the greedy one, (B,) bool."""
-        ids, mask, answer = collate(part)
-        with torch.autocast(ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            hidden = hidden_states(self.model.get_base_model().model, ids, mask, self.prefix)
+        base = self.model.get_base_model()
+        with torch.autocast(device().type, self.dtype, enabled=self.dtype != torch.float32):
+            if self.header:
+                hidden, ids, answer = late_states(self.model, part, len(self.header), self.prefix)
+            else:
+                ids, mask, answer = collate(part)
+                hidden = hidden_states(base.model, ids, mask, self.prefix)
+                ids, answer = ids[:, self.prefix :], answer[:, self.prefix :]
             # the head runs on answer positions alone: a fifth of the work of a 49k vocabulary on all
-            answer = answer[:, self.prefix :]
-            logits = self.model.get_base_model().lm_head(hidden[:, :-1][answer])
-        labels = ids[:, self.prefix :][:, 1:][answer]
+            logits = base.lm_head(hidden[:, :-1][answer])
+        labels = ids[:, 1:][answer]
         loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
         wrong = torch.zeros(len(part), device=ids.device)
         wrong.index_add_(0, answer.nonzero()[:, 0], (logits.argmax(-1) != labels).float())
@@ -256,8 +266,11 @@ class _Run:
     def _export(self) -> Path:
         directory, partial = self.out / "adapter", self.out / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
+        # only for the file: in training PEFT would look for the header in each batch
+        self.model.peft_config["default"].alora_invocation_tokens = self.header or None
         with quiet():
             self.model.save_pretrained(str(partial))
+        self.model.peft_config["default"].alora_invocation_tokens = None
         base = {"name": self.base.name}
         if self.base.is_file():
             base["sha256"] = sha256_file(self.base)
@@ -322,10 +335,7 @@ def hidden_states(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int
     if prefix == 0 or len(ids) == 1:
         whole: torch.Tensor = inner(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         return whole[:, prefix:]
-    cache = inner(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
-    for layer in cache.layers:
-        layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
-        layer.values = layer.values.expand(len(ids), -1, -1, -1)
+    cache = shared_prefix(inner, ids, prefix)
     rest = inner(input_ids=ids[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True)
     hidden: torch.Tensor = rest.last_hidden_state
     return hidden

@@ -92,12 +92,15 @@ class Recipe(_Table, frozen=True):
     """Longest answer of the skill at run time."""
     example: str = ""
     """A prompt that shows the skill."""
+    activation: Literal["always", "answer"] = "always"
+    """Where the adapter acts: on all tokens, or from the answer's header on (see `loramix.train.late`)."""
     lora: Lora = Lora()
     training: Training = Training()
 
     def fingerprint(self) -> str:
         """What decides a training's result: a new description or example changes no adapter."""
-        return repr((self.name, self.instructions, self.lora, self.training))
+        late = ("answer",) if self.activation == "answer" else ()
+        return repr((self.name, self.instructions, self.lora, self.training, *late))
 
 
 RECIPES = Path(__file__).parent / "recipes"
