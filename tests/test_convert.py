@@ -134,7 +134,6 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "lora_bias": ({"lora_bias": True}, "biases"),
     "token embeddings": ({"trainable_token_indices": [1]}, "embeddings"),
     "parameters": ({"target_parameters": ["x"]}, "parameters"),
-    "aLoRA": ({"alora_invocation_tokens": [1]}, "invocation"),
     "IA3": ({"peft_type": "IA3"}, "only LoRA"),
     "alpha": ({"lora_alpha": -1}, "positive"),
 }

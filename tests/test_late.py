@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
+from tiny import random_gate, write_peft
 
 pytest.importorskip("torch")
 import torch
 from peft import LoraConfig, get_peft_model
 
+from loramix import Engine
+from loramix.convert.adapter import convert_adapter
+from loramix.convert.selfcheck import check
+from loramix.convert.validate import check_adapter, read_base
+from loramix.errors import InvalidArtifact
+from loramix.eval.torch_answers import torch_answers
+from loramix.models import bases
+from loramix.pack_edit import add_skill, set_gate
+from loramix.runtime.tokenize import tokenize_rows
 from loramix.train.data import Example, read_rows
 from loramix.train.frozen import load_base
 from loramix.train.late import header, late_states
@@ -120,3 +133,102 @@ def test_a_late_adapter_learns_and_says_what_it_is(tiny_base: Path, tmp_path: Pa
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["alora_invocation_tokens"][0] == 2, "from the end of the user's turn on"
+
+
+def pack_of(tiny_pack: Path, base: Path, directory: Path, *, invocation: list[int]) -> Path:
+    """The tiny pack with two late skills, random and strong."""
+    pack = Path(shutil.copytree(tiny_pack, directory / "late"))
+    for seed, name in enumerate(("first", "second"), 11):
+        peft = write_peft(directory / name, seed=seed, alora_invocation_tokens=invocation)
+        out = directory / f"{name}.gguf"
+        digest = bases.digest(base)
+        convert_adapter(peft, base, out, name=name, base_sha256=digest, outtype="f32")
+        add_skill(pack, name, out, description=name, max_tokens=12)
+    names = ["sentiment", "summarize", "first", "second"]
+    set_gate(pack, random_gate(names, bases.digest(base)))
+    return pack
+
+
+@pytest.fixture
+def pack(tiny_pack: Path, tiny_base: Path, tmp_path: Path) -> Path:
+    (ids, _), (other, _) = tokenize_rows(tiny_base, [{"prompt": "a"}, {"prompt": "b"}])[0]
+    return pack_of(tiny_pack, tiny_base, tmp_path, invocation=header([ids.tolist(), other.tolist()]))
+
+
+@pytest.fixture
+def engine(pack: Path) -> Iterator[Any]:
+    with Engine.open(pack, n_ctx=512, n_threads=1) as engine:
+        yield engine
+
+
+def test_it_answers_as_peft_does(engine: Any, tmp_path: Path) -> None:
+    prompts = [f"the quick brown fox {i} " * 4 for i in range(4)]
+    same = 0
+    for name in ("first", "second"):
+        ours = [engine.generate(prompt, mix=name, max_tokens=8).text for prompt in prompts]
+        theirs = torch_answers(engine, tmp_path / name, prompts, 8, tmp_path)
+        same += sum(a == b for a, b in zip(ours, theirs, strict=True))
+        assert len(set(ours)) > 1
+    assert same >= 7, "of 8: the KV in float16 may tip a near tie"
+
+
+def test_the_gates_pass_is_the_prefill(engine: Any) -> None:
+    prompt = "the quick brown fox jumps over the lazy dog"
+    engine.route(prompt)
+    answer = engine.generate(prompt, mix="first", max_tokens=4)
+    header_length = len(engine._invocations["first"])
+    assert answer.usage["cached_tokens"] == answer.usage["prompt_tokens"] - header_length
+    again = engine.generate(prompt, mix="second", max_tokens=4)
+    assert again.usage["cached_tokens"] == again.usage["prompt_tokens"] - header_length
+    plain = engine.generate(prompt, mix="sentiment", max_tokens=4)
+    assert plain.usage["cached_tokens"] == 0
+
+
+def test_switches_in_a_conversation_answer_as_fresh_engines_do(engine: Any, pack: Path) -> None:
+    messages: list[dict[str, str]] = []
+    for turn, mix in enumerate(("first", "second", "sentiment", "first=0.5,second=0.5", "base", "first")):
+        messages.append({"role": "user", "content": f"turn {turn}: what now?"})
+        answer = engine.generate(messages, mix=mix, max_tokens=5)
+        with Engine.open(pack, n_ctx=512, n_threads=1) as fresh:
+            assert fresh.generate(messages, mix=mix, max_tokens=5).tokens == answer.tokens, mix
+        if turn in (1, 5):
+            assert answer.usage["cached_tokens"] > 10, "the history is the bare base's, whoever answered"
+        messages.append({"role": "assistant", "content": answer.text})
+
+
+def test_two_answers_at_once_under_one_mix(engine: Any) -> None:
+    prompts = ("the quick brown fox", "a lazy dog sleeps all day long")
+    alone = [engine.generate(prompt, mix="first", max_tokens=10).tokens for prompt in prompts]
+    streams = [engine.stream(prompt, mix="first", max_tokens=10) for prompt in prompts]
+    going = list(streams)
+    while going:
+        for stream in list(going):
+            if next(stream, None) is None:
+                going.remove(stream)
+    assert [stream.answer.tokens for stream in streams] == alone
+
+
+def test_a_header_that_prompts_lack_is_refused(tiny_pack: Path, tiny_base: Path, tmp_path: Path) -> None:
+    pack = pack_of(tiny_pack, tiny_base, tmp_path, invocation=[9, 9, 9])
+    with Engine.open(pack, n_ctx=512, n_threads=1) as engine:
+        with pytest.raises(InvalidArtifact, match="do not end with"):
+            engine.generate("x", mix="first", max_tokens=1)
+        assert engine.generate("x", mix="sentiment", max_tokens=1).tokens
+
+
+def test_conversion_keeps_the_header_and_the_matrices(tiny_base: Path, tmp_path: Path) -> None:
+    peft = write_peft(tmp_path / "peft", alora_invocation_tokens=[2, 201, 1])
+    convert_adapter(peft, tiny_base, tmp_path / "a.gguf", outtype="f32")
+    _, shape = read_base(tiny_base)
+    assert check_adapter((tmp_path / "a.gguf").read_bytes(), shape, "a").invocation == (2, 201, 1)
+    field = gguf.GGUFReader(tmp_path / "a.gguf").fields["adapter.alora.invocation_tokens"]
+    assert field.types == [gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32], "as llama.cpp wants it"
+    assert check(tiny_base, tmp_path / "a.gguf", peft, exact=True).max_difference < 1e-3
+
+
+@pytest.mark.parametrize("tokens", [[10**6], [0] * 65, ["x"], 7])
+def test_headers_that_are_none(tokens: Any, tiny_base: Path, tmp_path: Path) -> None:
+    peft = write_peft(tmp_path / "peft", alora_invocation_tokens=tokens)
+    with pytest.raises(InvalidArtifact, match="alora"):
+        convert_adapter(peft, tiny_base, tmp_path / "a.gguf")
+    assert not (tmp_path / "a.gguf").exists()

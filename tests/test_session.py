@@ -55,7 +55,7 @@ def test_a_thousand_switches_answer_as_a_fresh_context_does(tiny_engine: Any) ->
     again = 0
     for _ in range(1000):
         mix, i = rng.choice(MIXES), rng.randrange(len(prompts))
-        context, kept = pool.prepare(mix, prompts[i])
+        context, kept, _ = pool.prepare(mix, prompts[i])
         again += kept > WORTH_SAVING
         assert greedy(context, prompts[i], kept) == fresh[mix, i], (mix, i, kept)
         assert pool.saved.nbytes <= 300_000 and len(pool.mixes) <= 2
@@ -67,23 +67,23 @@ def test_a_conversation_is_found_again_after_others(pool: ContextPool) -> None:
     first, second = list(range(3, 103)), list(range(103, 203))
     for mix in MIXES:
         for prompt in (first, second):
-            context, kept = pool.prepare(mix, prompt)
+            context, kept, _ = pool.prepare(mix, prompt)
             assert kept == 0
             context.decode(prompt)
     for mix in MIXES:
         for prompt in (first, second):
-            context, kept = pool.prepare(mix, [*prompt, 7])
+            context, kept, _ = pool.prepare(mix, [*prompt, 7])
             assert kept == 100, f"{mix}: nothing is decoded twice"
             context.decode([7])
 
 
 def test_taps_come_back_with_the_kv(pool: ContextPool) -> None:
     first, second = list(range(3, 103)), list(range(103, 203))
-    context, _ = pool.prepare(Mix.EMPTY, first)
+    context = pool.prepare(Mix.EMPTY, first).context
     context.decode(first)
     before = {layer: context.states(layer).copy() for layer in (1, 2)}
-    pool.prepare(Mix.EMPTY, second)[0].decode(second)
-    context, kept = pool.prepare(Mix.EMPTY, [*first, 9])
+    pool.prepare(Mix.EMPTY, second).context.decode(second)
+    context, kept, _ = pool.prepare(Mix.EMPTY, [*first, 9])
     assert kept == 100
     assert all(np.array_equal(context.states(layer), before[layer]) for layer in (1, 2))
 
@@ -91,14 +91,14 @@ def test_taps_come_back_with_the_kv(pool: ContextPool) -> None:
 def test_what_no_longer_acts_is_forgotten(pool: ContextPool) -> None:
     prompt = list(range(3, 103))
     for mix in MIXES:
-        pool.prepare(mix, prompt)[0].decode(prompt)
+        pool.prepare(mix, prompt).context.decode(prompt)
         pool.prepare(mix, [200])
     assert len(pool.saved) == 4
     pool.drop({"summarize"}, taps=(1, 2))
     assert len(pool.saved) == 2 and all("summarize" not in mix.scales for mix in pool.mixes)
-    assert pool.prepare(MIXES[2], prompt)[1] == 0
+    assert pool.prepare(MIXES[2], prompt).start == 0
     pool.drop(set(), taps=(0,))
-    assert pool.prepare(Mix.EMPTY, prompt)[1] == 0, "saved without the layers that are tapped now"
+    assert pool.prepare(Mix.EMPTY, prompt).start == 0, "saved without the layers that are tapped now"
 
 
 def test_the_oldest_goes_first_and_prefixes_of_another_are_not_kept(tiny_engine: Any) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import BaseShape, check_adapter, read_base, read_safetensors
+from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base, read_safetensors
 from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, WrongBase
 from loramix.paths import atomic_path
 
@@ -31,7 +31,6 @@ _REFUSED = {
     "target_parameters": "parameters outside linear layers were adapted, which llama.cpp cannot do",
     "fan_in_fan_out": "its matrices are stored transposed (Conv1D), which no Llama base has",
     "use_qalora": "QALoRA pools its inputs, which llama.cpp does not",
-    "alora_invocation_tokens": "it acts only behind its invocation tokens, which this version does not run",
 }
 
 
@@ -42,6 +41,8 @@ class PeftAdapter:
     pairs: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
     scaling: dict[str, float]
     name: str
+    invocation: tuple[int, ...] = ()
+    """Tokens from which on it acts, where it is a late adapter (activated LoRA)."""
 
 
 def read_peft(directory: Path) -> PeftAdapter:
@@ -91,7 +92,10 @@ def read_peft(directory: Path) -> PeftAdapter:
     if not pairs:
         raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
     scaling = {module: _scaling(config, module, a.shape[0]) for module, (a, _) in pairs.items()}
-    return PeftAdapter(pairs, scaling, directory.name)
+    invocation = config.get("alora_invocation_tokens") or []
+    if not isinstance(invocation, list) or not all(type(token) is int and token >= 0 for token in invocation):
+        raise InvalidArtifact(f"alora_invocation_tokens of {config_path} must be token ids; save it again.")
+    return PeftAdapter(pairs, scaling, directory.name, tuple(invocation))
 
 
 def _refuse(config: Mapping[str, Any], directory: Path) -> None:
@@ -155,6 +159,9 @@ def convert_adapter(
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", alpha)
         writer.add_string("adapter.lora.task_name", name or adapter.name)
+        if adapter.invocation:
+            tokens, kind_of = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+            writer.add_key_value(INVOCATION, list(adapter.invocation), tokens, sub_type=kind_of)
         if base_name:
             writer.add_string("loramix.base.name", base_name)
         if base_sha256:

@@ -68,6 +68,7 @@ _SCALARS = {
     11: "<q",
     12: "<d",
 }
+MAX_KEPT = 64
 UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
 
 
@@ -86,10 +87,11 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """An array among the metadata that was checked and skipped."""
+    """An array among the metadata that was checked and, unless short and of uint32, skipped."""
 
     element_type: int
     length: int
+    values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +226,9 @@ def _skip_array(cursor: _Cursor, key: str) -> ArrayInfo:
         width = struct.calcsize(_SCALARS[kind])
         if length > (cursor.size - cursor.at) // width:
             raise cursor.bad(f"array {key!r} claims {length} elements, more than the file can hold")
-        cursor.skip(length * width, f"array {key!r}")
+        start = cursor.skip(length * width, f"array {key!r}")
+        if kind == UINT32 and length <= MAX_KEPT:
+            return ArrayInfo(kind, length, struct.unpack_from(f"<{length}I", cursor.data, start))
     else:
         raise cursor.bad(f"array {key!r} holds the unusable type {kind}")
     return ArrayInfo(kind, length)

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     model = load_base(Path(job["base"]))
     mix = [(directory, float(scale)) for directory, scale in job["adapters"]]
     if len(mix) == 1 and mix[0][1] == 1.0:
-        model = PeftModel.from_pretrained(model, mix[0][0])
+        model = PeftModel.from_pretrained(model, mix[0][0], config=_always(mix[0][0]))
     elif mix:
         model = _merged(model, mix)
     logits = {}
@@ -40,14 +40,24 @@ def main(arguments: Sequence[str]) -> None:
     np.savez(arguments[1], **logits)
 
 
+def _always(directory: str) -> object:
+    """An adapter's configuration, acting on all tokens: what the matrices do is what is compared."""
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(directory)
+    if getattr(config, "alora_invocation_tokens", None):
+        config.alora_invocation_tokens = None
+    return config
+
+
 def _merged(model: object, mix: list[tuple[str, float]]) -> object:
     """The base with ``W + sum of scale * delta W`` written into its matrices."""
     import torch
     from peft import PeftModel
 
-    tuned = PeftModel.from_pretrained(model, mix[0][0], adapter_name="a0")
+    tuned = PeftModel.from_pretrained(model, mix[0][0], adapter_name="a0", config=_always(mix[0][0]))
     for number, (directory, _) in enumerate(mix[1:], 1):
-        tuned.load_adapter(directory, adapter_name=f"a{number}")
+        tuned.load_adapter(directory, adapter_name=f"a{number}", peft_config=_always(directory))
     with torch.no_grad():
         for module in tuned.modules():
             for number, (_, scale) in enumerate(mix):

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import FLOAT32, STRING, UINT32, ArrayInfo, GGUFFile, TensorInfo, read_gguf
+from loramix.convert.gguf_reader import (
+    FLOAT32,
+    MAX_KEPT,
+    STRING,
+    UINT32,
+    ArrayInfo,
+    GGUFFile,
+    TensorInfo,
+    read_gguf,
+)
 from loramix.convert.safetensors_reader import read_safetensors
 from loramix.errors import InvalidArtifact, NotFound, Unsupported, WrongBase
 
@@ -25,6 +34,7 @@ __all__ = ["AdapterInfo", "BaseShape", "check_adapter", "read_adapter_bytes", "r
 ARCHITECTURES = ("llama",)
 MAX_ADAPTER_BYTES = 512 * 2**20
 MAX_RANK = 256
+INVOCATION = "adapter.alora.invocation_tokens"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
 _ADAPTER_TYPES = {"F32": ("<f4", 1), "F16": ("<f2", 1), "BF16": ("<u2", 1), "Q8_0": ("", 32)}
 
@@ -57,6 +67,8 @@ class AdapterInfo:
     """Rank by adapted base tensor."""
     n_params: int
     metadata: dict[str, Any]
+    invocation: tuple[int, ...] = ()
+    """Tokens from which on it acts; empty where it acts on all."""
 
 
 def read_base(path: Path) -> tuple[GGUFFile, BaseShape]:
@@ -210,6 +222,12 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
             f"adapter {name} was trained on {which} ({str(made_for)[:12]}), this base is {base_sha256[:12]}: "
             f"use that base, or train and convert the adapter for this one."
         )
+    invocation: tuple[int, ...] = ()
+    if INVOCATION in found.metadata:
+        array = found.metadata[INVOCATION]
+        invocation = array.values if isinstance(array, ArrayInfo) else ()
+        if not invocation or max(invocation) >= base.vocab_size:
+            raise bad(f"{INVOCATION} must hold 1 to {MAX_KEPT} token ids as uint32")
     pairs: dict[str, dict[str, TensorInfo]] = {}
     for tensor in found.tensors.values():
         target, _, half = tensor.name.rpartition(".")
@@ -224,7 +242,7 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
             raise bad(f"{tensor.name!r} holds values that are not finite")
     plain = {key: value for key, value in found.metadata.items() if not isinstance(value, ArrayInfo)}
     count = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
-    return AdapterInfo(alpha, ranks, count, plain)
+    return AdapterInfo(alpha, ranks, count, plain, invocation)
 
 
 def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: Any) -> int:

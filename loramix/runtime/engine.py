@@ -88,6 +88,7 @@ class Engine:
         _, self._shape = read_base(self.base_path)
         self.router = self._router(pack)
         # every adapter is checked before native code starts: a bad one kills the process
+        self._invocations: dict[str, tuple[int, ...]] = {}
         files = {skill.name: self._checked(pack, skill.name) for skill in pack.skills}
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
@@ -274,7 +275,8 @@ class Engine:
     def _checked(self, pack: Pack, name: str) -> AdapterFile:
         """A skill's file, fit for this base; held open, not in memory."""
         content = pack.adapter_bytes(name)
-        check_adapter(content, self._shape, f"{pack.name}/{name}", base_sha256=pack.manifest.base.sha256)
+        where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
+        self._invocations[name] = check_adapter(content, self._shape, where, base_sha256=base).invocation
         return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256)
 
     def _adapters_of(self, mix: Mix) -> list[tuple[Adapter, float]]:
@@ -305,8 +307,8 @@ class Engine:
         if gate is None:
             return np.zeros(0, np.float32)
         tokens = self._tokens([messages[-1]])
-        context, kept = self._pool.prepare(Mix.EMPTY, tokens)
-        context.decode(tokens[kept:])
+        context, start, _ = self._pool.prepare(Mix.EMPTY, tokens)
+        context.decode(tokens[start:])
         return pool(context, gate.info.layers, gate.info.pooling)
 
     def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
@@ -317,6 +319,18 @@ class Engine:
                 f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {self.model.n_ctx_train})."
             )
         return tokens
+
+    def _acts_from(self, mix: Mix, prompt: list[int]) -> int:
+        """Where the adapters of a mix begin to act: behind the prompt where all of them are late ones, else 0."""
+        found = {self._invocations[name] for name in mix.scales}
+        if len(found) != 1 or not (invocation := found.pop()):
+            return 0
+        if tuple(prompt[-len(invocation) :]) != invocation:
+            raise InvalidArtifact(
+                f"{mix} acts from tokens {list(invocation)} on, which prompts of this base do not end with; "
+                "use the base that it was trained on."
+            )
+        return len(prompt) - len(invocation)
 
     def _max_tokens(self, mix: Mix) -> int:
         limits = [self.pack.skill(name).max_tokens for name in mix.scales]
@@ -355,8 +369,9 @@ class Stream(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         engine, mix = self._engine, self.route.key
         with engine._open():
-            context, cached = engine._pool.prepare(mix, self._prompt)
-            logits = context.decode(self._prompt[cached:])
+            self._acts_from = engine._acts_from(mix, self._prompt)
+            context, start, cached = engine._pool.prepare(mix, self._prompt, self._acts_from)
+            logits = context.decode(self._prompt[start:])
         first = 0.0
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         tokens: list[int] = []
@@ -394,8 +409,8 @@ class Stream(Iterator[str]):
     def _next_logits(self, context: Context, mix: Mix, tokens: list[int]) -> npt.NDArray[np.float32]:
         """Decode the newest token, where it belongs even if another call used or freed the context meanwhile."""
         whole = self._prompt + tokens
-        current, kept = self._engine._pool.prepare(mix, whole)
-        return current.decode(whole[kept:])
+        current, start, _ = self._engine._pool.prepare(mix, whole, self._acts_from)
+        return current.decode(whole[start:])
 
 
 def as_mix(mix: MixLike) -> Mix:

@@ -242,6 +242,7 @@ class Context:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
         self.adapters = [adapter for adapter, _ in mix]
         self.tokens: list[int] = []
+        self.acts_from = 0  # the bare base's KV before, see `adopt`
         # (n_ctx, D) per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
         self._states = {layer: np.zeros((n_ctx, model.n_embd), np.float32) for layer in self.taps}
         parameters = C.llama_context_default_params()
@@ -288,14 +289,8 @@ class Context:
         Raises:
             NativeError: llama.cpp refuses.
         """
-        with self.model._lock:
-            size = C.llama_state_seq_get_size(self.pointer, 0)
-            kv = np.empty(size, np.uint8)
-            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, 0)
-        if done != size:
-            raise NativeError(f"llama.cpp could not copy the KV of {len(self.tokens)} tokens{_why()}.")
         states = {layer: self.states(layer).copy() for layer in self.taps}
-        return Saved(tuple(self.tokens), kv, states)
+        return Saved(tuple(self.tokens), self._get_kv(), states)
 
     def restore(self, saved: Saved) -> None:
         """Hold what `save` copied out instead of what is held now.
@@ -306,15 +301,41 @@ class Context:
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
-        self.truncate(0)
-        with self.model._lock:
-            done = C.llama_state_seq_set_data(self.pointer, _bytes(saved.kv), saved.kv.nbytes, 0)
-        if done != saved.kv.nbytes:
-            C.llama_memory_clear(self._memory, True)
-            raise NativeError(f"llama.cpp could not restore the KV of {len(saved.tokens)} tokens{_why()}.")
-        self.tokens = list(saved.tokens)
+        self._set_kv(saved.kv, saved.tokens)
         for layer, rows in saved.states.items():
             self._states[layer][: len(rows)] = rows
+
+    def adopt(self, other: Context, length: int) -> None:
+        """Hold the first tokens of another context with its KV; for late adapters, which act behind them.
+
+        Args:
+            other: of the same model, usually the bare base's; this one has no taps.
+            length: tokens, at most as many as the other holds.
+
+        Raises:
+            NativeError: llama.cpp refuses; the context is empty then.
+        """
+        self._set_kv(other._get_kv(), other.tokens)
+        self.truncate(length)
+        self.acts_from = length
+
+    def _get_kv(self) -> npt.NDArray[np.uint8]:
+        with self.model._lock:
+            size = C.llama_state_seq_get_size(self.pointer, 0)
+            kv = np.empty(size, np.uint8)
+            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, 0)
+        if done != size:
+            raise NativeError(f"llama.cpp could not copy the KV of {len(self.tokens)} tokens{_why()}.")
+        return kv
+
+    def _set_kv(self, kv: npt.NDArray[np.uint8], tokens: Sequence[int]) -> None:
+        self.truncate(0)
+        with self.model._lock:
+            done = C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, 0)
+        if done != kv.nbytes:
+            C.llama_memory_clear(self._memory, True)
+            raise NativeError(f"llama.cpp could not restore the KV of {len(tokens)} tokens{_why()}.")
+        self.tokens = list(tokens)
 
     def states(self, layer: int) -> npt.NDArray[np.float32]:
         """Inputs of a tapped layer for all tokens held, (T, D) float32; a view, valid until the next call."""

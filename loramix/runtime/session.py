@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
 
 from loramix.models.mixing import Mix
 from loramix.runtime.llama import Adapter, Context, Model, Saved
@@ -59,6 +60,16 @@ class SavedStore:
 
     def __len__(self) -> int:
         return len(self._known)
+
+
+class Ready(NamedTuple):
+    """A context for a prompt."""
+
+    context: Context
+    start: int
+    """Where decoding begins: fewer than all tokens, since the last one's logits are needed."""
+    cached: int
+    """Tokens of the prompt that were not decoded for it."""
 
 
 class ContextPool:
@@ -112,20 +123,19 @@ class ContextPool:
         self._contexts[mix] = context
         return context
 
-    def prepare(self, mix: Mix, tokens: list[int]) -> tuple[Context, int]:
+    def prepare(self, mix: Mix, tokens: list[int], acts_from: int = 0) -> Ready:
         """The context of a mix, holding the longest prefix of ``tokens`` that was ever decoded and is still known.
 
         Args:
             mix: see `get`.
             tokens: the whole prompt.
-
-        Returns:
-            The context, and how many tokens need no decoding: fewer than all, since the last one's logits
-            are needed.
+            acts_from: for late adapters, the place where they begin; what is before is the bare base's.
         """
+        if acts_from:
+            return self._prepare_late(mix, tokens, acts_from)
         context = self.get(mix)
         if context.tokens and context.tokens == tokens[:-1]:  # the next token of an answer
-            return context, len(tokens) - 1
+            return Ready(context, len(tokens) - 1, len(tokens) - 1)
         live = _common(context.tokens, tokens)
         length, saved = self.saved.best(mix, tokens)
         found = saved if saved is not None and length >= live + WORTH_SAVING else None
@@ -133,10 +143,30 @@ class ContextPool:
             self._keep(mix, context)
         if found is not None:
             context.restore(found)
-        return context, reuse(context, tokens)
+        same = reuse(context, tokens)
+        return Ready(context, same, same)
+
+    def _prepare_late(self, mix: Mix, tokens: list[int], acts_from: int) -> Ready:
+        base = self.get(Mix.EMPTY)  # first: making it could free the mix's context
+        context = self.get(mix)
+        if (
+            context.acts_from == acts_from
+            and len(context.tokens) >= acts_from
+            and context.tokens == tokens[:-1]
+        ):
+            return Ready(context, len(tokens) - 1, len(tokens) - 1)
+        prefix = tokens[:acts_from]
+        cached = _common(base.tokens, prefix)
+        if cached < acts_from:
+            base, start, cached = self.prepare(Mix.EMPTY, prefix)
+            base.decode(prefix[start:])
+        context.adopt(base, acts_from)
+        return Ready(context, acts_from, cached)
 
     def _keep(self, mix: Mix, context: Context) -> None:
         tokens = context.tokens
+        if context.acts_from:  # the prompt's KV is the bare base's, and found there
+            return
         if len(tokens) >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
             self.saved.put(mix, context.save())
 
