@@ -27,7 +27,6 @@ from loramix.manifest import BaseReference, Manifest, write_manifest
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.pack_edit import add_skill
-from loramix.paths import sha256_file
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.lora import Progress, train_skill
@@ -129,7 +128,7 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
         add_skill(pack, NAME, adapter, description=NAME, max_tokens=128)
         found = {}
         with (
-            AnswerStore(out / "answers.jsonl", sha256_file(adapter)) as store,
+            AnswerStore(out / "answers.jsonl") as store,
             Engine(Pack.load(pack)) as engine,
         ):
             for name in shipped():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from tiny import write_peft
 
 from loramix.cli import main
 from loramix.errors import InvalidData, InvalidRecipe, NotFound, UsageError
-from loramix.eval.answers import AnswerStore
+from loramix.eval.answers import AnswerStore, source
 from loramix.eval.composed import METHODS, Kind, cases, kinds_of, part_score
 from loramix.eval.report import METHODS as METHOD_NAMES
 from loramix.eval.report import read_report
@@ -32,6 +33,8 @@ from loramix.eval.routing import (
     summarize,
 )
 from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots, tidy
+from loramix.pack import Pack
+from loramix.pack_edit import add_skill
 from loramix.train.data import Row
 from loramix.train.gate_data import Prompt
 from loramix.train.recipe import Recipe, Source, load_recipe
@@ -52,7 +55,7 @@ class Counting:
     """An engine that counts what it is asked."""
 
     def __init__(self, engine: Any) -> None:
-        self.engine, self.asked = engine, 0
+        self.engine, self.asked, self.pack = engine, 0, engine.pack
 
     def generate(self, *args: Any, **options: Any) -> Any:
         self.asked += 1
@@ -63,21 +66,32 @@ def test_answers_are_given_once(tiny_engine: Any, tmp_path: Path) -> None:
     engine: Any = Counting(tiny_engine)
     path = tmp_path / "out" / "answers.jsonl"
     prompts = ["one", "two", "one"]
-    with AnswerStore(path, "p1") as store:
+    with AnswerStore(path) as store:
         first = store.answers(engine, prompts, mix="sentiment", max_tokens=4)
         store.answer(engine, "one", mix="base", max_tokens=4)
     assert engine.asked == 3 and first[0] == first[2]
     torn = path.read_bytes()[:-9]  # killed in the middle of the last line
     path.write_bytes(torn)
-    with AnswerStore(path, "p1") as store:
+    with AnswerStore(path) as store:
         assert store.answers(engine, prompts, mix="sentiment", max_tokens=4) == first
         assert engine.asked == 3
         base = store.answer(engine, "one", mix="base", max_tokens=4)
         assert engine.asked == 4 and base.mix == {}
-    with AnswerStore(path, "p1") as store:
+    with AnswerStore(path) as store:
         assert store.answer(engine, "one", mix="base", max_tokens=4) == base and engine.asked == 4
-    with pytest.raises(UsageError, match="another pack"):
-        AnswerStore(path, "p2")
+    path.write_bytes(b'{"pack": "p1"}\n')
+    with pytest.raises(UsageError, match="of this version"):
+        AnswerStore(path)
+
+
+def test_answers_are_of_what_gave_them(tiny_pack: Path, tmp_path: Path) -> None:
+    pack = Pack.load(shutil.copytree(tiny_pack, tmp_path / "tiny"))
+    before = {mix: source(pack, mix=mix) for mix in ("base", "sentiment=1", "summarize=0.5", None)}
+    other = Pack.load(pack.directory).adapter_path("summarize").read_bytes()
+    add_skill(pack.directory, "sentiment", other, description="x", max_tokens=12, replace_existing=True)
+    changed = Pack.load(pack.directory)
+    assert [mix for mix in before if source(changed, mix=mix) != before[mix]] == ["sentiment=1", None]
+    assert source(pack, policy="blend") == before[None]
 
 
 def test_test_sets_are_by_split_and_source() -> None:
@@ -117,7 +131,7 @@ def test_scores_of_a_skill(tiny_engine: Any, tmp_path: Path) -> None:
     rows += [Row("train", f"other {i}", "good", "", ("good",)) for i in range(6)]
     engine: Any = tiny_engine
     ticks: list[int] = []
-    with AnswerStore(tmp_path / "a.jsonl", "p") as store:
+    with AnswerStore(tmp_path / "a.jsonl") as store:
         found = evaluate_skill(engine, store, RECIPE, rows, few=2, tick=lambda: ticks.append(1))["test"]
         pinned = [engine.generate(f"mood: day {i}", mix="sentiment").text for i in range(6)]
         routed = [engine.generate(f"mood: day {i}") for i in range(6)]
@@ -152,10 +166,11 @@ def test_questions_for_the_gate(tiny_engine: Any, tmp_path: Path) -> None:
         "none: everyday prompts and near misses": [("hi", "base"), ("why?", "base")],
         "none: other requests about texts": sets_of(sets),
     }
-    with AnswerStore(tmp_path / "routes.jsonl", "p") as store:
+    with AnswerStore(tmp_path / "routes.jsonl") as store:
         found = decide_all(tiny_engine, store, sets)
-    with AnswerStore(tmp_path / "routes.jsonl", "p") as store:  # a second time the engine is not asked
-        again = decide_all(SimpleNamespace(router=tiny_engine.router), store, sets)  # type: ignore[arg-type]
+    with AnswerStore(tmp_path / "routes.jsonl") as store:  # a second time the engine is not asked
+        asleep: Any = SimpleNamespace(router=tiny_engine.router, pack=tiny_engine.pack)
+        again = decide_all(asleep, store, sets)
     assert again.chosen == found.chosen
     route = tiny_engine.route("how so? own")
     assert found.chosen["sentiment"][0] == next(iter(route.mix), "base")

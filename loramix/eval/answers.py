@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from loramix.errors import UsageError
+from loramix.models.mixing import Mix
+from loramix.pack import Pack
 from loramix.runtime.engine import Engine
 
 Prompt = str | Sequence[Mapping[str, str]]
+
+
+def source(pack: Pack, *, mix: str | None = None, **_: Any) -> list[Any]:
+    """What of a pack an answer depends on: the base, and the skills of the mix, else all and the gate."""
+    names = Mix.parse(mix).scales if mix is not None else [skill.name for skill in pack.skills]
+    skills = [(name, pack.skill(name).sha256, pack.skill(name).max_tokens) for name in names]
+    gate = pack.manifest.gate.sha256 if mix is None and pack.manifest.gate else None
+    return [pack.manifest.base.sha256, skills, gate]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,29 +42,30 @@ class Chosen:
 
 
 class AnswerStore:
-    """A JSONL file of greedy answers by prompt and options, and of the gate's choices by prompt.
+    """A JSONL file of greedy answers by prompt, options and what gave them, and of the gate's choices by prompt.
 
-    They depend on nothing else (the pack is part of the file's first line), so the same prompt under the same
-    mix is answered once, whichever measure asks.
+    The same prompt under the same mix is answered once, whichever measure asks; a pack of which a part has
+    changed is asked again for what depends on that part.
 
     Args:
         path: made if there is none.
-        pack_digest: what the answers are of.
 
     Raises:
-        UsageError: the file holds answers of another pack.
+        UsageError: the file is none of ours.
     """
 
-    def __init__(self, path: Path, pack_digest: str) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         self._known: dict[str, dict[str, Any]] = {}
-        head = {"pack": pack_digest}
+        head = {"loramix answers": 1}
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file: BinaryIO
         if path.is_file() and path.stat().st_size:
             lines = path.read_bytes().splitlines(keepends=True)
-            if json.loads(lines[0]) != head:
-                raise UsageError(f"{path} holds answers of another pack; delete it, or give another --out.")
+            if lines[0] != json.dumps(head).encode() + b"\n":
+                raise UsageError(
+                    f"{path} does not hold answers of this version; delete it, or give another --out."
+                )
             whole = [line for line in lines[1:] if line.endswith(b"\n")]  # a kill tears the last line at most
             for line in whole:
                 row = json.loads(line)
@@ -83,7 +94,7 @@ class AnswerStore:
             found = engine.generate(prompt, **options)
             return {"text": found.text, "mix": found.route.mix}
 
-        return Given(**self._once([prompt, sorted(options.items())], find))
+        return Given(**self._once([prompt, sorted(options.items()), source(engine.pack, **options)], find))
 
     def route(self, engine: Engine, prompt: str) -> Chosen:
         """The gate's choice for a prompt, from the file where it is known.
@@ -97,7 +108,8 @@ class AnswerStore:
             found = engine.route(prompt)
             return {"mix": found.mix, "probabilities": found.probabilities}
 
-        return Chosen(**self._once([prompt, "route"], find))
+        gate = engine.pack.manifest.gate
+        return Chosen(**self._once([prompt, "route", gate and gate.sha256], find))
 
     def _once(self, named: Any, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = hashlib.sha256(json.dumps(named, ensure_ascii=False).encode()).hexdigest()[:24]

@@ -99,7 +99,7 @@ def evaluate_pack(
         "machine": machine(),
         "rows_limit": limit,
     }
-    with AnswerStore(out / "answers.jsonl", digest) as store, Engine(pack, **engine_options) as engine:
+    with AnswerStore(out / "answers.jsonl") as store, Engine(pack, **engine_options) as engine:
         if "skills" in parts:
             found["skills"] = {
                 name: _skill(
