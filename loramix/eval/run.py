@@ -60,7 +60,8 @@ def evaluate_pack(
         none_files: prompts that no skill fits.
         limit: most rows a test set.
         few: most rows a test set for the bare base, for unseen phrasings, and for PyTorch.
-        peft: run directories of training, ``NAME/adapter`` each: adapters before conversion.
+        peft: run directories of training, ``NAME/adapter`` each: adapters before conversion. A skill without
+            a directory there is not compared.
         composed_limit: most prompts a kind of composed prompt.
         report: told how far it is.
         **engine_options: of `Engine`.
@@ -111,7 +112,7 @@ def evaluate_pack(
                     limit=limit,
                     few=few,
                     unseen=unseen.get(name, {}).get("templates", []),
-                    peft=peft / name / "adapter" if peft else None,
+                    peft=peft / name / "adapter" if peft and (peft / name).is_dir() else None,
                 )
                 for name in chosen
             }
