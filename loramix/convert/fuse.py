@@ -72,7 +72,10 @@ def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float) -> Pair:
     for a, b, factor in weighed:
         r = a.shape[0]
         a_all[at : at + r] = a
-        b_all[:, at : at + r] = b if plain else b.astype(np.float32) * np.float32(factor)
+        if plain:
+            b_all[:, :r] = b
+        else:
+            np.multiply(b, np.float32(factor), out=b_all[:, at : at + r])
         at += r
     return a_all, b_all
 
@@ -115,14 +118,10 @@ def write_gguf(metadata: Mapping[str, str | float], tensors: Mapping[str, npt.ND
         head.append(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
         head.append(struct.pack("<IQ", _GGML_TYPES[values.dtype.name], offset))
         offset += _aligned(values.nbytes)
-    start = b"".join(head)
-    out = bytearray(_aligned(len(start)) + offset)
-    out[: len(start)] = start
-    at = _aligned(len(start))
+    pieces: list[Any] = [start := b"".join(head), bytes(_aligned(len(start)) - len(start))]
     for values in tensors.values():
-        out[at : at + values.nbytes] = np.ascontiguousarray(values).tobytes()
-        at += _aligned(values.nbytes)
-    return bytes(out)
+        pieces += [np.ascontiguousarray(values).data.cast("B"), bytes(-values.nbytes % _ALIGNMENT)]
+    return b"".join(pieces)
 
 
 def _string(text: str) -> bytes:

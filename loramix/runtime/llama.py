@@ -217,7 +217,7 @@ class Context:
 
     Args:
         model: the base.
-        mix: adapters with their scales; fixed for the context's life, so KV cannot cross mixes.
+        mix: adapters with their scales; only `become` changes it, so KV cannot cross mixes.
         n_ctx: most tokens held.
         n_threads: threads for decoding and for prompts.
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
@@ -240,7 +240,7 @@ class Context:
         exact: bool = False,
     ) -> None:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
-        self.adapters = [adapter for adapter, _ in mix]
+        self.adapters: list[Adapter] = []
         self.tokens: list[int] = []
         self.acts_from = 0  # the bare base's KV before, see `adopt`
         # (n_ctx, D) per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
@@ -270,10 +270,27 @@ class Context:
                     )
                 _tap(self.pointer, layer)
             model.contexts.add(self)
-            if mix:
-                handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
-                scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
-                C.llama_set_adapters_lora(self.pointer, handles, len(mix), scales)
+            self._set_adapters(mix)
+
+    def become(self, mix: Sequence[tuple[Adapter, float]]) -> None:
+        """Serve another mix from now on; all tokens are forgotten first, so that KV cannot cross mixes.
+
+        Args:
+            mix: adapters with their scales.
+        """
+        self.truncate(0)
+        self.acts_from = 0
+        with self.model._lock:
+            self._set_adapters(mix)
+
+    def _set_adapters(self, mix: Sequence[tuple[Adapter, float]]) -> None:
+        if mix:  # llama.cpp aborts on no adapters with a count, and has none to begin with
+            handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
+            scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
+            C.llama_set_adapters_lora(self.pointer, handles, len(mix), scales)
+        elif self.adapters:
+            C.llama_set_adapters_lora(self.pointer, None, 0, None)
+        self.adapters = [adapter for adapter, _ in mix]
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position ``length`` on."""

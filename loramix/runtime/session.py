@@ -1,7 +1,7 @@
 """KV by mix: each context holds the KV of one mix alone, so a cached prefix can never serve another mix.
 
 A live bug of a peer (ggml-org/llama.cpp #26207) is the reason: KV made under one adapter, reused under
-another, silently spoils the answer. Here the mix is the context's identity and is fixed for its life; what
+another, silently spoils the answer. Here the mix is the context's identity, and another needs it empty; what
 a context has to give up is copied out, keyed by mix, and comes back when its prefix is asked for again.
 """
 
@@ -73,7 +73,7 @@ class Ready(NamedTuple):
 
 
 class ContextPool:
-    """At most ``size`` contexts, the least recently used freed first; the bare base's always stays.
+    """At most ``size`` contexts, the least recently used given to the next mix; the bare base's always stays.
 
     Args:
         model: the base.
@@ -110,16 +110,19 @@ class ContextPool:
         if mix in self._contexts:
             self._contexts.move_to_end(mix)
             return self._contexts[mix]
-        while len(self._contexts) >= self._size:
-            oldest = next(
-                known for known in self._contexts if known
-            )  # never the bare base: the gate reads it
-            self._keep(oldest, self._contexts[oldest])
-            self._contexts.pop(oldest).close()
-        taps = () if mix else self._taps
-        context = Context(
-            self._model, self._adapters(mix), n_ctx=self._n_ctx, n_threads=self._n_threads, taps=taps
-        )
+        others = [known for known in self._contexts if known]
+        if mix and len(others) >= self._size - 1:  # never the bare base's: the gate reads it
+            self._keep(others[0], self._contexts[others[0]])
+            context = self._contexts.pop(others[0])
+            try:
+                context.become(())  # its adapter may be freed for the new one
+                context.become(self._adapters(mix))
+            except BaseException:
+                context.close()
+                raise
+        else:
+            acting, taps = self._adapters(mix), () if mix else self._taps
+            context = Context(self._model, acting, n_ctx=self._n_ctx, n_threads=self._n_threads, taps=taps)
         self._contexts[mix] = context
         return context
 

@@ -1,0 +1,259 @@
+"""What mixing costs: prefill, decoding, switches, the gate, memory, many skills; ratios inside one run.
+
+    python benchmarks/speed.py --out speed.json [--pack PACK] [--base FILE] [--rounds 9]
+
+Variants take turns in each round, and a ratio is the median over rounds of what two of them took in the same
+round: a noisy neighbour slows both. Values of weights do not change what they cost, so random adapters stand in
+for shapes that no pack has.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from loramix import Engine
+from loramix.convert.fuse import fuse, write_gguf
+from loramix.convert.validate import INVOCATION, BaseShape, read_base
+from loramix.models import bases
+from loramix.models.mixing import Mix
+from loramix.pack import Pack
+from loramix.paths import write_text
+from loramix.runtime.cpu import default_threads, machine
+from loramix.runtime.llama import Context, Model
+from loramix.runtime.probe import verdict_for
+
+PREFILL, DECODE = 256, 32
+
+
+def random_adapter(shape: BaseShape, r: int, *, targets: Sequence[str] = (), seed: int = 0) -> bytes:
+    """A GGUF LoRA of random numbers on all linear layers of a base, or those whose name holds a target."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for name, (out, width) in shape.tensors.items():
+        if name.startswith("blk.") and (not targets or any(target in name for target in targets)):
+            tensors[f"{name}.lora_a"] = rng.normal(0, 0.02, (r, width)).astype(np.float16)
+            tensors[f"{name}.lora_b"] = rng.normal(0, 0.02, (out, r)).astype(np.float16)
+    metadata: dict[str, str | float] = {
+        "general.type": "adapter",
+        "general.architecture": shape.architecture,
+        "adapter.type": "lora",
+        "adapter.lora.alpha": float(r),
+    }
+    return write_gguf(metadata, tensors)
+
+
+def paired(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
+    """Time variants in turns.
+
+    Args:
+        variants: each returns seconds; the first is what the others are compared with.
+        rounds: how often; an uncounted one goes first.
+
+    Returns:
+        By variant the median ``ms`` and the median ``ratio`` to the first.
+    """
+    for variant in variants.values():
+        variant()
+    times = [{name: variant() for name, variant in variants.items()} for _ in range(rounds)]
+    first = next(iter(variants))
+    return {
+        name: {
+            "ms": 1000 * statistics.median(row[name] for row in times),
+            "ratio": statistics.median(row[name] / row[first] for row in times),
+        }
+        for name in variants
+    }
+
+
+def prefill(context: Context, tokens: Sequence[int]) -> float:
+    """Seconds to read tokens anew."""
+    context.truncate(0)
+    began = time.perf_counter()
+    context.decode(tokens)
+    return time.perf_counter() - began
+
+
+def decode(context: Context, tokens: Sequence[int]) -> float:
+    """Seconds a token, decoding one at a time behind a short prompt."""
+    context.truncate(0)
+    context.decode(tokens[:64])
+    began = time.perf_counter()
+    for token in tokens[64 : 64 + DECODE]:
+        context.decode([token])
+    return (time.perf_counter() - began) / DECODE
+
+
+def mixes(base: Path, contents: Mapping[str, bytes], threads: int, rounds: int) -> dict[str, Any]:
+    """Prefill and decoding under adapters, against the bare base.
+
+    Args:
+        base: the GGUF.
+        contents: GGUF LoRA by variant name.
+        threads: for llama.cpp.
+        rounds: see `paired`.
+    """
+    with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
+        contexts = {"bare base": Context(model, n_ctx=512, n_threads=threads)}
+        for name, content in contents.items():
+            mix = [(model.load_adapter(content, name), 1.0)]
+            contexts[name] = Context(model, mix, n_ctx=512, n_threads=threads)
+        ids = (model.tokenize("The quick brown fox jumps over the lazy dog. " * 40))[:PREFILL]
+        return {
+            work.__name__: paired({n: partial(work, c, ids) for n, c in contexts.items()}, rounds)
+            for work in (prefill, decode)
+        }
+
+
+def pack_mixes(pack: Pack) -> dict[str, bytes]:
+    """Each skill of a pack as it runs, and fused blends of two and of four."""
+    contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
+    names = list(contents)
+    found = {name: fuse([(content, 1.0)]) for name, content in contents.items()}
+    for count in (2, 4):
+        if len(names) >= count:
+            found[f"blend of {count}"] = fuse([(contents[name], 1 / count) for name in names[-count:]])
+    return found
+
+
+def switches(engine: Any, rounds: int) -> dict[str, Any]:
+    """Milliseconds to go to a mix that was used before, and to build a blend that was not."""
+    names = [skill.name for skill in engine.pack.skills]
+    prompt = engine._tokens([{"role": "user", "content": "One, two, three, four."}])
+
+    def to(mix: Mix) -> float:
+        began = time.perf_counter()
+        context = engine._pool.get(mix)
+        took = time.perf_counter() - began
+        context.decode(prompt)
+        context.truncate(0)
+        return 1000 * took
+
+    known = [Mix.of({name: 1.0}) for name in names[:2]]
+    for mix in known:
+        to(mix)
+    seen = [to(known[i % 2]) for i in range(40 * rounds)]
+    steps = np.linspace(0.1, 0.9, 3 * rounds)
+    fresh = [to(Mix.of({names[0]: float(x), names[1]: float(1 - x)})) for x in steps]
+    return {
+        "seen_p50_ms": statistics.median(seen),
+        "seen_p99_ms": float(np.quantile(seen, 0.99)),
+        "new_blend_p50_ms": statistics.median(fresh),
+        "new_blend_p99_ms": float(np.quantile(fresh, 0.99)),
+    }
+
+
+def late_copy(pack: Pack, directory: Path, header: Sequence[int]) -> Path:
+    """A copy of a pack whose skills claim to be late ones: it costs what a pack trained so costs."""
+    import gguf
+
+    from loramix.manifest import Manifest, read_manifest, write_manifest
+    from loramix.pack_edit import add_skill
+
+    found: Manifest = read_manifest(pack.directory)
+    copy = directory / "late"
+    copy.mkdir()
+    write_manifest(copy, Manifest(1, "late", "for timing", "none", found.base))
+    for skill in pack.skills:
+        source, out = pack.adapter_path(skill.name), directory / f"{skill.name}.gguf"
+        reader = gguf.GGUFReader(source)
+        writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+        for key in ("general.type", "adapter.type"):
+            writer.add_string(key, reader.fields[key].contents())
+        writer.add_float32("adapter.lora.alpha", float(reader.fields["adapter.lora.alpha"].contents()))
+        array, kind = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+        writer.add_key_value(INVOCATION, list(header), array, sub_type=kind)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        add_skill(copy, skill.name, out, description="for timing", max_tokens=skill.max_tokens)
+    return copy
+
+
+def requests(plain: Any, late: Any, rounds: int) -> dict[str, Any]:
+    """Time to first token: a 100-token prompt with the gate, and a switch of skill in a 1,000-token chat."""
+    names = [skill.name for skill in plain.pack.skills]
+    count = 0
+
+    def text(words: int) -> str:
+        nonlocal count
+        count += 1  # no prompt twice: nothing of it is in a cache
+        return f"{count} is the number. " + "All good things come to an end. " * (words // 8)
+
+    def first(engine: Any, gate: bool) -> float:
+        prompt = text(85)
+        began = time.perf_counter()
+        if gate:
+            engine._features([{"role": "user", "content": prompt}])
+        engine.generate(prompt, mix=names[0], max_tokens=1)
+        return time.perf_counter() - began
+
+    def switch(engine: Any) -> float:
+        chat = [{"role": "user", "content": text(950)}]
+        answer = engine.generate(chat, mix=names[0], max_tokens=4)
+        chat += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And so?"}]
+        began = time.perf_counter()
+        engine.generate(chat, mix=names[1], max_tokens=1)
+        return time.perf_counter() - began
+
+    return {
+        "first token, 100-token prompt": paired(
+            {
+                "no gate, bare skill": lambda: first(plain, False),
+                "gate, plain adapter": lambda: first(plain, True),
+                "gate, late adapter": lambda: first(late, True),
+            },
+            rounds,
+        ),
+        "first token after a switch, 1,000-token chat": paired(
+            {"plain adapter": lambda: switch(plain), "late adapter": lambda: switch(late)}, rounds
+        ),
+    }
+
+
+@click.command()
+@click.option("--pack", default="smollm2-135m", show_default=True)
+@click.option("--base", type=click.Path(exists=True, path_type=Path), help="Another base: shapes alone.")
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
+    """Measure, and write JSON."""
+    threads = default_threads()
+    found: dict[str, Any] = {"machine": machine()}
+    if base is not None:
+        shape = read_base(base)[1]
+        contents = {
+            "r8 on all linear layers": fuse([(random_adapter(shape, 8), 1.0)]),
+            "blend of two r8": fuse([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
+        }
+        found[base.name] = mixes(base, contents, threads, rounds)
+    else:
+        source = Pack.load(pack)
+        path = bases.resolve(source.manifest.base.name)
+        found["pack"] = mixes(path, pack_mixes(source), threads, rounds)
+        with tempfile.TemporaryDirectory() as directory, Engine(source) as plain:
+            found["switches"] = switches(plain, rounds)
+            ends = [plain._tokens([{"role": "user", "content": text}]) for text in "ab"]
+            header = next(ends[0][-n:] for n in range(len(ends[0]), 0, -1) if ends[0][-n:] == ends[1][-n:])
+            with Engine.open(late_copy(source, Path(directory), header)) as late:
+                found |= requests(plain, late, rounds)
+        found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    write_text(out, json.dumps(found, indent=1) + "\n")
+    click.echo(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
