@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact
 
-COMPONENTS = 256
+COMPONENTS = 144  # more would not fit the default pack, see docs/gate.md
 LIMIT = 2_000_000  # rows or numbers a row that a bank may claim
 Floats = npt.NDArray[np.float32]
 
