@@ -24,6 +24,8 @@ from loramix.convert.validate import check_adapter, read_base
 from loramix.errors import InvalidArtifact
 from loramix.eval.torch_answers import torch_answers
 from loramix.models import bases
+from loramix.models.mixing import Mix
+from loramix.pack import Pack
 from loramix.pack_edit import add_skill, set_gate
 from loramix.runtime.tokenize import tokenize_rows
 from loramix.train.data import Example, read_rows
@@ -178,7 +180,7 @@ def test_the_gates_pass_is_the_prefill(engine: Any) -> None:
     prompt = "the quick brown fox jumps over the lazy dog"
     engine.route(prompt)
     answer = engine.generate(prompt, mix="first", max_tokens=4)
-    header_length = len(engine._invocations["first"])
+    header_length = len(engine._adapters.invocation(Mix.parse("first")))
     assert answer.usage["cached_tokens"] == answer.usage["prompt_tokens"] - header_length
     again = engine.generate(prompt, mix="second", max_tokens=4)
     assert again.usage["cached_tokens"] == again.usage["prompt_tokens"] - header_length
@@ -234,3 +236,19 @@ def test_headers_that_are_none(tokens: Any, tiny_base: Path, tmp_path: Path) -> 
     with pytest.raises(InvalidArtifact, match="alora"):
         convert_adapter(peft, tiny_base, tmp_path / "a.gguf")
     assert not (tmp_path / "a.gguf").exists()
+
+
+def test_a_refused_reload_leaves_late_adapters_late(engine: Any, pack: Path) -> None:
+    plain = Pack.load(pack).adapter_path("sentiment").read_bytes()
+    for name in ("first", "second"):
+        add_skill(pack, name, plain, description=name, max_tokens=12, replace_existing=True)
+    file = Pack.load(pack).adapter_path("second")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(InvalidArtifact, match="SHA-256"):
+        engine.reload()
+    prompt = "the quick brown fox jumps over the lazy dog"
+    engine.route(prompt)
+    for name in ("first", "second"):
+        assert engine.generate(prompt, mix=name, max_tokens=1).usage["cached_tokens"] > 0, (
+            "by the gate's pass"
+        )

@@ -23,10 +23,11 @@ class AdapterFile:
     Args:
         path: the file.
         sha256: of the bytes that were checked.
+        invocation: tokens from which on it acts; empty where it acts on all.
     """
 
-    def __init__(self, path: Path, sha256: str) -> None:
-        self.path, self.sha256 = path, sha256
+    def __init__(self, path: Path, sha256: str, invocation: tuple[int, ...] = ()) -> None:
+        self.path, self.sha256, self.invocation = path, sha256, invocation
         self._file = path.open("rb")
 
     def read(self) -> bytes:
@@ -82,6 +83,11 @@ class AdapterCache:
             self._loaded[key] = self._model.load_adapter(content, str(key))
         self._loaded.move_to_end(key)
         return [(self._loaded[key], scale)]
+
+    def invocation(self, mix: Mix) -> tuple[int, ...]:
+        """Tokens from which on a mix acts, where all of its skills do from these same; else empty."""
+        found = {self._files[name].invocation for name in mix.scales}
+        return found.pop() if len(found) == 1 else ()
 
     @property
     def mixes(self) -> list[Mix]:

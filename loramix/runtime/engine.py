@@ -88,7 +88,6 @@ class Engine:
         _, self._shape = read_base(self.base_path)
         self.router = self._router(pack)
         # every adapter is checked before native code starts: a bad one kills the process
-        self._invocations: dict[str, tuple[int, ...]] = {}
         files = {skill.name: self._checked(pack, skill.name) for skill in pack.skills}
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
@@ -276,19 +275,21 @@ class Engine:
         """A skill's file, fit for this base; held open, not in memory."""
         content = pack.adapter_bytes(name)
         where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
-        self._invocations[name] = check_adapter(content, self._shape, where, base_sha256=base).invocation
-        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256)
+        invocation = check_adapter(content, self._shape, where, base_sha256=base).invocation
+        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256, invocation)
+
+    def _require(self, mix: Mix) -> None:
+        for skill in mix.scales:
+            self.pack.skill(skill)
 
     def _adapters_of(self, mix: Mix) -> list[tuple[Adapter, float]]:
-        for skill in mix.scales:
-            self.pack.skill(skill)  # it may have been removed while it answered
+        self._require(mix)  # a skill may have been removed while it answered
         return self._adapters.get(mix)
 
     def _route(self, messages: list[dict[str, str]], policy: str, mix: MixLike | None) -> Route:
         if mix is not None:
             fixed = as_mix(mix)
-            for skill in fixed.scales:
-                self.pack.skill(skill)
+            self._require(fixed)
             return self.router.fixed(fixed)
         if policy not in POLICIES:
             raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}.")
@@ -322,8 +323,9 @@ class Engine:
 
     def _acts_from(self, mix: Mix, prompt: list[int]) -> int:
         """Where the adapters of a mix begin to act: behind the prompt where all of them are late ones, else 0."""
-        found = {self._invocations[name] for name in mix.scales}
-        if len(found) != 1 or not (invocation := found.pop()):
+        self._require(mix)  # a skill may have been removed while it answered
+        invocation = self._adapters.invocation(mix)
+        if not invocation:
             return 0
         if tuple(prompt[-len(invocation) :]) != invocation:
             raise InvalidArtifact(
