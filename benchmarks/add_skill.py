@@ -20,7 +20,9 @@ import numpy as np
 from evaluate import HERE, save
 
 from loramix import Engine
+from loramix.cli_train import Display
 from loramix.eval import routing
+from loramix.eval.skills import score
 from loramix.models import bases
 from loramix.models.mixing import decide
 from loramix.pack import Pack
@@ -73,7 +75,8 @@ def main(data: Path, out: Path, pack: str, max_rows: int, rows: int) -> None:
     base = bases.resolve(source.manifest.base.name)
     everything = read_rows(data / "extra" / f"{NAME}.jsonl.gz")
     recipe = work.recipe_for(NAME, everything, RECIPE)
-    train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=_print)
+    with Display() as display:
+        train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=display.update)
     known = [skill.name for skill in source.skills]
     recipes = {name: recipe_beside(data / "skills", name) for name in known}
     test = {n: take(read_rows(data_file(data / "skills", n)), "test") for n in known}
@@ -113,8 +116,6 @@ def main(data: Path, out: Path, pack: str, max_rows: int, rows: int) -> None:
     def right(choices: list[str]) -> float:
         return float(np.mean([choice == want for choice, want in zip(choices, wanted, strict=True)]))
 
-    from loramix.eval.skills import score
-
     save(
         "skill add",
         {
@@ -130,14 +131,6 @@ def main(data: Path, out: Path, pack: str, max_rows: int, rows: int) -> None:
             "prompts": len(old),
         },
     )
-
-
-def _print(progress: Any) -> None:
-    if progress.step % 10 == 0 or progress.note:
-        left = progress.seconds_per_step * (progress.steps - progress.step) / 60
-        click.echo(
-            f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {left:.0f} min left {progress.note}"
-        )
 
 
 if __name__ == "__main__":

@@ -15,42 +15,47 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import msgspec
 from evaluate import save
 
+from loramix.cli_train import Display
 from loramix.convert.adapter import convert_adapter
+from loramix.convert.validate import check_adapter, read_base
 from loramix.eval.answers import AnswerStore
 from loramix.eval.skills import ask, parts_of, score
-from loramix.manifest import BaseReference, Manifest, write_manifest
 from loramix.models import bases
 from loramix.pack import Pack
-from loramix.pack_edit import add_skill
+from loramix.pack_edit import add_skill, new_pack
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows, take
-from loramix.train.lora import Progress, train_skill
+from loramix.train.lora import train_skill
 from loramix.train.recipe import Lora, Recipe, Source, Training, load_recipe, shipped
 
 NAME = "multitask"
-ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-WIDTHS = {
-    "q_proj": 576 + 576, "k_proj": 576 + 192, "v_proj": 576 + 192, "o_proj": 576 + 576,
-    "gate_proj": 576 + 1536, "up_proj": 576 + 1536, "down_proj": 576 + 1536,
-}  # fmt: skip
-"""Rows and columns of SmolLM2-135M's matrices: a LoRA of rank 1 has as many parameters."""
-LAYERS = 30
+LORA = Lora(
+    r=1,
+    lora_alpha=2,
+    target_modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    skip_lowest=0.34,
+)
+"""The shape of most of the pack's adapters, at rank 1."""
 
 
-def parameters(lora: Lora) -> int:
-    """Parameters of a LoRA on SmolLM2-135M."""
-    return lora.r * len(lora.layers(LAYERS)) * sum(WIDTHS[module] for module in lora.target_modules)
+def rank_for(pack: Pack, base: Path) -> int:
+    """The rank at which one adapter of the shape of `LORA` has as many parameters as all of a pack's together."""
+    shape = read_base(base)[1]
+    contents = ((skill.name, pack.adapter_bytes(skill.name)) for skill in pack.skills)
+    total = sum(check_adapter(content, shape, name).n_params for name, content in contents)
+    layers = {f"blk.{layer}" for layer in LORA.layers(shape.n_layer)}
+    sizes = [sum(size) for name, size in shape.tensors.items() if ".".join(name.split(".")[:2]) in layers]
+    return round(total / sum(sizes))
 
 
-def merged(recipes: Sequence[Recipe]) -> Recipe:
+def merged(recipes: Sequence[Recipe], rank: int) -> Recipe:
     """A recipe in whose ``instructions`` each skill's, and each of its sources', has a key of its own."""
-    lora = Lora(r=1, lora_alpha=2, target_modules=ALL, skip_lowest=0.34)
-    rank = round(sum(parameters(recipe.lora) for recipe in recipes) / parameters(lora))
     instructions = {
         f"{recipe.name}/{source}": [*group, *(recipe.instructions.get("any", []) if source != "any" else [])]
         for recipe in recipes
@@ -62,7 +67,7 @@ def merged(recipes: Sequence[Recipe]) -> Recipe:
         metrics=["exact"],
         data=Source(license="see the skills", how="all skills' rows"),
         instructions=instructions,
-        lora=msgspec.structs.replace(lora, r=rank, lora_alpha=2.0 * rank),
+        lora=msgspec.structs.replace(LORA, r=rank, lora_alpha=2.0 * rank),
         # the highest rate that the search over ranks of single skills found stable, halved for the larger rank
         training=Training(learning_rate=5e-4, evaluate_every=400, save_every=50, dev_rows=600),
     )
@@ -98,15 +103,10 @@ def train(data: Path, out: Path) -> None:
     rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)))]
     random.Random(0).shuffle(rows)
 
-    def report(progress: Progress) -> None:
-        if progress.step % 10 == 0 or progress.note:
-            left = progress.seconds_per_step * (progress.steps - progress.step) / 60
-            click.echo(
-                f"step {progress.step}/{progress.steps}: loss {progress.loss:.3f}, {left:.0f} min left "
-                + progress.note
-            )
-
-    result = train_skill(merged(recipes), rows, bases.resolve(bases.DEFAULT), out, resume=True, report=report)
+    base = bases.resolve(bases.DEFAULT)
+    recipe = merged(recipes, rank_for(Pack.load(bases.DEFAULT), base))
+    with Display() as display:
+        result = train_skill(recipe, rows, base, out, resume=True, report=display.update)
     click.echo(f"{result.directory}: dev loss {result.dev_loss:.4f}")
 
 
@@ -119,14 +119,11 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
     base = bases.resolve(bases.DEFAULT)
     with tempfile.TemporaryDirectory() as directory:
         adapter, pack = out / "adapter.gguf", Path(directory) / NAME
-        convert_adapter(out / "adapter", base, adapter, base_sha256=bases.digest(base))
-        reference = BaseReference(name=bases.DEFAULT, sha256=bases.digest(base))
-        pack.mkdir()
-        write_manifest(
-            pack, Manifest(format=1, name=NAME, description=NAME, license="Apache-2.0", base=reference)
-        )
+        digest = bases.digest(base)
+        convert_adapter(out / "adapter", base, adapter, base_sha256=digest)
+        new_pack(pack, bases.DEFAULT, digest)
         add_skill(pack, NAME, adapter, description=NAME, max_tokens=128)
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         with (
             AnswerStore(out / "answers.jsonl") as store,
             Engine(Pack.load(pack)) as engine,

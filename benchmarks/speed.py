@@ -1,4 +1,4 @@
-"""What mixing costs: prefill, decoding, switches, the gate, memory, many skills; ratios inside one run.
+"""What mixing costs: prefill, decoding, switches, the gate, late adapters, memory; ratios inside one run.
 
     python benchmarks/speed.py --out speed.json [--pack PACK] [--base FILE] [--rounds 9]
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -23,8 +22,8 @@ import click
 import numpy as np
 
 from loramix import Engine
-from loramix.convert.fuse import fuse, write_gguf
-from loramix.convert.validate import INVOCATION, BaseShape, read_base
+from loramix.convert.fuse import fuse, write_lora
+from loramix.convert.validate import BaseShape, read_base
 from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
@@ -32,25 +31,20 @@ from loramix.paths import write_text
 from loramix.runtime.cpu import default_threads, machine
 from loramix.runtime.llama import Context, Model
 from loramix.runtime.probe import verdict_for
+from loramix.runtime.tokenize import header
 
 PREFILL, DECODE = 256, 32
 
 
-def random_adapter(shape: BaseShape, r: int, *, targets: Sequence[str] = (), seed: int = 0) -> bytes:
-    """A GGUF LoRA of random numbers on all linear layers of a base, or those whose name holds a target."""
+def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
+    """A GGUF LoRA of random numbers on all linear layers of a base."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, (out, width) in shape.tensors.items():
-        if name.startswith("blk.") and (not targets or any(target in name for target in targets)):
+        if name.startswith("blk."):
             tensors[f"{name}.lora_a"] = rng.normal(0, 0.02, (r, width)).astype(np.float16)
             tensors[f"{name}.lora_b"] = rng.normal(0, 0.02, (out, r)).astype(np.float16)
-    metadata: dict[str, str | float] = {
-        "general.type": "adapter",
-        "general.architecture": shape.architecture,
-        "adapter.type": "lora",
-        "adapter.lora.alpha": float(r),
-    }
-    return write_gguf(metadata, tensors)
+    return write_lora(shape.architecture, float(r), tensors)
 
 
 def paired(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
@@ -153,36 +147,6 @@ def switches(engine: Any, rounds: int) -> dict[str, Any]:
     }
 
 
-def late_copy(pack: Pack, directory: Path, header: Sequence[int]) -> Path:
-    """A copy of a pack whose skills claim to be late ones: it costs what a pack trained so costs."""
-    import gguf
-
-    from loramix.manifest import Manifest, read_manifest, write_manifest
-    from loramix.pack_edit import add_skill
-
-    found: Manifest = read_manifest(pack.directory)
-    copy = directory / "late"
-    copy.mkdir()
-    write_manifest(copy, Manifest(1, "late", "for timing", "none", found.base))
-    for skill in pack.skills:
-        source, out = pack.adapter_path(skill.name), directory / f"{skill.name}.gguf"
-        reader = gguf.GGUFReader(source)
-        writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
-        for key in ("general.type", "adapter.type"):
-            writer.add_string(key, reader.fields[key].contents())
-        writer.add_float32("adapter.lora.alpha", float(reader.fields["adapter.lora.alpha"].contents()))
-        array, kind = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-        writer.add_key_value(INVOCATION, list(header), array, sub_type=kind)
-        for tensor in reader.tensors:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        add_skill(copy, skill.name, out, description="for timing", max_tokens=skill.max_tokens)
-    return copy
-
-
 def requests(plain: Any, late: Any, rounds: int) -> dict[str, Any]:
     """Time to first token: a 100-token prompt with the gate, and a switch of skill in a 1,000-token chat."""
     names = [skill.name for skill in plain.pack.skills]
@@ -244,12 +208,12 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
         source = Pack.load(pack)
         path = bases.resolve(source.manifest.base.name)
         found["pack"] = mixes(path, pack_mixes(source), threads, rounds)
-        with tempfile.TemporaryDirectory() as directory, Engine(source) as plain:
+        with Engine(source) as plain, Engine(source) as late:
             found["switches"] = switches(plain, rounds)
-            ends = [plain._tokens([{"role": "user", "content": text}]) for text in "ab"]
-            header = next(ends[0][-n:] for n in range(len(ends[0]), 0, -1) if ends[0][-n:] == ends[1][-n:])
-            with Engine.open(late_copy(source, Path(directory), header)) as late:
-                found |= requests(plain, late, rounds)
+            first, second = (plain._tokens([{"role": "user", "content": text}]) for text in "ab")
+            for file in late._adapters._files.values():  # it costs what a pack trained so costs
+                file.invocation = tuple(header(first, second))
+            found |= requests(plain, late, rounds)
         found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     write_text(out, json.dumps(found, indent=1) + "\n")
     click.echo(json.dumps(found, indent=1))

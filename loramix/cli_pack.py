@@ -84,17 +84,11 @@ def pack_check(name: str) -> None:
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
     """Make an empty pack in DIRECTORY, named like it."""
-    from loramix.errors import UsageError
-    from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
     from loramix.models import bases
-    from loramix.paths import safe_name
+    from loramix.pack_edit import new_pack
 
-    if (directory / MANIFEST).exists():
-        raise UsageError(f"{directory} is a pack already; add skills with 'loramix pack add'.")
-    reference = BaseReference(name=base, sha256=bases.digest(bases.resolve(base)))
-    name = safe_name(directory.absolute().name, "pack")
-    manifest = Manifest(format=1, name=name, description=description, license=license_, base=reference)
-    write_manifest(directory, manifest)
+    digest = bases.digest(bases.resolve(base))
+    new_pack(directory, base, digest, description=description, license=license_)
     click.echo(str(directory))
 
 

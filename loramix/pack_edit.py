@@ -17,6 +17,8 @@ from msgspec.structs import replace
 
 from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
 from loramix.manifest import (
+    MANIFEST,
+    BaseReference,
     GateReference,
     Manifest,
     SkillEntry,
@@ -44,6 +46,29 @@ class NewGate(NamedTuple):
     """Content of gate.npz."""
     features: bytes | None = None
     """Content of gate-features.npz: features of the training prompts, for the next skill."""
+
+
+def new_pack(
+    directory: Path, base: str, base_sha256: str, *, description: str = "", license: str = "Apache-2.0"
+) -> Pack:
+    """Make an empty pack, named like its directory.
+
+    Args:
+        directory: made if there is none.
+        base: name or path of the base.
+        base_sha256: its digest.
+        description: one line.
+        license: of the pack.
+
+    Raises:
+        UsageError: there is a pack already, or the directory's name is none that a pack can have.
+    """
+    if (directory / MANIFEST).exists():
+        raise UsageError(f"{directory} is a pack already; add skills with 'loramix pack add'.")
+    name = safe_name(directory.absolute().name, "pack")
+    reference = BaseReference(name=base, sha256=base_sha256)
+    manifest = Manifest(format=1, name=name, description=description, license=license, base=reference)
+    return Pack(directory, write_manifest(directory, manifest))
 
 
 def add_skill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,12 @@ def tiny_pack(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         add_skill(directory, name, out, description=name, max_tokens=12)
     set_gate(directory, random_gate(["sentiment", "summarize"], digest))
     return directory
+
+
+@pytest.fixture
+def pack(tiny_pack: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny pack that a test may change."""
+    return Path(shutil.copytree(tiny_pack, tmp_path / "tiny"))
 
 
 @pytest.fixture

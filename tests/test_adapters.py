@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,6 @@ from loramix.models.mixing import Mix
 from loramix.pack import Pack
 
 PROMPT = "the quick brown fox"
-
-
-@pytest.fixture
-def pack(tiny_pack: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tiny_pack, tmp_path / "tiny"))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,12 +34,6 @@ def refused(result: Result, *, code: int = 1, says: str = "") -> None:
     assert says in result.stderr
     assert "Traceback" not in result.output
     assert result.stderr.startswith("Usage") or len(result.stderr.strip().splitlines()) == 1
-
-
-@pytest.fixture
-def pack(tiny_pack: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny pack, to be spoiled."""
-    return Path(shutil.copytree(tiny_pack, tmp_path / "tiny"))
 
 
 def test_run_prints_the_answer_and_nothing_else(pack: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,14 +83,14 @@ def test_answers_are_given_once(tiny_engine: Any, tmp_path: Path) -> None:
         AnswerStore(path)
 
 
-def test_answers_are_of_what_gave_them(tiny_pack: Path, tmp_path: Path) -> None:
-    pack = Pack.load(shutil.copytree(tiny_pack, tmp_path / "tiny"))
-    before = {mix: source(pack, mix=mix) for mix in ("base", "sentiment=1", "summarize=0.5", None)}
-    other = Pack.load(pack.directory).adapter_path("summarize").read_bytes()
-    add_skill(pack.directory, "sentiment", other, description="x", max_tokens=12, replace_existing=True)
-    changed = Pack.load(pack.directory)
+def test_answers_are_of_what_gave_them(pack: Path) -> None:
+    old = Pack.load(pack)
+    before = {mix: source(old, mix=mix) for mix in ("base", "sentiment=1", "summarize=0.5", None)}
+    other = old.adapter_path("summarize").read_bytes()
+    add_skill(pack, "sentiment", other, description="x", max_tokens=12, replace_existing=True)
+    changed = Pack.load(pack)
     assert [mix for mix in before if source(changed, mix=mix) != before[mix]] == ["sentiment=1", None]
-    assert source(pack, policy="blend") == before[None]
+    assert source(old, policy="blend") == before[None]
 
 
 def test_test_sets_are_by_split_and_source() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from tiny import random_gate, write_peft
+from tiny import random_gate, write_moods, write_peft
 
 pytest.importorskip("torch")
 import torch
@@ -27,12 +27,12 @@ from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.pack_edit import add_skill, set_gate
-from loramix.runtime.tokenize import tokenize_rows
+from loramix.runtime.tokenize import header, tokenize_rows
 from loramix.train.data import Example, read_rows
 from loramix.train.frozen import load_base
-from loramix.train.late import header, late_states
+from loramix.train.late import late_states
 from loramix.train.lora import train_skill
-from loramix.train.recipe import Recipe, load_recipe
+from loramix.train.recipe import load_recipe
 
 pytestmark = pytest.mark.train
 
@@ -113,25 +113,21 @@ def test_gradients_reach_every_matrix(tiny_base: Path) -> None:
 
 
 def test_the_header_is_what_prompts_end_with() -> None:
-    assert header([[1, 2, 8, 5, 6], [1, 2, 9, 5, 6]]) == [5, 6]
-
-
-def recipe_and_data(directory: Path) -> tuple[Recipe, Path]:
-    path, data = directory / "mood.toml", directory / "mood.jsonl"
-    path.write_text(RECIPE)
-    rows = [
-        {"split": "dev" if i % 5 == 0 else "train", "input": f"{word} day {i}", "target": mood}
-        for i in range(30)
-        for word, mood in (("sunny", "good"), ("rainy", "bad"))
-    ]
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_recipe(str(path)), data
+    assert header([1, 2, 8, 5, 6], [1, 2, 9, 5, 6]) == [5, 6]
 
 
 def test_a_late_adapter_learns_and_says_what_it_is(tiny_base: Path, tmp_path: Path) -> None:
-    recipe, data = recipe_and_data(tmp_path)
+    path = tmp_path / "mood.toml"
+    path.write_text(RECIPE)
+    data = write_moods(tmp_path / "mood.jsonl")
     losses: list[float] = []
-    train_skill(recipe, read_rows(data), tiny_base, tmp_path / "run", report=lambda p: losses.append(p.loss))
+    train_skill(
+        load_recipe(str(path)),
+        read_rows(data),
+        tiny_base,
+        tmp_path / "run",
+        report=lambda p: losses.append(p.loss),
+    )
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
     config = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert config["alora_invocation_tokens"][0] == 2, "from the end of the user's turn on"
@@ -154,7 +150,7 @@ def pack_of(tiny_pack: Path, base: Path, directory: Path, *, invocation: list[in
 @pytest.fixture
 def pack(tiny_pack: Path, tiny_base: Path, tmp_path: Path) -> Path:
     (ids, _), (other, _) = tokenize_rows(tiny_base, [{"prompt": "a"}, {"prompt": "b"}])[0]
-    return pack_of(tiny_pack, tiny_base, tmp_path, invocation=header([ids.tolist(), other.tolist()]))
+    return pack_of(tiny_pack, tiny_base, tmp_path, invocation=header(ids.tolist(), other.tolist()))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,6 @@ from loramix.pack import Pack
 from loramix.pack_edit import add_skill, remove_skill, set_gate
 
 PROMPT = "the quick brown fox"
-
-
-@pytest.fixture
-def pack(tiny_pack: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny pack that a test may change."""
-    return Path(shutil.copytree(tiny_pack, tmp_path / "tiny"))
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_moods
 
 pytest.importorskip("torch")
 import torch
@@ -27,8 +28,9 @@ from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
 from loramix.train import checkpoint
 from loramix.train import recipe as recipes
 from loramix.train.data import Example, batches, micro_batches, read_rows
+from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import autocast_dtype, digest, load_base
-from loramix.train.lora import attach, collate, common_prefix, cut, hidden_states, train_skill
+from loramix.train.lora import attach, common_prefix, cut, train_skill
 from loramix.train.recipe import load_recipe
 
 pytestmark = pytest.mark.train
@@ -65,14 +67,7 @@ def recipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    path = tmp_path / "mood.jsonl"
-    rows = [
-        {"split": "dev" if i % 5 == 0 else "train", "input": f"{word} day {i}", "target": mood}
-        for i in range(30)
-        for word, mood in (("sunny", "good"), ("rainy", "bad"))
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_moods(tmp_path / "mood.jsonl")
 
 
 def train(recipe: Path, data: Path, base: Path, out: Path, **options: Any) -> Any:

@@ -136,6 +136,17 @@ def write_peft(
     return directory
 
 
+def write_moods(path: Path) -> Path:
+    """Rows of a task that a tiny base can learn: the weather tells the mood."""
+    rows = [
+        {"split": "dev" if i % 5 == 0 else "train", "input": f"{word} day {i}", "target": mood}
+        for i in range(30)
+        for word, mood in (("sunny", "good"), ("rainy", "bad"))
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
 def random_gate(
     skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1, 2), seed: int = 3
 ) -> bytes:

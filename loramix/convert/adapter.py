@@ -160,8 +160,8 @@ def convert_adapter(
         writer.add_float32("adapter.lora.alpha", alpha)
         writer.add_string("adapter.lora.task_name", name or adapter.name)
         if adapter.invocation:
-            tokens, kind_of = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-            writer.add_key_value(INVOCATION, list(adapter.invocation), tokens, sub_type=kind_of)
+            array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+            writer.add_key_value(INVOCATION, list(adapter.invocation), array, sub_type=uint32)
         if base_name:
             writer.add_string("loramix.base.name", base_name)
         if base_sha256:

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import FLOAT32, STRING, GGUFFile, TensorInfo, read_gguf
+from loramix.convert.gguf_reader import FLOAT32, STRING, read_gguf, tensor_values
 
 PAD_TO = 16  # lower ranks run slower than 16 itself on prompts (measured; docs/performance.md)
 _ALIGNMENT = 32
 _GGML_TYPES = {"float32": 0, "float16": 1}
-_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
@@ -40,9 +39,9 @@ def fuse(parts: Sequence[tuple[bytes, float]]) -> bytes:
     stacks: dict[str, list[tuple[Pair, float]]] = {}
     for file, data, scale in files:
         for target in dict.fromkeys(name.rpartition(".")[0] for name in file.tensors):
-            pair = _pair(file, data, target)
-            factor = scale * float(file.metadata["adapter.lora.alpha"]) / pair[0].shape[0]
-            stacks.setdefault(target, []).append((pair, factor))
+            a, b = (tensor_values(data, file.tensors[f"{target}.lora_{half}"]) for half in "ab")
+            factor = scale * float(file.metadata["adapter.lora.alpha"]) / a.shape[0]
+            stacks.setdefault(target, []).append(((a, b), factor))
     (first, factor), *_ = next(iter(stacks.values()))
     alpha = factor * max(PAD_TO, first[0].shape[0]) if len(files) == 1 else float(PAD_TO)
     alpha = float(np.float32(alpha))
@@ -50,9 +49,20 @@ def fuse(parts: Sequence[tuple[bytes, float]]) -> bytes:
     for target, stack in stacks.items():
         a, b = _stacked(stack, alpha)
         tensors[f"{target}.lora_a"], tensors[f"{target}.lora_b"] = a, b
-    metadata = {
+    return write_lora(files[0][0].metadata["general.architecture"], alpha, tensors)
+
+
+def write_lora(architecture: str, alpha: float, tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+    """A GGUF LoRA in memory, with no more metadata than llama.cpp asks for.
+
+    Args:
+        architecture: the base's.
+        alpha: what llama.cpp divides by the rank.
+        tensors: ``….lora_a`` (R, in) and ``….lora_b`` (out, R), see `write_gguf`.
+    """
+    metadata: dict[str, str | float] = {
         "general.type": "adapter",
-        "general.architecture": files[0][0].metadata["general.architecture"],
+        "general.architecture": architecture,
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
     }
@@ -80,24 +90,6 @@ def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float) -> Pair:
     return a_all, b_all
 
 
-def _pair(file: GGUFFile, data: bytes, target: str) -> Pair:
-    a, b = (_values(data, file.tensors[f"{target}.lora_{half}"]) for half in "ab")
-    return a, b
-
-
-def _values(data: bytes, tensor: TensorInfo) -> npt.NDArray[Any]:
-    raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
-    if tensor.type_name == "Q8_0":
-        blocks = raw.reshape(-1, 34)
-        scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
-        found: npt.NDArray[Any] = scale * blocks[:, 2:].view(np.int8)
-    else:
-        found = raw.view(_DTYPES[tensor.type_name])
-        if tensor.type_name == "BF16":
-            found = (found.astype(np.uint32) << 16).view(np.float32)
-    return found.reshape(tensor.shape)
-
-
 def write_gguf(metadata: Mapping[str, str | float], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """A GGUF file (version 3) in memory: ``gguf``'s own writer needs a path, and a third of a second to import.
 
@@ -117,10 +109,10 @@ def write_gguf(metadata: Mapping[str, str | float], tensors: Mapping[str, npt.ND
         shape = values.shape[::-1]
         head.append(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
         head.append(struct.pack("<IQ", _GGML_TYPES[values.dtype.name], offset))
-        offset += _aligned(values.nbytes)
-    pieces: list[Any] = [start := b"".join(head), bytes(_aligned(len(start)) - len(start))]
+        offset += values.nbytes + _padding(values.nbytes)
+    pieces: list[Any] = [start := b"".join(head), bytes(_padding(len(start)))]
     for values in tensors.values():
-        pieces += [np.ascontiguousarray(values).data.cast("B"), bytes(-values.nbytes % _ALIGNMENT)]
+        pieces += [np.ascontiguousarray(values).data.cast("B"), bytes(_padding(values.nbytes))]
     return b"".join(pieces)
 
 
@@ -129,5 +121,5 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _aligned(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT
+def _padding(size: int) -> int:
+    return -size % _ALIGNMENT

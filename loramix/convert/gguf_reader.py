@@ -12,6 +12,9 @@ import struct
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
+
 from loramix.errors import InvalidArtifact
 
 Buffer: TypeAlias = bytes | mmap.mmap
@@ -183,6 +186,26 @@ def read_gguf(data: Buffer, name: str) -> GGUFFile:
         if before.offset + before.nbytes > after.offset:
             raise cursor.bad(f"tensors {before.name!r} and {after.name!r} overlap")
     return GGUFFile(name, version, alignment, metadata, types, tensors, start)
+
+
+def tensor_values(data: Buffer, tensor: TensorInfo) -> npt.NDArray[Any]:
+    """A tensor's numbers, of its shape: float32, or float16 as it is.
+
+    Args:
+        data: the whole file.
+        tensor: F32, F16, BF16 or Q8_0, whose rows are whole blocks.
+    """
+    raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
+    if tensor.type_name == "Q8_0":
+        blocks = raw.reshape(-1, 34)
+        scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
+        with np.errstate(invalid="ignore"):  # an infinite scale on a zero is for the caller to find
+            found: npt.NDArray[Any] = scale * blocks[:, 2:].view(np.int8)
+    elif tensor.type_name == "BF16":  # the upper half of a float32
+        found = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        found = raw.view({"F32": "<f4", "F16": "<f2"}[tensor.type_name])
+    return found.reshape(tensor.shape)
 
 
 def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[str, int]]:

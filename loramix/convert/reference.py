@@ -45,8 +45,7 @@ def _always(directory: str) -> object:
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(directory)
-    if getattr(config, "alora_invocation_tokens", None):
-        config.alora_invocation_tokens = None
+    config.alora_invocation_tokens = None
     return config
 
 

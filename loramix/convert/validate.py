@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from loramix.convert.gguf_reader import (
     FLOAT32,
@@ -25,6 +24,7 @@ from loramix.convert.gguf_reader import (
     GGUFFile,
     TensorInfo,
     read_gguf,
+    tensor_values,
 )
 from loramix.convert.safetensors_reader import read_safetensors
 from loramix.errors import InvalidArtifact, NotFound, Unsupported, WrongBase
@@ -36,7 +36,7 @@ MAX_ADAPTER_BYTES = 512 * 2**20
 MAX_RANK = 256
 INVOCATION = "adapter.alora.invocation_tokens"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
-_ADAPTER_TYPES = {"F32": ("<f4", 1), "F16": ("<f2", 1), "BF16": ("<u2", 1), "Q8_0": ("", 32)}
+_ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +238,7 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
         raise bad("it has no LoRA matrices")
     ranks = {target: _check_pair(target, pair, base, bad) for target, pair in pairs.items()}
     for tensor in found.tensors.values():
-        if not np.isfinite(_values(data, tensor)).all():
+        if not np.isfinite(tensor_values(data, tensor)).all():
             raise bad(f"{tensor.name!r} holds values that are not finite")
     plain = {key: value for key, value in found.metadata.items() if not isinstance(value, ArrayInfo)}
     count = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
@@ -269,13 +269,3 @@ def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: 
             f"{' x '.join(map(str, base.tensors[target]))}: use the base it was made for."
         )
     return rank
-
-
-def _values(data: bytes, tensor: TensorInfo) -> npt.NDArray[Any]:
-    """What must be finite of a tensor: its values, or its blocks' scales."""
-    raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
-    if tensor.type_name == "Q8_0":
-        return np.ascontiguousarray(raw.reshape(-1, 34)[:, :2]).view("<f2")
-    if tensor.type_name == "BF16":
-        return (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    return raw.view(_ADAPTER_TYPES[tensor.type_name][0])

@@ -27,7 +27,7 @@ from loramix.prompts import ChatTemplate, Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.cpu import default_threads
 from loramix.runtime.features import pool
-from loramix.runtime.llama import Adapter, Context, Model
+from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Route, Router
 from loramix.runtime.sampling import Sampler, Sampling
@@ -334,6 +334,11 @@ class Engine:
             )
         return len(prompt) - len(invocation)
 
+    def _logits(self, mix: Mix, tokens: list[int], acts_from: int) -> tuple[npt.NDArray[np.float32], int]:
+        """Logits behind tokens under a mix, and how many were cached; another call may have used the context."""
+        context, start, cached = self._pool.prepare(mix, tokens, acts_from)
+        return context.decode(tokens[start:]), cached
+
     def _max_tokens(self, mix: Mix) -> int:
         limits = [self.pack.skill(name).max_tokens for name in mix.scales]
         return max(limits, default=_DEFAULT_MAX_TOKENS)
@@ -371,9 +376,8 @@ class Stream(Iterator[str]):
     def _run(self) -> Generator[str, None, None]:
         engine, mix = self._engine, self.route.key
         with engine._open():
-            self._acts_from = engine._acts_from(mix, self._prompt)
-            context, start, cached = engine._pool.prepare(mix, self._prompt, self._acts_from)
-            logits = context.decode(self._prompt[start:])
+            acts_from = engine._acts_from(mix, self._prompt)
+            logits, cached = engine._logits(mix, self._prompt, acts_from)
         first = 0.0
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         tokens: list[int] = []
@@ -396,7 +400,7 @@ class Stream(Iterator[str]):
             if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == self._limit:
                 break
             with engine._open():
-                logits = self._next_logits(context, mix, tokens)
+                logits, _ = engine._logits(mix, self._prompt + tokens, acts_from)
         if len(text) > sent:
             yield text[sent:]
         total = time.perf_counter() - self._began
@@ -407,12 +411,6 @@ class Stream(Iterator[str]):
         }
         timings = {**self.route.timings, "first_token": first, "total": total}
         self.answer = Answer(text, self.route, usage, timings, finish, tokens)
-
-    def _next_logits(self, context: Context, mix: Mix, tokens: list[int]) -> npt.NDArray[np.float32]:
-        """Decode the newest token, where it belongs even if another call used or freed the context meanwhile."""
-        whole = self._prompt + tokens
-        current, start, _ = self._engine._pool.prepare(mix, whole, self._acts_from)
-        return current.decode(whole[start:])
 
 
 def as_mix(mix: MixLike) -> Mix:

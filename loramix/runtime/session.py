@@ -25,7 +25,7 @@ class SavedStore:
     """
 
     def __init__(self, limit: int) -> None:
-        self.limit, self.nbytes = limit, 0
+        self.limit = limit
         self._known: OrderedDict[tuple[Mix, tuple[int, ...]], Saved] = OrderedDict()
 
     def put(self, mix: Mix, saved: Saved) -> None:
@@ -33,11 +33,10 @@ class SavedStore:
         for key in [
             key for key in self._known if key[0] == mix and _common(key[1], saved.tokens) == len(key[1])
         ]:
-            self._pop(key)
+            del self._known[key]
         self._known[mix, saved.tokens] = saved
-        self.nbytes += saved.nbytes
         while self.nbytes > self.limit:
-            self._pop(next(iter(self._known)))
+            self._known.popitem(last=False)
 
     def best(self, mix: Mix, tokens: Sequence[int]) -> tuple[int, Saved | None]:
         """The one that shares the longest prefix with ``tokens``, and how long that is."""
@@ -53,10 +52,12 @@ class SavedStore:
     def drop(self, stale: Callable[[Mix], bool]) -> None:
         """Forget what is of a stale mix."""
         for key in [key for key in self._known if stale(key[0])]:
-            self._pop(key)
+            del self._known[key]
 
-    def _pop(self, key: tuple[Mix, tuple[int, ...]]) -> None:
-        self.nbytes -= self._known.pop(key).nbytes
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is kept."""
+        return sum(saved.nbytes for saved in self._known.values())
 
     def __len__(self) -> int:
         return len(self._known)
@@ -134,11 +135,14 @@ class ContextPool:
             tokens: the whole prompt.
             acts_from: for late adapters, the place where they begin; what is before is the bare base's.
         """
-        if acts_from:
-            return self._prepare_late(mix, tokens, acts_from)
         context = self.get(mix)
-        if context.tokens and context.tokens == tokens[:-1]:  # the next token of an answer
-            return Ready(context, len(tokens) - 1, len(tokens) - 1)
+        held = len(context.tokens)
+        if (
+            held and context.acts_from == acts_from and context.tokens == tokens[:-1]
+        ):  # an answer's next token
+            return Ready(context, held, held)
+        if acts_from:
+            return self._adopted(context, tokens[:acts_from])
         live = _common(context.tokens, tokens)
         length, saved = self.saved.best(mix, tokens)
         found = saved if saved is not None and length >= live + WORTH_SAVING else None
@@ -149,22 +153,15 @@ class ContextPool:
         same = reuse(context, tokens)
         return Ready(context, same, same)
 
-    def _prepare_late(self, mix: Mix, tokens: list[int], acts_from: int) -> Ready:
-        base = self.get(Mix.EMPTY)  # first: making it could free the mix's context
-        context = self.get(mix)
-        if (
-            context.acts_from == acts_from
-            and len(context.tokens) >= acts_from
-            and context.tokens == tokens[:-1]
-        ):
-            return Ready(context, len(tokens) - 1, len(tokens) - 1)
-        prefix = tokens[:acts_from]
+    def _adopted(self, context: Context, prefix: list[int]) -> Ready:
+        """A late mix's context with the bare base's KV of what is before its adapters act."""
+        base = self.get(Mix.EMPTY)
         cached = _common(base.tokens, prefix)
-        if cached < acts_from:
+        if cached < len(prefix):
             base, start, cached = self.prepare(Mix.EMPTY, prefix)
             base.decode(prefix[start:])
-        context.adopt(base, acts_from)
-        return Ready(context, acts_from, cached)
+        context.adopt(base, len(prefix))
+        return Ready(context, len(prefix), cached)
 
     def _keep(self, mix: Mix, context: Context) -> None:
         tokens = context.tokens
@@ -194,18 +191,6 @@ class ContextPool:
         for mix in [mix for mix in self._contexts if stale(mix)]:
             self._contexts.pop(mix).close()
         self.saved.drop(stale)
-
-    def close(self) -> None:
-        """Free all contexts."""
-        while self._contexts:
-            self._contexts.popitem()[1].close()
-        self.saved.drop(lambda mix: True)
-
-    def clear(self) -> None:
-        """Forget all tokens; contexts stay."""
-        for context in self._contexts.values():
-            context.truncate(0)
-        self.saved.drop(lambda mix: True)
 
 
 def _common(held: Sequence[int], tokens: Sequence[int]) -> int:

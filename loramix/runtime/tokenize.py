@@ -29,6 +29,18 @@ def chat_ids(model: object, template: ChatTemplate, prompt: str) -> list[int]:
     return model.with_bos(model.tokenize(template.segments(as_messages(prompt), model.controls)))
 
 
+def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    """The tokens that the chat template puts behind the user's text, up to the answer.
+
+    Args:
+        first, second: ids of two prompts whose texts end differently.
+    """
+    count = 0
+    while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
+        count += 1
+    return [int(token) for token in first[len(first) - count :]]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Read ``{"prompt", "answer"}`` lines; write ``ids`` and ``lengths`` (rows, 2: prompt, answer)."""
     from loramix.runtime.llama import Model

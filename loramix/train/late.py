@@ -12,20 +12,7 @@ from typing import Any
 import torch
 
 from loramix.train.data import Example
-from loramix.train.frozen import device
-
-
-def header(asked: Sequence[Sequence[int]]) -> list[int]:
-    """The tokens that the chat template puts behind the user's text, up to the answer.
-
-    Args:
-        asked: ids of two prompts whose texts end differently.
-    """
-    first, second = asked
-    count = 0
-    while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
-        count += 1
-    return [int(token) for token in first[len(first) - count :]]
+from loramix.train.forward import padded, shared_prefix
 
 
 def late_states(
@@ -45,8 +32,8 @@ def late_states(
     """
     inner = model.get_base_model().model
     starts = [len(example.ids) - example.n_answer - n_header for example in part]
-    prompts, seen = _padded([example.ids[:start] for example, start in zip(part, starts, strict=True)])
-    tails, acting = _padded([example.ids[start:] for example, start in zip(part, starts, strict=True)])
+    prompts, seen = padded([example.ids[:start] for example, start in zip(part, starts, strict=True)])
+    tails, acting = padded([example.ids[start:] for example, start in zip(part, starts, strict=True)])
     with torch.no_grad(), model.disable_adapter():
         cache = prefilled(inner, prompts, seen, min(prefix, *starts))
     first = torch.tensor(starts, device=tails.device)[:, None]
@@ -80,28 +67,3 @@ def prefilled(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int) ->
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True
         ).past_key_values
     return cache
-
-
-def shared_prefix(inner: Any, ids: torch.Tensor, prefix: int) -> Any:
-    """The KV cache of a prefix that all rows share: computed once, seen by each row.
-
-    Args:
-        inner: the decoder without its head.
-        ids: (B, T) int64.
-        prefix: tokens that all rows begin with, at least one.
-    """
-    cache = inner(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
-    for layer in cache.layers:
-        layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
-        layer.values = layer.values.expand(len(ids), -1, -1, -1)
-    return cache
-
-
-def _padded(rows: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.from_numpy(row.astype("int64"))
-        mask[i, : len(row)] = 1
-    return ids.to(device()), mask.to(device())

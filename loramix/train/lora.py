@@ -24,8 +24,9 @@ from loramix.errors import Busy, InvalidData, UsageError
 from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
 from loramix.train.data import Example, Row, batches, micro_batches, prompts, take
+from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
-from loramix.train.late import header, late_states, shared_prefix
+from loramix.train.late import late_states
 from loramix.train.recipe import Recipe
 
 
@@ -107,11 +108,7 @@ class _Run:
         self.epochs = [examples[i * n : (i + 1) * n] for i in range(epochs)]
         self.dev = examples[epochs * n :]
         self.prefix = common_prefix(examples)
-        # two prompts that end differently show what the template puts behind a user's text
-        two = [
-            e.ids[: len(e.ids) - e.n_answer].tolist() for e in tokenize(base, ["a", "b"], ["x", "x"], 1 << 20)
-        ]
-        self.header = header(two) if recipe.activation == "answer" else []
+        self.header = _header(base) if recipe.activation == "answer" else []
         self.per_epoch = math.ceil(n / self.settings.batch_size)
         self.steps = max(1, round(self.per_epoch * self.settings.epochs))
 
@@ -270,7 +267,6 @@ class _Run:
         self.model.peft_config["default"].alora_invocation_tokens = self.header or None
         with quiet():
             self.model.save_pretrained(str(partial))
-        self.model.peft_config["default"].alora_invocation_tokens = None
         base = {"name": self.base.name}
         if self.base.is_file():
             base["sha256"] = sha256_file(self.base)
@@ -318,48 +314,6 @@ def common_prefix(examples: Sequence[Example]) -> int:
     return max(shared, 0)
 
 
-def hidden_states(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Last hidden states behind a prefix that all rows share, which is computed once for the batch.
-
-    Exact, gradients included; on short prompts it saves a third of the tokens.
-
-    Args:
-        inner: the decoder without its head.
-        ids: (B, T) int64.
-        mask: (B, T) int64, 0 for padding.
-        prefix: tokens that all rows begin with.
-
-    Returns:
-        (B, T - prefix, D).
-    """
-    if prefix == 0 or len(ids) == 1:
-        whole: torch.Tensor = inner(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        return whole[:, prefix:]
-    cache = shared_prefix(inner, ids, prefix)
-    rest = inner(input_ids=ids[:, prefix:], attention_mask=mask, past_key_values=cache, use_cache=True)
-    hidden: torch.Tensor = rest.last_hidden_state
-    return hidden
-
-
-def collate(part: list[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Pad examples on the right.
-
-    Returns:
-        ids (B, T) int64, attention mask (B, T) int64, and (B, T-1) bool: the next token is to be learned.
-    """
-    width = max(len(example.ids) for example in part)
-    ids = torch.zeros(len(part), width, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    answer = torch.zeros(len(part), width - 1, dtype=torch.bool)
-    for row, example in enumerate(part):
-        n = len(example.ids)
-        ids[row, :n] = torch.from_numpy(example.ids.astype(np.int64))
-        mask[row, :n] = 1
-        answer[row, n - 1 - example.n_answer : n - 1] = True
-    target = device()
-    return ids.to(target), mask.to(target), answer.to(target)
-
-
 def tokenize(base: Path, asked: Sequence[str], answers: Sequence[str], max_length: int) -> list[Example]:
     """Token ids of prompts with answers, from the runtime (GGUF) or the tokenizer (directory).
 
@@ -380,6 +334,14 @@ def tokenize(base: Path, asked: Sequence[str], answers: Sequence[str], max_lengt
             f"{long} of {len(examples)} rows are longer than max_length = {max_length} tokens; raise it."
         )
     return [cut(example, max_length) for example in examples]
+
+
+def _header(base: Path) -> list[int]:
+    """What the base's template puts behind a user's text: two prompts that end differently show it."""
+    from loramix.runtime.tokenize import header
+
+    first, second = tokenize(base, ["a", "b"], ["x", "x"], 1 << 20)
+    return header(first.ids[: -first.n_answer].tolist(), second.ids[: -second.n_answer].tolist())
 
 
 def cut(example: Example, max_length: int) -> Example:

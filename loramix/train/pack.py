@@ -11,11 +11,11 @@ from pathlib import Path
 
 from loramix.convert.adapter import convert_adapter
 from loramix.errors import UsageError
-from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
+from loramix.manifest import MANIFEST
 from loramix.models import bases
 from loramix.pack import Pack
-from loramix.pack_edit import add_skill, check_skill_name
-from loramix.paths import safe_name, sha256_file, write_text
+from loramix.pack_edit import add_skill, check_skill_name, new_pack
+from loramix.paths import sha256_file, write_text
 from loramix.train.card import write_card
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.lora import Progress, train_skill
@@ -99,12 +99,7 @@ def train_pack(
 def _open(directory: Path, base: str, digest: str, description: str) -> None:
     """Make the pack if there is none; refuse one of another base."""
     if not (directory / MANIFEST).exists():
-        name = safe_name(directory.name, "pack")
-        reference = BaseReference(name=base, sha256=digest)
-        manifest = Manifest(
-            format=1, name=name, description=description, license="Apache-2.0", base=reference
-        )
-        write_manifest(directory, manifest)
+        new_pack(directory, base, digest, description=description)
     found = Pack.load(directory).manifest.base
     if found.sha256 != digest:
         raise UsageError(
