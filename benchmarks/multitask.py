@@ -1,15 +1,17 @@
 """One LoRA for all skills: as many parameters as the pack's adapters together, all their training rows.
 
-    python benchmarks/multitask.py train --data DATA/skills --out RUN
+    python benchmarks/multitask.py train --data DATA/skills --out RUN [--share 1.0]
     python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
 
-The rival that needs no gate. Every skill brings the rows that its own adapter saw, in the same phrasings;
-``score`` writes what it reaches on each test set into benchmarks/results.json, killed and started again at will.
+The rival that needs no gate. Every skill brings the rows that its own adapter saw, or a share of them, in the
+same phrasings; ``score`` writes what it reaches on each test set into benchmarks/results.json. Killed, either
+goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -29,12 +31,14 @@ from loramix.eval.skills import ask, parts_of, score
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.pack_edit import add_skill, new_pack
+from loramix.paths import write_text
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.lora import train_skill
 from loramix.train.recipe import Lora, Recipe, Source, Training, load_recipe, shipped
 
 NAME = "multitask"
+WHAT = "multitask.json"
 LORA = Lora(
     r=1,
     lora_alpha=2,
@@ -73,15 +77,15 @@ def merged(recipes: Sequence[Recipe], rank: int) -> Recipe:
     )
 
 
-def rows_of(recipe: Recipe, rows: Sequence[Row], dev: int = 50) -> list[Row]:
-    """The training rows that the skill's own adapter saw, as often as it saw them, and some of dev."""
+def rows_of(recipe: Recipe, rows: Sequence[Row], share: float, dev: int = 50) -> list[Row]:
+    """A share of the training rows that the skill's own adapter saw, as often as it saw them, and some of dev."""
 
     def named(row: Row) -> Row:
         source = row.source if row.source in recipe.instructions else "any"
         return replace(row, source=f"{recipe.name}/{source}")
 
     train = take(rows, "train")
-    count = round(recipe.training.epochs * len(train))
+    count = round(share * recipe.training.epochs * len(train))
     return [named(row) for row in [*itertools.islice(itertools.cycle(train), count), *take(rows, "dev", dev)]]
 
 
@@ -97,14 +101,21 @@ OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
 @main.command()
 @DATA
 @OUT
-def train(data: Path, out: Path) -> None:
+@click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+def train(data: Path, out: Path, share: float) -> None:
     """Train it; killed, the same command goes on."""
     recipes = [load_recipe(name) for name in shipped()]
-    rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)))]
+    rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)), share)]
     random.Random(0).shuffle(rows)
 
     base = bases.resolve(bases.DEFAULT)
     recipe = merged(recipes, rank_for(Pack.load(bases.DEFAULT), base))
+    n_train = sum(row.split == "train" for row in rows)
+    what = (
+        f"Rank {recipe.lora.r:g}, as many parameters as the twelve adapters together, one pass over "
+        f"{n_train} rows: {share:.0%} of what the adapters saw."
+    )
+    write_text(out / WHAT, json.dumps({"what": what}))
     with Display() as display:
         result = train_skill(recipe, rows, base, out, resume=True, report=display.update)
     click.echo(f"{result.directory}: dev loss {result.dev_loss:.4f}")
@@ -137,7 +148,7 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
                     given = store.answers(engine, prompts, mix=f"{NAME}=1", max_tokens=recipe.max_tokens)
                     found[name][part.name] = score(recipe, [answer.text for answer in given], part.rows)
                 click.echo(f"{name}: {found[name]}")
-    save("multitask", {"skills": found})
+    save("multitask", {"skills": found, **json.loads((out / WHAT).read_text())})
 
 
 if __name__ == "__main__":

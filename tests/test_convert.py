@@ -17,6 +17,7 @@ from tiny import SHAPES, write_base, write_peft
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter, permute, read_peft, to_gguf
 from loramix.convert.base import quantize_q4_0, requantize
+from loramix.convert.peft import export_peft, unpermute
 from loramix.convert.selfcheck import applied, check, llama_logits, parity
 from loramix.convert.validate import read_base
 from loramix.errors import LoramixError, SelfCheckFailed, Unsupported, WrongBase
@@ -62,18 +63,10 @@ def test_the_check_fails_for_a_wrong_conversion(tiny_base: Path, tmp_path: Path)
     tensors = load_file(unpermuted / "adapter_model.safetensors")
     for name, tensor in tensors.items():
         if "q_proj.lora_B" in name:
-            tensors[name] = np.ascontiguousarray(inverse(tensor, 4))
+            tensors[name] = unpermute(tensor, 4)
     save_file(tensors, unpermuted / "adapter_model.safetensors")
     with pytest.raises(SelfCheckFailed, match="differs"):
         check(tiny_base, convert(unpermuted, tiny_base, tmp_path / "u.gguf"), peft, exact=True)
-
-
-def inverse(b: np.ndarray, heads: int) -> np.ndarray:
-    """Undo `permute`."""
-    order = permute(np.arange(len(b), dtype=np.float32)[:, None], heads)[:, 0].astype(int)
-    out = np.empty_like(b)
-    out[order] = b
-    return out
 
 
 @pytest.mark.train
@@ -115,6 +108,33 @@ def test_converted_bytes_are_as_recorded(tiny_base: Path, tmp_path: Path) -> Non
     assert tensors == golden
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_an_export_is_what_was_converted(name: str, tiny_base: Path, tmp_path: Path) -> None:
+    """Scale times B times A of each module, from PEFT to GGUF and back; converted again, the bytes are the same."""
+    peft = write_peft(tmp_path / "peft", **KINDS[name])
+    shape = read_base(tiny_base)[1]
+    gguf_file = convert(peft, tiny_base, tmp_path / "a.gguf")
+    export_peft(gguf_file.read_bytes(), shape, tmp_path / "back", "a")
+    before, after = read_peft(peft), read_peft(tmp_path / "back")
+    assert before.pairs.keys() == after.pairs.keys()
+    for module, (a, b) in before.pairs.items():
+        x, y = after.pairs[module]
+        np.testing.assert_allclose(
+            after.scaling[module] * y @ x, before.scaling[module] * b @ a, rtol=1e-5, atol=1e-6
+        )
+    again = convert(tmp_path / "back", tiny_base, tmp_path / "b.gguf", name="peft")
+    assert again.read_bytes() == gguf_file.read_bytes()
+
+
+def test_a_late_adapter_is_exported_late(tiny_base: Path, tmp_path: Path) -> None:
+    peft = write_peft(tmp_path / "peft", alora_invocation_tokens=[3, 5])
+    out = convert(peft, tiny_base, tmp_path / "a.gguf").read_bytes()
+    export_peft(out, read_base(tiny_base)[1], tmp_path / "back", "a")
+    assert read_peft(tmp_path / "back").invocation == (3, 5)
+    with pytest.raises(LoramixError, match="exists already"):
+        export_peft(out, read_base(tiny_base)[1], tmp_path / "back", "a")
+
+
 def test_permute_by_index() -> None:
     for heads, size in ((4, 16), (2, 8), (9, 64)):
         b = np.random.default_rng(0).normal(size=(heads * size, 3)).astype(np.float32)
@@ -124,7 +144,7 @@ def test_permute_by_index() -> None:
                 for half in range(2):
                     wanted[head * size + 2 * i + half] = b[head * size + half * (size // 2) + i]
         assert np.array_equal(permute(b, heads), wanted)
-        assert np.array_equal(inverse(permute(b, heads), heads), b)
+        assert np.array_equal(unpermute(permute(b, heads), heads), b)
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -262,3 +282,16 @@ def test_a_base_of_another_size_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(data[: len(data) // 2])
     with pytest.raises(LoramixError, match="beyond the file"):
         read_base(tmp_path / "cut.gguf")
+
+
+def test_export_by_command(tiny_pack: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine"
+    command = ["export", "peft", "sentiment", "--pack", str(tiny_pack), "-o", str(out)]
+    found = CliRunner().invoke(main, command)
+    assert (found.exit_code, found.output.strip()) == (0, str(out)), found.output
+    assert read_peft(out).pairs
+    for skill, complaint in (("sentiment", "exists already"), ("haiku", "'haiku'")):
+        command[2] = skill
+        refused = CliRunner().invoke(main, command)
+        assert refused.exit_code == 2
+        assert complaint in refused.output
