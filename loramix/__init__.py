@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from loramix.errors import LoramixError
     from loramix.models.mixing import Mix
     from loramix.pack import Pack
-    from loramix.runtime.engine import Answer, Engine
+    from loramix.runtime.engine import Engine
     from loramix.runtime.router import Route
+    from loramix.runtime.stream import Answer
 
 _HOMES = {
-    "Answer": "loramix.runtime.engine",
+    "Answer": "loramix.runtime.stream",
     "Engine": "loramix.runtime.engine",
     "LoramixError": "loramix.errors",
     "Mix": "loramix.models.mixing",

@@ -14,7 +14,7 @@ from loramix.runtime.router import Route
 HELP = """\
 /skill NAME     answer with this skill until /policy is given
 /mix a=1,b=0.5  answer with this mix
-/policy NAME    let the gate choose again: top1, blend; or base
+/policy NAME    let the gate choose again: top1, blend, each; or base
 /why            why the last answer came from the mix it did
 /history        the conversation so far
 /reset          begin anew
@@ -27,7 +27,7 @@ class Chat:
     Args:
         engine: answers.
         system: system message, if any.
-        policy: ``top1``, ``blend`` or ``base``.
+        policy: ``top1``, ``blend``, ``each`` or ``base``.
         mix: a fixed mix instead of the gate.
         **options: as `Engine.stream` takes them.
     """
@@ -75,7 +75,7 @@ class Chat:
         said = ""
         stream = self.engine.stream([*self.system, *asked], policy=self.policy, mix=self.mix, **self.options)
         self.last = stream.route
-        click.echo(click.style(f"[{self.last.key}] ", dim=True), nl=False, err=True)
+        click.echo(click.style(f"[{self.last.named}] ", dim=True), nl=False, err=True)
         try:
             for piece in stream:
                 said += piece
@@ -116,7 +116,7 @@ class Chat:
             return
         for skill, p in sorted(self.last.probabilities.items(), key=lambda item: -item[1]):
             click.echo(f"  {skill}: {p:.1%}")
-        click.echo(f"mix {self.last.key}: {self.last.reason}")
+        click.echo(f"mix {self.last.named}: {self.last.reason}")
 
 
 def _enable_line_editing() -> None:

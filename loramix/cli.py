@@ -15,10 +15,12 @@ import loramix
 from loramix.errors import LoramixError, UsageError
 
 if TYPE_CHECKING:
-    from loramix.runtime.engine import Answer, Engine
+    from loramix.runtime.engine import Engine
     from loramix.runtime.router import Route
+    from loramix.runtime.stream import Answer
 
 DEFAULT_PACK = "smollm2-135m"
+POLICIES = ("top1", "blend", "each", "base")  # those of models.mixing, which would load NumPy
 
 
 class Group(click.Group):
@@ -80,9 +82,7 @@ def answer_options(command: Any) -> Any:
         click.option(
             "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
         ),
-        click.option(
-            "--policy", type=click.Choice(["top1", "blend", "base"]), default="top1", show_default=True
-        ),
+        click.option("--policy", type=click.Choice(POLICIES), default="top1", show_default=True),
     ):
         command = option(command)
     return command
@@ -144,7 +144,7 @@ def run(
 @main.command()
 @click.argument("prompt", nargs=-1)
 @engine_options
-@click.option("--policy", type=click.Choice(["top1", "blend", "base"]), default="top1", show_default=True)
+@click.option("--policy", type=click.Choice(POLICIES), default="top1", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
 def route(
     prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool
@@ -159,7 +159,7 @@ def route(
     width = max(map(len, chosen.probabilities), default=0)
     for name, p in sorted(chosen.probabilities.items(), key=lambda item: -item[1]):
         click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
-    click.echo(f"mix: {chosen.key}")
+    click.echo(f"mix: {chosen.named}")
     click.echo(f"why: {chosen.reason}")
 
 
@@ -177,7 +177,7 @@ def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options
 
 def echo_route(chosen: Route) -> None:
     """Mix and reason, on stderr."""
-    click.echo(click.style(f"[{chosen.key}] {chosen.reason}", dim=True), err=True)
+    click.echo(click.style(f"[{chosen.named}] {chosen.reason}", dim=True), err=True)
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:

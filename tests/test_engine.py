@@ -127,6 +127,30 @@ def test_the_gate_decides_as_its_file_says(tiny_engine: Any) -> None:
     assert len(seen) > 1
 
 
+def test_each_likely_skill_answers_in_turn(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = type(tiny_engine.router.gate)
+    monkeypatch.setattr(gate, "probabilities", lambda self, features: np.array([0.3, 0.6, 0.1]))
+    first, second = (tiny_engine.generate(LONG, mix=name) for name in ("summarize", "sentiment"))
+    assert first.text != second.text
+    answer = tiny_engine.generate(LONG, policy="each")
+    assert answer.text == f"{first.text}\n{second.text}"
+    assert answer.tokens == first.tokens + second.tokens
+    assert answer.route.named == "summarize=1, then sentiment=1"
+    assert answer.route.to_json()["then"] == [{"sentiment": 1.0}]
+    assert "in turn" in answer.route.reason
+    stream = tiny_engine.stream(LONG, policy="each")
+    assert "".join(stream) == answer.text
+
+    # a limit and a stop text are for the answer as a whole
+    n = len(first.tokens)
+    short = tiny_engine.generate(LONG, policy="each", max_tokens=n + 2)
+    assert (short.tokens, short.finish_reason) == (answer.tokens[: n + 2], "length")
+    stopped = tiny_engine.generate(LONG, policy="each", stop=[first.text[2:5]])
+    assert (stopped.text, stopped.finish_reason) == (first.text[:2], "stop")
+    across = tiny_engine.generate(LONG, policy="each", stop=["\n" + second.text[:2]])
+    assert (across.text, across.finish_reason) == (first.text, "stop")
+
+
 def test_seeds_repeat_and_differ(tiny_engine: Any) -> None:
     def draw(seed: int) -> list[int]:
         answer = tiny_engine.generate(LONG, mix="base", temperature=3.0, seed=seed, max_tokens=12)

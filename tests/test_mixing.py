@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from loramix.errors import InvalidMix
-from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, STEPS, Mix, blend, blend_rows, decide, top1
+from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, STEPS, Mix, blend, blend_rows, decide, each, top1
 
 thousand = settings(max_examples=1000, deadline=None)
 NAMES = [f"s{i}" for i in range(12)]
 SKILLS = ["sentiment", "summarize", "title"]
 
 names = st.from_regex(r"[a-z0-9][a-z0-9_-]{0,12}", fullmatch=True).filter(
-    lambda name: name not in {"base", "top1", "blend", "token", "none", "con", "prn", "aux", "nul"}
+    lambda name: name not in {"base", "top1", "blend", "each", "token", "none", "con", "prn", "aux", "nul"}
     and not name.startswith(("com", "lpt"))
 )
 mappings = st.dictionaries(names, st.floats(0, MAX_SCALE), max_size=MAX_ACTIVE)
@@ -246,6 +246,15 @@ def test_blend_by_hand() -> None:
     # none reaches the floor: the likeliest alone acts
     assert blend([0.12, 0.11, 0.1, 0.0], SKILLS, threshold=0.1).scales == {"sentiment": 1.0}
     assert top1([1.0], [], 0.0) == blend([1.0], [], threshold=0.0) == Mix.EMPTY  # a pack without skills
+
+
+def test_each_by_hand() -> None:
+    def names(row: list[float], threshold: float = 0.5) -> list[str]:
+        return [str(mix) for mix in each(row, SKILLS, threshold=threshold)]
+
+    assert names([0.2, 0.6, 0.1, 0.1]) == ["summarize=1", "sentiment=1"]
+    assert names([0.7, 0.1, 0.1, 0.1]) == ["sentiment=1"]
+    assert names([0.3, 0.1, 0.1, 0.5], 0.6) == ["base"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from loramix.train.metrics import Estimate, bootstrap, measure, normal, share
 from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-METHODS = ("base", "top1", "uniform", "gate", "oracle", "each", "sequence")
+METHODS = ("base", "top1", "uniform", "gate", "oracle", "gate_each", "each", "sequence")
 VALENCE = {
     "joy": "positive",
     "sadness": "negative",
@@ -256,6 +256,7 @@ def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str,
         "uniform": lambda case: bench.mixed(case.prompt, {a: 0.5, b: 0.5}, limit),
         "gate": lambda case: bench.routed(case.prompt, "blend", limit),
         "oracle": lambda case: bench.mixed(case.prompt, best, limit),
+        "gate_each": lambda case: bench.routed(case.prompt, "each", limit),
         "each": each,
         "sequence": sequence,
     }

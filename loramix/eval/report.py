@@ -19,8 +19,9 @@ METHODS = {
     "uniform": "uniform blend",
     "gate": "gate's blend",
     "oracle": "best blend found on dev",
-    "each": "each skill on the whole prompt",
-    "sequence": "each skill on its own request",
+    "gate_each": "gate's skills in turn",
+    "each": "both skills in turn",
+    "sequence": "two requests",
 }
 """Names of `loramix.eval.composed.METHODS` for people."""
 _PAGE = Path(__file__).with_name("report.html.jinja")

@@ -1,4 +1,4 @@
-"""Probabilities of the gate → a mix of skills: top-1, blend, and "none of these".
+"""Probabilities of the gate → a mix of skills: top-1, blend, several in turn, and "none of these".
 
 Pure NumPy. Knows nothing of prompts, packs or llama.cpp; the router picks the policy and words the reason.
 """
@@ -17,8 +17,10 @@ import numpy.typing as npt
 from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
-POLICIES = ("top1", "blend", "base")
-RESERVED_NAMES = frozenset({"base", "top1", "blend", "token", "none"})  # words a user can write for a mix
+POLICIES = ("top1", "blend", "each", "base")
+RESERVED_NAMES = frozenset(
+    {"base", "top1", "blend", "each", "token", "none"}
+)  # words a user can write for a mix
 STEPS = 64  # scales are multiples of 1/64, so that near-equal mixes share one KV cache
 MAX_SCALE = 4.0
 MAX_ACTIVE = 8
@@ -184,6 +186,25 @@ def blend(
     row = _row(probabilities, skills)
     scales = blend_rows(row, threshold=threshold, floor=floor, top_k=top_k)[0]
     return Mix(tuple((name, float(scale)) for name, scale in zip(skills, scales, strict=True) if scale))
+
+
+def each(probabilities: npt.ArrayLike, skills: Sequence[str], *, threshold: float) -> list[Mix]:
+    """The skills that `blend` would mix, one after another at scale 1, the likeliest first.
+
+    Args:
+        probabilities: (K+1,) floats, the last class being the base.
+        skills: the K names, in the gate's order.
+        threshold: least probability, in [0, 1], that the skills need together.
+
+    Returns:
+        One mix or more; the empty one alone where no skill fits.
+
+    Raises:
+        ValueError: shapes that do not fit, or probabilities that are not finite.
+    """
+    blended = blend(probabilities, skills, threshold=threshold).scales
+    likely = dict(zip(skills, np.asarray(probabilities, np.float64), strict=False))
+    return [Mix(((name, 1.0),)) for name in sorted(blended, key=lambda name: -likely[name])] or [Mix.EMPTY]
 
 
 def blend_rows(

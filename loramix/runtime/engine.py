@@ -6,11 +6,10 @@ at a time: a lock keeps threads apart, since a context belongs to one thread at 
 
 from __future__ import annotations
 
-import codecs
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,27 +31,12 @@ from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Route, Router
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.session import ContextPool
+from loramix.runtime.stream import Answer, Stream
 
 _DEFAULT_MAX_TOKENS = 256
 _MAX_STOPS = 16
 
 MixLike = Mix | str | Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer."""
-
-    text: str
-    route: Route
-    usage: dict[str, int]
-    """``prompt_tokens``, ``cached_tokens`` (of the prompt, not decoded again), ``completion_tokens``."""
-    timings: dict[str, float]
-    """Seconds: ``features``, ``gate``, ``first_token`` (from the call on), ``total``."""
-    finish_reason: str
-    """``stop`` (the model or a stop string ended it) or ``length``."""
-    tokens: list[int] = field(default_factory=list, repr=False)
-    """Ids of the answer."""
 
 
 class Engine:
@@ -137,7 +121,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages; the last user's message is what is routed.
-            policy: ``top1``, ``blend`` or ``base``.
+            policy: ``top1``, ``blend``, ``each`` or ``base``.
             mix: a mix that overrides the gate.
 
         Raises:
@@ -179,9 +163,9 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages.
-            policy: ``top1``, ``blend`` or ``base``.
+            policy: ``top1``, ``blend``, ``each`` or ``base``.
             mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
-            max_tokens: longest answer; by default what the skill says.
+            max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.
             **sampling: settings of `Sampling`.
 
@@ -206,8 +190,7 @@ class Engine:
         with self._open():
             route = self._route(messages, policy, mix)
             tokens = self._tokens(messages)
-            longest = max_tokens or self._max_tokens(route.key)
-            return Stream(self, route, tokens, longest, tuple(stop), Sampler(settings), began)
+            return Stream(self, route, tokens, max_tokens, tuple(stop), Sampler(settings), began)
 
     def reload(self) -> bool:
         """Take the pack up as it is on disk now: skills added, replaced or removed, another gate.
@@ -300,7 +283,7 @@ class Engine:
         middle = time.perf_counter()
         route = self.router.decide(features, policy)
         timings = {"features": middle - began, "gate": time.perf_counter() - middle}
-        return Route(route.mix, route.probabilities, route.reason, route.policy, timings)
+        return replace(route, timings=timings)
 
     def _features(self, messages: list[dict[str, str]]) -> npt.NDArray[np.float32]:
         """Features of the last user's message, asked alone: what the gate was trained on."""
@@ -344,75 +327,6 @@ class Engine:
         return max(limits, default=_DEFAULT_MAX_TOKENS)
 
 
-class Stream(Iterator[str]):
-    """Pieces of an answer as they come; made by `Engine.stream`."""
-
-    def __init__(
-        self,
-        engine: Engine,
-        route: Route,
-        prompt: list[int],
-        max_tokens: int,
-        stop: tuple[str, ...],
-        sampler: Sampler,
-        began: float,
-    ) -> None:
-        self.route = route
-        self.answer: Answer | None = None
-        self._engine, self._prompt, self._stop = engine, prompt, stop
-        self._limit, self._sampler, self._began = max_tokens, sampler, began
-        self._pieces: Generator[str, None, None] = self._run()
-
-    def __iter__(self) -> Stream:
-        return self
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def close(self) -> None:
-        """Stop here; what was decoded stays in the cache and is valid."""
-        self._pieces.close()
-
-    def _run(self) -> Generator[str, None, None]:
-        engine, mix = self._engine, self.route.key
-        with engine._open():
-            acts_from = engine._acts_from(mix, self._prompt)
-            logits, cached = engine._logits(mix, self._prompt, acts_from)
-        first = 0.0
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        tokens: list[int] = []
-        text, sent, finish = "", 0, "length"
-        while len(tokens) < self._limit:
-            token = self._sampler.pick(logits, self._prompt + tokens)
-            first = first or time.perf_counter() - self._began
-            if engine.model.is_end(token):
-                finish = "stop"
-                break
-            tokens.append(token)
-            text += decoder.decode(engine.model.piece(token))
-            if (end := _first_stop(text, self._stop)) is not None:
-                text, finish = text[:end], "stop"
-                break
-            safe = len(text) - _held_back(text, self._stop)
-            if safe > sent:
-                yield text[sent:safe]
-                sent = safe
-            if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == self._limit:
-                break
-            with engine._open():
-                logits, _ = engine._logits(mix, self._prompt + tokens, acts_from)
-        if len(text) > sent:
-            yield text[sent:]
-        total = time.perf_counter() - self._began
-        usage = {
-            "prompt_tokens": len(self._prompt),
-            "cached_tokens": cached,
-            "completion_tokens": len(tokens),
-        }
-        timings = {**self.route.timings, "first_token": first, "total": total}
-        self.answer = Answer(text, self.route, usage, timings, finish, tokens)
-
-
 def as_mix(mix: MixLike) -> Mix:
     """A mix from its text, from ``{skill: scale}``, or as it is.
 
@@ -431,16 +345,3 @@ def as_mix(mix: MixLike) -> Mix:
 def _check_range(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UsageError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
-
-
-def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
-    found = [place for word in stop if (place := text.find(word)) >= 0]
-    return min(found, default=None)
-
-
-def _held_back(text: str, stop: tuple[str, ...]) -> int:
-    """Characters at the end that may be the start of a stop text, and so must wait."""
-    return max(
-        (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])),
-        default=0,
-    )

@@ -25,11 +25,13 @@ class Route:
     """Which mix answers a prompt, and why."""
 
     mix: dict[str, float]
-    """``{skill: scale}``; empty for the bare base."""
+    """``{skill: scale}``; empty for the bare base. Where several mixes answer in turn, the first."""
     probabilities: dict[str, float]
     """The gate's probability per skill and for ``base``; empty where no gate was asked."""
     reason: str
     policy: str
+    then: tuple[dict[str, float], ...] = ()
+    """Mixes that answer after it, each on a line of its own."""
     timings: dict[str, float] = field(default_factory=dict, compare=False)
     """Seconds: ``features`` (a pass of the base over the prompt) and ``gate``."""
 
@@ -38,10 +40,21 @@ class Route:
         """The mix as the hashable value that contexts are kept by."""
         return Mix.of(self.mix)
 
+    @property
+    def steps(self) -> tuple[Mix, ...]:
+        """All mixes that answer, in turn."""
+        return (self.key, *map(Mix.of, self.then))
+
+    @property
+    def named(self) -> str:
+        """The mixes in words: ``summarize=1, then sentiment=1``."""
+        return ", then ".join(map(str, self.steps))
+
     def to_json(self) -> dict[str, Any]:
         """JSON-able form."""
         return {
             "mix": self.mix,
+            "then": list(self.then),
             "probabilities": {name: round(p, 4) for name, p in self.probabilities.items()},
             "reason": self.reason,
             "policy": self.policy,
@@ -74,7 +87,7 @@ class Router:
 
         Args:
             features: (D,) float32, as the gate was trained on.
-            policy: ``top1`` or ``blend``.
+            policy: ``top1``, ``blend`` or ``each``.
 
         Raises:
             UsageError: an unknown policy.
@@ -85,17 +98,21 @@ class Router:
             )
         probabilities = self.gate.probabilities(features)
         names, threshold = self.gate.info.skills, self.gate.info.threshold
+        then: list[Mix] = []
         if policy == "top1":
             mix = mixing.top1(probabilities, names, threshold)
         elif policy == "blend":
             mix = mixing.blend(probabilities, names, threshold=threshold)
+        elif policy == "each":
+            mix, *then = mixing.each(probabilities, names, threshold=threshold)
         else:
             raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(mixing.POLICIES)}.")
         table = dict(zip([*names, BASE], map(float, probabilities), strict=True))
-        return Route(mix.scales, table, _reason(mix, table, threshold), policy)
+        reason = _reason(mix, then, table, threshold)
+        return Route(mix.scales, table, reason, policy, tuple(step.scales for step in then))
 
 
-def _reason(mix: Mix, table: dict[str, float], threshold: float) -> str:
+def _reason(mix: Mix, then: Sequence[Mix], table: dict[str, float], threshold: float) -> str:
     skills = {name: p for name, p in table.items() if name != BASE}
     best = max(skills, key=lambda name: skills[name], default="")
     if not mix and table[BASE] >= skills.get(best, 0.0):
@@ -104,6 +121,9 @@ def _reason(mix: Mix, table: dict[str, float], threshold: float) -> str:
         return (
             f"skills reach {1 - table[BASE]:.0%} of the {threshold:.0%} they need, so the bare base answers"
         )
+    if then:
+        parts = " and ".join(f"{name} ({skills[name]:.0%})" for step in (mix, *then) for name in step.scales)
+        return f"{parts} fit, so each answers in turn"
     if len(mix.scales) == 1:
         rest = sorted((n for n in table if n not in mix.scales), key=lambda n: -table[n])[:1]
         other = f"; next is {rest[0]} with {table[rest[0]]:.0%}" if rest else ""

@@ -1,0 +1,149 @@
+"""An answer as it comes, piece by piece: tokens to text, stop texts, one mix after another.
+
+Decoding goes through the engine, which lends its lock for each token.
+"""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from loramix.models.mixing import Mix
+from loramix.runtime.router import Route
+from loramix.runtime.sampling import Sampler
+
+if TYPE_CHECKING:
+    from loramix.runtime.engine import Engine
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer."""
+
+    text: str
+    route: Route
+    usage: dict[str, int]
+    """``prompt_tokens``, ``cached_tokens`` (of the prompt, not decoded again), ``completion_tokens``."""
+    timings: dict[str, float]
+    """Seconds: ``features``, ``gate``, ``first_token`` (from the call on), ``total``."""
+    finish_reason: str
+    """``stop`` (the model or a stop string ended it) or ``length``."""
+    tokens: list[int] = field(default_factory=list, repr=False)
+    """Ids of the answer."""
+
+
+class Stream(Iterator[str]):
+    """Pieces of an answer as they come; made by `Engine.stream`.
+
+    Args:
+        engine: decodes.
+        route: the mixes that answer, one after another, each on a line of its own.
+        prompt: token ids.
+        max_tokens: longest answer in all; None: what each mix says.
+        stop: texts that end the answer.
+        sampler: picks tokens.
+        began: `time.perf_counter` at the call.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        route: Route,
+        prompt: list[int],
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        sampler: Sampler,
+        began: float,
+    ) -> None:
+        self.route = route
+        self.answer: Answer | None = None
+        self._engine, self._prompt, self._stop = engine, prompt, stop
+        self._limit, self._sampler, self._began = max_tokens, sampler, began
+        self._tokens: list[int] = []
+        self._text, self._sent = "", 0
+        self._first, self._cached = 0.0, 0
+        self._pieces: Generator[str, None, None] = self._run()
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        """Stop here; what was decoded stays in the cache and is valid."""
+        self._pieces.close()
+
+    def _run(self) -> Generator[str, None, None]:
+        finish = "stop"
+        steps = self.route.steps
+        for number, mix in enumerate(steps):
+            limit = self._engine._max_tokens(mix)
+            if self._limit is not None:
+                left = self._limit - len(self._tokens)
+                limit = min(limit, left) if len(steps) > 1 else left
+            if not limit:
+                finish = "length"
+                break
+            if number:
+                self._text += "\n"
+            ended = yield from self._say(mix, limit)
+            if ended == "stop":
+                finish = "stop"
+                break
+            finish = "length" if "length" in (ended, finish) else "stop"
+        if len(self._text) > self._sent:
+            yield self._text[self._sent :]
+        total = time.perf_counter() - self._began
+        usage = {
+            "prompt_tokens": len(self._prompt),
+            "cached_tokens": self._cached,
+            "completion_tokens": len(self._tokens),
+        }
+        timings = {**self.route.timings, "first_token": self._first, "total": total}
+        self.answer = Answer(self._text, self.route, usage, timings, finish, self._tokens)
+
+    def _say(self, mix: Mix, limit: int) -> Generator[str, None, str]:
+        """One mix's answer; what ended it: ``end`` (the model), ``stop`` (a stop text) or ``length``."""
+        engine = self._engine
+        with engine._open():
+            acts_from = engine._acts_from(mix, self._prompt)
+            logits, cached = engine._logits(mix, self._prompt, acts_from)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        tokens: list[int] = []
+        while True:
+            token = self._sampler.pick(logits, self._prompt + tokens)
+            if not self._first:
+                self._first, self._cached = time.perf_counter() - self._began, cached
+            if engine.model.is_end(token):
+                return "end"
+            tokens.append(token)
+            self._tokens.append(token)
+            self._text += decoder.decode(engine.model.piece(token))
+            if (end := _first_stop(self._text, self._stop)) is not None:
+                self._text = self._text[:end]
+                return "stop"
+            safe = len(self._text) - _held_back(self._text, self._stop)
+            if safe > self._sent:
+                yield self._text[self._sent : safe]
+                self._sent = safe
+            if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == limit:
+                return "length"
+            with engine._open():
+                logits, _ = engine._logits(mix, self._prompt + tokens, acts_from)
+
+
+def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
+    found = [place for word in stop if (place := text.find(word)) >= 0]
+    return min(found, default=None)
+
+
+def _held_back(text: str, stop: tuple[str, ...]) -> int:
+    """Characters at the end that may be the start of a stop text, and so must wait."""
+    return max(
+        (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])),
+        default=0,
+    )
