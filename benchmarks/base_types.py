@@ -18,7 +18,8 @@ import click
 import numpy as np
 
 from loramix.convert.base import requantize
-from loramix.runtime.llama import Context, Model
+from loramix.runtime.context import Context
+from loramix.runtime.llama import Model
 from loramix.train.data import read_rows, take
 
 TYPES = {

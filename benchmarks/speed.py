@@ -28,8 +28,9 @@ from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import write_text
+from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, machine
-from loramix.runtime.llama import Context, Model
+from loramix.runtime.llama import Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.tokenize import header
 

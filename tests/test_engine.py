@@ -12,7 +12,7 @@ import pytest
 
 from loramix import Engine, Mix
 from loramix.errors import InvalidPrompt, NativeError, UnknownSkill, UsageError
-from loramix.runtime.llama import Context
+from loramix.runtime.context import Context
 
 LONG = "the quick brown fox jumps over the lazy dog and then some more of it"
 MIXES = ["base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5", "sentiment=0.25", "summarize=2"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loramix.models.mixing import Mix
-from loramix.runtime.llama import Context
+from loramix.runtime.context import Context
 from loramix.runtime.session import WORTH_SAVING, ContextPool, SavedStore, reuse
 
 MIXES = [Mix.parse(text) for text in ("base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5")]

@@ -47,7 +47,8 @@ def llama_logits(
     Returns:
         (T, V) float32 and ids for each text.
     """
-    from loramix.runtime.llama import Context, Model
+    from loramix.runtime.context import Context
+    from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
 
     _, shape = read_base(base)

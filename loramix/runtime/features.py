@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from loramix.errors import NativeError, Unsupported
 from loramix.paths import atomic_write
-from loramix.runtime.llama import Context
+from loramix.runtime.context import Context
 
 POOLINGS = ("last", "mean", "last+mean")
 

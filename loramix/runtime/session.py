@@ -12,7 +12,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from loramix.models.mixing import Mix
-from loramix.runtime.llama import Adapter, Context, Model, Saved
+from loramix.runtime.context import Context, Saved
+from loramix.runtime.llama import Adapter, Model
 
 WORTH_SAVING = 32  # tokens; fewer are decoded again sooner than they are copied out and back
 

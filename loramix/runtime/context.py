@@ -1,0 +1,265 @@
+"""A llama.cpp context: one sequence under one mix, its KV, and the hidden states that the gate reads.
+
+Knows tokens, positions and logits; knows nothing of skills, gates or chat. A batch longer than ``n_batch``
+kills the process, so prompts go in chunks; the KV of one mix must never meet another's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidPrompt, NativeError
+from loramix.runtime.llama import Adapter, C, Model, why
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A context's tokens with their KV, copied out; fits any context of the same model, mix and taps."""
+
+    tokens: tuple[int, ...]
+    kv: npt.NDArray[np.uint8] = field(repr=False)
+    states: dict[int, npt.NDArray[np.float32]] = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.kv.nbytes + sum(rows.nbytes for rows in self.states.values())
+
+
+class Context:
+    """One sequence under one mix: its tokens, and the KV that belongs to exactly them.
+
+    Args:
+        model: the base.
+        mix: adapters with their scales; only `become` changes it, so KV cannot cross mixes.
+        n_ctx: most tokens held.
+        n_threads: threads for decoding and for prompts.
+        taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
+        exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
+
+    Raises:
+        NativeError: no memory, or llama.cpp refuses.
+    """
+
+    N_BATCH = 512
+
+    def __init__(
+        self,
+        model: Model,
+        mix: Sequence[tuple[Adapter, float]] = (),
+        *,
+        n_ctx: int = 2048,
+        n_threads: int = 2,
+        taps: Sequence[int] = (),
+        exact: bool = False,
+    ) -> None:
+        self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
+        self.adapters: list[Adapter] = []
+        self.tokens: list[int] = []
+        self.acts_from = 0  # the bare base's KV before, see `adopt`
+        # (n_ctx, D) per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
+        self._states = {layer: np.zeros((n_ctx, model.n_embd), np.float32) for layer in self.taps}
+        parameters = C.llama_context_default_params()
+        parameters.n_ctx = n_ctx
+        parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
+        parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
+        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.no_perf = True
+        if exact:
+            parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
+            parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._batch: Any = None
+        with model.lock:
+            self.pointer = C.llama_init_from_model(model.pointer, parameters)
+            if not self.pointer:
+                raise NativeError(f"llama.cpp cannot make a context of {n_ctx} tokens{why()}; ask for fewer.")
+            self._batch = C.llama_batch_init(int(parameters.n_batch), 0, 1)
+            self._memory = C.llama_get_memory(self.pointer)
+            for layer in self.taps:
+                if not 0 <= layer < model.n_layer:  # n_layer itself aborts the process
+                    raise NativeError(
+                        f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}."
+                    )
+                _tap(self.pointer, layer)
+            model.contexts.add(self)
+            self._set_adapters(mix)
+
+    def become(self, mix: Sequence[tuple[Adapter, float]]) -> None:
+        """Serve another mix from now on; all tokens are forgotten first, so that KV cannot cross mixes.
+
+        Args:
+            mix: adapters with their scales.
+        """
+        self.truncate(0)
+        self.acts_from = 0
+        with self.model.lock:
+            self._set_adapters(mix)
+
+    def _set_adapters(self, mix: Sequence[tuple[Adapter, float]]) -> None:
+        if mix:  # llama.cpp aborts on no adapters with a count, and has none to begin with
+            handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
+            scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
+            C.llama_set_adapters_lora(self.pointer, handles, len(mix), scales)
+        elif self.adapters:
+            C.llama_set_adapters_lora(self.pointer, None, 0, None)
+        self.adapters = [adapter for adapter, _ in mix]
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens from position ``length`` on."""
+        if length < len(self.tokens):
+            if not C.llama_memory_seq_rm(self._memory, 0, length, -1):
+                C.llama_memory_clear(self._memory, True)
+                length = 0
+            del self.tokens[length:]
+
+    def save(self) -> Saved:
+        """Copy out the tokens held, their KV and tapped states.
+
+        Raises:
+            NativeError: llama.cpp refuses.
+        """
+        states = {layer: self.states(layer).copy() for layer in self.taps}
+        return Saved(tuple(self.tokens), self._get_kv(), states)
+
+    def restore(self, saved: Saved) -> None:
+        """Hold what `save` copied out instead of what is held now.
+
+        Args:
+            saved: of this model and mix, with the same taps.
+
+        Raises:
+            NativeError: llama.cpp refuses; the context is empty then.
+        """
+        self._set_kv(saved.kv, saved.tokens)
+        for layer, rows in saved.states.items():
+            self._states[layer][: len(rows)] = rows
+
+    def adopt(self, other: Context, length: int) -> None:
+        """Hold the first tokens of another context with its KV; for late adapters, which act behind them.
+
+        Args:
+            other: of the same model, usually the bare base's; this one has no taps.
+            length: tokens, at most as many as the other holds.
+
+        Raises:
+            NativeError: llama.cpp refuses; the context is empty then.
+        """
+        self._set_kv(other._get_kv(), other.tokens)
+        self.truncate(length)
+        self.acts_from = length
+
+    def _get_kv(self) -> npt.NDArray[np.uint8]:
+        with self.model.lock:
+            size = C.llama_state_seq_get_size(self.pointer, 0)
+            kv = np.empty(size, np.uint8)
+            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, 0)
+        if done != size:
+            raise NativeError(f"llama.cpp could not copy the KV of {len(self.tokens)} tokens{why()}.")
+        return kv
+
+    def _set_kv(self, kv: npt.NDArray[np.uint8], tokens: Sequence[int]) -> None:
+        self.truncate(0)
+        with self.model.lock:
+            done = C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, 0)
+        if done != kv.nbytes:
+            C.llama_memory_clear(self._memory, True)
+            raise NativeError(f"llama.cpp could not restore the KV of {len(tokens)} tokens{why()}.")
+        self.tokens = list(tokens)
+
+    def states(self, layer: int) -> npt.NDArray[np.float32]:
+        """Inputs of a tapped layer for all tokens held, (T, D) float32; a view, valid until the next call."""
+        return self._states[layer][: len(self.tokens)]
+
+    def decode(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Append tokens and run the model on them.
+
+        Args:
+            tokens: ids, at least one; all within the context's room.
+
+        Returns:
+            Logits after the last token, (V,) float32, a copy.
+
+        Raises:
+            InvalidPrompt: more tokens than the context holds.
+            NativeError: llama.cpp fails, or the logits are not finite (the KV is cleared then).
+        """
+        if len(self.tokens) + len(tokens) > self.n_ctx:
+            raise InvalidPrompt(
+                f"prompt and answer need {len(self.tokens) + len(tokens)} tokens; "
+                f"the context holds {self.n_ctx}: shorten the prompt or give --ctx more."
+            )
+        size = min(self.N_BATCH, self.n_ctx)
+        for start in range(0, len(tokens), size):
+            chunk = tokens[start : start + size]
+            self._decode_chunk(chunk)
+            for layer, states in self._states.items():
+                rows = _tapped(self.pointer, layer)
+                view = np.ctypeslib.as_array(rows, shape=(len(chunk), self.model.n_embd))
+                states[len(self.tokens) - len(chunk) : len(self.tokens)] = view
+        row = C.llama_get_logits_ith(self.pointer, -1)
+        logits = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
+        if not np.isfinite(logits).all():
+            self.truncate(0)
+            names = ", ".join(adapter.name for adapter in self.adapters) or "the bare base"
+            raise NativeError(
+                f"the model gave numbers that are not finite under {names}; run 'loramix pack check'."
+            )
+        return logits
+
+    def _decode_chunk(self, chunk: Sequence[int]) -> None:
+        batch = self._batch
+        batch.n_tokens = len(chunk)
+        position = len(self.tokens)
+        for i, token in enumerate(chunk):
+            batch.token[i] = token
+            batch.pos[i] = position + i
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = 0
+            batch.logits[i] = i == len(chunk) - 1
+        with self.model.lock:
+            code = C.llama_decode(self.pointer, batch)
+        if code != 0:
+            self.truncate(0)
+            raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
+        self.tokens += chunk
+
+    def close(self) -> None:
+        """Free the context; may be called again."""
+        with self.model.lock:
+            if self.pointer:
+                C.llama_batch_free(self._batch)
+                C.llama_free(self.pointer)
+                self.pointer = None
+                self.model.contexts.discard(self)
+
+
+def _bytes(array: npt.NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any:
+    for name in names:
+        if (function := getattr(C._lib, name, None)) is not None:
+            function.argtypes, function.restype = arguments, result
+            return function
+    raise NativeError("this llama.cpp has no layer tap; install llama-cpp-python==0.3.36.")
+
+
+def _tap(context: Any, layer: int) -> None:
+    """Keep a layer's input (src/llama-ext.h, llama_set_embeddings_layer_inp)."""
+    names = ("llama_set_embeddings_layer_inp", "_Z30llama_set_embeddings_layer_inpP13llama_contextjb")
+    arguments = [C.llama_context_p_ctypes, ctypes.c_uint32, ctypes.c_bool]
+    _extension(names, arguments, None)(context, layer, True)
+
+
+def _tapped(context: Any, layer: int) -> Any:
+    """Rows of a tapped layer for all tokens of the last batch (llama_get_embeddings_layer_inp)."""
+    names = ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj")
+    arguments = [C.llama_context_p_ctypes, ctypes.c_uint32]
+    return _extension(names, arguments, ctypes.POINTER(ctypes.c_float))(context, layer)
