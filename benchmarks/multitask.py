@@ -35,6 +35,7 @@ from loramix.paths import write_text
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.lora import train_skill
+from loramix.train.metrics import kept
 from loramix.train.recipe import Lora, Recipe, Source, Training, load_recipe, shipped
 
 NAME = "multitask"
@@ -84,7 +85,7 @@ def rows_of(recipe: Recipe, rows: Sequence[Row], share: float, dev: int = 50) ->
         source = row.source if row.source in recipe.instructions else "any"
         return replace(row, source=f"{recipe.name}/{source}")
 
-    train = take(rows, "train")
+    train = take(kept(rows, recipe), "train")
     count = round(share * recipe.training.epochs * len(train))
     return [named(row) for row in [*itertools.islice(itertools.cycle(train), count), *take(rows, "dev", dev)]]
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
 from loramix.train.data import Row
-from loramix.train.metrics import NAMES, bootstrap, estimate, measure, share
+from loramix.train.metrics import NAMES, bootstrap, estimate, kept, measure, share
+from loramix.train.recipe import load_recipe
 
 
 def value(name: str, pairs: list[tuple[str, str]], labels: tuple[str, ...] = ()) -> float:
@@ -116,3 +118,16 @@ def test_perfect_answers_score_highest(name: str) -> None:
     found = estimate(measure(name, ("spam",)), [target], [row])
     assert found.value == pytest.approx(100 if name == "chrf" else 1)
     assert estimate(measure(name, ("spam",)), ["~"], [row]).value < 0.01
+
+
+def test_keep_drops_training_rows_that_fall_short() -> None:
+    facts = "name[The Mill], eatType[pub], area[riverside]"
+    rows = [
+        Row(split, facts, target, "", (target,))
+        for split in ("train", "dev")
+        for target in ("The Mill is a pub on the riverside.", "The Mill is a pub.")
+    ]
+    recipe = msgspec.structs.replace(load_recipe("facts"), keep="slot_recall")
+    assert kept(rows, recipe) == [rows[0], rows[2], rows[3]]
+    assert kept(rows, msgspec.structs.replace(recipe, keep=None)) == rows
+    assert recipe.fingerprint() != msgspec.structs.replace(recipe, keep=None).fingerprint()

@@ -27,6 +27,7 @@ from loramix.train.data import Example, Row, batches, micro_batches, prompts, ta
 from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
 from loramix.train.late import late_states
+from loramix.train.metrics import kept
 from loramix.train.recipe import Recipe
 
 
@@ -96,7 +97,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.base = recipe, out, base
         self.settings = recipe.training
-        train_rows = take(rows, "train", max_rows, self.settings.seed)
+        train_rows = take(kept(rows, recipe), "train", max_rows, self.settings.seed)
         dev_rows = take(rows, "dev", self.settings.dev_rows, self.settings.seed)
         epochs = math.ceil(self.settings.epochs)
         # every epoch asks in other words; dev keeps one phrasing a row

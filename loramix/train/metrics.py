@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.train.data import Row
+from loramix.train.recipe import Recipe
 
 Floats = npt.NDArray[np.float64]
 
@@ -258,3 +259,21 @@ def measure(name: str, labels: Sequence[str] = ()) -> Measure:
     if name == "positive_f1":
         return Measure(partial(_of_labels, labels[-1:]), f1)
     return MEASURES[name]
+
+
+def kept(rows: Sequence[Row], recipe: Recipe) -> list[Row]:
+    """Rows without those of ``train`` whose own target falls short of the recipe's ``keep``.
+
+    Args:
+        rows: of all splits.
+        recipe: names the measure, or none.
+    """
+    if recipe.keep is None:
+        return list(rows)
+    judge = measure(recipe.keep, recipe.labels)
+
+    def perfect(row: Row) -> bool:
+        value = judge.value(np.asarray(judge.counts(row.target, row), np.float64))
+        return bool(value >= (100 if recipe.keep == "chrf" else 1))
+
+    return [row for row in rows if row.split != "train" or perfect(row)]

@@ -19,6 +19,7 @@ from loramix.paths import sha256_file, write_text
 from loramix.train.card import write_card
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.lora import Progress, train_skill
+from loramix.train.metrics import kept
 from loramix.train.recipe import Recipe
 
 DONE = "done.json"
@@ -83,9 +84,10 @@ def train_pack(
         if not _is_done(run, key):
             rows = read_rows(file)
             result = train_skill(recipe, rows, base_path, run, resume=True, report=forward)
+            seen = math.ceil(result.steps * recipe.training.batch_size)
             done = {
                 "key": key,
-                "rows": min(len(take(rows, "train")), math.ceil(result.steps * recipe.training.batch_size)),
+                "rows": min(len(take(kept(rows, recipe), "train")), seen),
                 "dev_loss": result.dev_loss,
                 "dev_exact": result.dev_exact,
             }

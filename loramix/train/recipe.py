@@ -92,6 +92,8 @@ class Recipe(_Table, frozen=True):
     """Longest answer of the skill at run time."""
     example: str = ""
     """A prompt that shows the skill."""
+    keep: MeasureName | None = None
+    """Train only on rows whose own target is perfect by this measure, e.g. sentences that say all facts."""
     activation: Literal["always", "answer"] = "always"
     """Where the adapter acts: on all tokens, or from the answer's header on (see `loramix.train.late`)."""
     lora: Lora = Lora()
@@ -100,7 +102,8 @@ class Recipe(_Table, frozen=True):
     def fingerprint(self) -> str:
         """What decides a training's result: a new description or example changes no adapter."""
         late = ("answer",) if self.activation == "answer" else ()
-        return repr((self.name, self.instructions, self.lora, self.training, *late))
+        kept = (self.keep,) if self.keep else ()
+        return repr((self.name, self.instructions, self.lora, self.training, *late, *kept))
 
 
 RECIPES = Path(__file__).parent / "recipes"
