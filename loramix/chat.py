@@ -14,7 +14,7 @@ from loramix.runtime.router import Route
 HELP = """\
 /skill NAME     answer with this skill until /policy is given
 /mix a=1,b=0.5  answer with this mix
-/policy NAME    let the gate choose again: top1, blend, each; or base
+/policy NAME    let the gate choose again: top1, blend, each, token; or base
 /why            why the last answer came from the mix it did
 /history        the conversation so far
 /reset          begin anew
@@ -27,7 +27,7 @@ class Chat:
     Args:
         engine: answers.
         system: system message, if any.
-        policy: ``top1``, ``blend``, ``each`` or ``base``.
+        policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
         mix: a fixed mix instead of the gate.
         **options: as `Engine.stream` takes them.
     """

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loramix.runtime.stream import Answer
 
 DEFAULT_PACK = "smollm2-135m"
-POLICIES = ("top1", "blend", "each", "base")  # those of models.mixing, which would load NumPy
+POLICIES = ("top1", "blend", "each", "token", "base")  # those of models.mixing, which would load NumPy
 
 
 class Group(click.Group):
@@ -181,10 +181,12 @@ def echo_route(chosen: Route) -> None:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """An answer as a JSON object."""
+    """An answer as a JSON object; where the mix changed on the way, with each token's."""
+    moved = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
     return {
         "text": answer.text,
         "route": answer.route.to_json(),
+        **moved,
         "usage": answer.usage,
         "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},
         "finish_reason": answer.finish_reason,

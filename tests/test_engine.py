@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import threading
 from pathlib import Path
@@ -149,6 +150,31 @@ def test_each_likely_skill_answers_in_turn(tiny_engine: Any, monkeypatch: pytest
     assert (stopped.text, stopped.finish_reason) == (first.text[:2], "stop")
     across = tiny_engine.generate(LONG, policy="each", stop=["\n" + second.text[:2]])
     assert (across.text, across.finish_reason) == (first.text, "stop")
+
+
+def test_token_wise_routing_follows_the_gate(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token is what its mix says behind all tokens before it, and the mix is what the gate read."""
+    readings = iter([[0.45, 0.45, 0.1], *[[0.98, 0.01, 0.01]] * 6, *[[0.0, 0.9, 0.1]] * 40])
+    gate = type(tiny_engine.router.gate)
+    monkeypatch.setattr(gate, "probabilities", lambda self, features: np.array(next(readings)))
+    answer = tiny_engine.generate(LONG, policy="token", max_tokens=20)
+    both, one, other = (Mix.parse(t) for t in ("sentiment=0.5,summarize=0.5", "sentiment", "summarize"))
+    assert len(answer.mixes) == len(answer.tokens) == 20
+    assert [mix for mix, _ in itertools.groupby(answer.mixes)] == [both, one, both, other]
+    prompt = tiny_engine._tokens([{"role": "user", "content": LONG}])
+    for i, (token, mix) in enumerate(zip(answer.tokens, answer.mixes, strict=True)):
+        logits, _ = tiny_engine._logits(mix, prompt + answer.tokens[:i], 0)
+        assert int(logits.argmax()) == token
+    assert "token by token" in answer.route.reason
+
+
+def test_token_wise_routing_of_one_skill_is_top1(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = type(tiny_engine.router.gate)
+    monkeypatch.setattr(gate, "probabilities", lambda self, features: np.array([0.05, 0.9, 0.05]))
+    answer = tiny_engine.generate(LONG, policy="token")
+    assert answer.route.mix == {"summarize": 1.0}
+    assert answer.tokens == tiny_engine.generate(LONG, mix="summarize").tokens
+    assert set(answer.mixes) == {Mix.parse("summarize")}
 
 
 def test_seeds_repeat_and_differ(tiny_engine: Any) -> None:

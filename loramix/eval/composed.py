@@ -24,7 +24,7 @@ from loramix.train.metrics import Estimate, bootstrap, measure, normal, share
 from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-METHODS = ("base", "top1", "uniform", "gate", "oracle", "gate_each", "each", "sequence")
+METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "gate_each", "each", "sequence")
 VALENCE = {
     "joy": "positive",
     "sadness": "negative",
@@ -255,6 +255,7 @@ def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str,
         "top1": lambda case: bench.routed(case.prompt, "top1", limit),
         "uniform": lambda case: bench.mixed(case.prompt, {a: 0.5, b: 0.5}, limit),
         "gate": lambda case: bench.routed(case.prompt, "blend", limit),
+        "token": lambda case: bench.routed(case.prompt, "token", limit),
         "oracle": lambda case: bench.mixed(case.prompt, best, limit),
         "gate_each": lambda case: bench.routed(case.prompt, "each", limit),
         "each": each,

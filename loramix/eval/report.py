@@ -18,6 +18,7 @@ METHODS = {
     "top1": "top-1",
     "uniform": "uniform blend",
     "gate": "gate's blend",
+    "token": "token by token",
     "oracle": "best blend found on dev",
     "gate_each": "gate's skills in turn",
     "each": "both skills in turn",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
-POLICIES = ("top1", "blend", "each", "base")
+POLICIES = ("top1", "blend", "each", "token", "base")
 RESERVED_NAMES = frozenset(
     {"base", "top1", "blend", "each", "token", "none"}
 )  # words a user can write for a mix

@@ -41,6 +41,7 @@ class Context:
         n_ctx: most tokens held.
         n_threads: threads for decoding and for prompts.
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
+        history: keep it for all tokens, else for the last one alone.
         exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
 
     Raises:
@@ -57,14 +58,16 @@ class Context:
         n_ctx: int = 2048,
         n_threads: int = 2,
         taps: Sequence[int] = (),
+        history: bool = True,
         exact: bool = False,
     ) -> None:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
         self.adapters: list[Adapter] = []
         self.tokens: list[int] = []
         self.acts_from = 0  # the bare base's KV before, see `adopt`
-        # (n_ctx, D) per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
-        self._states = {layer: np.zeros((n_ctx, model.n_embd), np.float32) for layer in self.taps}
+        # per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
+        self.history, rows = history, n_ctx if history else 1
+        self._states = {layer: np.zeros((rows, model.n_embd), np.float32) for layer in self.taps}
         parameters = C.llama_context_default_params()
         parameters.n_ctx = n_ctx
         parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
@@ -124,7 +127,7 @@ class Context:
         Raises:
             NativeError: llama.cpp refuses.
         """
-        states = {layer: self.states(layer).copy() for layer in self.taps}
+        states = {layer: self.states(layer).copy() for layer in self.taps if self.history}
         return Saved(tuple(self.tokens), self._get_kv(), states)
 
     def restore(self, saved: Saved) -> None:
@@ -144,7 +147,7 @@ class Context:
         """Hold the first tokens of another context with its KV; for late adapters, which act behind them.
 
         Args:
-            other: of the same model, usually the bare base's; this one has no taps.
+            other: of the same model, usually the bare base's; this one keeps no history of states.
             length: tokens, at most as many as the other holds.
 
         Raises:
@@ -173,7 +176,10 @@ class Context:
         self.tokens = list(tokens)
 
     def states(self, layer: int) -> npt.NDArray[np.float32]:
-        """Inputs of a tapped layer for all tokens held, (T, D) float32; a view, valid until the next call."""
+        """Inputs of a tapped layer, (T, D) float32, for all tokens held or for the last one decoded alone.
+
+        A view, valid until the next call.
+        """
         return self._states[layer][: len(self.tokens)]
 
     def decode(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -201,7 +207,10 @@ class Context:
             for layer, states in self._states.items():
                 rows = _tapped(self.pointer, layer)
                 view = np.ctypeslib.as_array(rows, shape=(len(chunk), self.model.n_embd))
-                states[len(self.tokens) - len(chunk) : len(self.tokens)] = view
+                if self.history:
+                    states[len(self.tokens) - len(chunk) : len(self.tokens)] = view
+                else:
+                    states[0] = view[-1]
         row = C.llama_get_logits_ith(self.pointer, -1)
         logits = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
         if not np.isfinite(logits).all():

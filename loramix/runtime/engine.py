@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.validate import check_adapter, read_base
-from loramix.errors import InvalidArtifact, InvalidMix, InvalidPrompt, UsageError, WrongBase
+from loramix.errors import InvalidArtifact, InvalidMix, InvalidPrompt, Unsupported, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
@@ -32,6 +32,7 @@ from loramix.runtime.router import Route, Router
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.session import ContextPool
 from loramix.runtime.stream import Answer, Stream
+from loramix.runtime.tokenwise import CONTEXTS
 
 _DEFAULT_MAX_TOKENS = 256
 _MAX_STOPS = 16
@@ -121,7 +122,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages; the last user's message is what is routed.
-            policy: ``top1``, ``blend``, ``each`` or ``base``.
+            policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
             mix: a mix that overrides the gate.
 
         Raises:
@@ -163,7 +164,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages.
-            policy: ``top1``, ``blend``, ``each`` or ``base``.
+            policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
             mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
             max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.
@@ -278,10 +279,18 @@ class Engine:
             raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}.")
         if policy == "base" or (not self.router.skills):
             return self.router.fixed(Mix.EMPTY)
+        gate = self.router.gate
+        if policy == "token" and gate is not None and gate.info.pooling != "last":
+            raise Unsupported(
+                f"the gate of {self.pack.name} reads {gate.info.pooling!r}, not the last token alone, which token-wise "
+                "routing needs; use another policy."
+            )
         began = time.perf_counter()
         features = self._features(messages)
         middle = time.perf_counter()
         route = self.router.decide(features, policy)
+        if policy == "token" and len(route.mix) > 1:
+            self._pool.size = max(self._pool.size, CONTEXTS)
         timings = {"features": middle - began, "gate": time.perf_counter() - middle}
         return replace(route, timings=timings)
 
@@ -321,6 +330,13 @@ class Engine:
         """Logits behind tokens under a mix, and how many were cached; another call may have used the context."""
         context, start, cached = self._pool.prepare(mix, tokens, acts_from)
         return context.decode(tokens[start:]), cached
+
+    def _reading(self, mix: Mix) -> dict[str, float]:
+        """What the gate says to the last token that a mix decoded, by skill."""
+        gate = self.router.gate
+        assert gate is not None
+        states = pool(self._pool.get(mix), gate.info.layers, "last")
+        return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
 
     def _max_tokens(self, mix: Mix) -> int:
         limits = [self.pack.skill(name).max_tokens for name in mix.scales]

@@ -87,7 +87,7 @@ class Router:
 
         Args:
             features: (D,) float32, as the gate was trained on.
-            policy: ``top1``, ``blend`` or ``each``.
+            policy: ``top1``, ``blend``, ``each`` or ``token``.
 
         Raises:
             UsageError: an unknown policy.
@@ -101,14 +101,17 @@ class Router:
         then: list[Mix] = []
         if policy == "top1":
             mix = mixing.top1(probabilities, names, threshold)
-        elif policy == "blend":
-            mix = mixing.blend(probabilities, names, threshold=threshold)
+        elif policy in ("blend", "token"):
+            top_k = mixing.GATE_TOP_K if policy == "blend" else 2
+            mix = mixing.blend(probabilities, names, threshold=threshold, top_k=top_k)
         elif policy == "each":
             mix, *then = mixing.each(probabilities, names, threshold=threshold)
         else:
             raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(mixing.POLICIES)}.")
         table = dict(zip([*names, BASE], map(float, probabilities), strict=True))
         reason = _reason(mix, then, table, threshold)
+        if policy == "token" and len(mix.scales) > 1:
+            reason += " to begin with, then token by token"
         return Route(mix.scales, table, reason, policy, tuple(step.scales for step in then))
 
 

@@ -82,7 +82,7 @@ class ContextPool:
         adapters: gives what acts as a mix does.
         n_ctx: tokens per context.
         n_threads: threads per decode.
-        taps: layers the bare base's context keeps for the gate.
+        taps: layers that contexts keep for the gate.
         size: most contexts, the base's included; each costs its KV in memory.
         saved_bytes: most bytes of KV that is copied out.
     """
@@ -99,7 +99,8 @@ class ContextPool:
         saved_bytes: int = 64 * 2**20,
     ) -> None:
         self._model, self._adapters = model, adapters
-        self._n_ctx, self._n_threads, self._taps, self._size = n_ctx, n_threads, taps, max(2, size)
+        self._n_ctx, self._n_threads, self._taps = n_ctx, n_threads, taps
+        self.size = max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
         self.saved = SavedStore(saved_bytes)
 
@@ -113,7 +114,7 @@ class ContextPool:
             self._contexts.move_to_end(mix)
             return self._contexts[mix]
         others = [known for known in self._contexts if known]
-        if mix and len(others) >= self._size - 1:  # never the bare base's: the gate reads it
+        if mix and len(others) >= self.size - 1:  # never the bare base's: the gate reads it
             self._keep(others[0], self._contexts[others[0]])
             context = self._contexts.pop(others[0])
             try:
@@ -123,8 +124,14 @@ class ContextPool:
                 context.close()
                 raise
         else:
-            acting, taps = self._adapters(mix), () if mix else self._taps
-            context = Context(self._model, acting, n_ctx=self._n_ctx, n_threads=self._n_threads, taps=taps)
+            context = Context(
+                self._model,
+                self._adapters(mix),
+                n_ctx=self._n_ctx,
+                n_threads=self._n_threads,
+                taps=self._taps,
+                history=not mix,  # of other mixes token-wise routing reads the last token alone
+            )
         self._contexts[mix] = context
         return context
 
@@ -177,7 +184,7 @@ class ContextPool:
         return list(self._contexts)
 
     def drop(self, skills: Collection[str], *, taps: Sequence[int]) -> None:
-        """Free the contexts that these skills act in, and all of the bare base's where it needs other taps.
+        """Free the contexts that these skills act in, and all contexts where the gate needs other taps.
 
         Args:
             skills: names; their adapters can be freed afterwards.
@@ -187,7 +194,7 @@ class ContextPool:
         self._taps = tuple(taps)
 
         def stale(mix: Mix) -> bool:
-            return not mix.scales.keys().isdisjoint(skills) if mix else other_taps
+            return other_taps or not mix.scales.keys().isdisjoint(skills)
 
         for mix in [mix for mix in self._contexts if stale(mix)]:
             self._contexts.pop(mix).close()

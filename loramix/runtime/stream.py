@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from loramix.models.mixing import Mix
 from loramix.runtime.router import Route
 from loramix.runtime.sampling import Sampler
+from loramix.runtime.tokenwise import TokenMixer
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
@@ -33,6 +34,8 @@ class Answer:
     """``stop`` (the model or a stop string ended it) or ``length``."""
     tokens: list[int] = field(default_factory=list, repr=False)
     """Ids of the answer."""
+    mixes: list[Mix] = field(default_factory=list, repr=False)
+    """The mix that chose each token; the same one throughout but under the policies ``each`` and ``token``."""
 
 
 class Stream(Iterator[str]):
@@ -63,6 +66,7 @@ class Stream(Iterator[str]):
         self._engine, self._prompt, self._stop = engine, prompt, stop
         self._limit, self._sampler, self._began = max_tokens, sampler, began
         self._tokens: list[int] = []
+        self._mixes: list[Mix] = []
         self._text, self._sent = "", 0
         self._first, self._cached = 0.0, 0
         self._pieces: Generator[str, None, None] = self._run()
@@ -104,11 +108,14 @@ class Stream(Iterator[str]):
             "completion_tokens": len(self._tokens),
         }
         timings = {**self.route.timings, "first_token": self._first, "total": total}
-        self.answer = Answer(self._text, self.route, usage, timings, finish, self._tokens)
+        self.answer = Answer(self._text, self.route, usage, timings, finish, self._tokens, self._mixes)
 
     def _say(self, mix: Mix, limit: int) -> Generator[str, None, str]:
         """One mix's answer; what ended it: ``end`` (the model), ``stop`` (a stop text) or ``length``."""
         engine = self._engine
+        moving = TokenMixer(mix) if self.route.policy == "token" and len(mix.scales) > 1 else None
+        if moving:
+            mix = moving.mix
         with engine._open():
             acts_from = engine._acts_from(mix, self._prompt)
             logits, cached = engine._logits(mix, self._prompt, acts_from)
@@ -122,6 +129,7 @@ class Stream(Iterator[str]):
                 return "end"
             tokens.append(token)
             self._tokens.append(token)
+            self._mixes.append(mix)
             self._text += decoder.decode(engine.model.piece(token))
             if (end := _first_stop(self._text, self._stop)) is not None:
                 self._text = self._text[:end]
@@ -133,6 +141,9 @@ class Stream(Iterator[str]):
             if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == limit:
                 return "length"
             with engine._open():
+                if moving:
+                    mix = moving.follow(engine._reading(mix))
+                    acts_from = engine._acts_from(mix, self._prompt)
                 logits, _ = engine._logits(mix, self._prompt + tokens, acts_from)
 
 
