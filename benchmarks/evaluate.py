@@ -173,14 +173,16 @@ def _multitask(found: Mapping[str, Any], section: Mapping[str, Any] | None) -> l
     if section is None:
         return []
     lines = _section(
-        "One adapter for all skills",
+        "One adapter for many skills",
         section,
         f"{section['what']}",
         "",
-        "| skill | test set | measure | its own adapter | one for all | rows |",
+        "| skill | test set | measure | its own adapter | one for these | rows |",
         "|---|---|---|---|---|---|",
     )
     for skill, name, measure, part in first_measures(found):
+        if skill not in section["skills"]:
+            continue
         other = section["skills"][skill][name][measure]
         own = figure(part["pinned"][measure])
         lines.append(f"| {skill} | {name} | {measure} | {own} | {figure(other)} | {other['rows']} |")

@@ -1,6 +1,6 @@
-"""One LoRA for all skills: as many parameters as the pack's adapters together, all their training rows.
+"""One LoRA for many skills: as many parameters as their adapters together, all their training rows.
 
-    python benchmarks/multitask.py train --data DATA/skills --out RUN [--share 1.0]
+    python benchmarks/multitask.py train --data DATA/skills --out RUN [--skill NAME]… [--share 1.0]
     python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
 
 The rival that needs no gate. Every skill brings the rows that its own adapter saw, or a share of them, in the
@@ -49,10 +49,10 @@ LORA = Lora(
 """The shape of most of the pack's adapters, at rank 1."""
 
 
-def rank_for(pack: Pack, base: Path) -> int:
-    """The rank at which one adapter of the shape of `LORA` has as many parameters as all of a pack's together."""
+def rank_for(pack: Pack, base: Path, skills: Sequence[str]) -> int:
+    """The rank at which one adapter of the shape of `LORA` has as many parameters as a pack's for some skills."""
     shape = read_base(base)[1]
-    contents = ((skill.name, pack.adapter_bytes(skill.name)) for skill in pack.skills)
+    contents = ((name, pack.adapter_bytes(name)) for name in skills)
     total = sum(check_adapter(content, shape, name).n_params for name, content in contents)
     layers = {f"blk.{layer}" for layer in LORA.layers(shape.n_layer)}
     sizes = [sum(size) for name, size in shape.tensors.items() if ".".join(name.split(".")[:2]) in layers]
@@ -102,21 +102,23 @@ OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
 @main.command()
 @DATA
 @OUT
+@click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-def train(data: Path, out: Path, share: float) -> None:
+def train(data: Path, out: Path, skills: tuple[str, ...], share: float) -> None:
     """Train it; killed, the same command goes on."""
-    recipes = [load_recipe(name) for name in shipped()]
+    recipes = [load_recipe(name) for name in skills or shipped()]
     rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)), share)]
     random.Random(0).shuffle(rows)
 
     base = bases.resolve(bases.DEFAULT)
-    recipe = merged(recipes, rank_for(Pack.load(bases.DEFAULT), base))
+    names = [recipe.name for recipe in recipes]
+    recipe = merged(recipes, rank_for(Pack.load(bases.DEFAULT), base, names))
     n_train = sum(row.split == "train" for row in rows)
     what = (
-        f"Rank {recipe.lora.r:g}, as many parameters as the twelve adapters together, one pass over "
+        f"Rank {recipe.lora.r}, as many parameters as the {len(names)} adapters together, one pass over "
         f"{n_train} rows: {share:.0%} of what the adapters saw."
     )
-    write_text(out / WHAT, json.dumps({"what": what}))
+    write_text(out / WHAT, json.dumps({"what": what, "names": names}))
     with Display() as display:
         result = train_skill(recipe, rows, base, out, resume=True, report=display.update)
     click.echo(f"{result.directory}: dev loss {result.dev_loss:.4f}")
@@ -129,6 +131,7 @@ def train(data: Path, out: Path, share: float) -> None:
 def score_command(data: Path, out: Path, rows: int | None) -> None:
     """Answer all test sets with it."""
     base = bases.resolve(bases.DEFAULT)
+    run = json.loads((out / WHAT).read_text())
     with tempfile.TemporaryDirectory() as directory:
         adapter, pack = out / "adapter.gguf", Path(directory) / NAME
         digest = bases.digest(base)
@@ -140,7 +143,7 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
             AnswerStore(out / "answers.jsonl") as store,
             Engine(Pack.load(pack)) as engine,
         ):
-            for name in shipped():
+            for name in run["names"]:
                 recipe = load_recipe(name)
                 parts = parts_of(recipe, read_rows(data_file(data, name)), rows)
                 found[name] = {}
@@ -149,7 +152,7 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
                     given = store.answers(engine, prompts, mix=f"{NAME}=1", max_tokens=recipe.max_tokens)
                     found[name][part.name] = score(recipe, [answer.text for answer in given], part.rows)
                 click.echo(f"{name}: {found[name]}")
-    save("multitask", {"skills": found, **json.loads((out / WHAT).read_text())})
+    save("multitask", {"skills": found, "what": run["what"]})
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import click
 from loramix.errors import LoramixError
 from loramix.models.mixing import POLICIES, Mix
 from loramix.runtime.engine import Engine
-from loramix.runtime.router import Route
+from loramix.runtime.router import DEFAULT, Route
 
 HELP = """\
 /skill NAME     answer with this skill until /policy is given
@@ -37,7 +37,7 @@ class Chat:
         engine: Engine,
         *,
         system: str | None = None,
-        policy: str = "top1",
+        policy: str = DEFAULT,
         mix: str | None = None,
         **options: Any,
     ) -> None:

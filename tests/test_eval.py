@@ -137,7 +137,11 @@ def test_scores_of_a_skill(tiny_engine: Any, tmp_path: Path) -> None:
     hits = [text.strip().rstrip(".").casefold() == "good" for text in pinned]
     assert found["pinned"]["accuracy"]["value"] == pytest.approx(np.mean(hits))
     assert found["pinned"]["accuracy"]["rows"] == 6 and found["base"]["accuracy"]["rows"] == 2
-    assert found["routed_right"] == pytest.approx(np.mean([a.route.mix == {"sentiment": 1} for a in routed]))
+    right = [a.route.mix == {"sentiment": 1} and not a.route.then for a in routed]
+    assert found["routed_right"] == pytest.approx(np.mean(right))
+    assert found["routed"]["accuracy"]["value"] == pytest.approx(
+        np.mean([a.text.strip().rstrip(".").casefold() == "good" for a in routed])
+    )
     assert len(ticks) == 6 + 6 + 2 + 2
 
 
@@ -186,13 +190,15 @@ def sets_of(sets: dict[str, list[Question]]) -> list[tuple[str, str]]:
 def test_figures_of_the_gate_by_hand() -> None:
     group = [Question("a", "x", "a"), Question("b", "base", "b"), Question("c", "x", "c")]
     table = np.asarray([[0.9, 0.1], [0.9, 0.1], [0.31, 0.69]])
-    found = Decisions(["x", "base"], {"s": group}, {"s": ["x", "x", "base"]}, {"s": table})
+    chosen, doubled = ["x", "x", "base"], [True, False, False]
+    found = Decisions(["x", "base"], {"s": group}, {"s": chosen}, {"s": doubled}, {"s": table})
     result = summarize(found)
     assert result["sets"]["s"]["value"] == pytest.approx(1 / 3)
     assert result["confusion"] == {"x": {"x": 1, "base": 1}, "base": {"x": 1, "base": 0}}
     # two at 0.9 of which one is right, one at 0.69 that is wrong
     assert result["calibration"]["error"] == pytest.approx((2 * 0.4 + 0.69) / 3)
     assert result["lost"] == 0.5
+    assert result["doubled"] == pytest.approx(1 / 3)
     assert [row[1:] for row in result["errors"]] == [["x", "b"], ["base", "c"]]
 
 

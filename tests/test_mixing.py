@@ -252,7 +252,8 @@ def test_each_by_hand() -> None:
     def names(row: list[float], threshold: float = 0.5) -> list[str]:
         return [str(mix) for mix in each(row, SKILLS, threshold=threshold)]
 
-    assert names([0.2, 0.6, 0.1, 0.1]) == ["summarize=1", "sentiment=1"]
+    assert names([0.3, 0.6, 0.05, 0.05]) == ["summarize=1", "sentiment=1"]
+    assert names([0.29, 0.6, 0.05, 0.06]) == ["summarize=1"]
     assert names([0.7, 0.1, 0.1, 0.1]) == ["sentiment=1"]
     assert names([0.3, 0.1, 0.1, 0.5], 0.6) == ["base"]
 

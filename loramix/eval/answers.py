@@ -13,6 +13,7 @@ from loramix.errors import UsageError
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.runtime.engine import Engine
+from loramix.runtime.router import DEFAULT
 
 Prompt = str | Sequence[Mapping[str, str]]
 
@@ -38,6 +39,8 @@ class Chosen:
     """What the gate said to a prompt."""
 
     mix: dict[str, float]
+    then: list[dict[str, float]]
+    """Mixes that would answer after it."""
     probabilities: dict[str, float]
 
 
@@ -106,10 +109,10 @@ class AnswerStore:
 
         def find() -> dict[str, Any]:
             found = engine.route(prompt)
-            return {"mix": found.mix, "probabilities": found.probabilities}
+            return {"mix": found.mix, "then": list(found.then), "probabilities": found.probabilities}
 
         gate = engine.pack.manifest.gate
-        return Chosen(**self._once([prompt, "route", gate and gate.sha256], find))
+        return Chosen(**self._once([prompt, "route", DEFAULT, gate and gate.sha256], find))
 
     def _once(self, named: Any, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = hashlib.sha256(json.dumps(named, ensure_ascii=False).encode()).hexdigest()[:24]

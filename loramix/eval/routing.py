@@ -116,6 +116,8 @@ class Decisions:
     """The skills, and ``base``."""
     sets: dict[str, list[Question]]
     chosen: dict[str, list[str]]
+    doubled: dict[str, list[bool]]
+    """Whether a second skill would answer too."""
     probabilities: dict[str, npt.NDArray[np.float64]]
     """(questions, K+1) by set."""
 
@@ -136,16 +138,18 @@ def decide_all(
     """
     classes = [*engine.router.skills, BASE]
     chosen: dict[str, list[str]] = {}
+    doubled: dict[str, list[bool]] = {}
     probabilities = {}
     for name, group in sets.items():
-        chosen[name], table = [], []
+        chosen[name], doubled[name], table = [], [], []
         for question in group:
             found = store.route(engine, question.text)
             chosen[name].append(next(iter(found.mix), BASE))
+            doubled[name].append(bool(found.then))
             table.append([found.probabilities[c] for c in classes])
             tick()
         probabilities[name] = np.asarray(table, np.float64)
-    return Decisions(classes, {n: list(g) for n, g in sets.items()}, chosen, probabilities)
+    return Decisions(classes, {n: list(g) for n, g in sets.items()}, chosen, doubled, probabilities)
 
 
 def summarize(found: Decisions) -> dict[str, Any]:
@@ -153,7 +157,8 @@ def summarize(found: Decisions) -> dict[str, Any]:
 
     Returns:
         ``sets`` ({name: value, low, high, rows}), ``groups`` (the same of sets together, see `by_group`),
-        ``lost`` (share of skill prompts sent to the base), ``confusion`` (rows: wanted, columns: chosen),
+        ``lost`` (share of skill prompts sent to the base), ``doubled`` (share of all prompts, none of which asks
+        for two skills, that two would answer), ``confusion`` (rows: wanted, columns: chosen),
         ``calibration`` (expected calibration error of the likeliest class, and its bins), ``errors``.
     """
     sets = {}
@@ -173,6 +178,7 @@ def summarize(found: Decisions) -> dict[str, Any]:
         "sets": sets,
         "groups": by_group(sets),
         "lost": sum(sent) / max(1, sum(asked)),
+        "doubled": float(np.mean(np.concatenate(list(found.doubled.values())))),
         "confusion": confusion,
         "calibration": calibration(found),
         "errors": errors,

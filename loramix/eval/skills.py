@@ -201,15 +201,15 @@ def _part(
 def _both(
     engine: Engine, store: AnswerStore, recipe: Recipe, prompts: Sequence[str], tick: Callable[[], None]
 ) -> tuple[list[str], list[str], float]:
-    """Answers with the adapter pinned and as the gate routes, and how often it chose that very mix."""
+    """Answers with the adapter pinned and as the gate routes, and how often it chose that very mix alone."""
     pinned = store.answers(engine, prompts, mix=str(Mix.of({recipe.name: 1.0})), tick=tick)
     routed, right = [], 0
     for prompt, given in zip(prompts, pinned, strict=True):
-        found = store.route(engine, prompt).mix
-        same = found == given.mix
+        found = store.route(engine, prompt)
+        same = found.mix == given.mix and not found.then
         right += same
         # the same mix gives the same greedy answer: only a row that went elsewhere is answered again
-        other = given if same else store.answer(engine, prompt, mix=str(Mix.of(found)))
+        other = given if same else store.answer(engine, prompt)
         routed.append(other.text)
         tick()
     return [given.text for given in pinned], routed, right / len(prompts)

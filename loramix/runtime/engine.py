@@ -28,7 +28,7 @@ from loramix.runtime.cpu import default_threads
 from loramix.runtime.features import pool
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
-from loramix.runtime.router import Route, Router
+from loramix.runtime.router import DEFAULT, Route, Router
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.session import ContextPool
 from loramix.runtime.stream import Answer, Stream
@@ -116,13 +116,13 @@ class Engine:
         return cls(Pack.load(name_or_directory), **options)
 
     def route(
-        self, prompt: str | Sequence[Message], *, policy: str = "top1", mix: MixLike | None = None
+        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT, mix: MixLike | None = None
     ) -> Route:
         """Choose the mix for a prompt, without answering.
 
         Args:
             prompt: text, or OpenAI-style messages; the last user's message is what is routed.
-            policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
+            policy: see `Router.decide`; or ``base``.
             mix: a mix that overrides the gate.
 
         Raises:
@@ -154,7 +154,7 @@ class Engine:
         self,
         prompt: str | Sequence[Message],
         *,
-        policy: str = "top1",
+        policy: str = DEFAULT,
         mix: MixLike | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
@@ -164,7 +164,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages.
-            policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
+            policy: see `Router.decide`; or ``base``.
             mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
             max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.

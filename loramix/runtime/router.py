@@ -18,6 +18,7 @@ from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 
 BASE = "base"
+DEFAULT = "each"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,9 @@ class Router:
 
         Args:
             features: (D,) float32, as the gate was trained on.
-            policy: ``top1``, ``blend``, ``each`` or ``token``.
+            policy: ``each``, the default, the likeliest skill, and where a second one is likely too, it answers
+                after that on a line of its own; ``top1``, the likeliest skill alone; ``blend``, the likely ones mixed
+                in proportion; ``token``, two of them mixed as the gate reads each token.
 
         Raises:
             UsageError: an unknown policy.
