@@ -28,9 +28,10 @@ from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
 from loramix.train import checkpoint
 from loramix.train import recipe as recipes
 from loramix.train.data import Example, batches, micro_batches, read_rows
+from loramix.train.examples import common_prefix, cut
 from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import autocast_dtype, digest, load_base
-from loramix.train.lora import attach, common_prefix, cut, train_skill
+from loramix.train.lora import attach, train_skill
 from loramix.train.recipe import load_recipe
 
 pytestmark = pytest.mark.train

@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from loramix.errors import Busy, InvalidData, UsageError
+from loramix.errors import Busy, UsageError
 from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
 from loramix.train.data import Example, Row, batches, micro_batches, prompts, take
+from loramix.train.examples import common_prefix, header_of, tokenize
 from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
 from loramix.train.late import late_states
@@ -109,7 +110,7 @@ class _Run:
         self.epochs = [examples[i * n : (i + 1) * n] for i in range(epochs)]
         self.dev = examples[epochs * n :]
         self.prefix = common_prefix(examples)
-        self.header = _header(base) if recipe.activation == "answer" else []
+        self.header = header_of(base) if recipe.activation == "answer" else []
         self.per_epoch = math.ceil(n / self.settings.batch_size)
         self.steps = max(1, round(self.per_epoch * self.settings.epochs))
 
@@ -303,66 +304,3 @@ def attach(base: Any, recipe: Recipe) -> Any:
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model
-
-
-def common_prefix(examples: Sequence[Example]) -> int:
-    """Length in tokens of what all prompts begin with: the chat template's system message, as a rule."""
-    first = examples[0].ids
-    shared = min(len(example.ids) - example.n_answer - 1 for example in examples)
-    for example in examples:
-        differs = np.nonzero(example.ids[:shared] != first[:shared])[0]
-        shared = int(differs[0]) if len(differs) else shared
-    return max(shared, 0)
-
-
-def tokenize(base: Path, asked: Sequence[str], answers: Sequence[str], max_length: int) -> list[Example]:
-    """Token ids of prompts with answers, from the runtime (GGUF) or the tokenizer (directory).
-
-    Raises:
-        InvalidData: an example is longer than ``max_length``.
-    """
-    rows = [{"prompt": prompt, "answer": answer} for prompt, answer in zip(asked, answers, strict=True)]
-    if base.is_file():
-        from loramix.runtime.tokenize import tokenize_rows
-
-        pairs, _ = tokenize_rows(base, rows)
-    else:
-        pairs = _tokenize_directory(base, rows)
-    examples = [Example(ids, n) for ids, n in pairs]
-    long = sum(len(example.ids) > max_length for example in examples)
-    if long > len(examples) // 20:
-        raise InvalidData(
-            f"{long} of {len(examples)} rows are longer than max_length = {max_length} tokens; raise it."
-        )
-    return [cut(example, max_length) for example in examples]
-
-
-def _header(base: Path) -> list[int]:
-    """What the base's template puts behind a user's text: two prompts that end differently show it."""
-    from loramix.runtime.tokenize import header
-
-    first, second = tokenize(base, ["a", "b"], ["x", "x"], 1 << 20)
-    return header(first.ids[: -first.n_answer].tolist(), second.ids[: -second.n_answer].tolist())
-
-
-def cut(example: Example, max_length: int) -> Example:
-    """Shorten a long example by taking tokens out of its prompt's middle; instruction ends and answer stay."""
-    surplus = len(example.ids) - max_length
-    if surplus <= 0:
-        return example
-    middle = (len(example.ids) - example.n_answer) // 2
-    keep = np.r_[0 : middle - surplus // 2, middle - surplus // 2 + surplus : len(example.ids)]
-    return Example(example.ids[keep], example.n_answer)
-
-
-def _tokenize_directory(base: Path, rows: list[dict[str, str]]) -> list[tuple[Any, int]]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(str(base))
-    pairs = []
-    for row in rows:
-        messages = [{"role": "user", "content": row["prompt"]}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        pairs.append((np.asarray([*prompt, *answer], np.int32), len(answer)))
-    return pairs
