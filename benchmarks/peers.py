@@ -1,0 +1,212 @@
+"""A whole request, prompt to last token, beside other ways to run a LoRA skill on this CPU; ratios inside one run.
+
+    python benchmarks/peers.py --out peers.json [--rounds 7]
+
+Each peer lives in a process of its own and waits while another answers. In a round all get the same request, a
+text that none has seen, so that no cache helps; the ratio is the median over rounds. Everybody answers greedily
+with the same adapter, at most 24 tokens. Loramix chooses the skill itself; the others are told.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loramix.models import bases
+from loramix.pack import Pack
+from loramix.paths import write_text
+from loramix.runtime.cpu import default_threads, machine
+
+MAX_TOKENS = 24
+SKILLS = {
+    "sentiment": "Is this review positive or negative?\n{}",
+    "summarize": "Summarize in one sentence:\n{}",
+    "translate_fr": "Translate into French: {}",
+}
+PEERS = ("loramix", "loramix, skill named", "llama-cpp-python", "PEFT float32", "PEFT bfloat16")
+VOCABULARY = (
+    "harbour museum opened wing friday ships bottles sailors town children build film starts slowly last half hour "
+    "battery screen camera tent rain snow years library sunday closed soup waited cold nobody sorry market clock "
+    "village weather fine people tickets hall holds story drags ending actors music light garden winter train late"
+)
+
+Answer = Callable[[str, str], str]
+
+
+def text(seed: int, count: int) -> str:
+    """Words in a random order: a text that no cache knows."""
+    rng, words = random.Random(seed), VOCABULARY.split()
+    return " ".join(rng.choice(words) for _ in range(count)).capitalize() + "."
+
+
+def with_loramix(named: bool) -> Answer:
+    """Loramix, routed or with the mix given."""
+    from loramix import Engine
+
+    engine = Engine.open()
+
+    def answer(skill: str, prompt: str) -> str:
+        options: dict[str, Any] = {"mix": skill} if named else {"policy": "top1"}
+        return engine.generate(prompt, max_tokens=MAX_TOKENS, **options).text
+
+    return answer
+
+
+def with_llama_cpp_python() -> Answer:
+    """llama-cpp-python's own class: one adapter an object, so an object for each skill."""
+    from llama_cpp import Llama
+
+    pack = Pack.load(bases.DEFAULT)
+    made = {
+        name: Llama(
+            model_path=str(bases.resolve(bases.DEFAULT)),
+            lora_path=str(pack.adapter_path(name)),
+            n_ctx=512,
+            n_threads=default_threads(),
+            n_threads_batch=default_threads(),
+            verbose=False,
+        )
+        for name in SKILLS
+    }
+
+    def answer(skill: str, prompt: str) -> str:
+        messages: Any = [{"role": "user", "content": prompt}]
+        found: Any = made[skill].create_chat_completion(messages, max_tokens=MAX_TOKENS, temperature=0.0)
+        return str(found["choices"][0]["message"]["content"])
+
+    return answer
+
+
+def with_peft(kind: str) -> Answer:
+    """transformers with all adapters in memory, PEFT choosing among them."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    from loramix.convert.peft import export_peft
+    from loramix.convert.validate import read_base
+    from loramix.train.frozen import load_base, quiet
+
+    torch.set_num_threads(default_threads())
+    pack, base = Pack.load(bases.DEFAULT), bases.resolve(bases.DEFAULT)
+    tokenizer = AutoTokenizer.from_pretrained(str(base.parent), gguf_file=base.name)
+    model: Any = None
+    with tempfile.TemporaryDirectory() as directory, quiet():
+        for name in SKILLS:
+            peft = Path(directory) / name
+            export_peft(pack.adapter_bytes(name), read_base(base)[1], peft, name)
+            if model is None:
+                model = PeftModel.from_pretrained(load_base(base), str(peft), adapter_name=name)
+            else:
+                model.load_adapter(str(peft), adapter_name=name)
+    model.to(getattr(torch, kind))
+    model.eval()
+
+    def answer(skill: str, prompt: str) -> str:
+        model.set_adapter(skill)
+        messages = [{"role": "user", "content": prompt}]
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        with torch.inference_mode():
+            out = model.generate(**ids, max_new_tokens=MAX_TOKENS, do_sample=False)
+        return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    return answer
+
+
+def serve(peer: str) -> None:
+    """Answer requests from stdin, a JSON object a line, until it ends."""
+    makers: dict[str, Callable[[], Answer]] = {
+        "loramix": lambda: with_loramix(False),
+        "loramix, skill named": lambda: with_loramix(True),
+        "llama-cpp-python": with_llama_cpp_python,
+        "PEFT float32": lambda: with_peft("float32"),
+        "PEFT bfloat16": lambda: with_peft("bfloat16"),
+    }
+    answer = makers[peer]()
+    for line in sys.stdin:
+        request = json.loads(line)
+        began = time.perf_counter()
+        found = answer(request["skill"], request["prompt"])
+        seconds = time.perf_counter() - began
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps({"seconds": seconds, "text": found, "memory_mb": memory}), flush=True)
+
+
+def compare(rounds: int) -> dict[str, Any]:
+    """Ask all peers in turn.
+
+    Args:
+        rounds: requests a skill that count; one before them does not.
+
+    Returns:
+        By peer the median ``ms``, the median ``ratio`` to Loramix routed, peak ``memory_mb``, and how often its
+        text is Loramix's.
+    """
+    command = [sys.executable, __file__, "--serve"]
+    running = {
+        peer: subprocess.Popen([*command, peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for peer in PEERS
+    }
+
+    def ask(peer: str, request: Mapping[str, str]) -> dict[str, Any]:
+        child = running[peer]
+        assert child.stdin and child.stdout
+        child.stdin.write(json.dumps(request) + "\n")
+        child.stdin.flush()
+        found: dict[str, Any] = json.loads(child.stdout.readline())
+        return found
+
+    table: list[dict[str, dict[str, Any]]] = []
+    for number in range(rounds + 1):
+        for skill, template in SKILLS.items():
+            request = {"skill": skill, "prompt": template.format(text(number, 60))}
+            row = {peer: ask(peer, request) for peer in PEERS}
+            if number:
+                table.append(row)
+        click.echo(f"round {number} of {rounds}", err=True)
+    for child in running.values():
+        child.communicate()
+    first = PEERS[0]
+    return {
+        peer: {
+            "ms": 1000 * statistics.median(row[peer]["seconds"] for row in table),
+            "ratio": statistics.median(row[peer]["seconds"] / row[first]["seconds"] for row in table),
+            "memory_mb": max(row[peer]["memory_mb"] for row in table),
+            "same_text": statistics.mean(
+                row[peer]["text"].strip() == row[first]["text"].strip() for row in table
+            ),
+        }
+        for peer in PEERS
+    }
+
+
+@click.command()
+@click.option("--rounds", default=7, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path))
+@click.option("--serve", "peer", type=click.Choice(PEERS), hidden=True)
+def main(rounds: int, out: Path | None, peer: str | None) -> None:
+    """Measure, and write JSON."""
+    if peer:
+        serve(peer)
+        return
+    found = {"machine": machine(), "peers": compare(rounds)}
+    if out:
+        write_text(out, json.dumps(found, indent=1) + "\n")
+    click.echo(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
