@@ -32,6 +32,13 @@ from loramix.cli_train import PATH, training_extra
     show_default=True,
     help="A kind of composed prompt.",
 )
+@click.option(
+    "--grid-rows",
+    type=click.IntRange(1),
+    default=12,
+    show_default=True,
+    help="The same, of dev, at each point of the grid of blends.",
+)
 @click.option("--peft", type=PATH, help="Run directories of training: compare with PyTorch too.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
 @click.option(
@@ -47,6 +54,7 @@ def evaluate(
     rows: int | None,
     few: int,
     composed_rows: int,
+    grid_rows: int,
     peft: Path | None,
     threads: int | None,
     out: Path,
@@ -72,6 +80,7 @@ def evaluate(
             limit=rows,
             few=few,
             composed_limit=composed_rows,
+            grid_limit=grid_rows,
             peft=peft,
             n_threads=threads,
             report=display.update,

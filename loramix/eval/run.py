@@ -44,6 +44,7 @@ def evaluate_pack(
     limit: int | None = None,
     few: int = 200,
     composed_limit: int = 60,
+    grid_limit: int = 12,
     peft: Path | None = None,
     report: Say = lambda what, done, total: None,
     **engine_options: Any,
@@ -63,6 +64,7 @@ def evaluate_pack(
         peft: run directories of training, ``NAME/adapter`` each: adapters before conversion. A skill without
             a directory there is not compared.
         composed_limit: most prompts a kind of composed prompt.
+        grid_limit: most of these, of ``dev``, at each point of the grid of blends.
         report: told how far it is.
         **engine_options: of `Engine`.
 
@@ -123,11 +125,9 @@ def evaluate_pack(
             found["routing"]["rival"] = rival(collect(needed, data_dir, none_files), sets)
             found["routing"]["rival_groups"] = routing.by_group(found["routing"]["rival"])
         if "composed" in parts and (together := unseen.get("composed")):
-            total = n_composed(recipes, rows, together, limit=composed_limit)
-            tick = _counter("composed", total, report)
-            found["composed"] = evaluate_composed(
-                engine, store, recipes, rows, together, limit=composed_limit, tick=tick
-            )
+            limits = {"limit": composed_limit, "grid_limit": grid_limit}
+            tick = _counter("composed", n_composed(recipes, rows, together, **limits), report)
+            found["composed"] = evaluate_composed(engine, store, recipes, rows, together, **limits, tick=tick)
     path = out / REPORT
     write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return path
