@@ -68,8 +68,11 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--pack", default="smollm2-135m", show_default=True)
 @click.option("--max-rows", default=4000, show_default=True)
+@click.option(
+    "--per-template", default=3, show_default=True, help="Texts put into each phrasing of the others."
+)
 @click.option("--rows", default=100, show_default=True, help="Test rows that the new skill answers.")
-def main(data: Path, out: Path, pack: str, max_rows: int, rows: int) -> None:
+def main(data: Path, out: Path, pack: str, max_rows: int, per_template: int, rows: int) -> None:
     """Measure, and write into results.json."""
     source = Pack.load(pack)
     base = bases.resolve(source.manifest.base.name)
@@ -80,7 +83,9 @@ def main(data: Path, out: Path, pack: str, max_rows: int, rows: int) -> None:
     known = [skill.name for skill in source.skills]
     recipes = {name: recipe_beside(data / "skills", name) for name in known}
     test = {n: take(read_rows(data_file(data / "skills", n)), "test") for n in known}
-    sets = routing.questions(recipes, test, routing.read_held_out(HERE / "heldout.toml"), [])
+    sets = routing.questions(
+        recipes, test, routing.read_held_out(HERE / "heldout.toml"), [], per_template=per_template
+    )
     sets = {name: group for name, group in sets.items() if not name.startswith(routing.NONE)}
     old = [question for group in sets.values() for question in group]
     german = take(everything, "test", max(rows, 6 * len(HELD_OUT)))

@@ -34,6 +34,7 @@ VALENCE = {
 }
 JOINED = 4  # review sentences make a review that is worth a summary
 LONGEST = 900  # characters of a text
+MAX_TOKENS = 96  # of an answer; blends that have lost the thread would go on much longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +206,8 @@ class Bench:
 
     def limit(self, kind: Kind) -> int:
         """Tokens of an answer with both parts."""
-        return self.recipes[kind.first].max_tokens + self.recipes[kind.second].max_tokens
+        both = self.recipes[kind.first].max_tokens + self.recipes[kind.second].max_tokens
+        return min(MAX_TOKENS, both)
 
     def gold(self, kind: Kind, case: Case) -> dict[str, Row]:
         """References of each part; the specialist's answer where there is no gold."""
