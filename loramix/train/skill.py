@@ -26,10 +26,11 @@ from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train.card import write_card
 from loramix.train.data import Row
-from loramix.train.gate import converted, describe, gate_info, groups_of, select, targets_of
+from loramix.train.gate import converted, groups_of, select, targets_of
 from loramix.train.gate_bank import Bank
 from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, templates_of
-from loramix.train.gate_fit import ensemble, fit, folds, train
+from loramix.train.gate_extend import extend, fit_column, kept_logits, moved_probabilities
+from loramix.train.gate_fit import folds
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import RECIPES, Recipe, Source, load_recipe
 
@@ -191,7 +192,7 @@ def remove(directory: Path, name: str, out: Path, say: Callable[[str], None] = l
     left = [skill.name for skill in pack.skills if skill.name != name]
     if bank is None or old is None or not left:
         return remove_skill(directory, name)
-    return remove_skill(directory, name, gate=_fit(bank.without(name), old, pack, out, say))
+    return remove_skill(directory, name, gate=_fit(bank.without(name), old, BASE, pack, out, say))
 
 
 def _bank(pack: Pack) -> Bank | None:
@@ -199,11 +200,15 @@ def _bank(pack: Pack) -> Bank | None:
     return None if data is None else Bank.from_bytes(data, str(pack.directory / "gate-features.npz"))
 
 
-def _fit(bank: Bank, old: NumpyGate, pack: Pack, out: Path, say: Callable[[str], None]) -> NewGate:
-    info = gate_info(bank.classes[:-1], old.info.layers, old.info.pooling, pack.manifest.base.sha256)
+def _fit(
+    bank: Bank, old: NumpyGate, changed: str, pack: Pack, out: Path, say: Callable[[str], None]
+) -> NewGate:
     out.mkdir(parents=True, exist_ok=True)
-    gate, scores = train(bank.components, bank.targets, bank.groups, info, projection=bank.projection)
-    say(f"gate: {describe(scores)}")
+    gate, changes = extend(old, bank, bank.classes.index(changed))
+    say(
+        f"gate: in phrasings that the change was not fitted on, {changes.own:.1%} of the prompts for {changed} "
+        f"are decided right, and {changes.others:.1%} of all others as before"
+    )
     return NewGate(converted(gate, out)[0], bank.to_bytes())
 
 
@@ -224,10 +229,10 @@ def _extended(
         compute(base, [p.text for p in prompts], old.info.layers), old.info.layers, old.info.pooling
     )
     longer = bank.extended(features, targets_of(prompts, classes[:-1]), groups_of(prompts), classes)
-    keep = uncontradicted(longer, recipe.name, len(bank.codes))
+    keep = uncontradicted(longer, old, recipe.name, len(bank.codes))
     if not keep.all():
         say(f"{int((~keep).sum())} prompts that were for no skill look like this one now, and are left out")
-    return _fit(longer.of_rows(keep), old, pack, out, say)
+    return _fit(longer.of_rows(keep), old, recipe.name, pack, out, say)
 
 
 def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
@@ -271,13 +276,14 @@ def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, se
     return prompts
 
 
-def uncontradicted(bank: Bank, skill: str, old: int) -> npt.NDArray[np.bool_]:
+def uncontradicted(bank: Bank, gate: NumpyGate, skill: str, old: int) -> npt.NDArray[np.bool_]:
     """Which prompts to keep: one that was for no skill and now looks like the new one was a request for it.
 
     "Translate this into German" is for none until a skill for it comes; nobody has the old texts to relabel.
 
     Args:
         bank: with the new skill's prompts behind the old ones.
+        gate: does not know the new skill.
         skill: the new skill.
         old: how many prompts there were before.
 
@@ -287,26 +293,17 @@ def uncontradicted(bank: Bank, skill: str, old: int) -> npt.NDArray[np.bool_]:
     place, base = bank.classes.index(skill), len(bank.classes) - 1
     new = np.arange(len(bank.codes)) >= old
     was_none = (bank.targets[:, base] > 0.999) & ~new
-    info = gate_info(bank.classes[:-1], [0], "last", "0" * 64)
-    components, targets, fold = bank.components, bank.targets, folds(bank.groups)
+    logits, components, fold = kept_logits(gate, bank), bank.components, folds(bank.groups)
     keep = np.ones(len(new), bool)
     for i in range(int(fold.max(initial=0)) + 1):
         judged = (fold == i) & was_none
         if judged.any():
-            # the judge sees no request for none: only what each skill's prompts look like, and the new ones
+            # the judge sees half of the requests for none: not too sure that a new wish was for none
             seen = ~was_none & (fold != i) | was_none & (fold != i) & (np.arange(len(new)) % 2 == 0)
-            gate = fit(components[seen], targets[seen], info, one_scale=True, seed=i)
-            table = ensemble(_logits(gate, components[judged]), 1.0)
+            column = fit_column(logits[seen], components[seen], bank.targets[seen], place, seed=i)
+            table = moved_probabilities(logits[judged], column, components[judged], place, 1.0)
             keep[np.flatnonzero(judged)] = table[:, place] < CONTRADICTED
     return keep
-
-
-def _logits(gate: object, components: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    import torch
-
-    with torch.no_grad():
-        found: npt.NDArray[np.float32] = gate(torch.from_numpy(components)).numpy()  # type: ignore[operator]
-    return found
 
 
 def check_import(path: Path) -> None:
