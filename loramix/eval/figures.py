@@ -112,14 +112,19 @@ def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]
         found: as `skills` takes it.
         skill_bytes: size of each skill's adapter file.
     """
-    figure = Figure(figsize=(5.4, 3.6))
+    figure = Figure(figsize=(5.4, 4.4))
     axes = figure.add_subplot()
+    points = []
     for skill, parts in found.items():
         part = next(iter(parts.values()))
         gain = main_estimate(part["pinned"])["value"] - main_estimate(part["base_5shot"])["value"]
-        place = (skill_bytes[skill] / 1e6, gain)
-        axes.scatter(*place, color=ACCENT)
-        axes.annotate(skill, place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=INK)
+        points.append((gain, skill_bytes[skill] / 1e6, skill))
+    free: dict[int, float] = {}
+    for gain, size, skill in sorted(points):
+        axes.scatter(size, gain, color=ACCENT)
+        height = max(gain, free.get(round(size), -1.0))  # names of adapters of a size stand above each other
+        free[round(size)] = height + 0.055
+        axes.annotate(skill, (size + 0.07, height), va="center", fontsize=8, color=INK)
     axes.axhline(0, color=SOFT, linewidth=1)
     axes.set(xlabel="adapter, MB", ylabel="gain over the 5-shot base")
     axes.margins(0.25)
