@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PACK = "smollm2-135m"
 POLICIES = ("top1", "blend", "each", "token", "base")  # those of models.mixing, which would load NumPy
+policy_option = click.option("--policy", type=click.Choice(POLICIES), default="each", show_default=True)
 
 
 class Group(click.Group):
@@ -82,7 +83,7 @@ def answer_options(command: Any) -> Any:
         click.option(
             "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
         ),
-        click.option("--policy", type=click.Choice(POLICIES), default="each", show_default=True),
+        policy_option,
     ):
         command = option(command)
     return command
@@ -144,7 +145,7 @@ def run(
 @main.command()
 @click.argument("prompt", nargs=-1)
 @engine_options
-@click.option("--policy", type=click.Choice(POLICIES), default="each", show_default=True)
+@policy_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
 def route(
     prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool

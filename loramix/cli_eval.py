@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from loramix.cli_train import PATH, training_extra
+
+
+def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option for how many rows a part takes."""
+    return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=what)
 
 
 @click.command("eval")
@@ -18,27 +24,9 @@ from loramix.cli_train import PATH, training_extra
 @click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
 @click.option("--only", type=click.Choice(["skills", "routing", "composed"]), help="Only this part.")
 @click.option("--rows", type=click.IntRange(1), help="Rows of a test set at most; by default all.")
-@click.option(
-    "--few",
-    type=click.IntRange(1),
-    default=200,
-    show_default=True,
-    help="Rows of a test set for the bare base, for unseen phrasings, and for PyTorch.",
-)
-@click.option(
-    "--composed-rows",
-    type=click.IntRange(1),
-    default=60,
-    show_default=True,
-    help="A kind of composed prompt.",
-)
-@click.option(
-    "--grid-rows",
-    type=click.IntRange(1),
-    default=12,
-    show_default=True,
-    help="The same, of dev, at each point of the grid of blends.",
-)
+@at_most("--few", 200, "Rows of a test set for the bare base, for unseen phrasings, and for PyTorch.")
+@at_most("--composed-rows", 60, "A kind of composed prompt.")
+@at_most("--grid-rows", 12, "The same, of dev, at each point of the grid of blends.")
 @click.option("--peft", type=PATH, help="Run directories of training: compare with PyTorch too.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
 @click.option(

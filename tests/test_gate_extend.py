@@ -11,10 +11,11 @@ pytest.importorskip("torch")
 
 import torch
 
+from loramix.models.gate import Gate
 from loramix.models.gate_numpy import NumpyGate
 from loramix.train.gate import converted, gate_info
 from loramix.train.gate_bank import Bank
-from loramix.train.gate_extend import extend, torch_gate
+from loramix.train.gate_extend import extend
 from loramix.train.gate_fit import fit
 
 pytestmark = pytest.mark.train
@@ -45,7 +46,7 @@ def test_a_new_class_leaves_the_others_logits_alone(old: NumpyGate, tmp_path: Pa
     bank, features = bank_of(["a", "b", "new", "base"], [0, 1, 2, 3], 1)
     gate, changes = extend(old, bank, 2)
     with torch.no_grad():
-        before = torch_gate(old)(torch.from_numpy(features)).numpy()
+        before = Gate.from_arrays(old.info, old.arrays)(torch.from_numpy(features)).numpy()
         after = gate(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(after[..., [0, 1, 3]], before, atol=1e-4)
     served = NumpyGate.from_bytes(converted(gate, tmp_path)[0])
@@ -62,7 +63,7 @@ def test_a_class_that_goes_leaves_its_prompts_to_the_base(old: NumpyGate) -> Non
     gate, changes = extend(old, bank, 1)
     with torch.no_grad():
         found = gate.probabilities(torch.from_numpy(features)).numpy()
-        before = torch_gate(old)(torch.from_numpy(features)).numpy()
+        before = Gate.from_arrays(old.info, old.arrays)(torch.from_numpy(features)).numpy()
         after = gate(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(after[..., 0], before[..., 1], atol=1e-4)
     assert (found.argmax(1) == bank.targets.argmax(1)).mean() > 0.95

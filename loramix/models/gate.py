@@ -6,6 +6,7 @@ Knows nothing of prompts, losses or packs. Saved without pickle: gate.safetensor
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -139,6 +140,11 @@ class Gate(torch.nn.Module):  # type: ignore[misc]  # mypy does not follow torch
                 f"{name} is not a safetensors file ({error}); train the gate again."
             ) from None
         check_arrays(info, arrays, name)
+        return cls.from_arrays(info, arrays)
+
+    @classmethod
+    def from_arrays(cls, info: GateInfo, arrays: Mapping[str, Floats]) -> Gate:
+        """A gate of checked arrays, as `arrays` gives them and `NumpyGate` holds them."""
         gate = cls(info, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"]))
         gate.load_state_dict({key: torch.from_numpy(array) for key, array in arrays.items()}, strict=False)
         return gate

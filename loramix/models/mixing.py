@@ -18,15 +18,13 @@ from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
 POLICIES = ("top1", "blend", "each", "token", "base")
-RESERVED_NAMES = frozenset(
-    {"base", "top1", "blend", "each", "token", "none"}
-)  # words a user can write for a mix
+RESERVED_NAMES = frozenset({*POLICIES, "none"})  # words a user can write for a mix
 STEPS = 64  # scales are multiples of 1/64, so that near-equal mixes share one KV cache
 MAX_SCALE = 4.0
 MAX_ACTIVE = 8
 FLOOR = 0.15
 SECOND = (
-    0.3  # by cross-validation over phrasings: 3 % of prompts for one skill get two answers, see docs/gate.md
+    0.3  # 3 % of prompts for one skill get two answers, by cross-validation over phrasings (docs/gate.md)
 )
 GATE_TOP_K = 4
 

@@ -1,7 +1,7 @@
 """What the gate learned from, small enough to ship: a pack's feature bank lets a skill be added without old data.
 
 Features (some 1,700 numbers a prompt) are standardized, projected on their principal components and
-rounded to bytes; the gate is fitted on exactly these, so one fitted later on the bank is no other gate.
+rounded to bytes. They are what `loramix.train.gate_extend` fits the change of a class on.
 """
 
 from __future__ import annotations

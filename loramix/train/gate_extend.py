@@ -19,7 +19,7 @@ from loramix.errors import InvalidArtifact
 from loramix.models.gate import Gate
 from loramix.models.gate_numpy import NumpyGate
 from loramix.train.gate_bank import Bank
-from loramix.train.gate_fit import SMOOTHING, ensemble, folds
+from loramix.train.gate_fit import ensemble, folds, smoothed, weighed_loss
 
 UNITS = 16
 PASSES, STEPS = 30, 400  # passes over the prompts, but at least so many steps where they are few
@@ -47,18 +47,11 @@ class Column:
         return found
 
 
-def torch_gate(old: NumpyGate) -> Gate:
-    """The same gate in torch."""
-    gate = Gate(old.info, torch.from_numpy(old.arrays["mean"]), torch.from_numpy(old.arrays["std"]))
-    gate.load_state_dict({key: torch.from_numpy(array) for key, array in old.arrays.items()}, strict=False)
-    return gate
-
-
 def kept_logits(old: NumpyGate, bank: Bank) -> Floats:
     """What a gate says to the bank's prompts, by the bank's classes: (N, M, K+1), 0 for one that it does not know."""
     features = bank.components @ bank.projection.matrix.T * bank.projection.std + bank.projection.mean
     with torch.no_grad():
-        logits = torch_gate(old)(torch.from_numpy(features)).numpy()
+        logits = Gate.from_arrays(old.info, old.arrays)(torch.from_numpy(features)).numpy()
     known = [*old.info.skills, "base"]
     found = np.zeros((*logits.shape[:2], len(bank.classes)), np.float32)
     for place, name in enumerate(bank.classes):
@@ -78,10 +71,8 @@ def fit_column(logits: Floats, components: Floats, targets: Floats, place: int, 
         seed: of weights and order.
     """
     generator = torch.Generator().manual_seed(seed)
-    x, fixed, y = (torch.from_numpy(np.ascontiguousarray(a)) for a in (components, logits, targets))
-    y = y * (1 - SMOOTHING) + SMOOTHING / y.shape[1]
-    balance = y.sum(0).clamp_min(1).reciprocal()
-    weight = (y @ balance) / (y @ balance).mean()
+    x, fixed = torch.from_numpy(components), torch.from_numpy(logits)
+    y, weight = smoothed(targets)
     members, width = fixed.shape[1], x.shape[1]
     column = Column(
         float(x.std(0).square().mean().sqrt().clamp_min(1e-6)),
@@ -96,9 +87,9 @@ def fit_column(logits: Floats, components: Floats, targets: Floats, place: int, 
         for rows in torch.randperm(len(x), generator=generator).split(256):
             noisy = x[rows] + 0.1 * column.scale * torch.randn(x[rows].shape, generator=generator)
             moved = fixed[rows] + column(noisy)[..., None] * one
-            loss = -(F.log_softmax(moved, -1) * y[rows][:, None]).sum(-1).mean(1)
+            loss = weighed_loss(moved, y[rows], weight[rows])
             optimizer.zero_grad()
-            (loss * weight[rows]).mean().backward()
+            loss.backward()
             optimizer.step()
     return column
 
@@ -174,15 +165,13 @@ def _joined(old: NumpyGate, bank: Bank, place: int, column: Column) -> Gate:
     out[:, hidden:, place] = w1[..., 0]
     bias[:, place] += b1[:, 0]
     info = msgspec.structs.replace(old.info, skills=list(bank.classes[:-1]), hidden=[hidden + UNITS])
-    gate = Gate(info, torch.from_numpy(arrays["mean"]), torch.from_numpy(arrays["std"]))
-    with torch.no_grad():
-        for key, value in {
-            "w0": np.concatenate([arrays["w0"], turn @ w0], 2),
-            "b0": np.concatenate([arrays["b0"], b0 + shift @ w0], 1),
-            "w1": out,
-            "b1": bias,
-        }.items():
-            gate.get_parameter(key).copy_(torch.from_numpy(np.ascontiguousarray(value, np.float32)))
+    wide = {
+        "w0": np.concatenate([arrays["w0"], turn @ w0], 2),
+        "b0": np.concatenate([arrays["b0"], b0 + shift @ w0], 1),
+        "w1": out,
+        "b1": bias,
+    }
+    gate = Gate.from_arrays(info, {**arrays, **wide})
     metrics = {**old.info.metrics, "prompts": float(len(bank.codes))}
     gate.calibrate(gate_temperature=old.info.gate_temperature, threshold=old.info.threshold, metrics=metrics)
     gate.eval()

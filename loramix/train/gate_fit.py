@@ -1,6 +1,6 @@
 """Fit the gate's MLPs, calibrate them, and find the threshold for "none of these".
 
-Knows numbers alone: components of features, targets, groups of prompts that share a phrasing.
+Knows numbers alone: features, targets, groups of prompts that share a phrasing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from loramix.models.gate import Gate
 from loramix.models.gate_numpy import GateInfo
 from loramix.models.mixing import decide
-from loramix.train.gate_bank import Projection
 
 Floats = npt.NDArray[np.float32]
 FOLDS = 5
@@ -37,28 +36,37 @@ class Scores:
     """Expected calibration error of the top class, 15 bins (Guo et al. 2017)."""
 
 
-def fit(features: Floats, targets: Floats, info: GateInfo, *, one_scale: bool = False, seed: int = 0) -> Gate:
+def smoothed(targets: Floats) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets (B, K+1) with label smoothing, and weights (B,) that let classes of any size count alike."""
+    y = torch.from_numpy(targets)
+    y = y * (1 - SMOOTHING) + SMOOTHING / y.shape[1]
+    balance = y.sum(0).clamp_min(1).reciprocal()
+    return y, (y @ balance) / (y @ balance).mean()
+
+
+def weighed_loss(logits: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits (B, M, K+1), mean over members and prompts, which count by weight (B,)."""
+    loss = -(F.log_softmax(logits, dim=-1) * y[:, None]).sum(-1).mean(1)
+    found: torch.Tensor = (loss * weight).mean()
+    return found
+
+
+def fit(features: Floats, targets: Floats, info: GateInfo, *, seed: int = 0) -> Gate:
     """Fit an ensemble of MLPs.
 
     Args:
         features: (B, D) float32.
         targets: (B, K+1) float32, rows sum to 1.
         info: what the gate decides between, and its widths.
-        one_scale: divide all features by one number, as components want it (see `Projection`).
         seed: of weights and order.
 
     Returns:
         A gate with temperature 1.
     """
     torch.manual_seed(seed)
-    x, y = torch.from_numpy(features), torch.from_numpy(targets)
-    y = y * (1 - SMOOTHING) + SMOOTHING / y.shape[1]
-    spread = x.std(0)
-    if one_scale:
-        spread = spread.square().mean().sqrt().expand(x.shape[1])
-    gate = Gate(info, x.mean(0), spread.clamp_min(1e-3), seed=seed)
-    balance = y.sum(0).clamp_min(1).reciprocal()
-    weight = (y @ balance) / (y @ balance).mean()  # classes count alike, however many prompts each has
+    x = torch.from_numpy(features)
+    y, weight = smoothed(targets)
+    gate = Gate(info, x.mean(0), x.std(0).clamp_min(1e-3), seed=seed)
     optimizer = torch.optim.AdamW(gate.parameters(), lr=3e-3, weight_decay=0.05)
     size = 256
     steps = PASSES * (len(x) // size + 1)
@@ -67,10 +75,9 @@ def fit(features: Floats, targets: Floats, info: GateInfo, *, one_scale: bool = 
         for rows in torch.randperm(len(x)).split(size):
             # noise of a tenth of a standard deviation: wording unseen in training lands beside what was seen
             noisy = x[rows] + 0.1 * gate.std * torch.randn_like(x[rows])
-            logits = gate(noisy)  # (B, M, K+1)
-            loss = -(F.log_softmax(logits, dim=-1) * y[rows][:, None]).sum(-1).mean(1)
+            loss = weighed_loss(gate(noisy), y[rows], weight[rows])
             optimizer.zero_grad()
-            (loss * weight[rows]).mean().backward()
+            loss.backward()
             optimizer.step()
             schedule.step()
     gate.eval()
@@ -89,39 +96,14 @@ def held_out_logits(
     targets: Floats,
     fold: npt.NDArray[np.int64],
     info: GateInfo,
-    *,
-    one_scale: bool = False,
 ) -> Floats:
     """Logits (B, M, K+1) of each prompt from a gate that did not see its phrasing."""
     logits = np.zeros((len(features), info.members, targets.shape[1]), np.float32)
     for i in range(int(fold.max()) + 1):
-        gate = fit(features[fold != i], targets[fold != i], info, one_scale=one_scale, seed=i)
+        gate = fit(features[fold != i], targets[fold != i], info, seed=i)
         with torch.no_grad():
             logits[fold == i] = gate(torch.from_numpy(features[fold == i])).numpy()
     return logits
-
-
-def widen(gate: Gate, projection: Projection) -> Gate:
-    """The same gate reading raw features: the projection is folded into its first layer.
-
-    Args:
-        gate: reads components (P,).
-        projection: features (D,) -> components (P,).
-
-    Returns:
-        A gate that reads (D,).
-    """
-    wide = Gate(gate.info, torch.from_numpy(projection.mean), torch.from_numpy(projection.std))
-    with torch.no_grad():
-        first = gate.get_parameter("w0") / gate.std[:, None]  # (M, P, columns)
-        for key, parameter in wide.named_parameters():
-            parameter.copy_(
-                torch.from_numpy(projection.matrix) @ first if key == "w0" else gate.get_parameter(key)
-            )
-        wide.get_parameter("b0").sub_(gate.mean @ first)
-    wide.gate_temperature.copy_(gate.gate_temperature)
-    wide.eval()
-    return wide
 
 
 def train(
@@ -129,31 +111,25 @@ def train(
     targets: Floats,
     groups: npt.NDArray[np.int32],
     info: GateInfo,
-    *,
-    projection: Projection | None = None,
 ) -> tuple[Gate, Scores]:
     """Calibrate on held-out phrasings, then fit on all prompts.
 
     Args:
-        features: (B, D) float32; with ``projection``, the components (B, P) that it makes of them.
+        features: (B, D) float32.
         targets: (B, K+1) float32, rows sum to 1.
         groups: (B,) int32, prompts of one phrasing share a number.
         info: skills, layers, pooling, widths; its temperature and threshold are set.
-        projection: is folded into the gate.
 
     Returns:
         A gate that reads raw features, and how it did on phrasings that a fit did not see.
     """
-    one_scale = projection is not None
-    logits = held_out_logits(features, targets, folds(groups), info, one_scale=one_scale)
+    logits = held_out_logits(features, targets, folds(groups), info)
     temperature = temperature_of(logits, targets)
     probabilities = ensemble(logits, temperature)
     threshold = threshold_of(probabilities, targets)
     single = targets.max(1) > 0.999
     scores = score(probabilities[single], targets[single], threshold)
-    gate = fit(features, targets, info, one_scale=one_scale)
-    if projection is not None:
-        gate = widen(gate, projection)
+    gate = fit(features, targets, info)
     metrics = {
         "held_out_accuracy": scores.accuracy,
         "held_out_skill_to_base": scores.skill_to_base,

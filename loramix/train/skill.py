@@ -192,7 +192,7 @@ def remove(directory: Path, name: str, out: Path, say: Callable[[str], None] = l
     left = [skill.name for skill in pack.skills if skill.name != name]
     if bank is None or old is None or not left:
         return remove_skill(directory, name)
-    return remove_skill(directory, name, gate=_fit(bank.without(name), old, BASE, pack, out, say))
+    return remove_skill(directory, name, gate=_fit(bank.without(name), old, BASE, out, say))
 
 
 def _bank(pack: Pack) -> Bank | None:
@@ -200,9 +200,7 @@ def _bank(pack: Pack) -> Bank | None:
     return None if data is None else Bank.from_bytes(data, str(pack.directory / "gate-features.npz"))
 
 
-def _fit(
-    bank: Bank, old: NumpyGate, changed: str, pack: Pack, out: Path, say: Callable[[str], None]
-) -> NewGate:
+def _fit(bank: Bank, old: NumpyGate, changed: str, out: Path, say: Callable[[str], None]) -> NewGate:
     out.mkdir(parents=True, exist_ok=True)
     gate, changes = extend(old, bank, bank.classes.index(changed))
     say(
@@ -232,7 +230,7 @@ def _extended(
     keep = uncontradicted(longer, old, recipe.name, len(bank.codes))
     if not keep.all():
         say(f"{int((~keep).sum())} prompts that were for no skill look like this one now, and are left out")
-    return _fit(longer.of_rows(keep), old, recipe.name, pack, out, say)
+    return _fit(longer.of_rows(keep), old, recipe.name, out, say)
 
 
 def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
