@@ -72,8 +72,7 @@ class Engine:
             )
         _, self._shape = read_base(self.base_path)
         self.router = self._router(pack)
-        # every adapter is checked before native code starts: a bad one kills the process
-        files = {skill.name: self._checked(pack, skill.name) for skill in pack.skills}
+        files = {skill.name: self._file(pack, skill.name) for skill in pack.skills}
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
         self._closed = False
@@ -213,7 +212,9 @@ class Engine:
             router = self._router(pack)
             known = {skill.name: skill.sha256 for skill in self.pack.skills}
             changed = [s.name for s in pack.skills if known.get(s.name) != s.sha256]
-            fresh = {name: self._checked(pack, name) for name in changed}
+            fresh = {name: self._file(pack, name) for name in changed}
+            for file in fresh.values():
+                _ = file.invocation  # checked now: a bad one must leave the old in use
             names = {skill.name for skill in pack.skills}
             gone = {name for name in known if name in fresh or name not in names}
             self._pool.drop(gone, taps=router.layers)
@@ -255,12 +256,14 @@ class Engine:
             raise UsageError("the engine is closed; open it again.")
         return self._lock
 
-    def _checked(self, pack: Pack, name: str) -> AdapterFile:
-        """A skill's file, fit for this base; held open, not in memory."""
-        content = pack.adapter_bytes(name)
+    def _file(self, pack: Pack, name: str) -> AdapterFile:
+        """A skill's file, held open; checked to fit this base before native code sees it."""
         where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
-        invocation = check_adapter(content, self._shape, where, base_sha256=base).invocation
-        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256, invocation)
+
+        def check(content: bytes) -> tuple[int, ...]:
+            return check_adapter(content, self._shape, where, base_sha256=base).invocation
+
+        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256, check)
 
     def _require(self, mix: Mix) -> None:
         for skill in mix.scales:
