@@ -229,7 +229,8 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
         shape = read_base(base)[1]
         contents = {
             "r8 on all linear layers": fuse([(random_adapter(shape, 8), 1.0)]),
-            "blend of two r8": fuse([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
+            "blend of 2": fuse([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
+            "blend of 4": fuse([(random_adapter(shape, 8, seed=i), 0.25) for i in range(4)]),
         }
         found[base.name] = mixes(base, contents, threads, rounds)
     else:
