@@ -246,6 +246,25 @@ def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: b
     click.echo(str(out))
 
 
+@convert.command("base")
+@click.argument("hf_dir", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="GGUF file to write.")
+@click.option(
+    "--quant",
+    type=click.Choice(["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"]),
+    default="Q4_K_M",
+    show_default=True,
+    help="Type of the matrices.",
+)
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
+def convert_base(hf_dir: Path, out: Path, quant: str, check: bool) -> None:
+    """Convert the Hugging Face checkpoint in HF_DIR (Llama architecture) to a GGUF base."""
+    from loramix.convert.from_hf import convert_base as work
+
+    work(hf_dir, out, quant)
+    click.echo(str(out))
+
+
 @convert.command("gate")
 @click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="gate.npz to write.")
