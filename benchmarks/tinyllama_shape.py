@@ -204,21 +204,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for hf/ and the GGUF files")
     parser.add_argument("--vocab", type=Path, help="ggml-vocab-llama-spm.gguf")
     parser.add_argument("--quant", action="append", help="Q4_K_M, Q4_0, ...; again for more")
+    parser.add_argument("--make-only", action="store_true", help="write the checkpoint alone")
     options = parser.parse_args()
     directory = options.out / "hf"
-    directory.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    if not (directory / "config.json").is_file():  # written last: the directory is whole
+    if options.make_only:
+        directory.mkdir(parents=True, exist_ok=True)
         write_weights(directory)
         write_tokenizer(directory, *(llama_2_tokens(options.vocab) if options.vocab else made_up_tokens()))
         write_text(directory / "config.json", json.dumps(CONFIG, indent=1))
-    print(f"checkpoint written in {time.monotonic() - started:.0f} s")
+        return
+    # a child's peak begins with its parent's, so this process stays small
+    if not (directory / "config.json").is_file():  # written last: the directory is whole
+        seconds, megabytes = measured([sys.executable, *sys.argv, "--make-only"])
+        print(f"checkpoint: {seconds:.0f} s, at most {megabytes:.0f} MB of memory", flush=True)
     for quant in options.quant or ["Q4_K_M"]:
         out = options.out / f"tinyllama-shape-{quant}.gguf"
         command = [sys.executable, "-m", "loramix", "convert", "base", str(directory)]
         seconds, megabytes = measured([*command, "--out", str(out), "--quant", quant, "--no-check"])
         size = out.stat().st_size / 1e6
-        print(f"{quant}: {seconds:.0f} s, at most {megabytes:.0f} MB of memory, file of {size:.0f} MB")
+        print(f"{quant}: {seconds:.0f} s, at most {megabytes:.0f} MB of memory, file of {size:.0f} MB", flush=True)
 
 
 if __name__ == "__main__":

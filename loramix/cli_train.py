@@ -259,9 +259,23 @@ def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: b
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
 def convert_base(hf_dir: Path, out: Path, quant: str, check: bool) -> None:
     """Convert the Hugging Face checkpoint in HF_DIR (Llama architecture) to a GGUF base."""
+    from loramix.convert import selfcheck
     from loramix.convert.from_hf import convert_base as work
 
     work(hf_dir, out, quant)
+    if check:
+        if n_texts := selfcheck.check_tokens(hf_dir, out):
+            click.echo(f"cuts {n_texts} texts as its tokenizer.json does", err=True)
+        try:
+            found = selfcheck.check_base(hf_dir, out, quant)
+            before, after = found.perplexity
+            click.echo(
+                f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions, "
+                f"perplexity {before:.2f} → {after:.2f} on {found.n_tokens} tokens",
+                err=True,
+            )
+        except MissingExtra as error:
+            click.echo(f"runs in llama.cpp, logits are finite; {error}", err=True)
     click.echo(str(out))
 
 

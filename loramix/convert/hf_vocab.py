@@ -203,6 +203,10 @@ def _from_sentencepiece(path: Path) -> _Found:
     found = read_sentencepiece(path.read_bytes(), str(path))
     if found.model_type != BPE:
         raise Unsupported(f"{path} is no BPE model of SentencePiece, which is the kind that Llama bases have.")
+    if found.changes_text:
+        raise Unsupported(
+            f"{path} maps characters or drops spaces before it cuts text, which llama.cpp does not do for Llama bases."
+        )
     return _Found("llama", "default", dict(enumerate(found.pieces)), found.add_dummy_prefix)
 
 

@@ -36,6 +36,8 @@ class SentencePieceModel:
     model_type: int
     add_dummy_prefix: bool
     """A space is put before the text."""
+    changes_text: bool
+    """Characters are mapped to others, or spaces removed, before it is cut."""
 
 
 def read_sentencepiece(data: bytes, name: str) -> SentencePieceModel:
@@ -53,7 +55,7 @@ def read_sentencepiece(data: bytes, name: str) -> SentencePieceModel:
         return InvalidArtifact(f"{name} is not a usable SentencePiece model: {why}; download it again.")
 
     pieces: list[Piece] = []
-    model_type, prefix = UNIGRAM, True  # the format's defaults
+    model_type, prefix, changes = UNIGRAM, True, True  # the format's defaults
     try:
         for field, value in _fields(data):
             if field == 1 and isinstance(value, bytes):
@@ -61,14 +63,16 @@ def read_sentencepiece(data: bytes, name: str) -> SentencePieceModel:
             elif field == 2 and isinstance(value, bytes):  # TrainerSpec
                 model_type = _last(value, 3, model_type)
             elif field == 3 and isinstance(value, bytes):  # NormalizerSpec
-                prefix = bool(_last(value, 3, int(prefix)))
+                prefix = bool(_last(value, 3, 1))
+                mapped = any(number == 2 and content for number, content in _fields(value))
+                changes = mapped or bool(_last(value, 4, 1))
             if len(pieces) > MAX_PIECES:
                 raise bad(f"it has more than {MAX_PIECES} pieces")
     except (ValueError, struct.error) as error:
         raise bad(str(error)) from None
     if not pieces:
         raise bad("it has no pieces")
-    return SentencePieceModel(pieces, model_type, prefix)
+    return SentencePieceModel(pieces, model_type, prefix, changes)
 
 
 def _piece(data: bytes) -> Piece:
