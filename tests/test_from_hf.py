@@ -30,9 +30,10 @@ from hf_tiny import (
 )
 
 from loramix.cli import main
-from loramix.convert import hf, hf_gguf
+from loramix.convert import hf, hf_gguf, selfcheck
 from loramix.convert.from_hf import QUANTS, convert_base
 from loramix.convert.peft import unpermute
+from loramix.convert.reference import torch_logits
 from loramix.convert.selfcheck import check_base
 from loramix.convert.validate import read_base
 from loramix.errors import InvalidArtifact, LoramixError, NoSpace, NotFound, SelfCheckFailed, Unsupported
@@ -219,15 +220,23 @@ def test_a_quantized_base_is_near_its_source(quant: str, make: Any, tmp_path: Pa
 
 
 @pytest.mark.train
-def test_the_command_checks_what_it_made(make: Any, tmp_path: Path) -> None:
-    source = make()
-    done = CliRunner().invoke(main, ["convert", "base", str(source), "-o", str(tmp_path / "a.gguf"), "--quant", "F32"])
+def test_the_command_checks_what_it_made(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[Any] = []
+
+    def once(*arguments: Any) -> Any:
+        computed.append(torch_logits(*arguments))
+        return computed[-1]
+
+    monkeypatch.setattr(selfcheck, "torch_logits", once)
+    source, out = make(), tmp_path / "a.gguf"
+    done = CliRunner().invoke(main, ["convert", "base", str(source), "-o", str(out), "--quant", "F32"])
     assert done.exit_code == 0, done.output
-    assert done.stdout.strip() == str(tmp_path / "a.gguf")
+    assert done.stdout.strip() == str(out)
     assert "cuts 7 texts as its tokenizer.json does" in done.stderr and "KL 0.00000" in done.stderr
-    other = make("other", seed=9)
+    convert_base(make("other", seed=9), out, "F32")
+    monkeypatch.setattr(selfcheck, "torch_logits", lambda *_: computed[0])
     with pytest.raises(SelfCheckFailed, match="differs"):
-        check_base(other, tmp_path / "a.gguf", "F32")
+        check_base(source, out, "F32")
 
 
 def change_config(directory: Path, **changes: Any) -> None:
@@ -382,21 +391,47 @@ def test_no_room_is_told_before_anything_is_written(
     assert not list((tmp_path / "out").iterdir())
 
 
-@pytest.mark.parametrize(("quant", "limit"), [("F16", 100_000), ("Q8_0", 100_000), ("Q8_0", 300_000)])
-def test_a_disk_that_fills_up_leaves_nothing(quant: str, limit: int, make: Any, tmp_path: Path) -> None:
-    """Files may not grow beyond the limit: in the middle of writing, or of quantizing."""
-    source = make(dtype="bfloat16")
-    (tmp_path / "out").mkdir()
-    command = [sys.executable, "-m", "loramix", "convert", "base", str(source), "--no-check"]
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "out" / "a.gguf"), "--quant", quant],
+def in_a_child_with_small_files(limit: int, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process whose files may not grow beyond the limit, as on a disk that is full."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
         capture_output=True,
         text=True,
         check=False,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
+
+
+COMMAND = "from loramix.cli import main; main()"
+QUANTIZE = """
+import sys
+from pathlib import Path
+from loramix.convert.quantize import quantize
+from loramix.errors import NoSpace
+try:
+    quantize(Path(sys.argv[1]), Path(sys.argv[2]), "Q8_0")
+except NoSpace as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("quant", ["F16", "Q8_0"])
+def test_a_disk_that_fills_up_leaves_nothing(quant: str, make: Any, tmp_path: Path) -> None:
+    source = make(dtype="bfloat16")
+    (tmp_path / "out").mkdir()
+    arguments = ["convert", "base", str(source), "--no-check", "-o", str(tmp_path / "out" / "a.gguf")]
+    done = in_a_child_with_small_files(100_000, COMMAND, *arguments, "--quant", quant)
     assert done.returncode == 1 and "could not be written to the end" in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_disk_that_fills_up_under_the_quantizer_leaves_nothing(make: Any, tmp_path: Path) -> None:
+    convert_base(make(), tmp_path / "full.gguf", "F16")
+    (tmp_path / "out").mkdir()
+    arguments = [str(tmp_path / "full.gguf"), str(tmp_path / "out" / "a.gguf")]
+    done = in_a_child_with_small_files(60_000, QUANTIZE, *arguments)
+    assert done.returncode == 1 and "could not be written to the end" in done.stderr, done.stderr
     assert not list((tmp_path / "out").iterdir())
 
 
