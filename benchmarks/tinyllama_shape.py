@@ -104,7 +104,12 @@ def llama_2_tokens(vocabulary: Path) -> tuple[list[str], list[float]]:
 
 def made_up_tokens() -> tuple[list[str], list[float]]:
     """As many tokens, of letters: bytes, then all words of one letter, of two, of three until it is full."""
-    tokens = [*SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *string.printable[:95].replace(" ", "")]
+    tokens = [
+        *SPECIAL,
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        *string.printable[:95].replace(" ", ""),
+    ]
     longer = (
         start + "".join(word)
         for length in itertools.count(1)
@@ -200,7 +205,9 @@ def measured(arguments: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory for hf/ and the GGUF files")
     parser.add_argument("--vocab", type=Path, help="ggml-vocab-llama-spm.gguf")
     parser.add_argument("--quant", action="append", help="Q4_K_M, Q4_0, ...; again for more")
@@ -222,7 +229,10 @@ def main() -> None:
         command = [sys.executable, "-m", "loramix", "convert", "base", str(directory)]
         seconds, megabytes = measured([*command, "--out", str(out), "--quant", quant, "--no-check"])
         size = out.stat().st_size / 1e6
-        print(f"{quant}: {seconds:.0f} s, at most {megabytes:.0f} MB of memory, file of {size:.0f} MB", flush=True)
+        print(
+            f"{quant}: {seconds:.0f} s, at most {megabytes:.0f} MB of memory, file of {size:.0f} MB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -216,7 +216,9 @@ def test_a_quantized_base_is_near_its_source(quant: str, make: Any, tmp_path: Pa
         values, wanted = gguf.quants.dequantize(tensor.data, tensor.tensor_type), full[tensor.name].data
         error = np.sqrt(((values - wanted) ** 2).mean() / (wanted**2).mean())
         assert error < (0.01 if quant == "Q8_0" else 0.12), tensor.name
-    assert [path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".gguf") or path.name[0] == "."] == []
+    assert [
+        path.name for path in tmp_path.iterdir() if path.suffix not in ("", ".gguf") or path.name[0] == "."
+    ] == []
 
 
 @pytest.mark.train
@@ -271,19 +273,37 @@ def without(directory: Path, *names: str) -> None:
         (directory / name).unlink()
 
 
+def write_again(directory: Path, **options: Any) -> None:
+    """Write other weights and settings in the place of all."""
+    shutil.rmtree(directory)
+    write_checkpoint(directory, **options)
+
+
 SHARD = "model-00002-of-00003.safetensors"
 REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
     "no config": (lambda d: without(d, "config.json"), NotFound, "no config.json"),
-    "config no JSON": (lambda d: (d / "config.json").write_text("{"), InvalidArtifact, "config.json cannot be used"),
+    "config no JSON": (
+        lambda d: (d / "config.json").write_text("{"),
+        InvalidArtifact,
+        "config.json cannot be used",
+    ),
     "other architecture": (
         lambda d: change_config(d, architectures=["GemmaForCausalLM"]),
         Unsupported,
         "GemmaForCausalLM; supported: LlamaForCausalLM",
     ),
-    "no architecture": (lambda d: change_config(d, architectures=None), Unsupported, "no architecture; supported"),
+    "no architecture": (
+        lambda d: change_config(d, architectures=None),
+        Unsupported,
+        "no architecture; supported",
+    ),
     "text for a number": (lambda d: change_config(d, hidden_size="64"), InvalidArtifact, "hidden_size"),
     "no layers": (lambda d: change_config(d, num_hidden_layers=0), InvalidArtifact, "num_hidden_layers"),
-    "heads that do not divide": (lambda d: change_config(d, num_key_value_heads=3), InvalidArtifact, "do not fit"),
+    "heads that do not divide": (
+        lambda d: change_config(d, num_key_value_heads=3),
+        InvalidArtifact,
+        "do not fit",
+    ),
     "quantized already": (
         lambda d: change_config(d, quantization_config={"quant_method": "gptq"}),
         Unsupported,
@@ -301,13 +321,21 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
         "original_max_position",
     ),
     "shard missing": (lambda d: without(d, SHARD), NotFound, f"shard {SHARD} is missing"),
-    "index missing": (lambda d: without(d, "model.safetensors.index.json"), NotFound, "no model.safetensors.index"),
+    "index missing": (
+        lambda d: without(d, "model.safetensors.index.json"),
+        NotFound,
+        "no model.safetensors.index",
+    ),
     "pickles": (
-        lambda d: (shutil.rmtree(d), write_checkpoint(d, shards=1), (d / "model.safetensors").rename(d / "a.bin")),
+        lambda d: (write_again(d), (d / "model.safetensors").rename(d / "a.bin")),
         Unsupported,
         "pickles",
     ),
-    "pickle as a shard": (lambda d: (d / SHARD).write_bytes(b"PK\x03\x04" + bytes(99)), InvalidArtifact, "pickle"),
+    "pickle as a shard": (
+        lambda d: (d / SHARD).write_bytes(b"PK\x03\x04" + bytes(99)),
+        InvalidArtifact,
+        "pickle",
+    ),
     "shard cut": (lambda d: os.truncate(d / SHARD, 9000), InvalidArtifact, SHARD),
     "shard of another shape": (
         lambda d: reshard(d, 2, intermediate_size=128),
@@ -325,28 +353,44 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
         InvalidArtifact,
         "are mixed",
     ),
-    "deeper settings": (lambda d: change_config(d, num_hidden_layers=3), InvalidArtifact, "lacks model.layers.2"),
+    "deeper settings": (
+        lambda d: change_config(d, num_hidden_layers=3),
+        InvalidArtifact,
+        "lacks model.layers.2",
+    ),
     "no head though untied": (
-        lambda d: (shutil.rmtree(d), write_checkpoint(d, tie_word_embeddings=True), change_config(d, tie_word_embeddings=False)),
+        lambda d: (write_again(d, tie_word_embeddings=True), change_config(d, tie_word_embeddings=False)),
         InvalidArtifact,
         "lacks lm_head.weight",
     ),
     "experts": (
-        lambda d: (without(d, "model.safetensors.index.json"), write_shard(
-            d / "model.safetensors",
-            random_weights(CONFIG) | {"model.layers.0.mlp.experts.0.w1.weight": np.ones((2, 2), np.float32)},
-        )),
+        lambda d: (
+            without(d, "model.safetensors.index.json"),
+            write_shard(
+                d / "model.safetensors",
+                random_weights(CONFIG)
+                | {"model.layers.0.mlp.experts.0.w1.weight": np.ones((2, 2), np.float32)},
+            ),
+        ),
         Unsupported,
         "experts.0.w1",
     ),
     "smaller vocabulary": (
-        lambda d: (shutil.rmtree(d), write_checkpoint(d, vocab_size=300)),
+        lambda d: write_again(d, vocab_size=300),
         InvalidArtifact,
         "the embedding has 300 rows",
     ),
-    "NaN": (lambda d: with_values(d, "model.layers.1.mlp.up_proj.weight", math.nan), InvalidArtifact, "not finite"),
+    "NaN": (
+        lambda d: with_values(d, "model.layers.1.mlp.up_proj.weight", math.nan),
+        InvalidArtifact,
+        "not finite",
+    ),
     "beyond float16": (lambda d: with_values(d, "lm_head.weight", 1e6), Unsupported, "--quant F32"),
-    "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), NotFound, "no tokenizer.json or tokenizer.model"),
+    "no tokenizer": (
+        lambda d: (d / "tokenizer.json").unlink(),
+        NotFound,
+        "no tokenizer.json or tokenizer.model",
+    ),
 }
 
 
@@ -362,7 +406,9 @@ def test_what_cannot_be_converted_is_refused_and_nothing_is_left(
     out = tmp_path / "out"
     out.mkdir()
     (out / "a.gguf").write_bytes(b"before")
-    done = CliRunner().invoke(main, ["convert", "base", str(source), "-o", str(out / "a.gguf"), "--quant", "F16"])
+    done = CliRunner().invoke(
+        main, ["convert", "base", str(source), "-o", str(out / "a.gguf"), "--quant", "F16"]
+    )
     assert done.exit_code == error.exit_code and "Traceback" not in done.output
     assert sentence in done.stderr, done.stderr
     with pytest.raises(error):

@@ -44,7 +44,9 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
     plan = _plan(checkpoint, kind)
     factors = rope_factors(checkpoint.config)
     with atomic_path(out) as temporary:
-        check_room(temporary.parent, sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in plan))
+        check_room(
+            temporary.parent, sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in plan)
+        )
         writer = gguf.GGUFWriter(temporary, "llama")
         try:
             _add_settings(writer, checkpoint, {k for *_, k in plan})
@@ -65,7 +67,9 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 try:
                     writer.write_tensor_data(values)
                 except OSError as error:  # NumPy's own, which names no file and no reason
-                    raise NoSpace(f"{out} could not be written to the end ({error}); free some space.") from None
+                    raise NoSpace(
+                        f"{out} could not be written to the end ({error}); free some space."
+                    ) from None
                 del values
         finally:
             writer.close()

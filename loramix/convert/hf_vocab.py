@@ -83,9 +83,7 @@ def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
     elif (path := directory / "tokenizer.model").is_file():
         found, added = _from_sentencepiece(path), _added_by_config(directory)
     else:
-        raise NotFound(
-            f"no tokenizer.json or tokenizer.model in {directory}; download the whole checkpoint."
-        )
+        raise NotFound(f"no tokenizer.json or tokenizer.model in {directory}; download the whole checkpoint.")
     tokens, types, scores = _filled(found, n_vocab, path)
     _add(added, tokens, types, path)
     _check(found, tokens, types, path)
@@ -115,7 +113,9 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(vocab, dict):
         kind = model.get("type") if isinstance(model, dict) else None
-        raise Unsupported(f"{path} is a {kind!s:.40} tokenizer; supported: BPE, byte-level or SentencePiece's.")
+        raise Unsupported(
+            f"{path} is a {kind!s:.40} tokenizer; supported: BPE, byte-level or SentencePiece's."
+        )
     if not all(type(i) is int and 0 <= i < 2**24 for i in vocab.values()):
         raise InvalidArtifact(f"{path} has token ids that are no numbers; download it again.")
     pieces = {i: Piece(text, 0.0, NORMAL) for text, i in vocab.items()}
@@ -163,7 +163,9 @@ def _pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
     name = PRE_TOKENIZERS.get((tuple(parts), merged))
     if name is None or normal:
         shown = " then ".join(str(step.get("type")) for step in normal) or "no normalizer"
-        shown += ", " + (" then ".join(kind if what is not False else f"{kind} (off)" for kind, what in parts))
+        shown += ", " + (
+            " then ".join(kind if what is not False else f"{kind} (off)" for kind, what in parts)
+        )
         known = ", ".join(sorted(PRE_TOKENIZERS.values()))
         raise Unsupported(
             f"{path} cuts text in a way that is not known here ({shown}, ignore_merges {merged}); "
@@ -195,14 +197,18 @@ def _space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:
                 spaced = False
                 break
     if not spaced:
-        raise Unsupported(f"{path} changes text otherwise than SentencePiece does for Llama; it is not supported.")
+        raise Unsupported(
+            f"{path} changes text otherwise than SentencePiece does for Llama; it is not supported."
+        )
     return prefix
 
 
 def _from_sentencepiece(path: Path) -> _Found:
     found = read_sentencepiece(path.read_bytes(), str(path))
     if found.model_type != BPE:
-        raise Unsupported(f"{path} is no BPE model of SentencePiece, which is the kind that Llama bases have.")
+        raise Unsupported(
+            f"{path} is no BPE model of SentencePiece, which is the kind that Llama bases have."
+        )
     if found.changes_text:
         raise Unsupported(
             f"{path} maps characters or drops spaces before it cuts text, which llama.cpp does not do for Llama bases."
@@ -214,9 +220,7 @@ def _added_by_config(directory: Path) -> list[Any]:
     """Added tokens where there is no ``tokenizer.json``: of ``added_tokens.json`` and of the configuration."""
     added: list[Any] = []
     if (path := directory / "added_tokens.json").is_file():
-        added += [
-            {"content": text, "id": i} for text, i in read_json(path, dict[str, int]).items()
-        ]
+        added += [{"content": text, "id": i} for text, i in read_json(path, dict[str, int]).items()]
     if (path := directory / "tokenizer_config.json").is_file():
         listed = read_json(path, dict[str, Any]).get("added_tokens_decoder")
         for i, token in (listed if isinstance(listed, dict) else {}).items():
@@ -261,16 +265,19 @@ def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
 
 
 def _check(found: _Found, tokens: list[str], types: list[int], path: Path) -> None:
-    """What llama.cpp takes for granted, and aborts or drops text without: bytes, and no token twice."""
+    """What llama.cpp aborts or drops text without: tokens of single bytes, and no token twice."""
     if found.model == "gpt2":
         from gguf.vocab import bytes_to_unicode
 
-        needed = set(bytes_to_unicode().values())
+        spelled = (
+            bytes_to_unicode()
+        )  # bytes that no text of its training had may be missing: they are dropped
+        needed = {spelled[byte] for byte in (10, *range(32, 127))}
     else:
         needed = {f"<0x{byte:02X}>" for byte in range(256)}
     if lacking := needed - set(tokens):
         raise Unsupported(
-            f"{path} lacks tokens for {len(lacking)} of 256 bytes ({min(lacking)}); llama.cpp needs all of them."
+            f"{path} lacks tokens for {len(lacking)} of {len(needed)} bytes ({min(lacking)}) that every text needs."
         )
     seen: set[str] = set()
     for text in tokens:

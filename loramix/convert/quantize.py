@@ -64,7 +64,9 @@ def main(arguments: Sequence[str]) -> int:
     parameters.ftype = job["file_type"]
     parameters.nthread = cpu_count()
     parameters.max_buf_size = BUFFER
-    code = C.llama_model_quantize(os.fsencode(job["source"]), os.fsencode(job["out"]), ctypes.byref(parameters))
+    code = C.llama_model_quantize(
+        os.fsencode(job["source"]), os.fsencode(job["out"]), ctypes.byref(parameters)
+    )
     if code:
         print(why().strip(" ()"), file=sys.stderr)
     return int(code != 0)
