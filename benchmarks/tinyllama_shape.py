@@ -194,14 +194,15 @@ def write_tokenizer(directory: Path, tokens: list[str], scores: list[float]) -> 
     write_text(directory / "tokenizer_config.json", json.dumps(settings, ensure_ascii=False))
 
 
-def measured(arguments: list[str]) -> tuple[float, float]:
-    """Run a command; seconds, and the largest resident MB of it and of what it started."""
+def measured(arguments: list[str]) -> str:
+    """Run a command; its time, its processors' time, and the largest resident size of it and what it started."""
     started = time.monotonic()
     child = subprocess.Popen(arguments)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
         raise SystemExit(f"failed: {' '.join(arguments)}")
-    return time.monotonic() - started, usage.ru_maxrss / 1024
+    seconds, busy = time.monotonic() - started, usage.ru_utime + usage.ru_stime
+    return f"{seconds:.0f} s ({busy:.0f} s of CPU time), at most {usage.ru_maxrss / 1024:.0f} MB of memory"
 
 
 def main() -> None:
@@ -222,8 +223,7 @@ def main() -> None:
         return
     # a child's peak begins with its parent's, so this process stays small
     if not (directory / "config.json").is_file():  # written last: the directory is whole
-        seconds, megabytes = measured([sys.executable, *sys.argv, "--make-only"])
-        print(f"checkpoint: {seconds:.0f} s, at most {megabytes:.0f} MB of memory", flush=True)
+        print("checkpoint:", measured([sys.executable, *sys.argv, "--make-only"]), flush=True)
     for quant in options.quant or ["Q4_K_M"]:
         out = options.out / f"tinyllama-shape-{quant}.gguf"
         command = [sys.executable, "-m", "loramix", "convert", "base", str(directory)]

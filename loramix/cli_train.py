@@ -256,13 +256,14 @@ def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: b
     show_default=True,
     help="Type of the matrices.",
 )
+@click.option("--imatrix-text", type=PATH, help="UTF-8 text to weigh columns by when rounding to 4 bits.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
-def convert_base(hf_dir: Path, out: Path, quant: str, check: bool) -> None:
+def convert_base(hf_dir: Path, out: Path, quant: str, imatrix_text: Path | None, check: bool) -> None:
     """Convert the Hugging Face checkpoint in HF_DIR (Llama architecture) to a GGUF base."""
     from loramix.convert import selfcheck
     from loramix.convert.from_hf import convert_base as work
 
-    work(hf_dir, out, quant)
+    work(hf_dir, out, quant, imatrix_text)
     if check:
         if n_texts := selfcheck.check_tokens(hf_dir, out):
             click.echo(f"cuts {n_texts} texts as its tokenizer.json does", err=True)

@@ -32,6 +32,7 @@ from hf_tiny import (
 from loramix.cli import main
 from loramix.convert import hf, hf_gguf, selfcheck
 from loramix.convert.from_hf import QUANTS, convert_base
+from loramix.convert.imatrix import CHUNK, importance
 from loramix.convert.peft import unpermute
 from loramix.convert.reference import torch_logits
 from loramix.convert.selfcheck import check_base
@@ -496,3 +497,71 @@ def test_a_name_without_settings_still_ends_its_answers(make: Any, tmp_path: Pat
     change_config(source, eos_token_id=None)
     with pytest.raises(InvalidArtifact, match="eos_token"):
         convert_base(source, tmp_path / "out.gguf", "F16")
+
+
+TEXT = "The old mill by the river had not turned for years; 12 men could not move its wheel.\n" * 60
+
+
+def test_an_importance_matrix_rounds_what_matters_more_finely(make: Any, tmp_path: Path) -> None:
+    """Against NumPy where the input is known: the first layer's is the normalized embedding."""
+    from loramix.runtime.llama import Model
+
+    source = make(hidden_size=256, intermediate_size=256)
+    convert_base(source, tmp_path / "full.gguf", "F32")
+    (tmp_path / "text").write_text(TEXT)
+    importance(tmp_path / "full.gguf", tmp_path / "text", tmp_path / "columns.npz")
+    with np.load(tmp_path / "columns.npz") as archive:
+        columns = dict(archive)
+    assert {name: len(values) for name, values in columns.items()} == {
+        name: width
+        for name, (_, width) in read_base(tmp_path / "full.gguf")[1].tensors.items()
+        if "blk" in name
+    }
+    with Model(tmp_path / "full.gguf", vocab_only=True) as model:
+        ids = model.tokenize(TEXT)
+    ids = ids[: len(ids) // (CHUNK - 1) * (CHUNK - 1)]
+    weights = random_weights({**CONFIG, "hidden_size": 256, "intermediate_size": 256})
+    rows = weights["model.embed_tokens.weight"][ids]
+    rows = rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + 1e-5)
+    wanted = ((rows * weights["model.layers.0.input_layernorm.weight"]) ** 2).mean(axis=0)
+    assert columns["blk.0.attn_q.weight"] == pytest.approx(wanted, rel=1e-3)
+
+    convert_base(source, tmp_path / "plain.gguf", "Q4_0")
+    convert_base(source, tmp_path / "weighed.gguf", "Q4_0", tmp_path / "text")
+
+    def loss(path: Path) -> float:
+        return sum(
+            float((columns[name] * (values - full[name]) ** 2).sum())
+            for name, values in blocks(path).items()
+            if name in columns and "ffn_down" not in name  # the first of these get a larger type then
+        )
+
+    full = blocks(tmp_path / "full.gguf")
+    assert loss(tmp_path / "weighed.gguf") < 0.97 * loss(tmp_path / "plain.gguf")
+
+
+def blocks(path: Path) -> dict[str, np.ndarray]:
+    """All tensors, as float32."""
+    tensors = gguf.GGUFReader(path).tensors
+    return {tensor.name: gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in tensors}
+
+
+@pytest.mark.parametrize(
+    ("content", "quant", "sentence"),
+    [
+        (None, "Q4_0", "no text at"),
+        (b"short", "Q4_0", "has 4 tokens; at least 256"),
+        (b"\xff" * 999, "Q4_K_M", "not UTF-8 text (byte 0)"),
+        (TEXT.encode(), "Q8_0", "does nothing for Q8_0"),
+    ],
+)
+def test_texts_that_tell_nothing_are_refused(
+    content: bytes | None, quant: str, sentence: str, make: Any, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / "text").write_bytes(content)
+    (tmp_path / "out").mkdir()
+    arguments = ["convert", "base", str(make()), "-o", str(tmp_path / "out" / "a.gguf"), "--quant", quant]
+    done = CliRunner().invoke(main, [*arguments, "--imatrix-text", str(tmp_path / "text")])
+    assert done.exit_code in (1, 2) and sentence in done.stderr, done.output
+    assert not list((tmp_path / "out").iterdir())

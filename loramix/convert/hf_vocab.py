@@ -6,6 +6,7 @@ its pre-tokenizers built in and picks one by name, so a tokenizer is recognised 
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,6 +299,7 @@ def _special(directory: Path, model: str, n_vocab: int) -> Any:
     """
     import gguf
 
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # its warnings are to authors of converters
     try:
         special = gguf.SpecialVocab(directory, load_merges=model == "gpt2", n_vocab=n_vocab)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:

@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from loramix.convert.hf_gguf import check_room
 from loramix.convert.validate import read_base
 from loramix.errors import NativeError, NoSpace
@@ -24,13 +26,14 @@ BITS = {"Q8_0": 8.5, "Q4_0": 4.9, "Q4_K_M": 5.2}  # a weight, at most, with a la
 BUFFER = 128 * 2**20  # most bytes of rows in work at once
 
 
-def quantize(source: Path, out: Path, quant: str) -> None:
+def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -> None:
     """Quantize a GGUF base of float matrices.
 
     Args:
         source: the base, F32, F16 or BF16.
         out: file to write, through a temporary one.
         quant: a name of `FILE_TYPES`.
+        imatrix: what `loramix.convert.imatrix` wrote, to round columns that matter more finely.
 
     Raises:
         InvalidArtifact: the source is not a base.
@@ -43,6 +46,8 @@ def quantize(source: Path, out: Path, quant: str) -> None:
         needed = int(weights * BITS[quant] / 8)
         check_room(temporary.parent, needed)
         job = {"source": str(source), "out": str(temporary), "file_type": FILE_TYPES[quant]}
+        if imatrix:
+            job["imatrix"] = str(imatrix)
         command = [sys.executable, "-P", "-m", "loramix.convert.quantize", json.dumps(job)]
         child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if child.returncode or not temporary.is_file():
@@ -54,7 +59,7 @@ def quantize(source: Path, out: Path, quant: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one job: ``{"source", "out", "file_type"}`` as JSON."""
+    """Run one job: ``{"source", "out", "file_type", "imatrix"}`` as JSON, the last if there is one."""
     from loramix.runtime.cpu import cpu_count
     from loramix.runtime.llama import C, start, why
 
@@ -64,6 +69,14 @@ def main(arguments: Sequence[str]) -> int:
     parameters.ftype = job["file_type"]
     parameters.nthread = cpu_count()
     parameters.max_buf_size = BUFFER
+    if "imatrix" in job:
+        with np.load(job["imatrix"], allow_pickle=False) as archive:
+            columns = {name: np.ascontiguousarray(archive[name], np.float32) for name in archive}
+        listed = (C.llama_model_imatrix_data * (len(columns) + 1))()  # the last one, all zero, ends it
+        for entry, (name, values) in zip(listed, columns.items(), strict=False):
+            entry.name, entry.size = name.encode(), values.size
+            entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        parameters.imatrix = listed
     code = C.llama_model_quantize(
         os.fsencode(job["source"]), os.fsencode(job["out"]), ctypes.byref(parameters)
     )
