@@ -31,7 +31,7 @@ from hf_tiny import (
 
 from loramix.cli import main
 from loramix.convert import hf, hf_gguf, selfcheck
-from loramix.convert.from_hf import QUANTS, convert_base
+from loramix.convert.from_hf import convert_base
 from loramix.convert.imatrix import CHUNK, importance
 from loramix.convert.peft import unpermute
 from loramix.convert.reference import torch_logits
@@ -144,6 +144,37 @@ def test_the_way_back_gives_the_same_bits(
             kept = (kept.astype(np.uint32) << 16).view(np.float32)
         assert found[name].dtype == (np.float32 if values.ndim == 1 else {"F32": "f4", "F16": "f2"}[quant])
         assert np.array_equal(found[name].astype(np.float32), kept.astype(np.float32)), name
+
+
+def test_names_and_shapes_are_those_that_llama_cpp_loads(make: Any, tmp_path: Path) -> None:
+    convert_base(
+        make(attention_bias=True, mlp_bias=True, rope_scaling=LLAMA3_ROPE), tmp_path / "out.gguf", "F32"
+    )
+    layer = {
+        "attn_q": (64, 64),
+        "attn_k": (32, 64),
+        "attn_v": (32, 64),
+        "attn_output": (64, 64),
+        "ffn_gate": (96, 64),
+        "ffn_up": (96, 64),
+        "ffn_down": (64, 96),
+        "attn_norm": (64,),
+        "ffn_norm": (64,),
+    }
+    wanted: dict[str, tuple[int, ...]] = {
+        "rope_freqs.weight": (8,),
+        "token_embd.weight": (400, 64),
+        "output.weight": (400, 64),
+        "output_norm.weight": (64,),
+    }
+    for i in range(2):
+        for name, shape in layer.items():
+            wanted[f"blk.{i}.{name}.weight"] = shape
+            if "norm" not in name:
+                wanted[f"blk.{i}.{name}.bias"] = shape[:1]
+    assert {
+        name: tensor.shape for name, tensor in read_base(tmp_path / "out.gguf")[0].tensors.items()
+    } == wanted
 
 
 def test_the_metadata_says_what_config_json_says(make: Any, tmp_path: Path) -> None:
@@ -430,11 +461,12 @@ def test_no_room_is_told_before_anything_is_written(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(hf_gguf.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1000))
+    monkeypatch.setattr(hf_gguf.shutil, "disk_usage", lambda _: usage(10**9, 10**9, 1_000_000))
     (tmp_path / "out").mkdir()
-    for quant in QUANTS:
-        with pytest.raises(NoSpace, match="0 MB free, 0 MB are needed"):
-            convert_base(make(), tmp_path / "out" / "a.gguf", quant)
+    source = make(hidden_size=256, intermediate_size=512, dtype="float16")
+    for quant, needed in {"F32": 6, "F16": 3, "Q8_0": 4, "Q4_0": 4, "Q4_K_M": 4}.items():
+        with pytest.raises(NoSpace, match=f"1 MB free, {needed} MB are needed"):
+            convert_base(source, tmp_path / "out" / "a.gguf", quant)
     assert not list((tmp_path / "out").iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import struct
 from pathlib import Path
@@ -327,6 +328,15 @@ def test_bad_tokenizer_models_are_refused(spm: Path) -> None:
     ):
         with pytest.raises(InvalidArtifact, match="not a usable SentencePiece model"):
             read_sentencepiece(bad, "bad")
+    chance = random.Random(3)
+    for _ in range(300):  # damaged anywhere, it is read or refused, in order
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[chance.randrange(len(whole))] = chance.randrange(256)
+        try:
+            read_sentencepiece(bytes(damaged), "damaged")
+        except InvalidArtifact:
+            pass
     with pytest.raises(InvalidArtifact, match="the embedding has 400 rows"):
         read_vocabulary(spm, 400)
     import sentencepiece

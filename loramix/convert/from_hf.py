@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from pathlib import Path
 
 from loramix.convert.hf import Checkpoint
-from loramix.convert.hf_gguf import write_gguf
+from loramix.convert.hf_gguf import check_room, size_of, write_gguf
 from loramix.convert.hf_vocab import read_vocabulary
 from loramix.convert.imatrix import importance
-from loramix.convert.quantize import FILE_TYPES, quantize
+from loramix.convert.quantize import FILE_TYPES, quantize, quantized_size
 from loramix.convert.validate import read_base
 from loramix.errors import UsageError
 
@@ -43,6 +44,10 @@ def convert_base(source: Path, out: Path, quant: str, imatrix_text: Path | None 
             return
         between = out.with_name(f".{out.name[:80]}.{secrets.token_hex(4)}.full.gguf")
         columns = between.with_suffix(".npz")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shapes = (entry.shape for entry in checkpoint.tensors.values())
+        weights = sum(math.prod(shape) for shape in shapes)
+        check_room(out.parent, size_of(checkpoint, None) + quantized_size(weights, quant))
         try:
             write_gguf(checkpoint, vocabulary, between, None)
             if imatrix_text:

@@ -6,8 +6,11 @@ same tensor of RoPE factors. ``gguf`` writes the format.
 
 from __future__ import annotations
 
+import errno
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +47,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
     plan = _plan(checkpoint, kind)
     factors = rope_factors(checkpoint.config)
     with atomic_path(out) as temporary:
-        check_room(
-            temporary.parent, sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in plan)
-        )
+        check_room(temporary.parent, size_of(checkpoint, kind))
         writer = gguf.GGUFWriter(temporary, "llama")
         try:
             _add_settings(writer, checkpoint, {k for *_, k in plan})
@@ -57,22 +58,39 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 dtype = np.dtype(_STORED[stored])
                 nbytes = math.prod(shape) * dtype.itemsize
                 writer.add_tensor_info(name, shape, dtype, nbytes, gguf.GGMLQuantizationType[stored])
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            if factors is not None:
-                writer.write_tensor_data(factors)
+            with _told(out):
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                if factors is not None:
+                    writer.write_tensor_data(factors)
             for _, source, shape, stored in plan:
                 values = _values(checkpoint, source, shape, stored)
-                try:
+                with _told(out):
                     writer.write_tensor_data(values)
-                except OSError as error:  # NumPy's own, which names no file and no reason
-                    raise NoSpace(
-                        f"{out} could not be written to the end ({error}); free some space."
-                    ) from None
                 del values
         finally:
-            writer.close()
+            with _told(out):
+                writer.close()
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """Say that the disk is full where a write fails for that; NumPy's own error has no number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (None, errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise NoSpace(
+            f"{out} could not be written to the end ({error.strerror or error}); "
+            "free some space, or write to another disk with --out."
+        ) from None
+
+
+def size_of(checkpoint: Checkpoint, kind: str | None) -> int:
+    """Bytes of the tensors in the file that `write_gguf` makes."""
+    return sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in _plan(checkpoint, kind))
 
 
 def check_room(directory: Path, nbytes: int) -> None:
@@ -121,7 +139,8 @@ def _values(checkpoint: Checkpoint, source: str, shape: tuple[int, ...], kind: s
         with np.errstate(over="ignore"):
             part[:] = widened(raw, dtype)
         if not np.isfinite(part).all():
-            raise Unsupported(f"{source} has values beyond {kind}; convert with --quant F32.")
+            mend = "it is not usable" if kind == "F32" else "convert with --quant F32"
+            raise Unsupported(f"{source} has values beyond {kind}; {mend}.")
     values = values.reshape(shape)
     for module, heads in (
         ("q_proj", checkpoint.config.num_attention_heads),

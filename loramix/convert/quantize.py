@@ -43,7 +43,7 @@ def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -
     _, shape = read_base(source)
     weights = sum(rows * columns for rows, columns in shape.tensors.values())
     with atomic_path(out) as temporary:
-        needed = int(weights * BITS[quant] / 8)
+        needed = quantized_size(weights, quant)
         check_room(temporary.parent, needed)
         job = {"source": str(source), "out": str(temporary), "file_type": FILE_TYPES[quant]}
         if imatrix:
@@ -56,6 +56,11 @@ def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -
             if "basic_ios" in said or "iostream" in said:  # what an ofstream says when a write fails
                 raise NoSpace(f"{out} could not be written to the end; free {needed / 1e6:.0f} MB.")
             raise NativeError(f"llama.cpp could not quantize {source.name} to {quant}: {said}.")
+
+
+def quantized_size(weights: int, quant: str) -> int:
+    """Bytes that so many weights take at most."""
+    return int(weights * BITS[quant] / 8)
 
 
 def main(arguments: Sequence[str]) -> int:
