@@ -18,6 +18,7 @@ from loramix.convert.hf_vocab import LLAMA3_SPLIT, PRE_TOKENIZERS, read_vocabula
 from loramix.convert.selfcheck import check_tokens
 from loramix.convert.spm_reader import read_sentencepiece
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, SelfCheckFailed, Unsupported
+from loramix.runtime.tokenize import tokenize_rows
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -170,6 +171,18 @@ def test_a_tokenizer_json_of_llama_cuts_as_tokenizers_does(spm: Path) -> None:
     wanted = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert any(2 in ids for ids in wanted) and any(3 <= i < 259 for ids in wanted for i in ids)  # bytes too
     assert differences(texts, our_tokens(spm, tokenizer.get_vocab_size(), texts), wanted) == []
+
+
+def test_a_template_that_names_the_end_token_is_rendered_so_for_training(spm: Path) -> None:
+    """TinyLlama-Chat's template writes ``eos_token`` behind each turn, in training as at run time."""
+    tokenizer = write_llama_json(spm)
+    turn = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] + eos_token }}\n{% endfor %}<|assistant|>"
+    write_settings(spm, bos_token="<s>", eos_token="</s>", add_bos_token=True, chat_template=turn)
+    our_tokens(spm, tokenizer.get_vocab_size(), [])
+    [(ids, n_answer)], eot = tokenize_rows(spm / "out.gguf", [{"prompt": "the weather", "answer": "fine"}])
+    wanted = tokenizer.encode("<|user|>\nthe weather</s>\n<|assistant|>", add_special_tokens=False).ids
+    assert ids[:-n_answer].tolist() == [1, *wanted] and wanted.count(2) == 1
+    assert eot == ids[-1] == 2
 
 
 def test_metaspace_is_the_same_as_the_older_normalizer(spm: Path) -> None:

@@ -100,6 +100,11 @@ class Model:
         found = (i for i in range(self.n_vocab) if C.llama_vocab_is_control(self.vocab, i))
         return tuple(text for i in found if len(text := self.text(i)) > 2)
 
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens as text, by the names that chat templates give them."""
+        return {"bos_token": self.text(self.bos), "eos_token": self.text(self.eos)}
+
     def text(self, token: int) -> str:
         """A token as the vocabulary spells it."""
         raw = C.llama_vocab_get_text(self.vocab, token)
