@@ -246,6 +246,40 @@ def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: b
     click.echo(str(out))
 
 
+@convert.command("base")
+@click.argument("hf_dir", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="GGUF file to write.")
+@click.option(
+    "--quant",
+    type=click.Choice(["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"]),
+    default="Q4_K_M",
+    show_default=True,
+    help="Type of the matrices.",
+)
+@click.option("--imatrix-text", type=PATH, help="UTF-8 text to weigh columns by when rounding to 4 bits.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
+def convert_base(hf_dir: Path, out: Path, quant: str, imatrix_text: Path | None, check: bool) -> None:
+    """Convert the Hugging Face checkpoint in HF_DIR (Llama architecture) to a GGUF base."""
+    from loramix.convert import selfcheck
+    from loramix.convert.from_hf import convert_base as work
+
+    work(hf_dir, out, quant, imatrix_text)
+    if check:
+        if n_texts := selfcheck.check_tokens(hf_dir, out):
+            click.echo(f"cuts {n_texts} texts as its tokenizer.json does", err=True)
+        try:
+            found = selfcheck.check_base(hf_dir, out, quant)
+            before, after = found.perplexity
+            click.echo(
+                f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions, "
+                f"perplexity {before:.2f} → {after:.2f} on {found.n_tokens} tokens",
+                err=True,
+            )
+        except MissingExtra as error:
+            click.echo(f"runs in llama.cpp, logits are finite; {error}", err=True)
+    click.echo(str(out))
+
+
 @convert.command("gate")
 @click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="gate.npz to write.")

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tiny import write_base
 
 from loramix.convert.gguf_reader import read_gguf
-from loramix.convert.safetensors_reader import parse_safetensors
+from loramix.convert.safetensors_reader import SafetensorsFile, parse_safetensors
 from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base, read_safetensors
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported, WrongBase
 
@@ -338,9 +338,29 @@ BAD_SAFETENSORS = {
 
 
 @pytest.mark.parametrize("name", BAD_SAFETENSORS)
-def test_malformed_safetensors_are_refused(name: str) -> None:
-    with pytest.raises(InvalidArtifact):
-        parse_safetensors(BAD_SAFETENSORS[name], "f.safetensors")
+def test_malformed_safetensors_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArtifact) as whole:
+        parse_safetensors(BAD_SAFETENSORS[name], str(tmp_path / "f.safetensors"))
+    if name == "beyond float32":
+        return  # float64 is read as it is where only a part is read at once
+    (tmp_path / "f.safetensors").write_bytes(BAD_SAFETENSORS[name])
+    with pytest.raises(InvalidArtifact) as piecewise, SafetensorsFile(tmp_path / "f.safetensors") as file:
+        for entry in file.entries:
+            list(file.chunks(entry, 1))
+    assert str(piecewise.value) == str(whole.value)
+
+
+def test_a_tensor_in_pieces_is_the_whole(tmp_path: Path) -> None:
+    values = np.arange(10, dtype="<f4")
+    (tmp_path / "f.safetensors").write_bytes(
+        header({"a": entry(shape=(2, 5), offsets=(0, 40))}, values.tobytes())
+    )
+    with SafetensorsFile(tmp_path / "f.safetensors") as file:
+        assert [len(part) for part in file.chunks("a", 4)] == [4, 4, 2]
+        assert np.concatenate(list(file.chunks("a", 4))).tolist() == values.tolist()
+        (tmp_path / "f.safetensors").write_bytes(b"")
+        with pytest.raises(InvalidArtifact, match="ends inside tensor 'a'"):
+            list(file.chunks("a"))
 
 
 def test_safetensors_of_every_float_type() -> None:

@@ -218,15 +218,15 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     return tensors, alpha
 
 
-def permute(b: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
-    """Reorder B's rows as llama.cpp's converter reorders Q and K (conversion/llama.py): halves interleaved.
+def permute(b: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
+    """Reorder rows as llama.cpp's converter reorders Q and K (conversion/llama.py): halves interleaved.
 
     Args:
-        b: (out, R) float32, out a multiple of ``2 * heads``.
+        b: (out, R) or a bias (out,), out a multiple of ``2 * heads``.
         heads: attention heads of Q, or key-value heads of K.
     """
-    out, rank = b.shape
+    out = b.shape[0]
     if out % (2 * heads):
         raise SelfCheckFailed(f"{out} rows do not divide into {heads} heads of two halves.")
-    paired = b.reshape(heads, 2, out // heads // 2, rank).swapaxes(1, 2)
-    return np.ascontiguousarray(paired.reshape(out, rank))
+    paired = b.reshape(heads, 2, out // heads // 2, *b.shape[1:]).swapaxes(1, 2)
+    return np.ascontiguousarray(paired.reshape(b.shape))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,83 @@ from loramix.errors import InvalidArtifact
 MAX_HEADER = 100 * 10**6
 MAX_TENSORS = 100_000
 _DTYPES = {"F64": ("<f8", 8), "F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies in a file, and what it is."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the start of the file."""
+    nbytes: int
+
+
+class SafetensorsFile:
+    """A file whose header was checked, read tensor by tensor; use it as a context.
+
+    Args:
+        path: a ``.safetensors`` file of F64, F32, F16 or BF16 tensors.
+
+    Raises:
+        InvalidArtifact: not such a file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("rb")
+        try:
+            self._size = os.fstat(self._file.fileno()).st_size
+            head = self._file.read(8)
+            length = int.from_bytes(head, "little")
+            if length <= MAX_HEADER:  # what claims more is refused before it is read
+                head += self._file.read(length)
+            self.entries = {entry.name: entry for entry in _layout(head, self._size, str(path))}
+        except BaseException:
+            self._file.close()
+            raise
+
+    def chunks(self, name: str, size: int = 1 << 22) -> Iterator[npt.NDArray[Any]]:
+        """A tensor's values in order, as stored (BF16 as uint16), at most ``size`` of them at a time.
+
+        Raises:
+            InvalidArtifact: a value that is not finite, or the file has shrunk.
+        """
+        entry = self.entries[name]
+        code, width = _DTYPES[entry.dtype]
+        at, end = entry.offset, entry.offset + entry.nbytes
+        while at < end:
+            self._file.seek(at)
+            data = self._file.read(min(size * width, end - at))
+            if len(data) != min(size * width, end - at):
+                raise _bad(str(self.path), f"it ends inside tensor {name!r}")
+            at += len(data)
+            raw = np.frombuffer(data, code)
+            if not finite(raw, entry.dtype):
+                raise _bad(str(self.path), f"tensor {name!r} holds values that are not finite")
+            yield raw
+
+    def close(self) -> None:
+        """Close the file; may be called again."""
+        self._file.close()
+
+    def __enter__(self) -> SafetensorsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def widened(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
+    """Stored values as floats: BF16 is the upper half of a float32, all else is what it is."""
+    return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
+
+
+def finite(raw: npt.NDArray[Any], dtype: str) -> bool:
+    """Whether all stored values are finite; BF16's exponent is looked at in place."""
+    return bool(((raw & 0x7F80) != 0x7F80).all() if dtype == "BF16" else np.isfinite(raw).all())
 
 
 def read_safetensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
@@ -33,16 +114,42 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
 
 def parse_safetensors(data: bytes, name: str) -> dict[str, npt.NDArray[np.float32]]:
     """Read all tensors of a file's content; see `read_safetensors`."""
+    tensors = dict[str, npt.NDArray[np.float32]]()
+    for entry in _layout(data, len(data), name):
+        code, width = _DTYPES[entry.dtype]
+        raw = np.frombuffer(data, code, entry.nbytes // width, entry.offset)
+        if not finite(raw, entry.dtype):
+            raise _bad(name, f"tensor {entry.name!r} holds values that are not finite")
+        with np.errstate(over="ignore"):
+            values = widened(raw, entry.dtype).astype(np.float32).reshape(entry.shape)
+        if not np.isfinite(values).all():
+            raise _bad(name, f"tensor {entry.name!r} holds values beyond float32")
+        tensors[entry.name] = values
+    return tensors
+
+
+def _bad(name: str, why: str) -> InvalidArtifact:
+    return InvalidArtifact(f"{name} is not a usable safetensors file: {why}; save it again.")
+
+
+def _layout(data: bytes, size: int, name: str) -> list[Entry]:
+    """Check a header and give its tensors in the order of the file.
+
+    Args:
+        data: the file's first bytes, with the whole header.
+        size: the file's size in bytes.
+        name: for messages.
+    """
 
     def bad(why: str) -> InvalidArtifact:
-        return InvalidArtifact(f"{name} is not a usable safetensors file: {why}; save it again.")
+        return _bad(name, why)
 
     if data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or data[:4] == b"PK\x03\x04":
         raise bad("it is a pickle under another name, which can run code")
     if len(data) < 8:
         raise bad("it is too short")
     length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER or length > len(data) - 8:
+    if length > MAX_HEADER or length > size - 8:
         raise bad(f"its header claims {length} bytes")
     try:
         header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
@@ -54,31 +161,17 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, npt.NDArray[np.float3
     if len(header) > MAX_TENSORS:
         raise bad(f"it claims {len(header)} tensors")
     entries = sorted((_entry(key, value, bad) for key, value in header.items()), key=lambda entry: entry[3])
-    body = memoryview(data)[8 + length :]
-    end, tensors = 0, dict[str, npt.NDArray[np.float32]]()
+    end, found = 0, []
     for key, dtype, shape, start, stop in entries:
-        if start != end or stop > len(body):
+        if start != end or stop > size - 8 - length:
             raise bad(f"tensor {key!r} leaves a hole, overlaps another or ends beyond the file")
         end = stop
-        code, width = _DTYPES[dtype]
-        count = 1
-        for extent in shape:
-            count *= extent
-        if count * width != stop - start:
+        if math.prod(shape) * _DTYPES[dtype][1] != stop - start:
             raise bad(f"tensor {key!r} of shape {shape} has {stop - start} bytes")
-        raw = np.frombuffer(body[start:stop], code)
-        if dtype == "BF16":  # the upper half of a float32
-            raw = (raw.astype(np.uint32) << 16).view(np.float32)
-        if not np.isfinite(raw).all():
-            raise bad(f"tensor {key!r} holds values that are not finite")
-        with np.errstate(over="ignore"):
-            values = raw.astype(np.float32).reshape(shape)
-        if not np.isfinite(values).all():
-            raise bad(f"tensor {key!r} holds values beyond float32")
-        tensors[key] = values
-    if end != len(body):
+        found.append(Entry(key, dtype, shape, 8 + length + start, stop - start))
+    if end != size - 8 - length:
         raise bad("it has bytes that no tensor owns")
-    return tensors
+    return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Does a converted adapter do in llama.cpp what it did in PyTorch, and is it applied at all?"""
+"""Does a converted adapter or base do in llama.cpp what it did in PyTorch, and is an adapter applied at all?"""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,15 @@ PROBES = (
     "Is this a good idea? We sold 1,250 tickets in 3 days, but the hall holds only 900 people.",
     "def area(width, height):\n    return width * height\n",
 )
+SPELLINGS = (
+    "  two spaces,\ttab\n\n and lines \r\n",
+    "naïve café, ÅNGSTRÖM, don't, I'LL, 1234567, 3.14",
+    "你好，世界 🙂👩‍🚀 مرحبا नमस्ते",
+    "x = [i**2 for i in range(10)]  # comment",
+)
 MAX_KL = 0.02
+MAX_KL_4_BITS = 1.0
+"""Of a base in four bits: a wrong conversion is off by more, a small base's rounding by a tenth of it."""
 MAX_DIFFERENCE = 1e-3
 
 
@@ -130,6 +139,88 @@ def applied(base: Path, adapter: Path) -> float:
     if effect == 0.0:
         raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
     return effect
+
+
+@dataclass(frozen=True, slots=True)
+class BaseParity:
+    """How far a converted base is from its checkpoint in PyTorch (float32), over the probe texts."""
+
+    max_difference: float
+    mean_kl: float
+    """Mean Kullback-Leibler divergence, PyTorch to llama.cpp, nats per token."""
+    same_argmax: float
+    perplexity: tuple[float, float]
+    """In PyTorch, and of the converted file in llama.cpp."""
+    n_tokens: int
+
+
+def check_base(source: Path, base: Path, quant: str) -> BaseParity:
+    """Hold a converted base to its checkpoint.
+
+    Args:
+        source: Hugging Face directory.
+        base: the converted file.
+        quant: F32, where logits must agree to 1e-3, or another type, where the mean KL must be small.
+
+    Raises:
+        SelfCheckFailed: it computes something else.
+        MissingExtra: torch is not installed.
+    """
+    rows, ids = llama_logits(base, [])
+    theirs = torch_logits(source, [], ids)
+    a, b = np.concatenate(rows), np.concatenate(theirs)
+    p, q = _log_softmax(b), _log_softmax(a)
+    # each row tells the next token; the last of a text has none
+    at = np.cumsum([0, *map(len, ids)])
+    told = [int(start) + i for start, text in zip(at, ids, strict=False) for i in range(len(text) - 1)]
+    following = [token for text in ids for token in text[1:]]
+    perplexity = tuple(float(np.exp(-x[told, following].mean())) for x in (p, q))
+    found = BaseParity(
+        max_difference=float(np.abs(a - b).max()),
+        mean_kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
+        same_argmax=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        perplexity=(perplexity[0], perplexity[1]),
+        n_tokens=len(following),
+    )
+    limit = MAX_KL_4_BITS if quant.startswith("Q4") else MAX_KL
+    if (quant == "F32" and found.max_difference > MAX_DIFFERENCE) or found.mean_kl > limit:
+        raise SelfCheckFailed(
+            f"{base} differs from {source}: logits by up to {found.max_difference:.4f}, KL {found.mean_kl:.4f} "
+            f"(at most {limit}); do not use it, and report the checkpoint's config.json."
+        )
+    return found
+
+
+def check_tokens(source: Path, base: Path, texts: Sequence[str] = (*PROBES, *SPELLINGS)) -> int:
+    """Compare a converted base's tokens with those of its checkpoint's ``tokenizer.json``.
+
+    Args:
+        source: Hugging Face directory.
+        base: the converted file.
+        texts: plain texts.
+
+    Returns:
+        Texts compared; 0 where the checkpoint has no such file or the package ``tokenizers`` is missing.
+
+    Raises:
+        SelfCheckFailed: a text is cut otherwise.
+    """
+    if importlib.util.find_spec("tokenizers") is None or not (source / "tokenizer.json").is_file():
+        return 0
+    from tokenizers import Tokenizer
+
+    from loramix.runtime.llama import Model
+
+    theirs = Tokenizer.from_file(str(source / "tokenizer.json"))
+    with Model(base, vocab_only=True) as model:
+        for text in texts:
+            ours, wanted = model.tokenize(text), theirs.encode(text, add_special_tokens=False).ids
+            if ours != wanted:
+                raise SelfCheckFailed(
+                    f"{base} cuts {text[:40]!r} into {ours[:12]}, {source / 'tokenizer.json'} into {wanted[:12]}; "
+                    "do not use it, and report the checkpoint's tokenizer."
+                )
+    return len(texts)
 
 
 def _log_softmax(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

@@ -43,6 +43,7 @@ class Context:
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
         history: keep it for all tokens, else for the last one alone.
         exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
+        observe: llama.cpp's callback on each node of the graph; all tokens then pass all layers.
 
     Raises:
         NativeError: no memory, or llama.cpp refuses.
@@ -60,6 +61,7 @@ class Context:
         taps: Sequence[int] = (),
         history: bool = True,
         exact: bool = False,
+        observe: Any = None,
     ) -> None:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
         self.adapters: list[Adapter] = []
@@ -74,6 +76,10 @@ class Context:
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
+        self._observe = observe  # llama.cpp keeps the address alone
+        if observe is not None:
+            parameters.cb_eval = observe
+            parameters.n_outputs_max = parameters.n_batch
         if exact:
             parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
             parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -230,7 +236,7 @@ class Context:
             batch.pos[i] = position + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
-            batch.logits[i] = i == len(chunk) - 1
+            batch.logits[i] = self._observe is not None or i == len(chunk) - 1
         with self.model.lock:
             code = C.llama_decode(self.pointer, batch)
         if code != 0:

@@ -78,11 +78,7 @@ class Engine:
         self._closed = False
         self.model = Model(self.base_path, use_extra_bufts=extra)
         try:
-            special = {
-                "bos_token": self.model.text(self.model.bos),
-                "eos_token": self.model.text(self.model.eos),
-            }
-            self._template = ChatTemplate(self.model.chat_template, special)
+            self._template = ChatTemplate(self.model.chat_template, self.model.named_tokens)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
             self._adapters = AdapterCache(self.model)

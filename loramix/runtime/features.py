@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> None:
         f"{p}:{i}": [] for i in layers for p in ("last", "mean")
     }
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
-        template = ChatTemplate(model.chat_template, {"bos_token": model.text(model.bos)})
+        template = ChatTemplate(model.chat_template, model.named_tokens)
         context = Context(model, n_ctx=2048, n_threads=default_threads(), taps=layers)
         for number, line in enumerate(sys.stdin, 1):
             ids = chat_ids(model, template, json.loads(line)["prompt"])[-2048:]

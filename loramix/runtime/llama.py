@@ -29,7 +29,7 @@ import llama_cpp.llama_cpp as C
 if TYPE_CHECKING:
     from loramix.runtime.context import Context
 
-__all__ = ["Adapter", "C", "Model", "why"]
+__all__ = ["Adapter", "C", "Model", "start", "why"]
 _log_tail: list[str] = []
 
 
@@ -40,7 +40,8 @@ def _log(level: int, text: bytes, _user: Any) -> None:
         del _log_tail[:-5]
 
 
-def _start() -> None:
+def start() -> None:
+    """Begin with llama.cpp; may be called again."""
     C.llama_log_set(_log, ctypes.c_void_p(0))
     C.llama_backend_init()
 
@@ -63,7 +64,7 @@ class Model:
     """
 
     def __init__(self, path: Path, *, vocab_only: bool = False, use_extra_bufts: bool = True) -> None:
-        _start()
+        start()
         self._stack = ExitStack()
         self.lock = (
             threading.RLock()
@@ -98,6 +99,11 @@ class Model:
         """The vocabulary's control tokens as text."""
         found = (i for i in range(self.n_vocab) if C.llama_vocab_is_control(self.vocab, i))
         return tuple(text for i in found if len(text := self.text(i)) > 2)
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens as text, by the names that chat templates give them."""
+        return {"bos_token": self.text(self.bos), "eos_token": self.text(self.eos)}
 
     def text(self, token: int) -> str:
         """A token as the vocabulary spells it."""

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
     ids: list[int] = []
     lengths: list[tuple[int, int]] = []
     with Model(base, vocab_only=True) as model:
-        template = ChatTemplate(model.chat_template, {"bos_token": model.text(model.bos)})
+        template = ChatTemplate(model.chat_template, model.named_tokens)
         for line in sys.stdin:
             row = json.loads(line)
             prompt = chat_ids(model, template, row["prompt"])

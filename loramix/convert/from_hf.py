@@ -1,0 +1,59 @@
+"""Hugging Face checkpoint → quantized GGUF base: read, check, write, quantize."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from pathlib import Path
+
+from loramix.convert.hf import Checkpoint
+from loramix.convert.hf_gguf import check_room, size_of, write_gguf
+from loramix.convert.hf_vocab import read_vocabulary
+from loramix.convert.imatrix import importance
+from loramix.convert.quantize import FILE_TYPES, quantize, quantized_size
+from loramix.convert.validate import read_base
+from loramix.errors import UsageError
+
+QUANTS = ("F32", "F16", *FILE_TYPES)
+
+
+def convert_base(source: Path, out: Path, quant: str, imatrix_text: Path | None = None) -> None:
+    """Convert a checkpoint of the Llama architecture.
+
+    Args:
+        source: directory as transformers' ``save_pretrained`` writes it, or as the hub holds it.
+        out: GGUF file to write; nothing is left there if anything fails.
+        quant: a name of `QUANTS`. Between, a file of the weights as they are stored lies beside ``out``.
+        imatrix_text: UTF-8 text that tells which columns to round more finely, for the types of 4 bits.
+
+    Raises:
+        NotFound, InvalidArtifact, Unsupported: the checkpoint cannot be converted, and why.
+        NoSpace: the disk is full.
+        NativeError: llama.cpp's quantizer fails.
+        UsageError: ``out`` is a directory, or a text was given for a type that it does not help.
+    """
+    if imatrix_text and not quant.startswith("Q4"):
+        raise UsageError(f"an importance matrix does nothing for {quant}; leave --imatrix-text out.")
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory; name the GGUF file to write with --out.")
+    with Checkpoint(source) as checkpoint:
+        vocabulary = read_vocabulary(source, checkpoint.config.vocab_size)
+        if quant not in FILE_TYPES:
+            write_gguf(checkpoint, vocabulary, out, quant)
+            read_base(out)
+            return
+        between = out.with_name(f".{out.name[:80]}.{secrets.token_hex(4)}.full.gguf")
+        columns = between.with_suffix(".npz")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shapes = (entry.shape for entry in checkpoint.tensors.values())
+        weights = sum(math.prod(shape) for shape in shapes)
+        check_room(out.parent, size_of(checkpoint, None) + quantized_size(weights, quant))
+        try:
+            write_gguf(checkpoint, vocabulary, between, None)
+            if imatrix_text:
+                importance(between, imatrix_text, columns)
+            quantize(between, out, quant, columns if imatrix_text else None)
+        finally:
+            between.unlink(missing_ok=True)
+            columns.unlink(missing_ok=True)
+    read_base(out)

@@ -1,0 +1,177 @@
+"""Hugging Face checkpoint → GGUF, one tensor in memory at a time.
+
+Mirrors llama.cpp's converter (conversion/llama.py): the same names, the same order of Q's and K's rows, the
+same tensor of RoPE factors. ``gguf`` writes the format.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.adapter import permute
+from loramix.convert.hf import Checkpoint, rope_factors
+from loramix.convert.hf_vocab import Vocabulary
+from loramix.convert.safetensors_reader import widened
+from loramix.errors import NoSpace, Unsupported
+from loramix.paths import atomic_path
+
+KINDS = ("F32", "F16", "BF16")
+_STORED: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: str | None) -> None:
+    """Write a checkpoint as a GGUF base, through a temporary file.
+
+    Args:
+        checkpoint: as read.
+        vocabulary: as read, of as many tokens as the embedding has rows.
+        out: file to write.
+        kind: ``F32`` or ``F16``, for all matrices; None keeps each as it is stored, to quantize it next.
+
+    Raises:
+        NoSpace: the disk is full.
+        InvalidArtifact: a value that is not finite.
+        Unsupported: a value beyond float16.
+    """
+    import gguf
+
+    plan = _plan(checkpoint, kind)
+    factors = rope_factors(checkpoint.config)
+    with atomic_path(out) as temporary:
+        check_room(temporary.parent, size_of(checkpoint, kind))
+        writer = gguf.GGUFWriter(temporary, "llama")
+        try:
+            _add_settings(writer, checkpoint, {k for *_, k in plan})
+            vocabulary.add_to(writer)
+            if factors is not None:
+                writer.add_tensor_info("rope_freqs.weight", factors.shape, factors.dtype, factors.nbytes)
+            for name, _, shape, stored in plan:
+                dtype = np.dtype(_STORED[stored])
+                nbytes = math.prod(shape) * dtype.itemsize
+                writer.add_tensor_info(name, shape, dtype, nbytes, gguf.GGMLQuantizationType[stored])
+            with _told(out):
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                if factors is not None:
+                    writer.write_tensor_data(factors)
+            for _, source, shape, stored in plan:
+                values = _values(checkpoint, source, shape, stored)
+                with _told(out):
+                    writer.write_tensor_data(values)
+                del values
+        finally:
+            with _told(out):
+                writer.close()
+
+
+@contextmanager
+def _told(out: Path) -> Iterator[None]:
+    """Say that the disk is full where a write fails for that; NumPy's own error has no number."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (None, errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise
+        raise NoSpace(
+            f"{out} could not be written to the end ({error.strerror or error}); "
+            "free some space, or write to another disk with --out."
+        ) from None
+
+
+def size_of(checkpoint: Checkpoint, kind: str | None) -> int:
+    """Bytes of the tensors in the file that `write_gguf` makes."""
+    return sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in _plan(checkpoint, kind))
+
+
+def check_room(directory: Path, nbytes: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        directory: where the file goes.
+        nbytes: what it will take.
+
+    Raises:
+        NoSpace: less than that is free.
+    """
+    free = shutil.disk_usage(directory).free
+    if free < nbytes:
+        raise NoSpace(
+            f"{directory} has {free / 1e6:.0f} MB free, {nbytes / 1e6:.0f} MB are needed; "
+            "free some, or write to another disk with --out."
+        )
+
+
+def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tuple[int, ...], str]]:
+    """(GGUF name, source name, shape, kind) of each tensor, in the order of the file."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, checkpoint.config.num_hidden_layers)
+    plan = []
+    for source, entry in checkpoint.tensors.items():
+        name = names.get_name(source, try_suffixes=(".weight", ".bias"))
+        stored = kind or (entry.dtype if entry.dtype in KINDS else "F32")
+        # one-dimensional tensors are float32 in every GGUF
+        plan.append((str(name), source, entry.shape, stored if len(entry.shape) > 1 else "F32"))
+    return plan
+
+
+def _values(checkpoint: Checkpoint, source: str, shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
+    """A tensor's values in the kind and row order of GGUF."""
+    dtype = checkpoint.tensors[source].dtype
+    values = np.empty(math.prod(shape), _STORED[kind])
+    at = 0
+    for raw in checkpoint.chunks(source):
+        part = values[at : at + len(raw)]
+        at += len(raw)
+        if dtype == kind:
+            part[:] = raw
+            continue
+        with np.errstate(over="ignore"):
+            part[:] = widened(raw, dtype)
+        if not np.isfinite(part).all():
+            mend = "it is not usable" if kind == "F32" else "convert with --quant F32"
+            raise Unsupported(f"{source} has values beyond {kind}; {mend}.")
+    values = values.reshape(shape)
+    for module, heads in (
+        ("q_proj", checkpoint.config.num_attention_heads),
+        ("k_proj", checkpoint.config.n_head_kv),
+    ):
+        if f".{module}." in source:
+            values = permute(values, heads)
+    return values
+
+
+def _add_settings(writer: Any, checkpoint: Checkpoint, kinds: set[str]) -> None:
+    import gguf
+
+    config, rope = checkpoint.config, checkpoint.config.rope
+    writer.add_type("model")
+    writer.add_name(checkpoint.directory.resolve().name)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.n_head_kv)
+    writer.add_key_length(config.head_size)
+    writer.add_value_length(config.head_size)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_rope_dimension_count(config.head_size)
+    writer.add_rope_freq_base(rope.rope_theta)
+    if rope.rope_type == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(rope.factor)
+    matrices = "BF16" if "BF16" in kinds else "F16" if "F16" in kinds else "F32"
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if matrices == "F32" else f"MOSTLY_{matrices}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

@@ -1,0 +1,321 @@
+"""The vocabulary of a Hugging Face checkpoint, as GGUF holds it: byte-level BPE and SentencePiece.
+
+``tokenizer.json`` is what transformers runs and is read first; ``tokenizer.model`` alone will do. llama.cpp has
+its pre-tokenizers built in and picks one by name, so a tokenizer is recognised by its parts, or refused.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loramix.convert.hf import read_json
+from loramix.convert.spm_reader import BPE, Piece, read_sentencepiece
+from loramix.errors import InvalidArtifact, NotFound, Unsupported
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
+SPACE = "▁"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# (pre-tokenizer's parts, ignore_merges): llama.cpp's name for it (src/llama-vocab.cpp)
+PRE_TOKENIZERS = {
+    ((("ByteLevel", True),), False): "gpt-2",
+    ((("Digits", True), ("ByteLevel", True)), False): "smollm",
+    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
+    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "smaug-bpe",
+}
+_NEVER = -1e9  # score of what no merge makes: tried last, so it changes nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """Tokens in the order of their ids, and how text is cut into them."""
+
+    model: str
+    """GGUF's name of the algorithm: ``gpt2`` (byte-level BPE) or ``llama`` (SentencePiece)."""
+    pre: str
+    """llama.cpp's name of the pre-tokenizer."""
+    tokens: list[str]
+    types: list[int]
+    scores: list[float]
+    """Of SentencePiece; empty for byte-level BPE, whose merges are ordered."""
+    special: Any
+    """``gguf.SpecialVocab``: merges, special tokens, whether BOS is put first, and the chat template."""
+    space_prefix: bool = True
+    """SentencePiece puts a space before the text."""
+
+    def add_to(self, writer: Any) -> None:
+        """Write all of it.
+
+        Args:
+            writer: a ``gguf.GGUFWriter`` that has not written its header.
+        """
+        writer.add_tokenizer_model(self.model)
+        writer.add_tokenizer_pre(self.pre)
+        writer.add_token_list(self.tokens)
+        writer.add_token_types(self.types)
+        if self.scores:
+            writer.add_token_scores(self.scores)
+            writer.add_add_space_prefix(self.space_prefix)
+        self.special.add_to_gguf(writer, quiet=True)
+
+
+def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
+    """Read a checkpoint's vocabulary.
+
+    Args:
+        directory: holds ``tokenizer.json`` or ``tokenizer.model``, and ``tokenizer_config.json``.
+        n_vocab: rows of the token embedding; what the tokenizer does not fill becomes unused tokens.
+
+    Raises:
+        NotFound: there is no tokenizer.
+        InvalidArtifact: damaged, or of another size than the embedding.
+        Unsupported: a kind that llama.cpp would cut otherwise.
+    """
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        tokenizer = read_json(path, dict[str, Any])
+        found = _from_json(tokenizer, path)
+        added = tokenizer.get("added_tokens")
+    elif (path := directory / "tokenizer.model").is_file():
+        found, added = _from_sentencepiece(path), _added_by_config(directory)
+    else:
+        raise NotFound(f"no tokenizer.json or tokenizer.model in {directory}; download the whole checkpoint.")
+    tokens, types, scores = _filled(found, n_vocab, path)
+    _add(added, tokens, types, path)
+    _check(found, tokens, types, path)
+    return Vocabulary(
+        found.model,
+        found.pre,
+        tokens,
+        types,
+        scores if found.model == "llama" else [],
+        _special(directory, found.model, n_vocab),
+        found.space_prefix,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a tokenizer file holds, before added tokens."""
+
+    model: str
+    pre: str
+    pieces: dict[int, Piece]
+    space_prefix: bool = True
+
+
+def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
+    model = tokenizer.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE" or not isinstance(vocab, dict):
+        kind = model.get("type") if isinstance(model, dict) else None
+        raise Unsupported(
+            f"{path} is a {kind!s:.40} tokenizer; supported: BPE, byte-level or SentencePiece's."
+        )
+    if not all(type(i) is int and 0 <= i < 2**24 for i in vocab.values()):
+        raise InvalidArtifact(f"{path} has token ids that are no numbers; download it again.")
+    pieces = {i: Piece(text, 0.0, NORMAL) for text, i in vocab.items()}
+    if not model.get("byte_fallback"):
+        return _Found("gpt2", _pre_tokenizer(tokenizer, path), pieces)
+    order: dict[str, float] = {}
+    for merge in model.get("merges") or []:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
+            raise InvalidArtifact(f"{path} has a merge that is no pair: {merge!r:.60}; download it again.")
+        order.setdefault("".join(parts), -float(len(order) + 1))
+    # SentencePiece merges the pair whose piece scores highest; the list of merges is in that order
+    unknown = model.get("unk_token")
+    for i, piece in pieces.items():
+        byte = len(piece.text) == 6 and piece.text.startswith("<0x")
+        kind = BYTE if byte else UNKNOWN if piece.text == unknown else NORMAL
+        pieces[i] = Piece(piece.text, order.get(piece.text, _NEVER), kind)
+    return _Found("llama", "default", pieces, _space_prefix(tokenizer, path))
+
+
+def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
+    """The parts of a normalizer or pre-tokenizer, out of their sequences."""
+    if not isinstance(part, dict):
+        return []
+    if part.get("type") == "Sequence":
+        return [step for each in part.get(inner) or [] for step in _steps(each, inner)]
+    return [part]
+
+
+def _pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
+    """llama.cpp's name of a byte-level BPE's pre-tokenizer."""
+    parts: list[tuple[str, Any]] = []
+    for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        kind, what = step.get("type"), None
+        if kind == "ByteLevel" and not step.get("add_prefix_space"):
+            what = step.get("use_regex", True)
+        elif kind == "Digits":
+            what = step.get("individual_digits")
+        elif kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+            pattern = step.get("pattern")
+            what = pattern.get("Regex") if isinstance(pattern, dict) else None
+        parts.append((str(kind), what if isinstance(what, bool | str) else None))
+    normal = _steps(tokenizer.get("normalizer"), "normalizers")
+    merged = bool(tokenizer["model"].get("ignore_merges"))
+    name = PRE_TOKENIZERS.get((tuple(parts), merged))
+    if name is None or normal:
+        shown = " then ".join(str(step.get("type")) for step in normal) or "no normalizer"
+        shown += ", " + (
+            " then ".join(kind if what is not False else f"{kind} (off)" for kind, what in parts)
+        )
+        known = ", ".join(sorted(PRE_TOKENIZERS.values()))
+        raise Unsupported(
+            f"{path} cuts text in a way that is not known here ({shown}, ignore_merges {merged}); "
+            f"supported are the pre-tokenizers that llama.cpp calls {known}."
+        )
+    return name
+
+
+def _space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:
+    """Whether a SentencePiece tokenizer puts a space before the text.
+
+    Raises:
+        Unsupported: it changes the text otherwise.
+    """
+    spaced = prefix = False
+    for step in [
+        *_steps(tokenizer.get("normalizer"), "normalizers"),
+        *_steps(tokenizer.get("pre_tokenizer"), "pretokenizers"),
+    ]:
+        match step:
+            case {"type": "Prepend", "prepend": "▁"}:
+                prefix = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+                spaced = True
+            case {"type": "Metaspace", "replacement": "▁"} if not step.get("split"):
+                spaced = True
+                prefix = prefix or step.get("prepend_scheme", "always") != "never"
+            case _:
+                spaced = False
+                break
+    if not spaced:
+        raise Unsupported(
+            f"{path} changes text otherwise than SentencePiece does for Llama; it is not supported."
+        )
+    return prefix
+
+
+def _from_sentencepiece(path: Path) -> _Found:
+    found = read_sentencepiece(path.read_bytes(), str(path))
+    if found.model_type != BPE:
+        raise Unsupported(
+            f"{path} is no BPE model of SentencePiece, which is the kind that Llama bases have."
+        )
+    if found.changes_text:
+        raise Unsupported(
+            f"{path} maps characters or drops spaces before it cuts text, which llama.cpp does not do for Llama bases."
+        )
+    return _Found("llama", "default", dict(enumerate(found.pieces)), found.add_dummy_prefix)
+
+
+def _added_by_config(directory: Path) -> list[Any]:
+    """Added tokens where there is no ``tokenizer.json``: of ``added_tokens.json`` and of the configuration."""
+    added: list[Any] = []
+    if (path := directory / "added_tokens.json").is_file():
+        added += [{"content": text, "id": i} for text, i in read_json(path, dict[str, int]).items()]
+    if (path := directory / "tokenizer_config.json").is_file():
+        listed = read_json(path, dict[str, Any]).get("added_tokens_decoder")
+        for i, token in (listed if isinstance(listed, dict) else {}).items():
+            added.append({**token, "id": int(i)} if isinstance(token, dict) and i.isdecimal() else None)
+    return added
+
+
+def _filled(found: _Found, n_vocab: int, path: Path) -> tuple[list[str], list[int], list[float]]:
+    """Tokens, types and scores by id; ids that nothing holds are unused, as llama.cpp's converter makes them."""
+    last = max(found.pieces, default=-1)
+    if last >= n_vocab:
+        raise InvalidArtifact(
+            f"{path} has a token of id {last}, the embedding has {n_vocab} rows: "
+            "they are of different checkpoints; download it again."
+        )
+    all_pieces = [found.pieces.get(i, Piece(f"[PAD{i}]", _NEVER, UNUSED)) for i in range(n_vocab)]
+    return (
+        [piece.text for piece in all_pieces],
+        [piece.kind for piece in all_pieces],
+        [piece.score for piece in all_pieces],
+    )
+
+
+def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
+    """Put added tokens in: special ones are control tokens, others are found in any text."""
+    for token in added or []:
+        match token:
+            case {"content": str(text), "id": int(i)} if i >= 0:
+                pass
+            case _:
+                raise InvalidArtifact(f"{path} has an added token without content or id; download it again.")
+        if i >= len(tokens):
+            raise InvalidArtifact(
+                f"added token {text[:40]!r} of {path} has id {i}, the embedding has {len(tokens)} rows: "
+                "they are of different checkpoints; download it again."
+            )
+        if types[i] == UNKNOWN and tokens[i] == text:
+            continue
+        control = token.get("special") or (text.startswith("<|") and text.endswith("|>"))
+        tokens[i] = text if control else text.replace(SPACE, " ")
+        types[i] = CONTROL if control else USER_DEFINED
+
+
+def _check(found: _Found, tokens: list[str], types: list[int], path: Path) -> None:
+    """What llama.cpp aborts or drops text without: tokens of single bytes, and no token twice."""
+    if found.model == "gpt2":
+        from gguf.vocab import bytes_to_unicode
+
+        spelled = (
+            bytes_to_unicode()
+        )  # bytes that no text of its training had may be missing: they are dropped
+        needed = {spelled[byte] for byte in (10, *range(32, 127))}
+    else:
+        needed = {f"<0x{byte:02X}>" for byte in range(256)}
+    if lacking := needed - set(tokens):
+        raise Unsupported(
+            f"{path} lacks tokens for {len(lacking)} of {len(needed)} bytes ({min(lacking)}) that every text needs."
+        )
+    seen: set[str] = set()
+    for text in tokens:
+        if text in seen or not text:
+            raise InvalidArtifact(f"{path} has the token {text[:40]!r} twice or empty; download it again.")
+        seen.add(text)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidArtifact(f"{path} has a token that is not Unicode: {text!r:.40}.") from None
+
+
+def _special(directory: Path, model: str, n_vocab: int) -> Any:
+    """Merges, special tokens and chat template, read by ``gguf``.
+
+    Raises:
+        InvalidArtifact: one of the files is damaged, or no token ends a text.
+    """
+    import gguf
+
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # its warnings are to authors of converters
+    try:
+        special = gguf.SpecialVocab(directory, load_merges=model == "gpt2", n_vocab=n_vocab)
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise InvalidArtifact(
+            f"the tokenizer's settings in {directory} cannot be used ({error}); download them again."
+        ) from None
+    ids = special.special_token_ids
+    if "eos" not in ids:
+        raise InvalidArtifact(
+            f"no end-of-sequence token in {directory}: tokenizer_config.json or config.json must name eos_token."
+        )
+    if model == "gpt2":
+        if not special.merges:
+            raise InvalidArtifact(f"no merges in {directory / 'tokenizer.json'}; download it again.")
+        ids.setdefault("bos", ids["eos"])  # llama.cpp's own default would be token 11
+    # transformers puts BOS first for SentencePiece unless told otherwise, for BPE only if told so
+    special.add_special_token.setdefault("bos", model == "llama")
+    special.add_special_token.setdefault("eos", False)
+    return special

@@ -1,0 +1,144 @@
+"""``python -P -m loramix.convert.imatrix BASE TEXT OUT.npz``: which columns of each matrix matter, from a text.
+
+The importance of a column is the mean square of what it is multiplied with, as llama.cpp's own tool gathers it
+(tools/imatrix/imatrix.cpp); its quantizer weighs rounding errors by it. Inputs are read by the names that
+llama.cpp gives to the graph's nodes, so nothing private of its structs is looked at.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.validate import read_base
+from loramix.errors import InvalidData, NativeError, NotFound
+from loramix.paths import atomic_write
+
+CHUNK = 256
+"""Tokens that are read together."""
+MAX_CHUNKS = 128
+# node whose output is the input of these matrices
+INPUTS = {
+    "attn_norm": ("attn_q", "attn_k", "attn_v"),
+    "kqv_out": ("attn_output",),
+    "ffn_norm": ("ffn_gate", "ffn_up"),
+    "ffn_swiglu": ("ffn_down",),
+}
+_REFUSED = 3  # exit code for an error of ours, whose sentence is on stderr
+
+
+def importance(base: Path, text: Path, out: Path) -> None:
+    """Run a base on a text, in a child process, and keep the mean squares of its matrices' inputs.
+
+    Args:
+        base: GGUF; all of its weights are read into memory by and by.
+        text: UTF-8, at least `CHUNK` tokens; what is beyond `MAX_CHUNKS` chunks is not read.
+        out: ``.npz`` to write: (in,) float32 by tensor name.
+
+    Raises:
+        NotFound: there is no such text.
+        InvalidData: too short, or not UTF-8.
+        NativeError: llama.cpp fails.
+    """
+    if not text.is_file():
+        raise NotFound(f"no text at {text}; give one that is like what the base will read.")
+    command = [sys.executable, "-P", "-m", "loramix.convert.imatrix", str(base), str(text), str(out)]
+    child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    said = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+    if child.returncode == _REFUSED:
+        raise InvalidData(said)
+    if child.returncode or not out.is_file():
+        raise NativeError(f"llama.cpp could not run {base.name} on {text}: {said}.")
+
+
+class Observer:
+    """Sums squares of the inputs of all matrices, as llama.cpp computes them.
+
+    Args:
+        library: llama.cpp's, for ggml's functions on tensors.
+        callback: ctypes type of its callback.
+    """
+
+    def __init__(self, library: Any, callback: Any) -> None:
+        self.sums: dict[str, npt.NDArray[np.float64]] = {}
+        self.counts: dict[str, int] = {}
+        self._name = _function(library, "ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
+        self._size = _function(library, "ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
+        arguments = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
+        self._get = _function(library, "ggml_backend_tensor_get", None, *arguments)
+        self.widths: dict[str, int] = {}
+        self.callback = callback(self._seen)
+
+    def _seen(self, tensor: int, ask: bool, _user: Any) -> bool:
+        kind, _, layer = self._name(tensor).decode("utf-8", "replace").rpartition("-")
+        names = [f"blk.{layer}.{matrix}.weight" for matrix in INPUTS.get(kind, ())]
+        if ask or not names:
+            return bool(names) or not ask  # asked for, or go on
+        values = np.empty(self._size(tensor) // 4, np.float32)
+        self._get(tensor, values.ctypes.data, 0, values.nbytes)
+        rows = values.reshape(-1, self.widths[names[0]])
+        squares = np.square(rows, dtype=np.float64).sum(axis=0)
+        for name in names:
+            self.sums[name] = self.sums.get(name, 0) + squares
+            self.counts[name] = self.counts.get(name, 0) + len(rows)
+        return True
+
+
+def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    function = getattr(library, name)
+    function.restype, function.argtypes = result, list(arguments)
+    return function
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one job; see the module's first line."""
+    from loramix.runtime.context import Context
+    from loramix.runtime.cpu import default_threads
+    from loramix.runtime.llama import C, Model
+
+    base, text, out = map(Path, arguments)
+    try:
+        content = text.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        print(f"{text} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv.", file=sys.stderr)
+        return _REFUSED
+    _, shape = read_base(base)
+    observer = Observer(C._lib, C.ggml_backend_sched_eval_callback)
+    observer.widths = {name: columns for name, (_, columns) in shape.tensors.items()}
+    with Model(base, use_extra_bufts=False) as model:
+        ids = model.tokenize(content)
+        chunks = [ids[at : at + CHUNK - 1] for at in range(0, len(ids) - CHUNK + 2, CHUNK - 1)][:MAX_CHUNKS]
+        if not chunks:
+            print(
+                f"{text} has {len(ids)} tokens; at least {CHUNK} are needed to weigh columns by.",
+                file=sys.stderr,
+            )
+            return _REFUSED
+        context = Context(model, n_ctx=CHUNK, n_threads=default_threads(), observe=observer.callback)
+        for chunk in chunks:
+            context.truncate(0)
+            context.decode(model.with_bos(chunk))
+    wanted = {name for name in shape.tensors if name.startswith("blk.")}
+    if observer.sums.keys() != wanted:
+        print(
+            f"this llama.cpp names its graph otherwise: nothing seen of {min(wanted ^ observer.sums.keys())}",
+            file=sys.stderr,
+        )
+        return 1
+    means = {
+        name: (total / observer.counts[name]).astype(np.float32) for name, total in observer.sums.items()
+    }
+    with atomic_write(out) as file:
+        np.savez(file, **means)  # type: ignore[arg-type]  # its stub wants allow_pickle there
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
