@@ -63,6 +63,7 @@ def logits_of(
 ) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
     """`llama_logits` of a base and adapters that have been checked."""
     from loramix.runtime.context import Context
+    from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
 
@@ -70,7 +71,8 @@ def logits_of(
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
         mix = [(model.load_adapter(content, base.name), scale) for content, scale in adapters]
         exact = shape.tensor_types <= {"F32"}  # then nothing but the conversion may differ
-        context = Context(model, mix, n_ctx=min(512, model.n_ctx_train), exact=exact)
+        n_ctx = min(512, model.n_ctx_train)
+        context = Context(model, mix, n_ctx=n_ctx, n_threads=default_threads(), exact=exact)
         ids = [model.with_bos(model.tokenize(text))[: context.n_ctx] for text in texts]
         for tokens in ids:
             context.truncate(0)

@@ -235,7 +235,9 @@ def quantize_rows(values: npt.NDArray[np.float32], type_id: int) -> npt.NDArray[
     Raises:
         Unsupported: the type is defined with importance weights alone.
     """
-    if C._lib.ggml_quantize_requires_imatrix(type_id):
+    needs_imatrix = C._lib.ggml_quantize_requires_imatrix
+    needs_imatrix.argtypes, needs_imatrix.restype = [ctypes.c_int], ctypes.c_bool
+    if needs_imatrix(type_id):
         raise Unsupported(
             f"tensors of GGML type {type_id} cannot be made without an importance matrix; give --quant."
         )
