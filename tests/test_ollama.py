@@ -154,7 +154,7 @@ UNKNOWN = {
     "Llama 2": "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}",
     "no system": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML,
     "numbered turns": CHATML.replace("message['role'] +", "message['role'] + loop.index | string +"),
-    "a mark of Go": SMOL.replace("named SmolLM.", "{{ '{{' }} }}").replace("You are", "{{"),
+    "a mark of Go": LLAMA_DATED.replace("Cutting", "{{"),
     "three quotes": SMOL.replace("SmolLM", '"""'),
     "nothing": "",
 }
@@ -188,13 +188,8 @@ def test_a_modelfile_in_full() -> None:
 
 
 def test_the_grammar_is_strict() -> None:
-    for bad in (
-        "FORM ./x",
-        'FROM ./x\nTEMPLATE """open',
-        "FROM ./x\nPARAMETER stop",
-        'FROM ./x\nSYSTEM "a',
-        "SYSTEM a",
-    ):
+    opened = ('TEMPLATE """open', "PARAMETER stop", 'SYSTEM "a', 'SYSTEM """a""" b', "FROM ./y")
+    for bad in ("FORM ./x", "SYSTEM a", *(f"FROM ./x\n{line}" for line in opened)):
         with pytest.raises(AssertionError):
             parse(bad)
     assert parse('# why\nFROM ./x\n\nMESSAGE user "hi"\n') == [("FROM", "./x"), ("MESSAGE user", "hi")]

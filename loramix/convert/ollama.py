@@ -95,7 +95,8 @@ def recognise(template: ChatTemplate, bos: str = "") -> Turns:
         rendered = []
     for family in FAMILIES if rendered else ():
         found = _with_system(family, rendered)
-        if [found.render(chat) for chat in _TRIALS] == rendered and not {"{{", _QUOTES} & _parts(found):
+        unwritable = "{{" in found.preface or _QUOTES in found.preface + (found.system or "")
+        if [found.render(chat) for chat in _TRIALS] == rendered and not unwritable:
             return found
     raise Unsupported(
         f"this base's chat template is none of {', '.join(family.family for family in FAMILIES)}, so it cannot be "
@@ -115,12 +116,6 @@ def _with_system(family: Turns, rendered: Sequence[str]) -> Turns:
     if preface and default == preface:
         return replace(family, preface=preface)
     return replace(family, system=default)
-
-
-def _parts(turns: Turns) -> set[str]:
-    """Which of the marks of templates and of Modelfiles stand in what a base adds."""
-    text = turns.preface + (turns.system or "")
-    return {mark for mark in ("{{", _QUOTES) if mark in text}
 
 
 def modelfile(
