@@ -294,6 +294,12 @@ def test_a_disk_that_fills_up(tiny_pack: Path, tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "out.gguf").read_bytes() == b"what was there"
 
 
+def test_a_base_without_a_chat_template(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base.gguf", template="")
+    found = export_gguf(choose(str(pack_of(tmp_path, base)), "mood"), tmp_path / "out.gguf")
+    assert found.mean_kl < 1e-3 < found.bare_kl
+
+
 @pytest.mark.base
 def test_the_default_pack_merged(default_base: Path, tmp_path: Path) -> None:
     chosen: Chosen = choose("smollm2-135m", "sentiment")

@@ -41,7 +41,7 @@ class Chosen:
     @property
     def name(self) -> str:
         """A name for files: the skills'."""
-        return "-".join(self.mix.scales)
+        return "-".join(self.mix.scales)[:100]
 
     @property
     def metadata(self) -> dict[str, Value]:
@@ -164,6 +164,8 @@ def distance(chosen: Chosen, merged: Path) -> Distance:
     texts = [text for name in chosen.mix.scales if (text := chosen.pack.skill(name).example)][:2]
     template = vocabulary(chosen.base).template
     prompts = [template.segments(as_messages(text)) for text in [*texts, *PROBES[:2]]]
+    if not prompts[0][0][0]:  # a base that was never tuned to chat has no template
+        prompts = [[(text, False)] for text in [*texts, *PROBES[:2]]]
     running, _ = logits_of(chosen.base, chosen.shape, [(fuse(chosen.parts), 1.0)], prompts)
     bare, _ = logits_of(chosen.base, chosen.shape, [], prompts)
     alone, _ = logits_of(merged, read_base(merged)[1], [], prompts)

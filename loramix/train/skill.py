@@ -316,4 +316,6 @@ def check_import(path: Path) -> None:
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise InvalidArtifact(f"{path} is not a GGUF file; give a PEFT or mlx-lm directory, or a GGUF LoRA.")
+                raise InvalidArtifact(
+                    f"{path} is not a GGUF file; give a PEFT or mlx-lm directory, or a GGUF LoRA."
+                )
