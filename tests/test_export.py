@@ -109,7 +109,7 @@ def test_weights_move_by_alpha_over_rank_times_b_a(tiny_base: Path, tmp_path: Pa
     """By PEFT's own numbers; what no adapter touches stays as it is, byte for byte."""
     peft = write_peft(tmp_path / "peft", modules=("q_proj", "k_proj", "down_proj"), r=6, lora_alpha=9)
     convert_adapter(peft, tiny_base, tmp_path / "a.gguf", outtype="f32")
-    merge(tiny_base, [((tmp_path / "a.gguf").read_bytes(), 0.5)], tmp_path / "merged.gguf")
+    merge(tiny_base, [((tmp_path / "a.gguf").read_bytes(), 0.5)], tmp_path / "merged.gguf", metadata={})
     source, before, after = (
         load_file(peft / "adapter_model.safetensors"),
         tensors_of(tiny_base),
@@ -142,7 +142,7 @@ def test_types_that_can_be_asked_for(
     quant: str, bound: float, tiny_pack: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     chosen = choose(str(tiny_pack), "summarize")
-    merge(tiny_base, chosen.parts, tmp_path / "exact.gguf")
+    merge(tiny_base, chosen.parts, tmp_path / "exact.gguf", metadata={})
     out = tmp_path / "out.gguf"
     command = [
         "export",
@@ -210,7 +210,8 @@ def test_k_quants_are_merged_in_their_own_type(tmp_path: Path, monkeypatch: pyte
     writer.close()
     a, b = rng.normal(size=(4, 512)).astype(np.float32), rng.normal(size=(90, 4)).astype(np.float32)
     pairs = {"blk.0.ffn_up.weight.lora_a": a, "blk.0.ffn_up.weight.lora_b": b}
-    merge(tmp_path / "base.gguf", [(write_lora("llama", 8.0, pairs), 0.5)], tmp_path / "out.gguf")
+    parts = [(write_lora("llama", 8.0, pairs), 0.5)]
+    merge(tmp_path / "base.gguf", parts, tmp_path / "out.gguf", metadata={})
     (tensor,) = gguf.GGUFReader(tmp_path / "out.gguf").tensors
     assert tensor.tensor_type == kind
     error = tensors_of(tmp_path / "out.gguf")[tensor.name] - (weight + b @ a)
@@ -292,6 +293,15 @@ def test_a_disk_that_fills_up(tiny_pack: Path, tmp_path: Path, monkeypatch: pyte
     assert "No space left" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["out.gguf"]
     assert (tmp_path / "out.gguf").read_bytes() == b"what was there"
+
+
+def test_a_merged_base_can_be_a_base(tiny_pack: Path, tmp_path: Path) -> None:
+    export_gguf(choose(str(tiny_pack), "sentiment"), tmp_path / "first.gguf")
+    pack = pack_of(tmp_path, tmp_path / "first.gguf")
+    export_gguf(choose(str(pack), "mood=0.5"), tmp_path / "second.gguf")
+    fields = gguf.GGUFReader(tmp_path / "second.gguf").fields
+    assert fields["loramix.mix"].contents() == "mood=0.5"
+    assert fields["loramix.base.sha256"].contents() == bases.digest(tmp_path / "first.gguf")
 
 
 def test_a_base_without_a_chat_template(tmp_path: Path) -> None:

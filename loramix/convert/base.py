@@ -6,6 +6,7 @@ multiply-add); element-wise NumPy does not, so the digest of a derived base can 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,17 @@ def file_type(kind: str) -> int:
     return int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
 
 
-def copy_metadata(reader: Any, writer: Any, file_type: int | None = None) -> None:
+def copy_metadata(reader: Any, writer: Any, file_type: int | None = None, but: Collection[str] = ()) -> None:
     """Write a GGUF file's metadata into another.
 
     Args:
         reader: ``gguf.GGUFReader`` of the one.
         writer: ``gguf.GGUFWriter`` of the other, made for the same architecture.
         file_type: instead of the value of ``general.file_type``, where that is there.
+        but: keys to leave out.
     """
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
+        if key.startswith("GGUF.") or key == "general.architecture" or key in but:
             continue
         value = field.contents()
         if key == "general.file_type" and file_type is not None:

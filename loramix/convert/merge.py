@@ -33,7 +33,7 @@ def merge(
     out: Path,
     *,
     quant: str | None = None,
-    metadata: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str],
 ) -> None:
     """Write a base with a mix of adapters in its weights.
 
@@ -42,7 +42,7 @@ def merge(
         parts: whole GGUF LoRA files that ``check_adapter`` has passed, with their scales.
         out: the GGUF to make; a temporary file, since a failure leaves part of it.
         quant: one of `QUANTS` for all matrices, see `wanted_type`; by default each keeps its type.
-        metadata: strings to add to the base's own metadata.
+        metadata: strings to write beside the base's own, or in their place.
 
     Raises:
         NoSpace: the disk cannot hold it.
@@ -62,10 +62,10 @@ def merge(
     sizes = {tensor.name: _nbytes(_shape(tensor), types[tensor.name]) for tensor in reader.tensors}
     need_space(out, reader.data_offset + sum(sizes.values()), "the merged base")
     writer = gguf.GGUFWriter(out, "llama")
-    copy_metadata(reader, writer, file_type(quant) if quant else None)
+    copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
     if "general.quantization_version" not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in (metadata or {}).items():
+    for key, value in metadata.items():
         writer.add_string(key, value)
     for tensor in reader.tensors:
         kind = types[tensor.name]
