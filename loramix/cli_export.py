@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from loramix.cli_skill import PACK
 from loramix.cli_train import PATH, training_extra
+
+if TYPE_CHECKING:
+    from loramix.convert.export import Distance
+
+QUANTS = ("Q8_0", "Q4_0", "Q4_1", "F16", "F32")  # those of convert.merge, which would load NumPy
+MIX = click.option("--mix", "-m", required=True, help="What to take: 'sentiment=0.7,summarize=0.3'.")
+QUANT = click.option(
+    "--quant", type=click.Choice(QUANTS), help="Type of the matrices; by default the base's own."
+)
+
+
+def out_option(what: str) -> Callable[[Any], Any]:
+    """The option that says where the result goes."""
+    return click.option("--out", "-o", type=PATH, required=True, help=what)
 
 
 @click.group()
@@ -16,8 +33,8 @@ def export() -> None:
 
 @export.command("peft")
 @click.argument("skill")
-@click.option("--pack", default="smollm2-135m", show_default=True, help="Pack: name or directory.")
-@click.option("--out", "-o", type=PATH, required=True, help="Directory to make.")
+@PACK
+@out_option("Directory to make.")
 def export_peft(skill: str, pack: str, out: Path) -> None:
     """Write the adapter of SKILL as PEFT would have, to train on or to compare."""
     from loramix.convert.validate import read_base
@@ -31,3 +48,54 @@ def export_peft(skill: str, pack: str, out: Path) -> None:
         _, shape = read_base(bases.resolve(found.manifest.base.name))
         peft.export_peft(found.adapter_bytes(skill), shape, out, skill)
     click.echo(str(out))
+
+
+@export.command("adapter")
+@MIX
+@PACK
+@out_option("GGUF LoRA file to write.")
+def export_adapter(mix: str, pack: str, out: Path) -> None:
+    """Write a mix as one GGUF LoRA, e.g. for ``llama-server --lora FILE``; its scale is 1."""
+    from loramix.convert.export import choose
+    from loramix.convert.export import export_adapter as work
+
+    work(choose(pack, mix), out)
+    click.echo(str(out))
+
+
+@export.command("gguf")
+@MIX
+@PACK
+@QUANT
+@out_option("GGUF file to write.")
+def export_gguf(mix: str, pack: str, quant: str | None, out: Path) -> None:
+    """Write the base with a mix in its weights, and compare it with the running mix."""
+    from loramix.convert.export import choose
+    from loramix.convert.export import export_gguf as work
+
+    _report(work(choose(pack, mix), out, quant))
+    click.echo(str(out))
+
+
+@export.command("ollama")
+@MIX
+@PACK
+@QUANT
+@click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
+@out_option("Directory to make.")
+def export_ollama(mix: str, pack: str, quant: str | None, ctx: int, out: Path) -> None:
+    """Write a merged base with an Ollama Modelfile; routing stays behind."""
+    from loramix.convert.export import choose
+    from loramix.convert.ollama import export_ollama as work
+
+    _report(work(choose(pack, mix), out, quant=quant, n_ctx=ctx))
+    click.echo(f"routing stays behind: ollama create NAME -f {out / 'Modelfile'}", err=True)
+    click.echo(str(out))
+
+
+def _report(found: Distance) -> None:
+    click.echo(
+        f"KL to the running mix {found.mean_kl:.5f} nats a token (the bare base {found.bare_kl:.5f}); same choice at "
+        f"{found.same_argmax:.1%} of positions",
+        err=True,
+    )

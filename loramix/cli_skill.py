@@ -64,7 +64,7 @@ def skill_import(
     out: Path | None,
     replace: bool,
 ) -> None:
-    """Put somebody's ADAPTER (a PEFT directory or a GGUF LoRA) into the pack as NAME."""
+    """Put somebody's ADAPTER (a PEFT or mlx-lm directory, or a GGUF LoRA) into the pack as NAME."""
     _add(name, examples, instructions, pack, out, adapter, None, replace)
 
 

@@ -212,20 +212,20 @@ def convert() -> None:
 
 
 @convert.command("adapter")
-@click.argument("peft_dir", type=PATH)
+@click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
 @click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
 @click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
-def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: bool) -> None:
-    """Convert the PEFT LoRA in PEFT_DIR, and check that it does the same in llama.cpp."""
-    from loramix.convert import adapter, selfcheck
+def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: bool) -> None:
+    """Convert the PEFT or mlx-lm LoRA in DIRECTORY, and check that it does the same in llama.cpp."""
+    from loramix.convert import adapter, peft, selfcheck
     from loramix.models import bases
 
     base_path = bases.resolve(base)
     named = base if base in bases.BASES else base_path.name
     adapter.convert_adapter(
-        peft_dir,
+        directory,
         base_path,
         out,
         base_name=named,
@@ -234,7 +234,8 @@ def convert_adapter(peft_dir: Path, out: Path, base: str, outtype: str, check: b
     )
     if check:
         try:
-            found = selfcheck.check(base_path, out, peft_dir, exact=False)
+            with training_extra(), peft.as_peft(directory) as source:
+                found = selfcheck.check(base_path, out, source, exact=False)
             click.echo(
                 f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions; "
                 f"it moves logits by up to {found.effect:.2f}",

@@ -6,12 +6,13 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from loramix.errors import InvalidArtifact, UsageError
+from loramix.errors import InvalidArtifact, NoSpace, UsageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
@@ -114,6 +115,48 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open the temporary file of `atomic_path` for binary writing."""
     with atomic_path(path) as temporary, temporary.open("xb") as file:
         yield file
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Make a directory whole or not at all: its files are written beside ``path``, then it is moved there.
+
+    Args:
+        path: a directory that does not exist.
+
+    Yields:
+        The temporary directory; write files into it through `write_bytes` and the like, which fsync them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+
+
+def need_space(path: Path, size_bytes: int, what: str) -> None:
+    """Refuse a write that its disk cannot hold, before it begins.
+
+    Args:
+        path: the file to be written; its directory need not exist yet.
+        size_bytes: what it will take; 16 MB more are asked for, for what else is written meanwhile.
+        what: it is, for the message.
+
+    Raises:
+        NoSpace: less is free.
+    """
+    there = next(parent for parent in path.absolute().parents if parent.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < size_bytes + 16 * 2**20:
+        raise NoSpace(
+            f"{what} needs {size_bytes / 1e6:,.0f} MB and {there} has {free / 1e6:,.0f} MB free; "
+            "free some, or write to another disk."
+        )
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -43,8 +43,22 @@ def byte_tokens() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def write_base(path: Path, *, seed: int = 0, template: str = TEMPLATE, kind: str = "F32") -> Path:
-    """Write a random base of `SHAPES` with a byte-level vocabulary and tied embeddings."""
+def shapes(n_head_kv: int = N_HEAD_KV) -> dict[str, tuple[int, int]]:
+    """`SHAPES` with another number of key-value heads."""
+    narrow = (N_EMBD * n_head_kv // N_HEAD, N_EMBD)
+    return {**SHAPES, "k_proj": narrow, "v_proj": narrow}
+
+
+def write_base(
+    path: Path,
+    *,
+    seed: int = 0,
+    template: str = TEMPLATE,
+    kind: str = "F32",
+    n_head_kv: int = N_HEAD_KV,
+    tied: bool = True,
+) -> Path:
+    """Write a random base of `shapes` with a byte-level vocabulary."""
     rng = np.random.default_rng(seed)
     tokens = [*CONTROLS, *byte_tokens()]
     writer = gguf.GGUFWriter(path, "llama")
@@ -55,7 +69,7 @@ def write_base(path: Path, *, seed: int = 0, template: str = TEMPLATE, kind: str
     writer.add_embedding_length(N_EMBD)
     writer.add_feed_forward_length(N_FF)
     writer.add_head_count(N_HEAD)
-    writer.add_head_count_kv(N_HEAD_KV)
+    writer.add_head_count_kv(n_head_kv)
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(N_EMBD // N_HEAD)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -82,8 +96,10 @@ def write_base(path: Path, *, seed: int = 0, template: str = TEMPLATE, kind: str
     for layer in range(N_LAYER):
         add(f"blk.{layer}.attn_norm.weight", np.ones(N_EMBD, np.float32))
         add(f"blk.{layer}.ffn_norm.weight", np.ones(N_EMBD, np.float32))
-        for module, shape in SHAPES.items():
+        for module, shape in shapes(n_head_kv).items():
             add(f"blk.{layer}.{_GGUF[module]}.weight", rng.normal(0, 0.12, shape).astype(np.float32))
+    if not tied:
+        add("output.weight", rng.normal(0, 0.5, (len(tokens), N_EMBD)).astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -99,6 +115,7 @@ def write_peft(
     modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj"),
     ranks: dict[str, int] | None = None,
     size: float = 0.3,
+    n_head_kv: int = N_HEAD_KV,
     **config: object,
 ) -> Path:
     """Write a random PEFT LoRA for the tiny base; ``config`` overrides keys of adapter_config.json."""
@@ -108,7 +125,7 @@ def write_peft(
     for layer in range(N_LAYER):
         for module in modules:
             rank = (ranks or {}).get(module, r)
-            out, width = SHAPES[module]
+            out, width = shapes(n_head_kv)[module]
             block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
             stem = f"base_model.model.model.layers.{layer}.{block}.{module}"
             tensors[f"{stem}.lora_A.weight"] = rng.normal(0, size, (rank, width)).astype(np.float32)
@@ -133,6 +150,40 @@ def write_peft(
     }
     (directory / "adapter_config.json").write_text(json.dumps(settings))
     save_file(tensors, directory / "adapter_model.safetensors")
+    return directory
+
+
+def write_mlx(
+    directory: Path,
+    *,
+    seed: int = 1,
+    r: int = 4,
+    modules: tuple[str, ...] = ("self_attn.q_proj", "self_attn.k_proj", "mlp.down_proj"),
+    layers: tuple[int, ...] = (1, 2),
+    scale: float = 20.0,
+    kind: type = np.float32,
+    n_head_kv: int = N_HEAD_KV,
+    **config: object,
+) -> Path:
+    """Write a random LoRA as mlx-lm does, on the last layers; ``config`` overrides keys of adapter_config.json."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in layers:
+        for module in modules:
+            out, width = shapes(n_head_kv)[module.partition(".")[2]]
+            stem = f"model.layers.{layer}.{module}"
+            tensors[f"{stem}.lora_a"] = rng.normal(0, 0.1, (width, r)).astype(kind)
+            tensors[f"{stem}.lora_b"] = rng.normal(0, 0.1, (r, out)).astype(kind)
+    settings = {
+        "model": "someone/tiny-mlx",
+        "fine_tune_type": "lora",
+        "num_layers": len(layers),
+        "lora_parameters": {"rank": r, "dropout": 0.0, "scale": scale, "keys": list(modules)},
+        **config,
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(settings))
+    save_file(tensors, directory / "adapters.safetensors")
     return directory
 
 

@@ -1,4 +1,4 @@
-"""PEFT LoRA directory → GGUF LoRA file that llama.cpp applies as PEFT does.
+"""PEFT or mlx-lm LoRA directory → GGUF LoRA file that llama.cpp applies as its own library does.
 
 llama.cpp computes ``scale * alpha / rank`` itself, from one alpha and each tensor's rank. What PEFT scales
 otherwise (rsLoRA, alpha and rank patterns) is folded into B, and only then does B change at all.
@@ -6,119 +6,26 @@ otherwise (rsLoRA, alpha and rank patterns) is folded into B, and only then does
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base, read_safetensors
-from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, WrongBase
+from loramix.convert.mlx import is_mlx, read_mlx
+from loramix.convert.peft_reader import PeftAdapter, read_peft
+from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
+from loramix.errors import SelfCheckFailed, Unsupported, WrongBase
 from loramix.paths import atomic_path
 
-_WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
-_REFUSED = {
-    "use_dora": "DoRA rescales columns by the merged weight's norm, which llama.cpp cannot do",
-    "modules_to_save": "whole modules were trained, which an adapter file cannot hold",
-    "trainable_token_indices": "new token embeddings were trained, which an adapter file cannot hold",
-    "lora_bias": "LoRA biases have no place in the GGUF format",
-    "layer_replication": "layers are replicated, which needs another base",
-    "target_parameters": "parameters outside linear layers were adapted, which llama.cpp cannot do",
-    "fan_in_fan_out": "its matrices are stored transposed (Conv1D), which no Llama base has",
-    "use_qalora": "QALoRA pools its inputs, which llama.cpp does not",
-}
 
-
-@dataclass(frozen=True, slots=True)
-class PeftAdapter:
-    """A PEFT adapter as read: pairs (A (R, in), B (out, R)) float32 and scaling by module name."""
-
-    pairs: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]
-    scaling: dict[str, float]
-    name: str
-    invocation: tuple[int, ...] = ()
-    """Tokens from which on it acts, where it is a late adapter (activated LoRA)."""
-
-
-def read_peft(directory: Path) -> PeftAdapter:
-    """Read a PEFT LoRA directory without PEFT.
-
-    Args:
-        directory: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
+def read_adapter(directory: Path) -> PeftAdapter:
+    """Read a LoRA directory, PEFT's or mlx-lm's.
 
     Raises:
-        NotFound: one of the two is missing.
-        InvalidArtifact: damaged.
-        Unsupported: a kind that llama.cpp cannot run, with the reason.
+        NotFound, InvalidArtifact, Unsupported: see `read_peft` and `read_mlx`.
     """
-    config_path, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
-    if not weights.is_file() and (directory / "adapter_model.bin").is_file():
-        raise Unsupported(
-            f"{directory} holds a pickle (.bin), which can run code: save it again as safetensors."
-        )
-    for path in (config_path, weights):
-        if not path.is_file():
-            raise NotFound(
-                f"no {path.name} in {directory}; give the directory that PEFT's save_pretrained wrote."
-            )
-    try:
-        config = json.loads(config_path.read_text())
-        if not isinstance(config, dict):
-            raise ValueError("not an object")
-    except (ValueError, RecursionError) as error:
-        raise InvalidArtifact(
-            f"{config_path} is not usable JSON ({error}); save the adapter again."
-        ) from None
-    _refuse(config, directory)
-    tensors = read_safetensors(weights)
-    halves: dict[str, dict[str, npt.NDArray[np.float32]]] = {}
-    for key, tensor in tensors.items():
-        match = _WEIGHT.fullmatch(key)
-        if match is None:
-            raise Unsupported(f"{weights} holds {key!r}, which is no LoRA matrix; train without it.")
-        halves.setdefault(match["module"], {})[match["half"]] = tensor
-    pairs = {}
-    for module, half in halves.items():
-        if set(half) != {"A", "B"} or half["A"].ndim != 2 or half["A"].shape[0] != half["B"].shape[-1]:
-            raise InvalidArtifact(
-                f"{weights}: {module!r} lacks a half, or its ranks differ; save the adapter again."
-            )
-        pairs[module] = (half["A"], half["B"])
-    if not pairs:
-        raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
-    scaling = {module: _scaling(config, module, a.shape[0]) for module, (a, _) in pairs.items()}
-    invocation = config.get("alora_invocation_tokens") or []
-    if not isinstance(invocation, list) or not all(type(token) is int and token >= 0 for token in invocation):
-        raise InvalidArtifact(f"alora_invocation_tokens of {config_path} must be token ids; save it again.")
-    return PeftAdapter(pairs, scaling, directory.name, tuple(invocation))
-
-
-def _refuse(config: Mapping[str, Any], directory: Path) -> None:
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise Unsupported(f"{directory} is a {kind} adapter; only LoRA runs in llama.cpp: train one.")
-    for key, why in _REFUSED.items():
-        if config.get(key):
-            raise Unsupported(f"{directory} cannot be converted, {key} is set: {why}; train without it.")
-    if config.get("bias", "none") != "none":
-        raise Unsupported(f"{directory} cannot be converted, it trains biases; train with bias='none'.")
-
-
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key)."""
-    alpha = config.get("lora_alpha", 8)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = value
-            break
-    if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-        raise InvalidArtifact(f"lora_alpha of {module!r} is {alpha!r}; it must be a positive number.")
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return read_mlx(directory) if is_mlx(directory) else read_peft(directory)
 
 
 def convert_adapter(
@@ -131,10 +38,10 @@ def convert_adapter(
     base_sha256: str | None = None,
     outtype: str = "f16",
 ) -> None:
-    """Convert a PEFT LoRA into a GGUF LoRA.
+    """Convert a PEFT or mlx-lm LoRA into a GGUF LoRA.
 
     Args:
-        source: PEFT directory.
+        source: PEFT or mlx-lm directory.
         base: the GGUF base that it was trained on.
         out: file to write.
         name: skill name for the metadata; by default the directory's.
@@ -143,12 +50,12 @@ def convert_adapter(
         outtype: ``f16`` or ``f32``.
 
     Raises:
-        NotFound, InvalidArtifact, Unsupported: see `read_peft`.
+        NotFound, InvalidArtifact, Unsupported: see `read_adapter`.
         WrongBase: shapes that are not the base's.
     """
     import gguf
 
-    adapter = read_peft(source)
+    adapter = read_adapter(source)
     _, shape = read_base(base)
     kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
     tensors, alpha = to_gguf(adapter, shape)
@@ -193,18 +100,20 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.n_layer)
     first = next(iter(adapter.pairs))
     alpha = float(np.float32(adapter.scaling[first] * adapter.pairs[first][0].shape[0]))
+    named = f" ({adapter.base[:80]!r})" if adapter.base else ""
+    whose = f"this adapter is for another base{named}; give that one"
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for module, (a, b) in adapter.pairs.items():
         target = names.get_name(module)
         weight = f"{target}.weight"
         if target is None or weight not in base.tensors:
+            raise WrongBase(f"the base has no matrix for {module!r}: {whose}.")
+        rows, columns = base.tensors[weight]
+        if weight == "output.weight" and b.shape[0] != rows:
+            raise WrongBase(f"{module!r} has {b.shape[0]} tokens, the base's vocabulary has {rows}: {whose}.")
+        if (b.shape[0], a.shape[1]) != (rows, columns):
             raise WrongBase(
-                f"the base has no matrix for {module!r}: this adapter is for another base; give that one."
-            )
-        if (b.shape[0], a.shape[1]) != base.tensors[weight]:
-            raise WrongBase(
-                f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is "
-                f"{' x '.join(map(str, base.tensors[weight]))}: this adapter is for another base; give that one."
+                f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is {rows} x {columns}: {whose}."
             )
         if target.endswith("attn_q"):
             b = permute(b, base.n_head)

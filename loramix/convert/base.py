@@ -6,6 +6,7 @@ multiply-add); element-wise NumPy does not, so the digest of a derived base can 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
         writer = gguf.GGUFWriter(temporary, "llama")
-        _copy_metadata(reader, writer, types)
+        copy_metadata(reader, writer, file_type(types.get("blk.", "Q4_0")))
         for tensor in reader.tensors:
             kind = _wanted(tensor.name, types)
             if kind is None or kind == tensor.tensor_type.name or len(tensor.shape) < 2:
@@ -94,13 +95,28 @@ def _wanted(name: str, types: dict[str, str]) -> str | None:
     return types[max(matches, key=len)] if matches else None
 
 
-def _copy_metadata(reader: Any, writer: Any, types: dict[str, str]) -> None:
+def file_type(kind: str) -> int:
+    """What ``general.file_type`` says of a file whose matrices are of one type (llama.h, ``llama_ftype``)."""
     import gguf
 
+    return int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
+
+
+def copy_metadata(reader: Any, writer: Any, file_type: int | None = None, but: Collection[str] = ()) -> None:
+    """Write a GGUF file's metadata into another.
+
+    Args:
+        reader: ``gguf.GGUFReader`` of the one.
+        writer: ``gguf.GGUFWriter`` of the other, made for the same architecture.
+        file_type: instead of the value of ``general.file_type``, where that is there.
+        but: keys to leave out.
+    """
     for key, field in reader.fields.items():
-        if key.startswith("GGUF.") or key == "general.architecture":
+        if key.startswith("GGUF.") or key == "general.architecture" or key in but:
             continue
         value = field.contents()
-        if key == "general.file_type":
-            value = int(gguf.LlamaFileType[f"MOSTLY_{types.get('blk.', 'Q4_0')}"])
+        if key == "general.file_type" and file_type is not None:
+            value = file_type
+        if key == "general.alignment":
+            writer.data_alignment = int(value)
         writer.add_key_value(key, value, field.types[0], field.types[-1] if len(field.types) > 1 else None)

@@ -15,58 +15,83 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import FLOAT32, STRING, read_gguf, tensor_values
+from loramix.convert.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, read_gguf, tensor_values
 
 PAD_TO = 16  # lower ranks run slower than 16 itself on prompts (measured; docs/performance.md)
 _ALIGNMENT = 32
 _GGML_TYPES = {"float32": 0, "float16": 1}
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
+Value = str | float | tuple[int, ...]
 
 
-def fuse(parts: Sequence[tuple[bytes, float]]) -> bytes:
+def fuse(parts: Sequence[tuple[bytes, float]], metadata: Mapping[str, Value] | None = None) -> bytes:
     """Make one GGUF LoRA of several.
 
     Args:
         parts: whole GGUF LoRA files that `loramix.convert.validate.check_adapter` has passed, with their scales.
             Ranks and adapted matrices may differ.
+        metadata: what to write beside what llama.cpp needs.
 
     Returns:
         A GGUF LoRA for scale 1: float32, or, for a single part at scale 1, that part's own numbers.
         Ranks below 16 are padded with zeros.
     """
-    files = [(read_gguf(data, "adapter"), data, scale) for data, scale in parts]
     stacks: dict[str, list[tuple[Pair, float]]] = {}
-    for file, data, scale in files:
-        for target in dict.fromkeys(name.rpartition(".")[0] for name in file.tensors):
-            a, b = (tensor_values(data, file.tensors[f"{target}.lora_{half}"]) for half in "ab")
-            factor = scale * float(file.metadata["adapter.lora.alpha"]) / a.shape[0]
-            stacks.setdefault(target, []).append(((a, b), factor))
+    for data, scale in parts:
+        for target, (a, b, scaling) in read_pairs(data).items():
+            stacks.setdefault(target, []).append(((a, b), scale * scaling))
     (first, factor), *_ = next(iter(stacks.values()))
-    alpha = factor * max(PAD_TO, first[0].shape[0]) if len(files) == 1 else float(PAD_TO)
+    alpha = factor * max(PAD_TO, first[0].shape[0]) if len(parts) == 1 else float(PAD_TO)
     alpha = float(np.float32(alpha))
     tensors: dict[str, npt.NDArray[Any]] = {}
     for target, stack in stacks.items():
         a, b = _stacked(stack, alpha)
         tensors[f"{target}.lora_a"], tensors[f"{target}.lora_b"] = a, b
-    return write_lora(files[0][0].metadata["general.architecture"], alpha, tensors)
+    architecture = read_gguf(parts[0][0], "adapter").metadata["general.architecture"]
+    return write_lora(architecture, alpha, tensors, metadata)
 
 
-def write_lora(architecture: str, alpha: float, tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """A GGUF LoRA in memory, with no more metadata than llama.cpp asks for.
+def read_pairs(data: bytes) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any], float]]:
+    """A (R, in), B (out, R) and scaling of each matrix that a GGUF LoRA adapts.
+
+    Args:
+        data: a whole file that `loramix.convert.validate.check_adapter` has passed.
+
+    Returns:
+        By base tensor. The scaling is alpha / R, or 1 where the file names no alpha, as in llama.cpp
+        (src/llama-adapter.h, ``get_scale``).
+    """
+    file = read_gguf(data, "adapter")
+    alpha = file.metadata.get("adapter.lora.alpha")
+    found = {}
+    for target in dict.fromkeys(name.rpartition(".")[0] for name in file.tensors):
+        a, b = (tensor_values(data, file.tensors[f"{target}.lora_{half}"]) for half in "ab")
+        found[target] = a, b, 1.0 if alpha is None else float(alpha) / a.shape[0]
+    return found
+
+
+def write_lora(
+    architecture: str,
+    alpha: float,
+    tensors: Mapping[str, npt.NDArray[Any]],
+    metadata: Mapping[str, Value] | None = None,
+) -> bytes:
+    """A GGUF LoRA in memory, with no more metadata of its own than llama.cpp asks for.
 
     Args:
         architecture: the base's.
         alpha: what llama.cpp divides by the rank.
         tensors: ``….lora_a`` (R, in) and ``….lora_b`` (out, R), see `write_gguf`.
+        metadata: more of it.
     """
-    metadata: dict[str, str | float] = {
+    needed: dict[str, Value] = {
         "general.type": "adapter",
         "general.architecture": architecture,
         "adapter.type": "lora",
         "adapter.lora.alpha": alpha,
     }
-    return write_gguf(metadata, tensors)
+    return write_gguf({**needed, **(metadata or {})}, tensors)
 
 
 def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float) -> Pair:
@@ -90,11 +115,11 @@ def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float) -> Pair:
     return a_all, b_all
 
 
-def write_gguf(metadata: Mapping[str, str | float], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
+def write_gguf(metadata: Mapping[str, Value], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
     """A GGUF file (version 3) in memory: ``gguf``'s own writer needs a path, and a third of a second to import.
 
     Args:
-        metadata: strings, and floats, which are written as float32.
+        metadata: strings, floats, which are written as float32, and tuples, which are arrays of uint32.
         tensors: float32 or float16, rows first.
     """
     head = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
@@ -102,6 +127,8 @@ def write_gguf(metadata: Mapping[str, str | float], tensors: Mapping[str, npt.ND
         head.append(_string(key))
         if isinstance(value, str):
             head.append(struct.pack("<I", STRING) + _string(value))
+        elif isinstance(value, tuple):
+            head.append(struct.pack(f"<IIQ{len(value)}I", ARRAY, UINT32, len(value), *value))
         else:
             head.append(struct.pack("<If", FLOAT32, value))
     offset = 0

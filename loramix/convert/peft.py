@@ -6,15 +6,21 @@ For training on, or for a comparison in PyTorch, where only a pack is at hand.
 from __future__ import annotations
 
 import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import read_gguf, tensor_values
+from loramix.convert.fuse import read_pairs
+from loramix.convert.mlx import is_mlx, read_mlx
+from loramix.convert.peft_reader import Floats
 from loramix.convert.validate import BaseShape, check_adapter
 from loramix.errors import UsageError
-from loramix.paths import write_bytes, write_text
+from loramix.paths import atomic_directory, write_bytes, write_text
 
 PARTS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
 
@@ -32,37 +38,81 @@ def export_peft(content: bytes, base: BaseShape, out: Path, name: str) -> None:
         UsageError: the directory is there already.
         InvalidArtifact, WrongBase: see `loramix.convert.validate.check_adapter`.
     """
-    if out.exists():
-        raise UsageError(f"{out} exists already; name a directory that does not.")
-    from safetensors.numpy import save
-
     info = check_adapter(content, base, name)
-    file = read_gguf(content, name)
     modules = module_names(base)
-    tensors: dict[str, npt.NDArray[np.float32]] = {}
-    ranks: dict[str, int] = {}
-    for weight, rank in info.ranks.items():
-        a, b = (tensor_values(content, file.tensors[f"{weight}.lora_{half}"]) for half in "ab")
+    pairs: dict[str, tuple[Floats, Floats]] = {}
+    alphas: dict[str, float] = {}
+    for weight, (a, b, _) in read_pairs(content).items():
         module = modules[weight]
         if module.endswith("q_proj"):
             b = unpermute(b, base.n_head)
         elif module.endswith("k_proj"):
             b = unpermute(b, base.n_head_kv)
-        tensors[f"base_model.model.{module}.lora_A.weight"] = np.ascontiguousarray(a, np.float32)
-        tensors[f"base_model.model.{module}.lora_B.weight"] = np.ascontiguousarray(b, np.float32)
-        ranks[module] = rank
+        pairs[module] = a, b
+        alphas[module] = a.shape[0] if info.alpha is None else info.alpha
+    write_peft(out, pairs, alphas, info.invocation)
+
+
+def write_peft(
+    out: Path,
+    pairs: Mapping[str, tuple[Floats, Floats]],
+    alphas: Mapping[str, float],
+    invocation: tuple[int, ...] = (),
+) -> None:
+    """Write a PEFT LoRA directory, whole or not at all.
+
+    Args:
+        out: directory to make.
+        pairs: A (R, in) and B (out, R) by module.
+        alphas: ``lora_alpha`` by module.
+        invocation: tokens from which on it acts; empty where it acts on all.
+
+    Raises:
+        UsageError: the directory is there already.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already; name a directory that does not.")
+    from safetensors.numpy import save
+
+    ranks = {module: a.shape[0] for module, (a, _) in pairs.items()}
     r = max(ranks.values())
+    alpha, _ = Counter(alphas.values()).most_common(1)[0]
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "r": r,
         "rank_pattern": {module: rank for module, rank in ranks.items() if rank != r},
-        "lora_alpha": info.alpha,
+        "lora_alpha": alpha,
+        "alpha_pattern": {module: own for module, own in alphas.items() if own != alpha},
         "target_modules": sorted(ranks),
-        "alora_invocation_tokens": list(info.invocation) or None,
+        "alora_invocation_tokens": list(invocation) or None,
     }
-    write_bytes(out / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
-    write_text(out / "adapter_config.json", json.dumps(config, indent=1) + "\n")
+    tensors = {
+        f"base_model.model.{module}.lora_{half}.weight": np.ascontiguousarray(values, np.float32)
+        for module, pair in pairs.items()
+        for half, values in zip("AB", pair, strict=True)
+    }
+    with atomic_directory(out) as temporary:
+        write_bytes(temporary / "adapter_model.safetensors", save(tensors, {"format": "pt"}))
+        write_text(temporary / "adapter_config.json", json.dumps(config, indent=1) + "\n")
+
+
+@contextmanager
+def as_peft(source: Path) -> Iterator[Path]:
+    """A LoRA directory as PEFT reads it: itself, or a temporary one made of mlx-lm's.
+
+    Args:
+        source: PEFT or mlx-lm directory.
+    """
+    if not is_mlx(source):
+        yield source
+        return
+    adapter = read_mlx(source)
+    alphas = {module: adapter.scaling[module] * a.shape[0] for module, (a, _) in adapter.pairs.items()}
+    with tempfile.TemporaryDirectory() as temporary:
+        out = Path(temporary) / "peft"
+        write_peft(out, adapter.pairs, alphas)
+        yield out
 
 
 def module_names(base: BaseShape) -> dict[str, str]:

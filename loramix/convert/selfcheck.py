@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.reference import torch_logits
-from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
+from loramix.convert.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
 from loramix.errors import SelfCheckFailed
+from loramix.prompts import Segment
 
 PROBES = (
     "The weather was fine, and the whole village had come to the market to look at the new clock.",
@@ -44,35 +45,43 @@ class Parity:
 
 
 def llama_logits(
-    base: Path, adapters: Sequence[tuple[Path, float]], texts: Sequence[str] = PROBES
+    base: Path, adapters: Sequence[tuple[Path, float]], texts: Sequence[str | Sequence[Segment]] = PROBES
 ) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
     """llama.cpp's logits at every position, and the token ids.
 
     Args:
         base: GGUF base.
         adapters: GGUF LoRA files with scales.
-        texts: plain texts.
+        texts: plain texts, or conversations as `loramix.prompts.ChatTemplate.segments` gives them.
 
     Returns:
         (T, V) float32 and ids for each text.
     """
+    _, shape = read_base(base)
+    contents = [(read_adapter_bytes(path), scale) for path, scale in adapters]
+    for (content, _), (path, _) in zip(contents, adapters, strict=True):
+        check_adapter(content, shape, str(path))
+    return logits_of(base, shape, contents, texts)
+
+
+def logits_of(
+    base: Path,
+    shape: BaseShape,
+    adapters: Sequence[tuple[bytes, float]],
+    texts: Sequence[str | Sequence[Segment]],
+) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
+    """`llama_logits` of a base and adapters that have been checked."""
     from loramix.runtime.context import Context
+    from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
 
-    _, shape = read_base(base)
-    contents = [read_adapter_bytes(path) for path, _ in adapters]
-    for content, (path, _) in zip(contents, adapters, strict=True):
-        check_adapter(content, shape, str(path))
     rows: list[npt.NDArray[np.float32]] = []
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
-        loaded = [
-            model.load_adapter(content, path.name)
-            for content, (path, _) in zip(contents, adapters, strict=True)
-        ]
-        mix = [(adapter, scale) for adapter, (_, scale) in zip(loaded, adapters, strict=True)]
+        mix = [(model.load_adapter(content, base.name), scale) for content, scale in adapters]
         exact = shape.tensor_types <= {"F32"}  # then nothing but the conversion may differ
-        context = Context(model, mix, n_ctx=min(512, model.n_ctx_train), exact=exact)
+        n_ctx = min(512, model.n_ctx_train)
+        context = Context(model, mix, n_ctx=n_ctx, n_threads=default_threads(), exact=exact)
         ids = [model.with_bos(model.tokenize(text))[: context.n_ctx] for text in texts]
         for tokens in ids:
             context.truncate(0)
@@ -95,13 +104,26 @@ def parity(base: Path, adapters: Sequence[tuple[Path, Path, float]], texts: Sequ
     bare, _ = llama_logits(base, [], texts)
     theirs = torch_logits(base, [(peft, scale) for _, peft, scale in adapters], ids)
     a, b, none = np.concatenate(ours), np.concatenate(theirs), np.concatenate(bare)
-    p, q = _log_softmax(b), _log_softmax(a)
     return Parity(
         max_difference=float(np.abs(a - b).max()),
-        mean_kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
+        mean_kl=mean_kl(theirs, ours),
         same_argmax=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
         effect=float(np.abs(a - none).max()),
     )
+
+
+def mean_kl(true: Sequence[npt.NDArray[np.float32]], found: Sequence[npt.NDArray[np.float32]]) -> float:
+    """Mean Kullback-Leibler divergence of next-token distributions, nats per token.
+
+    Args:
+        true: (T, V) logits of each text under what is right.
+        found: the same under what is compared.
+    """
+    total = 0.0
+    for a, b in zip(true, found, strict=True):
+        p, q = _log_softmax(a), _log_softmax(b)
+        total += float((np.exp(p) * (p - q)).sum())
+    return total / sum(map(len, true))
 
 
 def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:

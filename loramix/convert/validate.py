@@ -62,7 +62,8 @@ class BaseShape:
 class AdapterInfo:
     """A checked GGUF LoRA."""
 
-    alpha: float
+    alpha: float | None
+    """None where the file names none: B·A is then taken as it is."""
     ranks: dict[str, int]
     """Rank by adapted base tensor."""
     n_params: int
@@ -212,12 +213,13 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
         )
     if _typed(found, "adapter.type", STRING) != "lora":
         raise bad("it is not a LoRA")
-    alpha = float(_typed(found, "adapter.lora.alpha", FLOAT32))
-    if not math.isfinite(alpha) or not 0 < alpha < 1e6:
-        raise bad(f"its alpha is {alpha}")
-    made_for = found.metadata.get("loramix.base.sha256")
+    alpha = None
+    if "adapter.lora.alpha" in found.metadata:  # an optional key of the format, but aborts in any other type
+        alpha = float(_typed(found, "adapter.lora.alpha", FLOAT32))
+        if not math.isfinite(alpha) or not 0 < alpha < 1e6:
+            raise bad(f"its alpha is {alpha}")
+    made_for, which = found.metadata.get("loramix.base.sha256"), _base_of(found)
     if base_sha256 and made_for and made_for != base_sha256:
-        which = found.metadata.get("loramix.base.name", "another base")
         raise WrongBase(
             f"adapter {name} was trained on {which} ({str(made_for)[:12]}), this base is {base_sha256[:12]}: "
             f"use that base, or train and convert the adapter for this one."
@@ -236,7 +238,7 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
         pairs.setdefault(target, {})[half] = tensor
     if not pairs:
         raise bad("it has no LoRA matrices")
-    ranks = {target: _check_pair(target, pair, base, bad) for target, pair in pairs.items()}
+    ranks = {target: _check_pair(target, pair, base, bad, which) for target, pair in pairs.items()}
     for tensor in found.tensors.values():
         if not np.isfinite(tensor_values(data, tensor)).all():
             raise bad(f"{tensor.name!r} holds values that are not finite")
@@ -245,7 +247,15 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
     return AdapterInfo(alpha, ranks, count, plain, invocation)
 
 
-def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: Any) -> int:
+def _base_of(found: GGUFFile) -> str:
+    """The base that an adapter says it is for: by our key, or by that of llama.cpp's converter."""
+    for key in ("loramix.base.name", "general.base_model.0.name"):
+        if isinstance(value := found.metadata.get(key), str):
+            return value[:80]
+    return "another base"
+
+
+def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: Any, which: str) -> int:
     if set(pair) != {"lora_a", "lora_b"}:
         raise bad(f"{target!r} lacks one of its two matrices")
     a, b = pair["lora_a"], pair["lora_b"]
@@ -254,11 +264,16 @@ def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: 
             raise bad(f"{tensor.name!r} has {len(tensor.shape)} dimensions, 2 are needed")
         if tensor.type_name not in _ADAPTER_TYPES:
             raise bad(f"{tensor.name!r} is {tensor.type_name}; one of {', '.join(_ADAPTER_TYPES)} is needed")
+    if target == "output.weight" and b.shape[0] != base.vocab_size:
+        raise WrongBase(
+            f"the adapter's {target!r} has {b.shape[0]} tokens, the base's vocabulary {base.vocab_size}: "
+            f"it is for {which}; use that base."
+        )
     if target in ("token_embd.weight", "output.weight"):
         raise bad(f"it adapts {target!r}, which llama.cpp cannot run safely")
     if target not in base.tensors:
         raise WrongBase(
-            f"the base has no matrix {target!r} for this adapter to act on; use the base it was made for."
+            f"the base has no matrix {target!r} for this adapter to act on: it is for {which}; use that base."
         )
     rank = a.shape[0]
     if not 1 <= rank <= MAX_RANK or b.shape[1] != rank:
@@ -266,6 +281,6 @@ def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: 
     if (b.shape[0], a.shape[1]) != base.tensors[target]:
         raise WrongBase(
             f"the adapter's {target!r} is {b.shape[0]} x {a.shape[1]}, the base's "
-            f"{' x '.join(map(str, base.tensors[target]))}: use the base it was made for."
+            f"{' x '.join(map(str, base.tensors[target]))}: it is for {which}; use that base."
         )
     return rank

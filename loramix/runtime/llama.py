@@ -18,7 +18,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from loramix.errors import InvalidPrompt, NativeError
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidPrompt, NativeError, Unsupported
 from loramix.prompts import Segment
 
 # OpenMP threads that spin for long starve each other when another program computes: eight tokens took
@@ -29,7 +32,7 @@ import llama_cpp.llama_cpp as C
 if TYPE_CHECKING:
     from loramix.runtime.context import Context
 
-__all__ = ["Adapter", "C", "Model", "start", "why"]
+__all__ = ["Adapter", "C", "Model", "quantize_rows", "start", "why"]
 _log_tail: list[str] = []
 
 
@@ -223,3 +226,34 @@ def _init_adapter(model: Any, content: bytes) -> Any:
         return C.llama_adapter_lora_init_from_file_ptr(model, stream)
     finally:
         libc.fclose(stream)
+
+
+def quantize_rows(values: npt.NDArray[np.float32], type_id: int) -> npt.NDArray[np.uint8]:
+    """Round rows to a tensor type as llama.cpp does (ggml.h, ``ggml_quantize_chunk``), without importance weights.
+
+    Args:
+        values: (rows, columns) finite float32, columns a multiple of the type's block.
+        type_id: GGML's number of a quantized type.
+
+    Returns:
+        (rows, bytes) uint8.
+
+    Raises:
+        Unsupported: the type is defined with importance weights alone.
+    """
+    needs_imatrix = C._lib.ggml_quantize_requires_imatrix
+    needs_imatrix.argtypes, needs_imatrix.restype = [ctypes.c_int], ctypes.c_bool
+    if needs_imatrix(type_id):
+        raise Unsupported(
+            f"tensors of GGML type {type_id} cannot be made without an importance matrix; give --quant."
+        )
+    size, floats = ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)
+    row_size, chunk = C._lib.ggml_row_size, C._lib.ggml_quantize_chunk
+    row_size.argtypes, row_size.restype = [ctypes.c_int, ctypes.c_int64], size
+    chunk.argtypes = [ctypes.c_int, floats, ctypes.c_void_p, *[ctypes.c_int64] * 3, floats]
+    chunk.restype = size
+    rows, columns = values.shape
+    out = np.empty((rows, row_size(type_id, columns)), np.uint8)
+    source = np.ascontiguousarray(values, np.float32)
+    chunk(type_id, source.ctypes.data_as(floats), out.ctypes.data, 0, rows, columns, None)
+    return out

@@ -117,7 +117,7 @@ def add(
         recipe: names and describes the skill.
         rows: its data; with ``adapter``, examples for the gate alone.
         out: directory for the training run.
-        adapter: a PEFT directory or a GGUF LoRA; trained from ``rows`` if None.
+        adapter: a PEFT or mlx-lm directory, or a GGUF LoRA; trained from ``rows`` if None.
         resume: go on with a run that was killed.
         report: called after each step of training.
         say: told how it goes, in lines.
@@ -155,7 +155,7 @@ def add(
         elif adapter.is_file():
             converted.write_bytes(adapter.read_bytes())
         else:
-            raise NotFound(f"no adapter at {adapter}; give a PEFT directory or a GGUF LoRA file.")
+            raise NotFound(f"no adapter at {adapter}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
         content = read_adapter_bytes(converted)
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
         say(f"the adapter moves the base's logits by up to {applied(base, converted):.2f}")
@@ -305,15 +305,17 @@ def uncontradicted(bank: Bank, gate: NumpyGate, skill: str, old: int) -> npt.NDA
 
 
 def check_import(path: Path) -> None:
-    """Refuse what is neither a PEFT directory nor a GGUF file, before anything is done.
+    """Refuse what is neither a directory nor a GGUF file, before anything is done.
 
     Raises:
         NotFound: nothing is there.
         InvalidArtifact: a file that is not GGUF.
     """
     if not path.exists():
-        raise NotFound(f"no adapter at {path}; give a PEFT directory or a GGUF LoRA file.")
+        raise NotFound(f"no adapter at {path}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
     if path.is_file():
         with path.open("rb") as file:
             if file.read(4) != b"GGUF":
-                raise InvalidArtifact(f"{path} is not a GGUF file; give a PEFT directory or a GGUF LoRA.")
+                raise InvalidArtifact(
+                    f"{path} is not a GGUF file; give a PEFT or mlx-lm directory, or a GGUF LoRA."
+                )

@@ -1,0 +1,200 @@
+"""A mix of a pack for other programs: one GGUF LoRA, or the base with the mix in its weights.
+
+Routing stays behind: what is taken out answers every prompt with the one mix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.convert.fuse import Value, fuse
+from loramix.convert.merge import merge
+from loramix.convert.selfcheck import PROBES, logits_of, mean_kl
+from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
+from loramix.errors import SelfCheckFailed, Unsupported, UsageError, WrongBase
+from loramix.models import bases
+from loramix.models.mixing import Mix
+from loramix.pack import Pack
+from loramix.paths import atomic_path, need_space, write_bytes
+from loramix.prompts import ChatTemplate, as_messages
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A mix of a pack with the bytes that make it, checked against their base."""
+
+    pack: Pack
+    mix: Mix
+    base: Path
+    shape: BaseShape
+    parts: list[tuple[bytes, float]] = field(repr=False)
+    """Each skill's adapter with its scale."""
+    late: dict[str, tuple[int, ...]]
+    """Tokens from which on a skill acts, of the skills that act late."""
+
+    @property
+    def name(self) -> str:
+        """A name for files: the skills'."""
+        return "-".join(self.mix.scales)[:100]
+
+    @property
+    def metadata(self) -> dict[str, Value]:
+        """What an exported file says of itself."""
+        base = self.pack.manifest.base
+        return {
+            "loramix.mix": str(self.mix),
+            "loramix.pack": self.pack.name,
+            "loramix.base.name": base.name,
+            "loramix.base.sha256": base.sha256,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Distance:
+    """How far a merged base is from the running mix, over all positions of some prompts."""
+
+    mean_kl: float
+    """Mean Kullback-Leibler divergence, running mix to merged base, nats per token."""
+    same_argmax: float
+    """Share of positions where both would choose the same token."""
+    bare_kl: float
+    """The same divergence of the bare base, for comparison."""
+
+
+def choose(pack: str, mix: str) -> Chosen:
+    """Read and check what an export needs.
+
+    Args:
+        pack: name or directory.
+        mix: as `Mix.parse` reads it.
+
+    Raises:
+        UsageError: no skill in the mix.
+        UnknownSkill, InvalidMix: not a mix of this pack.
+        WrongBase: the base here is not the pack's.
+    """
+    found, parsed = Pack.load(pack), Mix.parse(mix)
+    if not parsed:
+        raise UsageError("the mix names no skill; write it as in --mix 'sentiment=0.7,summarize=0.3'.")
+    entries = [found.skill(name) for name in parsed.scales]
+    reference = found.manifest.base
+    base = bases.resolve(reference.name)
+    if (digest := bases.digest(base)) != reference.sha256:
+        raise WrongBase(
+            f"pack {found.name} is for base {reference.name} ({reference.sha256[:12]}); {base.name} is {digest[:12]}: "
+            f"get the right one with 'loramix pull {reference.name}'."
+        )
+    _, shape = read_base(base)
+    parts, late = list[tuple[bytes, float]](), dict[str, tuple[int, ...]]()
+    for entry in entries:
+        content = found.adapter_bytes(entry.name)
+        info = check_adapter(content, shape, f"{found.name}/{entry.name}", base_sha256=digest)
+        parts.append((content, parsed.scales[entry.name]))
+        if info.invocation:
+            late[entry.name] = info.invocation
+    return Chosen(found, parsed, base, shape, parts, late)
+
+
+def export_adapter(chosen: Chosen, out: Path) -> None:
+    """Write the mix as one GGUF LoRA, to be used at scale 1.
+
+    Late adapters stay late where all of the mix are and act from the same tokens on; else, as at run time, the
+    file acts on all tokens.
+    """
+    metadata = {"general.name": chosen.name, **chosen.metadata}
+    starts = set(chosen.late.values())
+    if len(starts) == 1 and len(chosen.late) == len(chosen.parts):
+        metadata[INVOCATION] = starts.pop()
+    content = fuse(chosen.parts, metadata)
+    need_space(out, len(content), "the adapter")
+    write_bytes(out, content)
+
+
+def export_gguf(chosen: Chosen, out: Path, quant: str | None = None) -> Distance:
+    """Write the base with the mix in its weights, if that is nearer to the running mix than the bare base is.
+
+    Args:
+        chosen: what to merge.
+        out: the GGUF to write.
+        quant: see `loramix.convert.merge.merge`.
+
+    Raises:
+        UsageError: ``out`` is the base.
+        Unsupported: a late adapter, or a type that cannot be written.
+        NoSpace: the disk cannot hold it.
+        SelfCheckFailed: rounding undoes what the mix does; nothing is written.
+    """
+    if chosen.late:
+        raise Unsupported(
+            f"skill {next(iter(chosen.late))} acts on answers alone, and merged weights would act on prompts too: "
+            "take it along with 'loramix export adapter', or train it with activation = 'always'."
+        )
+    if out.resolve() == chosen.base.resolve():
+        raise UsageError(f"{out} is the base itself; name another file.")
+    with atomic_path(out) as temporary:
+        merge(
+            chosen.base,
+            chosen.parts,
+            temporary,
+            quant=quant,
+            metadata={key: str(value) for key, value in chosen.metadata.items()},
+        )
+        found = distance(chosen, temporary)
+        if not found.mean_kl < found.bare_kl:
+            raise SelfCheckFailed(
+                f"in {quant or 'its own type'} the merged base is no nearer to {chosen.mix} (KL {found.mean_kl:.4f}) "
+                f"than the bare base is ({found.bare_kl:.4f}): rounding undoes the mix; give --quant Q8_0 or F16."
+            )
+    return found
+
+
+def distance(chosen: Chosen, merged: Path) -> Distance:
+    """Compare a merged base with the running mix, on prompts in the base's chat template.
+
+    Args:
+        chosen: the mix.
+        merged: a GGUF base with that mix in its weights.
+    """
+    texts = [text for name in chosen.mix.scales if (text := chosen.pack.skill(name).example)][:2]
+    template = vocabulary(chosen.base).template
+    prompts = [template.segments(as_messages(text)) for text in [*texts, *PROBES[:2]]]
+    if not prompts[0][0][0]:  # a base that was never tuned to chat has no template
+        prompts = [[(text, False)] for text in [*texts, *PROBES[:2]]]
+    running, _ = logits_of(chosen.base, chosen.shape, [(fuse(chosen.parts), 1.0)], prompts)
+    bare, _ = logits_of(chosen.base, chosen.shape, [], prompts)
+    alone, _ = logits_of(merged, read_base(merged)[1], [], prompts)
+    return Distance(mean_kl(running, alone), _same(running, alone), mean_kl(running, bare))
+
+
+class Vocabulary(NamedTuple):
+    """What of a base's vocabulary its prompts need."""
+
+    template: ChatTemplate
+    bos: str
+    """Text of the token that the tokenizer puts first; empty where it puts none."""
+    eos: str
+
+
+def vocabulary(base: Path) -> Vocabulary:
+    """Chat template and special tokens of a base.
+
+    Args:
+        base: a GGUF base that has been checked.
+    """
+    from loramix.runtime.llama import Model
+
+    with Model(base, vocab_only=True) as model:
+        bos, eos = model.text(model.bos), model.text(model.eos)
+        template = ChatTemplate(model.chat_template, {"bos_token": bos, "eos_token": eos})
+        return Vocabulary(template, bos if model.add_bos else "", eos)
+
+
+def _same(a: Sequence[npt.NDArray[np.float32]], b: Sequence[npt.NDArray[np.float32]]) -> float:
+    same = [x.argmax(axis=1) == y.argmax(axis=1) for x, y in zip(a, b, strict=True)]
+    return float(np.concatenate(same).mean())

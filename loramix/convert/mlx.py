@@ -1,0 +1,85 @@
+"""An mlx-lm LoRA directory, read into the record that PEFT's becomes, so that one road converts both.
+
+mlx-lm keeps ``lora_a`` (in, R) and ``lora_b`` (R, out) and computes ``y + scale * (x @ a) @ b``
+(mlx_lm/tuner/lora.py): transposed they are PEFT's A and B, and its ``scale`` is PEFT's whole scaling, with no
+alpha and no rank in it. Modules are named as in Hugging Face's checkpoint, rotary halves included.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loramix.convert.peft_reader import Floats, PeftAdapter, paired, read_config
+from loramix.convert.validate import read_safetensors
+from loramix.errors import InvalidArtifact, NotFound, Unsupported
+
+WEIGHTS = "adapters.safetensors"
+_MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<half>[ab])")
+
+
+def is_mlx(directory: Path) -> bool:
+    """Whether a directory is mlx-lm's rather than PEFT's."""
+    return any((directory / name).is_file() for name in (WEIGHTS, "adapters.npz"))
+
+
+def read_mlx(directory: Path) -> PeftAdapter:
+    """Read an mlx-lm LoRA directory without MLX.
+
+    Args:
+        directory: holds ``adapter_config.json`` and ``adapters.safetensors``.
+
+    Raises:
+        NotFound: one of the two is missing.
+        InvalidArtifact: damaged.
+        Unsupported: a kind that llama.cpp cannot run, with the reason.
+    """
+    config_path, weights = directory / "adapter_config.json", directory / WEIGHTS
+    if not weights.is_file():
+        raise Unsupported(f"{directory} holds adapters.npz of an old mlx-lm; save it again with a newer one.")
+    if not config_path.is_file():
+        raise NotFound(f"no {config_path.name} in {directory}; give the directory that mlx_lm.lora wrote.")
+    config = read_config(config_path)
+    scale = _scale(config, config_path)
+    halves: dict[str, dict[str, Floats]] = {}
+    for key, tensor in read_safetensors(weights).items():
+        match = _MATRIX.fullmatch(key)
+        if match is None:
+            raise Unsupported(
+                f"{weights} holds {key!r}, which is no LoRA matrix (DoRA's magnitudes end with '.m'); train without it."
+            )
+        if match["module"].endswith("embed_tokens"):
+            raise Unsupported(f"{weights} adapts {match['module']!r}, an embedding; train without it.")
+        halves.setdefault(match["module"], {})[match["half"]] = np.ascontiguousarray(tensor.T)
+    pairs = {module: paired(half.get("a"), half.get("b"), module, weights) for module, half in halves.items()}
+    if not pairs:
+        raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
+    base = config.get("model")
+    named = base if isinstance(base, str) else ""
+    return PeftAdapter(pairs, dict.fromkeys(pairs, scale), directory.name, named)
+
+
+def _scale(config: Mapping[str, Any], path: Path) -> float:
+    """What ``lora_parameters`` multiply by."""
+    kind = config.get("fine_tune_type", "lora")
+    if kind != "lora":
+        raise Unsupported(f"{path} is of fine_tune_type {kind!r}; only 'lora' runs in llama.cpp: train that.")
+    parameters = config.get("lora_parameters")
+    if not isinstance(parameters, dict):
+        raise InvalidArtifact(f"{path} has no lora_parameters; give the directory that mlx_lm.lora wrote.")
+    scale = parameters.get("scale")
+    if "alpha" in parameters:
+        raise Unsupported(
+            f"{path} names an alpha, which older mlx-lm multiplied in (scale * alpha / rank) and newer ignores; "
+            "take it out and write what it was trained with as scale."
+        )
+    if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
+        raise InvalidArtifact(
+            f"scale of lora_parameters in {path} is {scale!r}; it must be a positive number."
+        )
+    return float(scale)

@@ -1,0 +1,204 @@
+"""A mix as an Ollama model: the merged GGUF, and a Modelfile that prompts it as the runtime would.
+
+Ollama writes prompts with Go templates and knows no Jinja. A base's template is taken for one of a few families
+only if it renders trial chats letter for letter as that family does; what a family means in Go is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from loramix.convert.export import Chosen, Distance, export_gguf, vocabulary
+from loramix.convert.validate import read_base
+from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError
+from loramix.models.bases import BASES
+from loramix.paths import atomic_directory, write_text
+from loramix.prompts import ChatTemplate, Message
+
+MODELFILE = "Modelfile"
+_QUOTES = '"""'
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """How a family of chat templates writes a conversation: turn after turn, then the answer's header."""
+
+    family: str
+    before: str
+    """What stands before the role."""
+    between: str
+    """What stands between the role and the text."""
+    after: str
+    system: str | None = None
+    """System message of conversations that bring none."""
+    preface: str = ""
+    """What the base puts before every system message, brought or not."""
+
+    def turn(self, role: str, content: str) -> str:
+        """One turn as the base reads it."""
+        return f"{self.before}{role}{self.between}{content}{self.after}"
+
+    def render(self, messages: Sequence[Message]) -> str:
+        """A conversation as the base reads it, without a token for its beginning."""
+        chat = list(messages)
+        if chat[0]["role"] == "system":
+            chat[0] = {**chat[0], "content": self.preface + chat[0]["content"]}
+        elif self.system is not None or self.preface:
+            chat.insert(0, {"role": "system", "content": self.preface + (self.system or "")})
+        turns = "".join(self.turn(message["role"], message["content"]) for message in chat)
+        return f"{turns}{self.before}assistant{self.between}"
+
+    def go(self) -> str:
+        """The same as a Go template for Ollama, whose ``.Messages`` hold its SYSTEM too (template/template.go)."""
+        turns = self.turn("{{ .Role }}", "{{ .Content }}")
+        if self.preface:
+            system = self.turn("system", self.preface + "{{ .System }}")
+            turns = f'{system}{{{{ range .Messages }}}}{{{{ if ne .Role "system" }}}}{turns}{{{{ end }}}}{{{{ end }}}}'
+        else:
+            turns = f"{{{{ range .Messages }}}}{turns}{{{{ end }}}}"
+        return f"{turns}{self.before}assistant{self.between}"
+
+
+FAMILIES = (
+    Turns("ChatML", "<|im_start|>", "\n", "<|im_end|>\n"),
+    Turns("Zephyr", "<|", "|>\n", "</s>\n"),
+    Turns("Llama 3", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"),
+)
+_USER, _ANSWER = (
+    {"role": "user", "content": "Is it\nraining?"},
+    {"role": "assistant", "content": "Yes, it is."},
+)
+_SYSTEM, _AGAIN = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Still?"}
+_TRIALS: tuple[tuple[Mapping[str, str], ...], ...] = (
+    (_USER,),
+    (_SYSTEM, _USER),
+    (_USER, _ANSWER, _AGAIN),
+    (_SYSTEM, _USER, _ANSWER, _AGAIN),
+)
+
+
+def recognise(template: ChatTemplate, bos: str = "") -> Turns:
+    """The family of a base's chat template.
+
+    Args:
+        template: the base's.
+        bos: text of the token that begins a sequence; Ollama's tokenizer puts it there by itself.
+
+    Raises:
+        Unsupported: it is of none, or what it adds has no place in a Go template.
+    """
+    try:
+        rendered = [template.render(chat).removeprefix(bos) for chat in _TRIALS]
+    except (InvalidArtifact, InvalidPrompt):  # some refuse system messages
+        rendered = []
+    for family in FAMILIES if rendered else ():
+        found = _with_system(family, rendered)
+        unwritable = "{{" in found.preface or _QUOTES in found.preface + (found.system or "")
+        if [found.render(chat) for chat in _TRIALS] == rendered and not unwritable:
+            return found
+    raise Unsupported(
+        f"this base's chat template is none of {', '.join(family.family for family in FAMILIES)}, so it cannot be "
+        "written for Ollama; take the mix along with 'loramix export gguf'."
+    )
+
+
+def _with_system(family: Turns, rendered: Sequence[str]) -> Turns:
+    """A family with the system message and preface that two renderings show: without one, and with one."""
+    opening = f"{family.before}system{family.between}"
+    texts = []
+    for text in rendered[:2]:
+        inside = text.removeprefix(opening)
+        texts.append(None if inside == text else inside.partition(family.after)[0])
+    default, given = texts
+    preface = (given or "").removesuffix(_SYSTEM["content"])
+    if preface and default == preface:
+        return replace(family, preface=preface)
+    return replace(family, system=default)
+
+
+def modelfile(
+    turns: Turns,
+    gguf: str,
+    *,
+    n_ctx: int,
+    max_tokens: int,
+    stops: Sequence[str],
+    licenses: Sequence[str] = (),
+) -> str:
+    """The text of a Modelfile (ollama, docs/modelfile and parser/parser.go).
+
+    Args:
+        turns: the base's chat template.
+        gguf: name of the model's file beside it.
+        n_ctx: tokens of context.
+        max_tokens: longest answer.
+        stops: texts that end an answer.
+        licenses: texts.
+    """
+    lines = [f"FROM ./{gguf}", f"TEMPLATE {_quoted(turns.go())}"]
+    if turns.system:
+        lines.append(f"SYSTEM {_quoted(turns.system)}")
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    # Ollama's own defaults sample, and punish what was said before
+    lines += ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]
+    lines += [f"PARAMETER num_ctx {n_ctx}", f"PARAMETER num_predict {max_tokens}"]
+    lines += [f"LICENSE {_quoted(text)}" for text in licenses if _QUOTES not in text]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    return f"{_QUOTES}{text}{_QUOTES}"
+
+
+def export_ollama(chosen: Chosen, out: Path, *, quant: str | None = None, n_ctx: int = 2048) -> Distance:
+    """Make a directory for ``ollama create``: the merged GGUF, its Modelfile and a README.
+
+    Args:
+        chosen: what to merge.
+        out: directory to make.
+        quant: see `loramix.convert.merge.merge`.
+        n_ctx: tokens of context; at most what the base reads.
+
+    Raises:
+        UsageError: the directory is there already.
+        Unsupported: a late adapter, or a chat template of no known family.
+    """
+    if out.exists():
+        raise UsageError(f"{out} exists already; name a directory that does not.")
+    metadata = read_base(chosen.base)[0].metadata
+    template, bos, eos = vocabulary(chosen.base)
+    turns = recognise(template, bos)
+    pack = chosen.pack.manifest
+    known = BASES.get(pack.base.name)
+    base_license = known.license if known else str(metadata.get("general.license", ""))
+    licenses = [f"Base model {pack.base.name}: {base_license}"] if base_license else []
+    text = modelfile(
+        turns,
+        f"{chosen.name}.gguf",
+        n_ctx=min(n_ctx, chosen.shape.context_length),
+        max_tokens=max(chosen.pack.skill(name).max_tokens for name in chosen.mix.scales),
+        stops=list(dict.fromkeys(stop for stop in (turns.after.strip(), eos) if stop)),
+        licenses=[*licenses, f"Adapters of pack {pack.name}: {pack.license}"],
+    )
+    with atomic_directory(out) as temporary:
+        found = export_gguf(chosen, temporary / f"{chosen.name}.gguf", quant)
+        write_text(temporary / MODELFILE, text)
+        write_text(temporary / "README.md", _readme(chosen, found))
+    return found
+
+
+def _readme(chosen: Chosen, found: Distance) -> str:
+    return f"""# {chosen.name} for Ollama
+
+The mix `{chosen.mix}` of the Loramix pack {chosen.pack.name}, merged into its base {chosen.pack.manifest.base.name}.
+
+    ollama create {chosen.name} -f {MODELFILE}
+    ollama run {chosen.name}
+
+Routing stays behind: every prompt is answered with this one mix, whatever it asks for.
+The gate that finds a prompt's skill runs in Loramix alone.
+Next-token distributions differ from the running mix by a mean KL of {found.mean_kl:.4f} nats
+(the bare base: {found.bare_kl:.4f}).
+"""
