@@ -14,6 +14,7 @@ LoramixError                 exit 1  HTTP 500
 ├── SelfCheckFailed          exit 1  HTTP 500   a converted file that does not do what its source does
 ├── MissingExtra             exit 1  HTTP 500   an optional package that is not installed
 ├── Busy                     exit 1  HTTP 409   another process holds the directory
+├── NoRoom                   exit 1  HTTP 507   the disk or the memory is too small for it
 └── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
 
 A message is one sentence or two: what was found, what is needed, and the command that mends it.
@@ -80,6 +81,10 @@ class MissingExtra(LoramixError):
 
 class Busy(LoramixError):
     http_status = 409
+
+
+class NoRoom(LoramixError):
+    http_status = 507
 
 
 class NativeError(LoramixError):
