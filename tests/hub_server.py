@@ -162,6 +162,7 @@ class Handler(BaseHTTPRequestHandler):
                 row["lfs"] = {"sha256": sha256(content), "size": len(content), "pointerSize": 134}
             siblings.append(row)
         told: dict[str, Any] = {
+            "private": self.hub.repos[name].private,
             "id": name,
             "modelId": name,
             "sha": found[0],
@@ -223,7 +224,9 @@ class Handler(BaseHTTPRequestHandler):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}"
             if name in self.hub.repos:
-                return self.json({"error": "You already created this model repo"}, 409)
+                return self.json(
+                    {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"}, 409
+                )
             self.hub.repos[name] = Repo(private=asked.get("visibility") == "private")
             return self.json({"url": f"{self.hub.url}/{name}", "id": name})
         if path == "/api/validate-yaml":
@@ -268,12 +271,18 @@ class Handler(BaseHTTPRequestHandler):
         )
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        """Lines that break are what we do here."""
+
+
 @contextmanager
 def serve() -> Iterator[Hub]:
     """Run a stand-in on a free port of loopback."""
     hub = Hub()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
-    server.daemon_threads = True
+    server = Server(("127.0.0.1", 0), type("BoundHandler", (Handler,), {"hub": hub}))
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

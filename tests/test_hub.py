@@ -10,37 +10,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_server import TOKEN, Hub, serve
+from hub_server import TOKEN, Hub
 from test_cli import refused, run
 from tiny import write_base
-
-constants = pytest.importorskip("huggingface_hub.constants")
 
 from loramix.errors import Busy, InvalidArtifact, NoRoom, NotFound, Unsupported, UsageError
 from loramix.models import bases, hub
 
+constants = pytest.importorskip("huggingface_hub.constants")
+
 NAME = "some/tiny-GGUF:tiny.Q4_K_M.gguf"
-
-
-@pytest.fixture
-def standin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A hub with nothing on it; the client's cache and token are our own."""
-    with serve() as found:
-        monkeypatch.setattr(constants, "ENDPOINT", found.url)
-        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
-        monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", found.url)
-        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # what a cut costs at most
-        monkeypatch.setenv("LORAMIX_DATA", str(tmp_path / "data"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        yield found
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +194,7 @@ def test_a_disk_too_small_is_told_before_anything_is_fetched(
     standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
     usage = shutil.disk_usage(tmp_path)._replace(free=hub.SPARE_BYTES + len(gguf) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    refused(run("pull", NAME), says="MB free: make room, or set HF_HOME to another disk")
+    refused(run("pull", NAME), says="MB free: make room, or set HF_HOME")
     assert standin.downloads() == [] and left(tmp_path) == []
 
 
@@ -243,7 +226,7 @@ def test_a_disk_that_fills_on_the_way_keeps_nothing(
 
 def test_what_is_no_base_is_not_kept(standin: Hub, gguf: bytes, tmp_path: Path) -> None:
     repo = standin.add("some/tiny-GGUF", **{"junk.gguf": b"GGUF" + bytes(8192)})
-    with pytest.raises(InvalidArtifact, match="some/tiny-GGUF:junk.gguf@main"):
+    with pytest.raises(InvalidArtifact, match="some/tiny-GGUF:junk"):
         bases.pull("some/tiny-GGUF:junk.gguf")
     assert left(tmp_path) == []
     repo.architecture = "mamba"  # known to the hub before a byte is fetched

@@ -207,15 +207,15 @@ def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
 
 def _choose(place: hub.Place, quant: str) -> hub.Place:
     """The one GGUF that is meant in a repository."""
-    _, files, architecture = hub.list_files(place)
-    names = [name for name in files if name.endswith(".gguf") and not _SPLIT.search(name)]
+    found = hub.list_files(place)
+    names = [name for name in found.files if name.endswith(".gguf") and not _SPLIT.search(name)]
     if not names:
         raise NotFound(
             f"{place.repository} has no GGUF file in one piece; pull another repository, or convert a base with "
             "'loramix convert'."
         )
-    if architecture:
-        _check_architecture(architecture, str(place))
+    if found.architecture:
+        _check_architecture(found.architecture, str(place))
     wanted = [name for name in names if (quant or DEFAULT_QUANT).lower() in name.lower()]
     if len(names) == 1 and not quant:
         wanted = names

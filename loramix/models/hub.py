@@ -41,6 +41,17 @@ class Place(NamedTuple):
         return self.repository + (f":{self.file}" if self.file else "") + f"@{self.revision}"
 
 
+class Listing(NamedTuple):
+    """A repository as it is at one commit."""
+
+    commit: str
+    """40 hex digits."""
+    files: dict[str, Remote]
+    architecture: str
+    """What the hub read from a GGUF there, or an empty text."""
+    private: bool
+
+
 class Remote(NamedTuple):
     """A file as the hub lists it."""
 
@@ -66,15 +77,11 @@ def parse(text: str) -> Place | None:
     return Place(found["repository"], found["file"] or "", found["revision"] or "main")
 
 
-def list_files(place: Place) -> tuple[str, dict[str, Remote], str]:
+def list_files(place: Place) -> Listing:
     """Files of a repository.
 
     Args:
         place: its ``file`` does not matter.
-
-    Returns:
-        The commit that the revision stands for, the files by name, and the architecture that the hub read from a
-        GGUF there, or an empty text.
 
     Raises:
         NotFound: no such repository or revision, no access, or no hub to be reached.
@@ -87,7 +94,7 @@ def list_files(place: Place) -> tuple[str, dict[str, Remote], str]:
         sibling.rfilename: Remote(sibling.size or 0, sibling.lfs.sha256 if sibling.lfs else "")
         for sibling in info.siblings or []
     }
-    return str(info.sha), files, str((info.gguf or {}).get("architecture", ""))
+    return Listing(str(info.sha), files, str((info.gguf or {}).get("architecture", "")), bool(info.private))
 
 
 def fetch(
@@ -239,7 +246,7 @@ def check_room(directory: Path, needed: int, what: str) -> None:
     if free < needed + SPARE_BYTES:
         raise NoRoom(
             f"{what} needs {needed / 1e6:,.0f} MB, the disk of {directory} has {free / 1e6:,.0f} MB free: "
-            "make room, or set HF_HOME to another disk."
+            "make room, or set HF_HOME (files of the hub) or LORAMIX_DATA (packs) to another disk."
         )
 
 
@@ -291,7 +298,7 @@ def asking(place: Place) -> Iterator[None]:
         ) from None
     except errors.RemoteEntryNotFoundError:
         raise NotFound(
-            f"{name} has no file {place.file!r} at revision {place.revision}; 'loramix pull {name}' lists its GGUF files."
+            f"{name} has no file {place.file!r} at revision {place.revision}; see its page on the hub."
         ) from None
     except errors.OfflineModeIsEnabled:
         raise NotFound(
