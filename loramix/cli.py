@@ -227,7 +227,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _add_tools() -> None:
-    from loramix import cli_eval, cli_export, cli_pack, cli_skill, cli_train
+    from loramix import cli_eval, cli_export, cli_pack, cli_plan, cli_skill, cli_train
 
     main.add_command(cli_train.train)
     main.add_command(cli_train.convert)
@@ -235,6 +235,7 @@ def _add_tools() -> None:
     main.add_command(cli_pack.pack)
     main.add_command(cli_skill.skill)
     main.add_command(cli_eval.evaluate)
+    main.add_command(cli_plan.plan)
 
 
 _add_tools()
