@@ -113,7 +113,7 @@ def make_plan(
             f"{contexts} contexts of {n_ctx:,} tokens, float16",
         ),
         Part(
-            "compute", compute + contexts * 2 * NODE_BYTES * nodes, f"batches of {min(BATCH, n_ctx)}, graphs"
+            "compute", contexts * (compute + 2 * NODE_BYTES * nodes), f"batches of {min(BATCH, n_ctx)}, graphs"
         ),
         Part(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
