@@ -42,6 +42,30 @@ def test_the_constants_are_those_of_the_engine() -> None:
     assert default(AdapterCache.__init__, "size") == plan.ADAPTERS
 
 
+FORGET = """
+import sys
+from pathlib import Path
+from loramix.runtime.context import Context
+from loramix.runtime.llama import Model
+def mapped():
+    lines = Path("/proc/self/smaps").read_text().split("\\n")
+    at = [i for i, line in enumerate(lines) if line.endswith(sys.argv[1])]
+    return sum(int(row.split()[1]) for i in at for row in lines[i + 1 : i + 6] if row.startswith("Rss:"))
+model = Model(Path(sys.argv[1]))
+context = Context(model, n_ctx=256, n_threads=1)
+before, held = context.decode([5, 6, 7, 8]), mapped()
+model.forget_file()
+assert held > 0 and mapped() == 0, (held, mapped())
+context.truncate(0)
+assert (context.decode([5, 6, 7, 8]) == before).all()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which pages are here")
+def test_pages_of_the_file_are_given_back_and_come_again(tiny_base: Path) -> None:
+    subprocess.run([sys.executable, "-c", FORGET, str(tiny_base.resolve())], check=True)
+
+
 CHILD = """
 import sys
 from pathlib import Path
@@ -93,6 +117,7 @@ def test_a_pack_is_counted_by_its_files(tiny_base: Path, tiny_pack: Path) -> Non
     more = make_plan(tiny_base, pack=pack, n_skills=20)
     assert parts(more)["adapters"] == 4 * 8 * max(files) and more.missing_bytes == 18 * max(files)
     assert parts(more)["KV"] == parts(made)["KV"] == 3 * parts(make_plan(tiny_base, n_skills=0))["KV"]
+    assert parts(more)["compute"] > 3 * parts(make_plan(tiny_base, n_skills=0))["compute"]
     assert made.memory_bytes == sum(parts(made).values())
 
 
@@ -105,12 +130,16 @@ def test_skills_yet_to_be_made_have_all_linear_layers(tiny_base: Path) -> None:
     assert (parts(low)["adapters"], low.missing_bytes) == (rows * 16 * 2, rows * 4 * 2)
 
 
-def test_weights_that_are_repacked_count_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_repacked_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_base(tmp_path / "q4.gguf", kind="Q4_0")
-    monkeypatch.setattr(plan.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
     matrices = 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) * 18 // 32
-    assert parts(make_plan(base))["base, repacked"] == matrices
+    plain = parts(make_plan(base, repack=False))["base"]
+    for system, mapped in (("linux", plain - matrices), ("darwin", plain)):  # where its pages are given back
+        monkeypatch.setattr(sys, "platform", system)
+        assert parts(make_plan(base))["base, repacked"] == matrices
+        assert parts(make_plan(base))["base"] == mapped
     assert parts(make_plan(base, repack=False))["base, repacked"] == 0
     monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"sse3"}))
     assert parts(make_plan(base))["base, repacked"] == 0

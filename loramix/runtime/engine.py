@@ -24,7 +24,7 @@ from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
 from loramix.prompts import ChatTemplate, Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
-from loramix.runtime.cpu import default_threads
+from loramix.runtime.cpu import default_threads, repacked_types
 from loramix.runtime.features import pool
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
@@ -79,6 +79,8 @@ class Engine:
         self._closed = False
         self.model = Model(self.base_path, use_extra_bufts=extra)
         try:
+            if extra and self._shape.tensor_types & repacked_types():
+                self.model.forget_file()
             special = {
                 "bos_token": self.model.text(self.model.bos),
                 "eos_token": self.model.text(self.model.eos),

@@ -6,8 +6,8 @@ Sums over the GGUF's header and over what the runtime keeps; loads no llama.cpp.
 
 from __future__ import annotations
 
-import platform
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +100,13 @@ def make_plan(
     compute = _compute_bytes(file, shape, n_ctx, layers)
     nodes = max(1024, 8 * len(file.tensors)) + 6 * sum(adapter.pairs for adapter in held)
     states = 4 * shape.n_embd * len(layers) * min(n_ctx, BATCH)
+    weights = sum(tensor.nbytes for tensor in file.tensors.values())
     repacked = _repacked_bytes(file) if repack else 0
     vocabulary = TOKEN_BYTES * shape.vocab_size + MERGE_BYTES * _length(file, "tokenizer.ggml.merges")
     gate_files = _gate_files(pack)
     memory = [
-        Part("base", sum(tensor.nbytes for tensor in file.tensors.values()), "the file, mapped"),
-        Part("base, repacked", repacked, "a second copy of these weights, for this CPU's kernels"),
+        Part("base", weights - (repacked if sys.platform == "linux" else 0), "the file, mapped"),
+        Part("base, repacked", repacked, "copies for this CPU's kernels"),
         Part("vocabulary", vocabulary, f"{shape.vocab_size:,} tokens"),
         Part(
             "KV",
@@ -113,7 +114,9 @@ def make_plan(
             f"{contexts} contexts of {n_ctx:,} tokens, float16",
         ),
         Part(
-            "compute", contexts * (compute + 2 * NODE_BYTES * nodes), f"batches of {min(BATCH, n_ctx)}, graphs"
+            "compute",
+            contexts * (compute + 2 * NODE_BYTES * nodes),
+            f"batches of {min(BATCH, n_ctx)}, graphs",
         ),
         Part(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
@@ -186,13 +189,8 @@ def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequenc
 
 
 def _repacked_bytes(file: GGUFFile) -> int:
-    """Weights that llama.cpp copies into another order on this CPU (ggml/src/ggml-cpu/repack.cpp)."""
-    if platform.machine().lower() in ("arm64", "aarch64"):
-        kinds = {"Q4_0", "Q4_K", "IQ4_NL", "Q8_0"}
-    elif "avx2" in cpu.cpu_flags():
-        kinds = {"Q4_0", "Q4_K", "IQ4_NL"} | ({"Q2_K"} if "avx512f" in cpu.cpu_flags() else set())
-    else:
-        kinds = set()
+    """Weights that llama.cpp copies into another order; the embedding is looked up and stays as it is."""
+    kinds = cpu.repacked_types()
     return sum(
         tensor.nbytes
         for name, tensor in file.tensors.items()
