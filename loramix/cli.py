@@ -196,11 +196,14 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 @main.command()
 @click.argument("name")
-def pull(name: str) -> None:
-    """Fetch the base NAME into the cache."""
+@click.option("--quant", default="", help="Quantization where there are several, e.g. Q4_0.")
+@click.option("--revision", default="", help="Branch, tag or commit on the hub.")
+@click.option("--sha256", default="", help="What the file must be.")
+def pull(name: str, **options: str) -> None:
+    """Fetch the base NAME, or OWNER/REPO[:FILE] of the Hugging Face hub."""
     from loramix.models import bases
 
-    click.echo(str(bases.pull(name)))
+    click.echo(str(bases.pull(name, **options)))
 
 
 @main.command()
@@ -224,7 +227,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _add_tools() -> None:
-    from loramix import cli_eval, cli_export, cli_pack, cli_skill, cli_train
+    from loramix import cli_eval, cli_export, cli_pack, cli_plan, cli_skill, cli_train
 
     main.add_command(cli_train.train)
     main.add_command(cli_train.convert)
@@ -232,6 +235,7 @@ def _add_tools() -> None:
     main.add_command(cli_pack.pack)
     main.add_command(cli_skill.skill)
     main.add_command(cli_eval.evaluate)
+    main.add_command(cli_plan.plan)
 
 
 _add_tools()

@@ -1,4 +1,4 @@
-"""Commands on packs: ``loramix pack list|show|check|new|add|remove``."""
+"""Commands on packs: ``loramix pack list|show|check|new|add|remove|pull|push``."""
 
 from __future__ import annotations
 
@@ -162,3 +162,29 @@ def pack_remove(directory: Path, skill: str) -> None:
     from loramix.pack_edit import remove_skill
 
     click.echo(remove_skill(directory.absolute(), skill).message)
+
+
+@pack.command("pull")
+@click.argument("repository")
+@click.option("--skill", default="", help="This skill alone, without a gate.")
+@click.option("--into", default="", help="With --skill: a pack of yours that gets it.")
+@click.option("--name", default="", help="What to call the pack here.")
+@click.option("--revision", default="", help="Branch, tag or commit on the hub.")
+def pack_pull(repository: str, **options: str) -> None:
+    """Pull the pack of OWNER/REPO from the Hugging Face hub; it is checked before it takes its place."""
+    from loramix.pack_hub import pull_pack
+
+    click.echo(pull_pack(repository, **options).message)
+
+
+@pack.command("push")
+@click.argument("name")
+@click.argument("repository")
+@click.option("--skill", default="", help="This skill alone, for PEFT too.")
+@click.option("--private", is_flag=True, help="Make a private repository.")
+def pack_push(name: str, repository: str, skill: str, private: bool) -> None:
+    """Push the pack NAME to OWNER/REPO on the Hugging Face hub, with a model card."""
+    from loramix.pack import Pack
+    from loramix.pack_hub import push_pack
+
+    click.echo(push_pack(Pack.load(name), repository, skill=skill, private=private))

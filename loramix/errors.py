@@ -14,7 +14,7 @@ LoramixError                 exit 1  HTTP 500
 ├── SelfCheckFailed          exit 1  HTTP 500   a converted file that does not do what its source does
 ├── MissingExtra             exit 1  HTTP 500   an optional package that is not installed
 ├── Busy                     exit 1  HTTP 409   another process holds the directory
-├── NoSpace                  exit 1  HTTP 507   the disk cannot hold what is to be written
+├── NoSpace                  exit 1  HTTP 507   the disk or the memory cannot hold it
 └── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
 
 A message is one sentence or two: what was found, what is needed, and the command that mends it.

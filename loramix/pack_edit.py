@@ -1,4 +1,4 @@
-"""Changes to a pack: add or remove a skill, put in a gate; one process at a time.
+"""Changes to a pack: add or remove a skill, put in a gate, replace it whole; one process at a time.
 
 Killed at any moment, the pack is whole, the old one or the new one: files are never overwritten, and the
 manifest is replaced in one step.
@@ -7,6 +7,7 @@ manifest is replaced in one step.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ from loramix.manifest import (
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.pack import Pack, check_gate
-from loramix.paths import safe_join, safe_name, write_bytes
+from loramix.paths import safe_join, safe_name, sha256_file, write_bytes
 
 
 class Change(NamedTuple):
@@ -115,7 +116,7 @@ def add_skill(
             raise UsageError(
                 f"pack {before.name} has a skill {name} already; remove it, or ask to replace it."
             )
-        files = _Files(before)
+        files = _Files(before, directory)
         entry = SkillEntry(
             name=name,
             description=description,
@@ -141,7 +142,7 @@ def remove_skill(directory: Path, name: str, *, gate: NewGate | None = None) -> 
     """
     with _changing(directory) as before:
         Pack(directory, before).skill(name)
-        files = _Files(before)
+        files = _Files(before, directory)
         after = replace(before, skills=tuple(s for s in before.skills if s.name != name))
         pack = _swap(directory, before, _with_gate(after, gate, files, directory), files)
         return Change(pack, _message(f"skill {name} removed", before, gate))
@@ -162,8 +163,46 @@ def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pac
         Busy: another process is changing the pack.
     """
     with _changing(directory) as before:
-        files = _Files(before)
+        files = _Files(before, directory)
         return _swap(directory, before, _with_gate(before, NewGate(gate, features), files, directory), files)
+
+
+def put_pack(directory: Path, source: Pack) -> Pack:
+    """Make the pack in a directory what another one is, or make it anew.
+
+    Args:
+        directory: the pack to replace, or where there is none yet.
+        source: has passed its check.
+
+    Raises:
+        InvalidArtifact: a file of the source changed meanwhile, or what is in the directory is no pack.
+        Busy: another process is changing the pack.
+    """
+    fresh = not directory.exists()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with _locked(directory):
+            there = (directory / MANIFEST).is_file()
+            before = read_manifest(directory) if there else replace(source.manifest, skills=(), gate=None)
+            files = _Files(before, directory)
+            skills = [
+                replace(
+                    skill,
+                    file=files.put(skill.file, source.adapter_bytes(skill.name)),
+                    card=skill.card
+                    and files.put(skill.card, safe_join(source.directory, skill.card).read_bytes()),
+                )
+                for skill in source.skills
+            ]
+            after = replace(source.manifest, skills=tuple(skills), gate=None)
+            if (gate := source.gate_path) is not None:
+                new = NewGate(gate.read_bytes(), source.gate_features())
+                after = _with_gate(after, new, files, directory)
+            return _swap(directory, before, after, files)
+    except BaseException:
+        if fresh:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def check_skill_name(name: str) -> str:
@@ -181,9 +220,15 @@ def check_skill_name(name: str) -> str:
 def _changing(directory: Path) -> Iterator[Manifest]:
     """The manifest, while no other process can change it."""
     Pack.load(directory.absolute())  # no lock file where there is no pack
+    with _locked(directory):
+        yield read_manifest(directory)
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
     try:
         with FileLock(directory / ".lock", timeout=0.5):
-            yield read_manifest(directory)
+            yield
     except Timeout:
         raise Busy(f"another process is changing {directory}; run the command again after it.") from None
 
@@ -191,9 +236,11 @@ def _changing(directory: Path) -> Iterator[Manifest]:
 class _Files:
     """New files of a pack, under names that no file of the old manifest has with another content."""
 
-    def __init__(self, before: Manifest) -> None:
+    def __init__(self, before: Manifest, directory: Path) -> None:
         self.contents: dict[str, bytes] = {}
-        self._taken = _digests(before)
+        there = {name: safe_join(directory, name) for name, digest in _digests(before).items() if not digest}
+        cards = {name: sha256_file(path) for name, path in there.items() if path.is_file()}
+        self._taken = {**_digests(before), **cards}
 
     def put(self, name: str, content: bytes) -> str:
         """Note a file to write; returns the name it will have."""
@@ -235,8 +282,14 @@ def _with_gate(after: Manifest, gate: NewGate | None, files: _Files, directory: 
 def _swap(directory: Path, before: Manifest, after: Manifest, files: _Files) -> Pack:
     """New files, then the manifest, then the old files: at each moment one of the two packs is whole."""
     check_manifest(after, directory)  # refuse before anything is written
-    for name, content in files.contents.items():
-        write_bytes(directory / name, content)
+    held = _digests(before).keys()
+    try:
+        for name, content in files.contents.items():
+            write_bytes(directory / name, content)
+    except BaseException:  # a full disk: nothing stays that no manifest names
+        for name in files.contents.keys() - held:
+            (directory / name).unlink(missing_ok=True)
+        raise
     pack = Pack(directory, write_manifest(directory, after))
     for file in _digests(before).keys() - _digests(after).keys():
         safe_join(directory, file)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hub_server import Hub, serve
 from tiny import random_gate, write_base, write_peft
 
 from loramix.models import bases
@@ -85,3 +86,19 @@ def default_engine(default_base: Path) -> Iterator[Any]:
 
     with Engine.open() as engine:
         yield engine
+
+
+@pytest.fixture
+def standin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub with nothing on it; the client's cache and token are our own."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    with serve() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.url)
+        template = found.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf" / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "hf" / "token"))
+        monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 4096)  # what a cut costs at most
+        monkeypatch.setenv("LORAMIX_DATA", str(tmp_path / "data"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        yield found

@@ -7,12 +7,13 @@ import secrets
 from pathlib import Path
 
 from loramix.convert.hf import Checkpoint
-from loramix.convert.hf_gguf import check_room, size_of, write_gguf
+from loramix.convert.hf_gguf import size_of, write_gguf
 from loramix.convert.hf_vocab import read_vocabulary
 from loramix.convert.imatrix import importance
 from loramix.convert.quantize import FILE_TYPES, quantize, quantized_size
 from loramix.convert.validate import read_base
 from loramix.errors import UsageError
+from loramix.paths import need_space
 
 QUANTS = ("F32", "F16", *FILE_TYPES)
 
@@ -47,7 +48,7 @@ def convert_base(source: Path, out: Path, quant: str, imatrix_text: Path | None 
         out.parent.mkdir(parents=True, exist_ok=True)
         shapes = (entry.shape for entry in checkpoint.tensors.values())
         weights = sum(math.prod(shape) for shape in shapes)
-        check_room(out.parent, size_of(checkpoint, None) + quantized_size(weights, quant))
+        need_space(out, size_of(checkpoint, None) + quantized_size(weights, quant), out.name)
         try:
             write_gguf(checkpoint, vocabulary, between, None)
             if imatrix_text:

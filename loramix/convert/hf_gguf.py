@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,7 @@ from loramix.convert.hf import Checkpoint, rope_factors
 from loramix.convert.hf_vocab import Vocabulary
 from loramix.convert.safetensors_reader import widened
 from loramix.errors import NoSpace, Unsupported
-from loramix.paths import atomic_path
+from loramix.paths import atomic_path, need_space
 
 KINDS = ("F32", "F16", "BF16")
 _STORED: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
@@ -47,7 +46,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
     plan = _plan(checkpoint, kind)
     factors = rope_factors(checkpoint.config)
     with atomic_path(out) as temporary:
-        check_room(temporary.parent, size_of(checkpoint, kind))
+        need_space(out, size_of(checkpoint, kind), out.name)
         writer = gguf.GGUFWriter(temporary, "llama")
         try:
             _add_settings(writer, checkpoint, {k for *_, k in plan})
@@ -91,24 +90,6 @@ def _told(out: Path) -> Iterator[None]:
 def size_of(checkpoint: Checkpoint, kind: str | None) -> int:
     """Bytes of the tensors in the file that `write_gguf` makes."""
     return sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in _plan(checkpoint, kind))
-
-
-def check_room(directory: Path, nbytes: int) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        directory: where the file goes.
-        nbytes: what it will take.
-
-    Raises:
-        NoSpace: less than that is free.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < nbytes:
-        raise NoSpace(
-            f"{directory} has {free / 1e6:.0f} MB free, {nbytes / 1e6:.0f} MB are needed; "
-            "free some, or write to another disk with --out."
-        )
 
 
 def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tuple[int, ...], str]]:

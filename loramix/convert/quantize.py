@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from loramix.convert.hf_gguf import check_room
 from loramix.convert.validate import read_base
 from loramix.errors import NativeError, NoSpace
-from loramix.paths import atomic_path
+from loramix.paths import atomic_path, need_space
 
 FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype, llama.h
 BITS = {"Q8_0": 8.5, "Q4_0": 4.9, "Q4_K_M": 5.2}  # a weight, at most, with a larger type for the head
@@ -44,7 +43,7 @@ def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -
     weights = sum(rows * columns for rows, columns in shape.tensors.values())
     with atomic_path(out) as temporary:
         needed = quantized_size(weights, quant)
-        check_room(temporary.parent, needed)
+        need_space(out, needed, out.name)
         job = {"source": str(source), "out": str(temporary), "file_type": FILE_TYPES[quant]}
         if imatrix:
             job["imatrix"] = str(imatrix)

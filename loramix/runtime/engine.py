@@ -24,7 +24,7 @@ from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
 from loramix.prompts import ChatTemplate, Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
-from loramix.runtime.cpu import default_threads
+from loramix.runtime.cpu import default_threads, repacked_types
 from loramix.runtime.features import pool
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
@@ -78,6 +78,8 @@ class Engine:
         self._closed = False
         self.model = Model(self.base_path, use_extra_bufts=extra)
         try:
+            if extra and self._shape.tensor_types & repacked_types():
+                self.model.forget_file()
             self._template = ChatTemplate(self.model.chat_template, self.model.named_tokens)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)

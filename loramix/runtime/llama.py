@@ -68,6 +68,7 @@ class Model:
 
     def __init__(self, path: Path, *, vocab_only: bool = False, use_extra_bufts: bool = True) -> None:
         start()
+        self._path = path
         self._stack = ExitStack()
         self.lock = (
             threading.RLock()
@@ -96,6 +97,22 @@ class Model:
         eot = int(C.llama_vocab_eot(self.vocab))
         written = self.eos >= 0 and self.text(self.eos) in self.chat_template
         self.eot = self.eos if written or eot < 0 else eot
+
+    def forget_file(self) -> None:
+        """Give back the pages of the mapped file; those that are used come again from the system's cache.
+
+        Where weights were repacked, their mapped originals are never read again, and would stay resident (Linux).
+        """
+        if sys.platform != "linux":
+            return
+        libc = ctypes.CDLL(None)
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        real = str(self._path.resolve())
+        for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+            fields = line.split(None, 5)
+            if len(fields) == 6 and fields[5] == real and fields[1].startswith("r--"):
+                start, end = (int(number, 16) for number in fields[0].split("-"))
+                libc.madvise(start, end - start, 4)  # MADV_DONTNEED
 
     @cached_property
     def controls(self) -> tuple[str, ...]:

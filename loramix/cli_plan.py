@@ -1,0 +1,81 @@
+"""The command ``loramix plan``: memory and disk, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from loramix.runtime.plan import Plan
+
+
+@click.command()
+@click.option("--base", help="Base: name, GGUF, or what was pulled from the hub; by default the pack's.")
+@click.option("--pack", "-p", "pack_name", help="Pack: name or directory, for its adapters and its gate.")
+@click.option("--skills", type=click.IntRange(0, 256), help="How many skills; by default the pack's.")
+@click.option(
+    "--rank", type=click.IntRange(1, 256), default=16, show_default=True, help="Of skills yet to be made."
+)
+@click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
+def plan(
+    base: str | None, pack_name: str | None, skills: int | None, rank: int, ctx: int, as_json: bool
+) -> None:
+    """Predict memory and disk; exit code 1 where they do not suffice."""
+    from loramix.models import bases
+    from loramix.pack import Pack
+    from loramix.runtime.plan import check_fits, make_plan
+
+    pack = Pack.load(pack_name) if pack_name else None
+    name = base or (pack.manifest.base.name if pack else bases.DEFAULT)
+    made = make_plan(
+        bases.resolve(name),
+        n_ctx=ctx,
+        pack=pack,
+        n_skills=skills,
+        rank=rank,
+        repack=os.environ.get("LORAMIX_EXTRA_BUFTS") != "0",
+    )
+    if as_json:
+        click.echo(json.dumps(_to_json(made)))
+    else:
+        _show(made)
+    if note := check_fits(made):
+        click.echo(note, err=True)
+
+
+def _to_json(made: Plan) -> dict[str, object]:
+    return {
+        "base": made.base,
+        "skills": made.n_skills,
+        "ctx": made.n_ctx,
+        "memory_bytes": made.memory_bytes,
+        "disk_bytes": made.disk_bytes,
+        "missing_bytes": made.missing_bytes,
+        "memory": {part.name: part.size_bytes for part in made.memory},
+        "disk": {part.name: part.size_bytes for part in made.disk},
+    }
+
+
+def _show(made: Plan) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from loramix.runtime.plan import size
+
+    table = Table(title=f"{made.base}, {made.n_skills} skills, {made.n_ctx:,} tokens", title_justify="left")
+    table.add_column("memory")
+    table.add_column("", justify="right")
+    table.add_column("")
+    for part in made.memory:
+        if part.size_bytes:
+            table.add_row(part.name, size(part.size_bytes), part.note)
+    table.add_row("in all", size(made.memory_bytes), style="bold")
+    table.add_section()
+    for part in made.disk:
+        table.add_row(f"disk: {part.name}", size(part.size_bytes), part.note)
+    table.add_row("disk in all", size(made.disk_bytes), style="bold")
+    Console().print(table)

@@ -1,0 +1,267 @@
+"""What a base, its skills and a context will take of memory and disk, before anything is loaded.
+
+Sums over the GGUF's header and over what the runtime keeps; loads no llama.cpp. Sizes follow llama.cpp's own
+(src/llama-kv-cache.cpp, ggml/src/ggml-alloc.c) and are compared with measured ones in docs/memory.md.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from loramix.convert.fuse import PAD_TO
+from loramix.convert.gguf_reader import ArrayInfo, GGUFFile, read_gguf
+from loramix.convert.validate import BaseShape, read_base
+from loramix.errors import NoSpace
+from loramix.pack import Pack
+from loramix.paths import data_dir, safe_join
+from loramix.runtime import cpu
+
+CONTEXTS, BATCH, ADAPTERS, STORE_BYTES = 3, 512, 8, 64 * 2**20
+"""What the engine keeps by default; importing it for them would load llama.cpp."""
+KV_BYTES = 2
+"""Per number of the KV: float16."""
+NODE_BYTES = 436
+"""Per node that llama.cpp makes room for in a graph: a tensor, its object, its place in tables."""
+PROCESS_BYTES = 46 * 2**20
+"""Python, NumPy, this package, llama.cpp's code."""
+TOKEN_BYTES, MERGE_BYTES = 150, 220
+"""Per entry of llama.cpp's vocabulary tables."""
+HEAP_BLOCK = 32 * 2**20
+DEFAULT_RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing that takes memory or disk."""
+
+    name: str
+    size_bytes: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one engine takes once its caches are full."""
+
+    base: str
+    n_skills: int
+    n_ctx: int
+    memory: tuple[Part, ...]
+    disk: tuple[Part, ...]
+    missing_bytes: int
+    """Of the disk, what is not there yet."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Resident memory."""
+        return sum(part.size_bytes for part in self.memory)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Files."""
+        return sum(part.size_bytes for part in self.disk)
+
+
+def make_plan(
+    base: Path,
+    *,
+    n_ctx: int = 2048,
+    pack: Pack | None = None,
+    n_skills: int | None = None,
+    rank: int = DEFAULT_RANK,
+    repack: bool = True,
+) -> Plan:
+    """Add up what an engine will take.
+
+    Args:
+        base: the GGUF.
+        n_ctx: tokens per context.
+        pack: whose adapters and gate; by default adapters of ``rank`` on all linear layers, and no gate.
+        n_skills: how many; by default the pack's. More than it has are counted like its largest.
+        rank: of adapters that no pack has.
+        repack: whether llama.cpp may repack weights, see `loramix.runtime.probe`.
+
+    Raises:
+        NotFound, InvalidArtifact, Unsupported: see `loramix.convert.validate.read_base`.
+    """
+    file, shape = read_base(base)
+    n_skills = (len(pack.skills) if pack else 0) if n_skills is None else n_skills
+    n_ctx = min(n_ctx, shape.context_length)
+    adapters = _adapters(shape, pack, n_skills, rank)
+    held = sorted(adapters, key=lambda adapter: -adapter.native_bytes)[:ADAPTERS]
+    gate = pack.gate() if pack else None
+    layers = gate.info.layers if gate else []
+    contexts = min(CONTEXTS, 1 + n_skills)
+    compute = _compute_bytes(file, shape, n_ctx, layers)
+    nodes = max(1024, 8 * len(file.tensors)) + 6 * sum(adapter.pairs for adapter in held)
+    states = 4 * shape.n_embd * len(layers) * min(n_ctx, BATCH)
+    weights = sum(tensor.nbytes for tensor in file.tensors.values())
+    repacked = _repacked_bytes(file) if repack else 0
+    vocabulary = TOKEN_BYTES * shape.vocab_size + MERGE_BYTES * _length(file, "tokenizer.ggml.merges")
+    gate_files = _gate_files(pack)
+    memory = [
+        Part("base", weights - (repacked if sys.platform == "linux" else 0), "the file, mapped"),
+        Part("base, repacked", repacked, "copies for this CPU's kernels"),
+        Part("vocabulary", vocabulary, f"{shape.vocab_size:,} tokens"),
+        Part(
+            "KV",
+            contexts * _kv_bytes(file, shape, n_ctx),
+            f"{contexts} contexts of {n_ctx:,} tokens, float16",
+        ),
+        Part(
+            "compute",
+            contexts * (compute + 2 * NODE_BYTES * nodes),
+            f"batches of {min(BATCH, n_ctx)}, graphs",
+        ),
+        Part(
+            "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
+        ),
+        Part("gate", (gate_files[0] if gate_files else 0) + states, f"{len(layers)} layers read"),
+        Part("KV store", STORE_BYTES, "at most; prompts that come again"),
+        Part("slack", _slack_bytes(compute, len(held)), "what the allocator keeps after swaps"),
+        Part("process", PROCESS_BYTES, "Python, NumPy, llama.cpp"),
+    ]
+    disk = [
+        Part("base", base.stat().st_size),
+        Part("adapters", sum(adapter.file_bytes for adapter in adapters), f"{n_skills} skills"),
+        Part("gate", sum(gate_files)),
+    ]
+    missing = sum(adapter.file_bytes for adapter in adapters[len(pack.skills) if pack else 0 :])
+    return Plan(base.name, n_skills, n_ctx, tuple(memory), tuple(disk), missing)
+
+
+class Adapter(NamedTuple):
+    """What one adapter takes."""
+
+    native_bytes: int
+    """In llama.cpp's memory, padded as `loramix.convert.fuse` pads it."""
+    file_bytes: int
+    pairs: int
+    """Matrices that it changes."""
+
+
+def _adapters(shape: BaseShape, pack: Pack | None, n_skills: int, rank: int) -> list[Adapter]:
+    known = [_packed(pack, skill.name) for skill in pack.skills[:n_skills]] if pack else []
+    if len(known) == n_skills:
+        return known
+    if known:
+        more = max(known)
+    else:
+        linear = [extents for name, extents in shape.tensors.items() if name.startswith("blk.")]
+        width = 2 * sum(map(sum, linear))  # float16, a row of A and a column of B at rank 1
+        more = Adapter(width * max(PAD_TO, rank), width * rank, len(linear))
+    return known + [more] * (n_skills - len(known))
+
+
+def _packed(pack: Pack, skill: str) -> Adapter:
+    content = pack.adapter_bytes(skill)
+    pairs = [
+        (tensor.nbytes, tensor.shape[0])
+        for name, tensor in read_gguf(content, skill).tensors.items()
+        if name.endswith(".lora_a")
+    ]
+    rank = max((rank for _, rank in pairs), default=1)
+    return Adapter(len(content) * max(PAD_TO, rank) // rank, len(content), len(pairs))
+
+
+def _kv_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int) -> int:
+    """Keys and values of one context; llama.cpp clears it at once, so all of it is resident."""
+    head = shape.n_embd // shape.n_head
+    lengths = (_number(file, f"attention.{what}_length", head) for what in ("key", "value"))
+    return KV_BYTES * shape.n_layer * _padded(n_ctx) * shape.n_head_kv * sum(lengths)
+
+
+def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequence[int]) -> int:
+    """Intermediate results of one context, at their widest in the feed-forward part, and its attention mask.
+
+    Layers that the gate reads are kept to the end of the pass; the last layer's input is that in any case.
+    """
+    batch, n_ff = min(BATCH, n_ctx), _number(file, "feed_forward_length", 4 * shape.n_embd)
+    kept = sum(layer < shape.n_layer - 1 for layer in layers)
+    rows = 3 * n_ff + (4 + kept) * shape.n_embd
+    quantized = n_ff + n_ff // 16  # the matmul's other side, 8 bits and its scales
+    return batch * (4 * rows + quantized) + 2 * batch * _padded(n_ctx) + 4 * shape.vocab_size
+
+
+def _repacked_bytes(file: GGUFFile) -> int:
+    """Weights that llama.cpp copies into another order; the embedding is looked up and stays as it is."""
+    kinds = cpu.repacked_types()
+    return sum(
+        tensor.nbytes
+        for name, tensor in file.tensors.items()
+        if tensor.type_name in kinds and name != "token_embd.weight" and tensor.shape[0] % 8 == 0
+    )
+
+
+def _gate_files(pack: Pack | None) -> list[int]:
+    """Sizes of the gate and of its features; these stay on disk."""
+    if pack is None or pack.gate_path is None or pack.manifest.gate is None:
+        return []
+    features = pack.manifest.gate.features
+    paths = [pack.gate_path, *([safe_join(pack.directory, features)] if features else [])]
+    return [path.stat().st_size for path in paths]
+
+
+def _slack_bytes(compute: int, n_adapters: int) -> int:
+    """Holes in the C heap: each new adapter makes llama.cpp plan its graphs anew and take another compute buffer.
+
+    Blocks from 32 MB on are given back by glibc (M_MMAP_THRESHOLD_MAX); half a buffer an adapter is measured.
+    """
+    return n_adapters * compute // 2 if compute < HEAP_BLOCK else 0
+
+
+def _padded(n_ctx: int) -> int:
+    return -(-n_ctx // 256) * 256
+
+
+def _number(file: GGUFFile, key: str, default: int) -> int:
+    value = file.metadata.get(f"{file.metadata['general.architecture']}.{key}", default)
+    return value if isinstance(value, int) else default
+
+
+def _length(file: GGUFFile, key: str) -> int:
+    value = file.metadata.get(key)
+    return value.length if isinstance(value, ArrayInfo) else 0
+
+
+def size(n_bytes: int) -> str:
+    """Bytes for people, in decimal units."""
+    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
+
+
+def check_fits(plan: Plan) -> str:
+    """Refuse a plan that this machine, or the limit of its cgroup, cannot hold.
+
+    Args:
+        plan: what it would take.
+
+    Returns:
+        What to know where it fits, but not beside what runs now; else an empty text.
+
+    Raises:
+        NoSpace: too little memory, or too little disk for what is not there yet.
+    """
+    total, available = cpu.memory_bytes()
+    what = f"{plan.base} with {plan.n_skills} skills and {plan.n_ctx:,} tokens"
+    if total and plan.memory_bytes > total:
+        raise NoSpace(
+            f"{what} needs {size(plan.memory_bytes)} of memory, this machine or its container has {size(total)}: "
+            "take a smaller --ctx, a smaller base, or a quantization with fewer bits."
+        )
+    directory = data_dir()
+    while not directory.exists():
+        directory = directory.parent
+    free = shutil.disk_usage(directory).free
+    if plan.missing_bytes > free:
+        raise NoSpace(
+            f"{what} needs {size(plan.missing_bytes)} more on disk, {directory} has {size(free)} free: make room, or "
+            "set LORAMIX_DATA to another disk."
+        )
+    if total and plan.memory_bytes > available:
+        return f"only {size(available)} of {size(total)} memory are free now; close other programs first"
+    return ""
