@@ -2,12 +2,17 @@
 
 Sequences of several mixes live in it together, since KV belongs to its sequence; the adapters belong to the
 whole context, so one call decodes sequences of one mix. Knows tokens and logits; knows nothing of prompts.
+
+Attention adds up a sequence's values in the order of their cells. llama.cpp puts the next token into the first
+free cell, so a cell freed between others would change that order, and with it the last bits and now and then an
+answer. Hence cells of ended sequences stay taken until all living ones are written anew, side by side.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +21,9 @@ from loramix.errors import NativeError
 from loramix.models.mixing import Mix
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Adapter, C, Model, why
+
+DEAD = 512
+"""Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
 
 
 class BatchContext:
@@ -37,10 +45,11 @@ class BatchContext:
         self.mix: Mix | None = None
         self._lengths: dict[int, int] = {}
         self._mixes: dict[int, Mix] = {}
+        self._dead, self._grave = 0, n_seq  # cells of ended sequences, and the id that they get
         parameters = C.llama_context_default_params()
         parameters.n_ctx = n_cells
         parameters.n_batch = parameters.n_ubatch = max(n_seq, 32)
-        parameters.n_seq_max = parameters.n_outputs_max = n_seq
+        parameters.n_seq_max = parameters.n_outputs_max = n_seq + 1  # llama.cpp aborts on fewer outputs
         parameters.kv_unified = True  # else each sequence has an n_seq-th of the cells
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
@@ -78,21 +87,49 @@ class BatchContext:
             NativeError: llama.cpp refuses.
         """
         sequence = next(i for i in range(self.n_seq) if i not in self._lengths)
-        kv = context.get_kv()
-        with self.model.lock:
-            source = kv.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-            done = C.llama_state_seq_set_data(self.pointer, source, kv.nbytes, sequence)
-            if done != kv.nbytes:
-                C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-                raise NativeError(f"llama.cpp could not take over {len(context.tokens)} tokens{why()}.")
+        self._make_room(len(context.tokens))
+        self._put(sequence, context.get_kv())
         self._lengths[sequence], self._mixes[sequence] = len(context.tokens), mix
         return sequence
 
     def release(self, sequence: int) -> None:
         """Forget a sequence."""
-        del self._lengths[sequence], self._mixes[sequence]
+        self._dead += self._lengths.pop(sequence)
+        del self._mixes[sequence]
         with self.model.lock:
+            C.llama_memory_seq_cp(self._memory, sequence, self._grave, -1, -1)
             C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        if not self._lengths:
+            self._write_anew()
+
+    def _make_room(self, wanted: int) -> None:
+        if self._dead > DEAD or self._dead + self.used + wanted > self.n_cells:
+            self._write_anew()
+
+    def _write_anew(self) -> None:
+        """Put the living sequences side by side, and free all other cells."""
+        kept = {sequence: self._kv(sequence) for sequence in self._lengths}
+        with self.model.lock:
+            C.llama_memory_clear(self._memory, False)
+        self._dead = 0
+        for sequence, kv in kept.items():
+            self._put(sequence, kv)
+
+    def _kv(self, sequence: int) -> npt.NDArray[np.uint8]:
+        with self.model.lock:
+            size = C.llama_state_seq_get_size(self.pointer, sequence)
+            kv = np.empty(size, np.uint8)
+            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, sequence)
+        if done != size:
+            raise NativeError(f"llama.cpp could not copy the KV of a sequence{why()}.")
+        return kv
+
+    def _put(self, sequence: int, kv: npt.NDArray[np.uint8]) -> None:
+        with self.model.lock:
+            done = C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, sequence)
+            if done != kv.nbytes:
+                C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+                raise NativeError(f"llama.cpp could not take over {kv.nbytes} bytes of KV{why()}.")
 
     def become(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
         """Decode sequences of another mix from now on; the next call builds its graph anew, some milliseconds.
@@ -124,6 +161,7 @@ class BatchContext:
             NativeError: llama.cpp fails, or logits are not finite; release these sequences.
         """
         assert all(self._mixes[sequence] == self.mix for sequence in tokens)
+        self._make_room(len(tokens))
         batch = self._batch
         batch.n_tokens = len(tokens)
         for i, (sequence, token) in enumerate(tokens.items()):
@@ -155,3 +193,7 @@ class BatchContext:
                 C.llama_free(self.pointer)
                 self.pointer = None
                 self.model.contexts.discard(self)
+
+
+def _bytes(array: npt.NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
