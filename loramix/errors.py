@@ -14,6 +14,7 @@ LoramixError                 exit 1  HTTP 500
 ├── SelfCheckFailed          exit 1  HTTP 500   a converted file that does not do what its source does
 ├── MissingExtra             exit 1  HTTP 500   an optional package that is not installed
 ├── Busy                     exit 1  HTTP 409   another process holds the directory
+├── RequestFailed            exit 1  HTTP …     a request to the server, with the status that it gets
 └── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
 
 A message is one sentence or two: what was found, what is needed, and the command that mends it.
@@ -80,6 +81,12 @@ class MissingExtra(LoramixError):
 
 class Busy(LoramixError):
     http_status = 409
+
+
+class RequestFailed(LoramixError):
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.http_status = status
 
 
 class NativeError(LoramixError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.validate import check_adapter, read_base
-from loramix.errors import InvalidArtifact, InvalidMix, InvalidPrompt, Unsupported, UsageError, WrongBase
+from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
@@ -27,11 +27,12 @@ from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.batch_context import BatchContext
 from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads
+from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
 from loramix.runtime.grammar import GrammarSampler
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
-from loramix.runtime.router import DEFAULT, Route, Router
+from loramix.runtime.router import DEFAULT, MixLike, Route, Router, as_mix
 from loramix.runtime.sampling import Picker, Sampler, Sampling
 from loramix.runtime.session import ContextPool
 from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
@@ -39,8 +40,6 @@ from loramix.runtime.tokenwise import CONTEXTS
 
 _DEFAULT_MAX_TOKENS = 256
 _MAX_STOPS = 16
-
-MixLike = Mix | str | Mapping[str, float]
 
 
 class Engine:
@@ -80,6 +79,7 @@ class Engine:
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
         self._closed = False
+        self._embedder: Embedder | None = None
         self.model = Model(self.base_path, use_extra_bufts=extra)
         try:
             special = {
@@ -204,6 +204,13 @@ class Engine:
                 route, picker = replace(route, then=()), GrammarSampler(self.model, grammar, sampler)
             tokens = self._tokens(messages)
             return Stream(self, route, tokens, max_tokens, tuple(stop), picker, began, top_logprobs)
+
+    def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], int]:
+        """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
+        with self._open():
+            if self._embedder is None:
+                self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self._pool.n_threads)
+            return self._embedder.embed(texts)
 
     def reload(self) -> bool:
         """Take the pack up as it is on disk now: skills added, replaced or removed, another gate.
@@ -370,21 +377,6 @@ class Engine:
     def _max_tokens(self, mix: Mix) -> int:
         limits = [self.pack.skill(name).max_tokens for name in mix.scales]
         return max(limits, default=_DEFAULT_MAX_TOKENS)
-
-
-def as_mix(mix: MixLike) -> Mix:
-    """A mix from its text, from ``{skill: scale}``, or as it is.
-
-    Raises:
-        InvalidMix: a scale that is negative, NaN, huge or unreadable.
-    """
-    if isinstance(mix, Mix):
-        return mix
-    if isinstance(mix, str):
-        return Mix.parse(mix)
-    if isinstance(mix, Mapping):
-        return Mix.of(dict(mix))
-    raise InvalidMix(f"a mix cannot be made from {type(mix).__name__}; write 'sentiment=0.7,summarize=0.3'.")
 
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:

@@ -88,7 +88,7 @@ class Scheduler:
         try:
             stream = open_stream()
         except Exception as error:
-            self._listener.failed(number, _named(error))
+            self._listener.failed(number, named(error))
             return
         self._listener.started(number, stream)
         wanted = self._listen(number, stream, stream.advance())
@@ -225,10 +225,10 @@ class Scheduler:
     def _fail(self, job: _Job, error: Exception) -> None:
         job.stream.close()
         self._forget(job)
-        self._listener.failed(job.number, _named(error))
+        self._listener.failed(job.number, named(error))
 
 
-def _named(error: Exception) -> LoramixError:
+def named(error: Exception) -> LoramixError:
     """The error as a client may see it; what nobody foresaw is logged whole."""
     if isinstance(error, LoramixError):
         return error

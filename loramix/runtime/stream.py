@@ -119,6 +119,10 @@ class Stream(Iterator[str]):
         """Whether the mix changes with each token, by what the engine's own context holds."""
         return self.route.policy == "token" and len(self.route.mix) > 1
 
+    def piece(self, token: int) -> bytes:
+        """A token's bytes in the output."""
+        return self._engine.model.piece(token)
+
     def advance(self, decoded: Decoded | None = None) -> str | Wanted | None:
         """Go one step.
 
