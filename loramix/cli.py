@@ -224,7 +224,7 @@ def doctor(as_json: bool) -> None:
 
 
 def _add_tools() -> None:
-    from loramix import cli_eval, cli_export, cli_pack, cli_skill, cli_train
+    from loramix import cli_eval, cli_explain, cli_export, cli_pack, cli_skill, cli_train
 
     main.add_command(cli_train.train)
     main.add_command(cli_train.convert)
@@ -232,6 +232,7 @@ def _add_tools() -> None:
     main.add_command(cli_pack.pack)
     main.add_command(cli_skill.skill)
     main.add_command(cli_eval.evaluate)
+    main.add_command(cli_explain.explain)
 
 
 _add_tools()

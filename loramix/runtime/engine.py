@@ -85,6 +85,7 @@ class Engine:
             self._template = ChatTemplate(self.model.chat_template, special)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
+            self.n_threads = n_threads or default_threads()
             self._adapters = AdapterCache(self.model)
             for name, file in files.items():
                 self._adapters.put(name, file)
@@ -92,7 +93,7 @@ class Engine:
                 self.model,
                 self._adapters_of,
                 n_ctx=self.n_ctx,
-                n_threads=n_threads or default_threads(),
+                n_threads=self.n_threads,
                 taps=self.router.layers,
                 size=contexts,
             )
