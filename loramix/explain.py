@@ -121,7 +121,7 @@ def write_png(path: Path, found: Contributions) -> None:
         )
         axis.set_title(f"{name}: ‖s·BAx‖ / ‖Wx‖", loc="left")
         axis.set_ylabel("layer")
-        axis.set_xticks(range(len(found.pieces)), [repr(p)[1:-1] for p in found.pieces], rotation=90)
+        axis.set_xticks(range(len(found.pieces)), [repr(p.strip())[1:-1] for p in found.pieces], rotation=90)
         figure.colorbar(picture, ax=axis)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -90,7 +91,11 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
         said = answer.tokens if moving else [answer.tokens[i] for i in at]
         for name, ratios in _measure(engine, mix, ids, said).items():
             values[skills.index(name)][:, at] = ratios[:, at] if moving else ratios
-    return Contributions(skills, _pieces(engine, answer.tokens), list(answer.mixes), values)
+    pieces = _pieces(engine, answer.tokens)
+    for i, (before, after) in enumerate(pairwise(answer.mixes), 1):
+        if before != after and not moving:
+            pieces[i] = "\n" + pieces[i]  # the next mix's answer, on a line of its own
+    return Contributions(skills, pieces, list(answer.mixes), values)
 
 
 def _pieces(engine: Engine, tokens: Sequence[int]) -> list[str]:

@@ -138,7 +138,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages.
-            **options: ``policy``, ``mix``, ``max_tokens``, ``stop`` and all of `Sampling`.
+            **options: ``policy``, ``mix``, ``route``, ``max_tokens``, ``stop`` and all of `Sampling`.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
@@ -156,6 +156,7 @@ class Engine:
         *,
         policy: str = DEFAULT,
         mix: MixLike | None = None,
+        route: Route | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         **sampling: Any,
@@ -166,6 +167,7 @@ class Engine:
             prompt: text, or OpenAI-style messages.
             policy: see `Router.decide`; or ``base``.
             mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
+            route: what `route` gave for this prompt, so that it is not decided again; overrides both.
             max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.
             **sampling: settings of `Sampling`.
@@ -189,7 +191,8 @@ class Engine:
         if max_tokens is not None:
             _check_range("max_tokens", max_tokens, 1, 1_000_000)
         with self._open():
-            route = self._route(messages, policy, mix)
+            if route is None:
+                route = self._route(messages, policy, mix)
             tokens = self._tokens(messages)
             return Stream(self, route, tokens, max_tokens, tuple(stop), Sampler(settings), began)
 
