@@ -45,9 +45,9 @@ class Loramix(llm.Model):  # type: ignore[misc]
         options = {"mix": self.mix, **prompt.options.model_dump(exclude_none=True)}
         pieces = _engine(self.pack).stream(messages, **options)
         yield from pieces if stream else ["".join(pieces)]
-        assert (answer := pieces.answer)
-        response.set_usage(input=answer.usage["prompt_tokens"], output=answer.usage["completion_tokens"])
-        response.response_json = answer.route.to_json()
+        usage = pieces.answer.usage if pieces.answer else {}
+        response.set_usage(input=usage["prompt_tokens"], output=usage["completion_tokens"])
+        response.response_json = pieces.route.to_json()
 
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
