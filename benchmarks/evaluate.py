@@ -52,7 +52,7 @@ def save(name: str, value: dict[str, Any]) -> None:
 
 
 def _command() -> str:
-    hidden = {"--data": "DATA", "--out": "RUN"}
+    hidden = {"--data": "DATA", "--out": "RUN", "--shape": "FILE", "--llama-server": "FILE"}
     words = [hidden.get(sys.argv[i - 1], word) for i, word in enumerate(sys.argv)]
     return " ".join(["python", f"benchmarks/{Path(words[0]).name}", *words[1:]])
 
@@ -139,15 +139,11 @@ def report(source: Path) -> None:
     write_text(REPORT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     known = json.loads(RESULTS.read_text())
     body = to_markdown(found).partition("\n")[2]
-    few = (
-        f" --rows {found['rows_limit']} --few 60 --composed-rows 20 --grid-rows 6"
-        if found["rows_limit"]
-        else ""
-    )
+    limits = "".join(f" --{name} {limit}" for name, limit in found["limits"].items() if limit)
     lines = [
         "# Results of the default pack",
         "",
-        f"`{EVAL}{few}`",
+        f"`{EVAL}{limits}`",
         body.rstrip(),
         *_multitask(found, known.get("multitask")),
         *_added(known.get("skill add")),

@@ -1,6 +1,6 @@
 """A whole request, prompt to last token, beside other ways to run a LoRA skill on this CPU; ratios inside one run.
 
-    python benchmarks/peers.py --out peers.json [--rounds 7]
+    python benchmarks/peers.py --out peers.json [--rounds 7] [--llama-server "$(sh scripts/llama_server.sh)"]
 
 Each peer lives in a process of its own and waits while another answers. In a round all get the same request, a
 text that none has seen, so that no cache helps; the ratio is the median over rounds. Everybody answers greedily
@@ -9,9 +9,12 @@ with the same adapter, at most 24 tokens. Loramix chooses the skill itself; the 
 
 from __future__ import annotations
 
+import atexit
+import http.client
 import json
+import os
 import random
-import resource
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,7 +37,14 @@ SKILLS = {
     "summarize": "Summarize in one sentence:\n{}",
     "translate_fr": "Translate into French: {}",
 }
-PEERS = ("loramix", "loramix, skill named", "llama-cpp-python", "PEFT float32", "PEFT bfloat16")
+PEERS = (
+    "loramix",
+    "loramix, skill named",
+    "llama-server",
+    "llama-cpp-python",
+    "PEFT float32",
+    "PEFT bfloat16",
+)
 VOCABULARY = (
     "harbour museum opened wing friday ships bottles sailors town children build film starts slowly last half hour "
     "battery screen camera tent rain snow years library sunday closed soup waited cold nobody sorry market clock "
@@ -88,6 +98,61 @@ def with_llama_cpp_python() -> Answer:
     return answer
 
 
+def with_llama_server(program: Path) -> Answer:
+    """llama.cpp's own server with all adapters loaded; each request names its one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pack, threads = Pack.load(bases.DEFAULT), str(default_threads())
+    options = [
+        "-m",
+        str(bases.resolve(bases.DEFAULT)),
+        "-c",
+        "512",
+        "-np",
+        "1",
+        "-t",
+        threads,
+        "-tb",
+        threads,
+    ]
+    for name in SKILLS:
+        options += ["--lora", str(pack.adapter_path(name))]
+    server = subprocess.Popen(
+        [str(program), *options, "--lora-init-without-apply", "--port", str(port)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    atexit.register(server.kill)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+
+    def call(method: str, path: str, body: Any = None) -> Any:
+        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+        return json.loads(connection.getresponse().read())
+
+    while True:
+        if server.poll() is not None:
+            raise SystemExit(f"{program} did not start.")
+        try:
+            if call("GET", "/health").get("status") == "ok":
+                break
+        except OSError:
+            connection.close()
+        time.sleep(0.1)
+
+    def answer(skill: str, prompt: str) -> str:
+        request = {
+            "messages": [{"role": "user", "content": prompt}],
+            "lora": [{"id": i, "scale": float(name == skill)} for i, name in enumerate(SKILLS)],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0.0,
+        }
+        return str(call("POST", "/v1/chat/completions", request)["choices"][0]["message"]["content"])
+
+    return answer
+
+
 def with_peft(kind: str) -> Answer:
     """transformers with all adapters in memory, PEFT choosing among them."""
     import torch
@@ -126,12 +191,21 @@ def with_peft(kind: str) -> Answer:
     return answer
 
 
-def serve(peer: str) -> None:
+def memory_mb() -> float:
+    """Peak resident memory of what answers: this process, or the one that it started."""
+    own = os.getpid()
+    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    status = Path(f"/proc/{children[0] if children else own}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def serve(peer: str, program: Path | None) -> None:
     """Answer requests from stdin, a JSON object a line, until it ends."""
     makers: dict[str, Callable[[], Answer]] = {
         "loramix": lambda: with_loramix(False),
         "loramix, skill named": lambda: with_loramix(True),
         "llama-cpp-python": with_llama_cpp_python,
+        "llama-server": lambda: with_llama_server(program or Path("llama-server")),
         "PEFT float32": lambda: with_peft("float32"),
         "PEFT bfloat16": lambda: with_peft("bfloat16"),
     }
@@ -141,24 +215,25 @@ def serve(peer: str) -> None:
         began = time.perf_counter()
         found = answer(request["skill"], request["prompt"])
         seconds = time.perf_counter() - began
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(json.dumps({"seconds": seconds, "text": found, "memory_mb": memory}), flush=True)
+        print(json.dumps({"seconds": seconds, "text": found, "memory_mb": memory_mb()}), flush=True)
 
 
-def compare(rounds: int) -> dict[str, Any]:
+def compare(rounds: int, program: Path | None) -> dict[str, Any]:
     """Ask all peers in turn.
 
     Args:
         rounds: requests a skill that count; one before them does not.
+        program: llama-server; without it that peer is left out.
 
     Returns:
         By peer the median ``ms``, the median ``ratio`` to Loramix routed, peak ``memory_mb``, and how often its
         text is Loramix's.
     """
-    command = [sys.executable, __file__, "--serve"]
+    peers = [peer for peer in PEERS if program or peer != "llama-server"]
+    command = [sys.executable, __file__, *(["--llama-server", str(program)] if program else []), "--serve"]
     running = {
         peer: subprocess.Popen([*command, peer], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for peer in PEERS
+        for peer in peers
     }
 
     def ask(peer: str, request: Mapping[str, str]) -> dict[str, Any]:
@@ -173,13 +248,13 @@ def compare(rounds: int) -> dict[str, Any]:
     for number in range(rounds + 1):
         for skill, template in SKILLS.items():
             request = {"skill": skill, "prompt": template.format(text(number, 60))}
-            row = {peer: ask(peer, request) for peer in PEERS}
+            row = {peer: ask(peer, request) for peer in peers}
             if number:
                 table.append(row)
         click.echo(f"round {number} of {rounds}", err=True)
     for child in running.values():
         child.communicate()
-    first = PEERS[0]
+    first = peers[0]
     return {
         peer: {
             "ms": 1000 * statistics.median(row[peer]["seconds"] for row in table),
@@ -189,20 +264,21 @@ def compare(rounds: int) -> dict[str, Any]:
                 row[peer]["text"].strip() == row[first]["text"].strip() for row in table
             ),
         }
-        for peer in PEERS
+        for peer in peers
     }
 
 
 @click.command()
 @click.option("--rounds", default=7, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path))
+@click.option("--llama-server", "program", type=click.Path(exists=True, path_type=Path))
 @click.option("--serve", "peer", type=click.Choice(PEERS), hidden=True)
-def main(rounds: int, out: Path | None, peer: str | None) -> None:
+def main(rounds: int, out: Path | None, program: Path | None, peer: str | None) -> None:
     """Measure, and write JSON."""
     if peer:
-        serve(peer)
+        serve(peer, program)
         return
-    found = {"machine": machine(), "peers": compare(rounds)}
+    found = {"machine": machine(), "peers": compare(rounds, program)}
     if out:
         write_text(out, json.dumps(found, indent=1) + "\n")
     click.echo(json.dumps(found, indent=1))

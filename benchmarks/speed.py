@@ -9,6 +9,7 @@ for shapes that no pack has.
 
 from __future__ import annotations
 
+import itertools
 import json
 import resource
 import statistics
@@ -189,6 +190,32 @@ def requests(plain: Any, late: Any, rounds: int) -> dict[str, Any]:
     }
 
 
+TWO_THINGS = (
+    "Summarize the emotional tone of this review: The actors try hard, but the story drags on and the ending "
+    "makes no sense.",
+    "Summarize the emotional tone of this review: A warm, funny film that my whole family loved.",
+    "Give a one-line summary and the sentiment: The tent leaks, and the shop never answered my letters.",
+)
+
+
+def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
+    """Milliseconds a token behind the first, when the mix may move at each, against the same prompts' top-1."""
+    asked = [text for text in TWO_THINGS if len(engine.route(text, policy="token").mix) > 1]
+    moves = 0
+
+    def answer(policy: str, text: str) -> float:
+        nonlocal moves
+        found = engine.generate(text, policy=policy, repeat_penalty=1.3, max_tokens=DECODE)
+        moves += sum(a != b for a, b in itertools.pairwise(found.mixes))
+        return float(found.timings["total"] - found.timings["first_token"]) / max(1, len(found.tokens) - 1)
+
+    def all_of(policy: str) -> float:
+        return statistics.mean(answer(policy, text) for text in asked)
+
+    found = paired({policy: partial(all_of, policy) for policy in ("top1", "blend", "token")}, rounds)
+    return {"per token": found, "changes of mix": moves / (rounds + 1), "prompts": len(asked)}
+
+
 @click.command()
 @click.option("--pack", default="smollm2-135m", show_default=True)
 @click.option("--base", type=click.Path(exists=True, path_type=Path), help="Another base: shapes alone.")
@@ -202,7 +229,8 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
         shape = read_base(base)[1]
         contents = {
             "r8 on all linear layers": fuse([(random_adapter(shape, 8), 1.0)]),
-            "blend of two r8": fuse([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
+            "blend of 2": fuse([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
+            "blend of 4": fuse([(random_adapter(shape, 8, seed=i), 0.25) for i in range(4)]),
         }
         found[base.name] = mixes(base, contents, threads, rounds)
     else:
@@ -211,6 +239,7 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
         found["pack"] = mixes(path, pack_mixes(source), threads, rounds)
         with Engine(source) as plain, Engine(source) as late:
             found["switches"] = switches(plain, rounds)
+            found["token-wise"] = tokenwise(plain, rounds)
             first, second = (plain._tokens([{"role": "user", "content": text}]) for text in "ab")
             for file in late._adapters._files.values():  # it costs what a pack trained so costs
                 file.invocation = tuple(header(first, second))

@@ -224,7 +224,16 @@ def doctor(as_json: bool) -> None:
 
 
 def _add_tools() -> None:
-    from loramix import cli_eval, cli_export, cli_pack, cli_serve, cli_skill, cli_train
+    from loramix import (
+        cli_batch,
+        cli_eval,
+        cli_explain,
+        cli_export,
+        cli_pack,
+        cli_serve,
+        cli_skill,
+        cli_train,
+    )
 
     main.add_command(cli_train.train)
     main.add_command(cli_train.convert)
@@ -233,6 +242,8 @@ def _add_tools() -> None:
     main.add_command(cli_skill.skill)
     main.add_command(cli_serve.serve)
     main.add_command(cli_eval.evaluate)
+    main.add_command(cli_explain.explain)
+    main.add_command(cli_batch.batch)
 
 
 _add_tools()

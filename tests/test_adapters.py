@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,18 @@ def test_a_file_written_into_is_refused(engine: Any, pack: Path) -> None:
     with pytest.raises(InvalidArtifact, match="has changed since"):
         tokens(engine, "sentiment")
     assert tokens(engine, "summarize")
+
+
+def test_a_bad_adapter_is_refused_when_it_is_asked_for_and_the_others_answer(pack: Path) -> None:
+    listed = Pack.load(pack)
+    path, manifest = listed.adapter_path("sentiment"), pack / "pack.toml"
+    content = path.read_bytes()
+    bad = content[:-4] + b"\x00\x00\xc0\x7f"  # NaN as float32
+    path.write_bytes(bad)
+    digests = [hashlib.sha256(each).hexdigest() for each in (content, bad)]
+    manifest.write_text(manifest.read_text().replace(*digests))
+    with Engine.open(pack, n_ctx=256, n_threads=1) as engine:
+        assert tokens(engine, "summarize")
+        with pytest.raises(InvalidArtifact, match="not finite"):
+            tokens(engine, "sentiment")
+        assert tokens(engine, "summarize=0.5")

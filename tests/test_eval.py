@@ -397,7 +397,7 @@ def test_parts_of_an_evaluation(eval_command: list[str], tmp_path: Path) -> None
     one = CliRunner().invoke(main, [*eval_command, "--only", "skills", "--skill", "sentiment", "--rows", "2"])
     assert one.exit_code == 0, one.output
     found = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert list(found["skills"]) == ["sentiment"] and "routing" not in found and found["rows_limit"] == 2
+    assert list(found["skills"]) == ["sentiment"] and "routing" not in found and found["limits"]["rows"] == 2
     gate = CliRunner().invoke(main, [*eval_command, "--only", "routing"])
     assert gate.exit_code == 0, gate.output
     assert "skills" not in json.loads((tmp_path / "out" / "report.json").read_text())

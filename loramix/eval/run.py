@@ -100,7 +100,7 @@ def evaluate_pack(
             "skill_bytes": {skill.name: len(pack.adapter_bytes(skill.name)) for skill in pack.skills},
         },
         "machine": machine(),
-        "rows_limit": limit,
+        "limits": {"rows": limit, "few": few, "composed-rows": composed_limit, "grid-rows": grid_limit},
     }
     with AnswerStore(out / "answers.jsonl") as store, Engine(pack, **engine_options) as engine:
         if "skills" in parts:

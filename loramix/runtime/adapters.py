@@ -8,39 +8,64 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import cached_property
 from pathlib import Path
 
 from loramix.convert.fuse import fuse
-from loramix.errors import InvalidArtifact
+from loramix.convert.validate import MAX_ADAPTER_BYTES
+from loramix.errors import InvalidArtifact, NotFound
 from loramix.models.mixing import Mix
 from loramix.runtime.llama import Adapter, Model
 
 
 class AdapterFile:
-    """A checked adapter file, held open; its bytes are checked again whenever they are read.
+    """A skill's adapter file, held open; its bytes are compared with the digest whenever they are read.
 
     Args:
         path: the file.
-        sha256: of the bytes that were checked.
-        invocation: tokens from which on it acts; empty where it acts on all.
+        sha256: what its bytes must have.
+        check: raises where native code must not see the bytes, else gives the tokens from which on it acts;
+            called once, before they are used, so that a pack of many skills opens at once.
+
+    Raises:
+        NotFound: there is no such file.
     """
 
-    def __init__(self, path: Path, sha256: str, invocation: tuple[int, ...] = ()) -> None:
-        self.path, self.sha256, self.invocation = path, sha256, invocation
+    def __init__(self, path: Path, sha256: str, check: Callable[[bytes], tuple[int, ...]]) -> None:
+        if not path.is_file():  # a pipe or a device would block
+            raise NotFound(f"{path} is not there; get the pack again, or remove the skill and add it again.")
+        self.path, self.sha256, self._check = path, sha256, check
         self._file = path.open("rb")
 
-    def read(self) -> bytes:
-        """The bytes that were checked.
+    @cached_property
+    def invocation(self) -> tuple[int, ...]:
+        """Tokens from which on it acts; empty where it acts on all.
 
         Raises:
-            InvalidArtifact: somebody wrote into the file since.
+            InvalidArtifact, WrongBase: it must not be used.
         """
+        return self._check(self._read())
+
+    def read(self) -> bytes:
+        """Its bytes, checked.
+
+        Raises:
+            InvalidArtifact: somebody wrote into the file, or it must not be used.
+            WrongBase: made for another base.
+        """
+        content = self._read()
+        if "invocation" not in vars(self):
+            self.invocation = self._check(content)
+        return content
+
+    def _read(self) -> bytes:
         self._file.seek(0)
-        content = self._file.read()
-        if hashlib.sha256(content).hexdigest() != self.sha256:
+        content = self._file.read(MAX_ADAPTER_BYTES + 1)
+        if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
             raise InvalidArtifact(
-                f"{self.path} has changed since it was checked; run 'loramix pack check', then reload."
+                f"{self.path} has SHA-256 {found[:12]}…, its pack needs {self.sha256[:12]}…: it has changed since "
+                "it was made; get the pack again, or remove the skill and add it again."
             )
         return content
 
@@ -83,6 +108,14 @@ class AdapterCache:
             self._loaded[key] = self._model.load_adapter(content, str(key))
         self._loaded.move_to_end(key)
         return [(self._loaded[key], scale)]
+
+    def apart(self, mix: Mix) -> dict[str, Adapter]:
+        """The adapters of a mix's skills, unfused, at scale 1; they stay at least until the next call."""
+        size, self._size = self._size, max(self._size, len(mix.scales))
+        try:
+            return {name: self.get(Mix.of({name: 1.0}))[0][0] for name in mix.scales}
+        finally:
+            self._size = size
 
     def invocation(self, mix: Mix) -> tuple[int, ...]:
         """Tokens from which on a mix acts, where all of its skills do from these same; else empty."""

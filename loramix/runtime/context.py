@@ -43,6 +43,7 @@ class Context:
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
         history: keep it for all tokens, else for the last one alone.
         exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
+        watch: llama.cpp's ``cb_eval``, called around each node of the graph; it must not raise.
 
     Raises:
         NativeError: no memory, or llama.cpp refuses.
@@ -60,6 +61,7 @@ class Context:
         taps: Sequence[int] = (),
         history: bool = True,
         exact: bool = False,
+        watch: Any = None,
     ) -> None:
         self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
         self.adapters: list[Adapter] = []
@@ -74,6 +76,9 @@ class Context:
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
+        self._watch = watch  # ctypes keeps no reference
+        if watch is not None:
+            parameters.cb_eval = watch
         if exact:
             parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
             parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED

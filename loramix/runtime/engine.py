@@ -74,8 +74,7 @@ class Engine:
             )
         _, self._shape = read_base(self.base_path)
         self.router = self._router(pack)
-        # every adapter is checked before native code starts: a bad one kills the process
-        files = {skill.name: self._checked(pack, skill.name) for skill in pack.skills}
+        files = {skill.name: self._file(pack, skill.name) for skill in pack.skills}
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
         self._closed = False
@@ -89,6 +88,7 @@ class Engine:
             self._template = ChatTemplate(self.model.chat_template, special)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
+            self.n_threads = n_threads or default_threads()
             self._adapters = AdapterCache(self.model)
             for name, file in files.items():
                 self._adapters.put(name, file)
@@ -96,7 +96,7 @@ class Engine:
                 self.model,
                 self.adapters_of,
                 n_ctx=self.n_ctx,
-                n_threads=n_threads or default_threads(),
+                n_threads=self.n_threads,
                 taps=self.router.layers,
                 size=contexts,
             )
@@ -141,7 +141,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages.
-            **options: ``policy``, ``mix``, ``max_tokens``, ``stop`` and all of `Sampling`.
+            **options: ``policy``, ``mix``, ``route``, ``max_tokens``, ``stop`` and all of `Sampling`.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
@@ -159,6 +159,7 @@ class Engine:
         *,
         policy: str = DEFAULT,
         mix: MixLike | None = None,
+        route: Route | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         grammar: str | None = None,
@@ -171,6 +172,7 @@ class Engine:
             prompt: text, or OpenAI-style messages.
             policy: see `Router.decide`; or ``base``.
             mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
+            route: what `route` gave for this prompt, so that it is not decided again; overrides both.
             max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.
             grammar: GBNF that the answer follows; one mix alone answers then.
@@ -198,7 +200,9 @@ class Engine:
         if top_logprobs is not None:
             _check_range("top_logprobs", top_logprobs, 0, 20)
         with self._open():
-            route, sampler = self._route(messages, policy, mix), Sampler(settings)
+            if route is None:
+                route = self._route(messages, policy, mix)
+            sampler = Sampler(settings)
             picker: Picker = sampler
             if grammar is not None:
                 route, picker = replace(route, then=()), GrammarSampler(self.model, grammar, sampler)
@@ -232,7 +236,9 @@ class Engine:
             router = self._router(pack)
             known = {skill.name: skill.sha256 for skill in self.pack.skills}
             changed = [s.name for s in pack.skills if known.get(s.name) != s.sha256]
-            fresh = {name: self._checked(pack, name) for name in changed}
+            fresh = {name: self._file(pack, name) for name in changed}
+            for file in fresh.values():
+                _ = file.invocation  # checked now: a bad one must leave the old in use
             names = {skill.name for skill in pack.skills}
             gone = {name for name in known if name in fresh or name not in names}
             self._pool.drop(gone, taps=router.layers)
@@ -274,12 +280,14 @@ class Engine:
             raise UsageError("the engine is closed; open it again.")
         return self._lock
 
-    def _checked(self, pack: Pack, name: str) -> AdapterFile:
-        """A skill's file, fit for this base; held open, not in memory."""
-        content = pack.adapter_bytes(name)
+    def _file(self, pack: Pack, name: str) -> AdapterFile:
+        """A skill's file, held open; checked to fit this base before native code sees it."""
         where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
-        invocation = check_adapter(content, self._shape, where, base_sha256=base).invocation
-        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256, invocation)
+
+        def check(content: bytes) -> tuple[int, ...]:
+            return check_adapter(content, self._shape, where, base_sha256=base).invocation
+
+        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256, check)
 
     def _require(self, mix: Mix) -> None:
         for skill in mix.scales:

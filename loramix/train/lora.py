@@ -54,7 +54,8 @@ class Result:
     dev_exact: float
     seconds: float
     base_digest: str
-    steps: int
+    rows: int
+    """Training rows seen at least once."""
 
 
 def train_skill(
@@ -147,10 +148,9 @@ class _Run:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.best_tensors[name])
-        directory = self._export()
-        return Result(
-            directory, self.best["loss"], self.best["exact"], time.monotonic() - began, before, last
-        )
+        directory, seconds = self._export(), time.monotonic() - began
+        rows = min(len(self.epochs[0]), last * self.settings.batch_size)
+        return Result(directory, self.best["loss"], self.best["exact"], seconds, before, rows)
 
     def _batches(self) -> Iterator[tuple[int, list[list[Example]]]]:
         """(step, micro-batches) for the whole run, a pure function of the seed."""

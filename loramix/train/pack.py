@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,8 @@ from loramix.pack import Pack
 from loramix.pack_edit import add_skill, check_skill_name, new_pack
 from loramix.paths import sha256_file, write_text
 from loramix.train.card import write_card
-from loramix.train.data import data_file, read_rows, take
+from loramix.train.data import data_file, read_rows
 from loramix.train.lora import Progress, train_skill
-from loramix.train.metrics import kept
 from loramix.train.recipe import Recipe
 
 DONE = "done.json"
@@ -84,10 +82,9 @@ def train_pack(
         if not _is_done(run, key):
             rows = read_rows(file)
             result = train_skill(recipe, rows, base_path, run, resume=True, report=forward)
-            seen = math.ceil(result.steps * recipe.training.batch_size)
             done = {
                 "key": key,
-                "rows": min(len(take(kept(rows, recipe), "train")), seen),
+                "rows": result.rows,
                 "dev_loss": result.dev_loss,
                 "dev_exact": result.dev_exact,
             }

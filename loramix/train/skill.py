@@ -140,7 +140,7 @@ def add(
     }
     if adapter is None:
         result = train_skill(recipe, rows, base, out, resume=resume, report=report)
-        numbers |= {"dev_loss": result.dev_loss, "dev_exact": result.dev_exact}
+        numbers |= {"rows": result.rows, "dev_loss": result.dev_loss, "dev_exact": result.dev_exact}
         adapter = result.directory
     with tempfile.TemporaryDirectory() as temporary:
         converted = Path(temporary) / f"{name}.gguf"

@@ -1,0 +1,117 @@
+"""Sixty-four skills in one pack: the gate's decision, what idle adapters cost, memory; ratios inside one run.
+
+    python benchmarks/crowd.py --out crowd.json [--skills 64] [--rounds 9]
+
+The skills are the default pack's adapters under other names, the gate has random weights: neither changes
+what they cost.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+import numpy as np
+from speed import PREFILL, decode, paired
+
+from loramix import Engine
+from loramix.convert.fuse import fuse
+from loramix.models import bases
+from loramix.models.gate_numpy import NumpyGate
+from loramix.models.mixing import Mix
+from loramix.pack import Pack
+from loramix.pack_edit import add_skill, new_pack, set_gate
+from loramix.paths import write_text
+from loramix.runtime.context import Context
+from loramix.runtime.cpu import default_threads, machine
+from loramix.runtime.llama import Model
+from loramix.runtime.probe import verdict_for
+
+
+def crowded(source: Pack, names: Sequence[str], directory: Path) -> Pack:
+    """A pack of as many skills as there are names, with a gate between them."""
+    given, gate = [skill.name for skill in source.skills], source.gate()
+    assert gate is not None
+    new_pack(directory, source.manifest.base.name, source.manifest.base.sha256)
+    for i, name in enumerate(names):
+        add_skill(
+            directory, name, source.adapter_path(given[i % len(given)]), description=name, max_tokens=16
+        )
+    info, rng = msgspec.structs.replace(gate.info, skills=list(names), metrics={}), np.random.default_rng(0)
+    arrays = {
+        name: rng.normal(0, 0.02, shape).astype(np.float32)
+        for name, shape in info.shapes(gate.n_features).items()
+    }
+    return set_gate(directory, NumpyGate(info, {**arrays, "std": np.abs(arrays["std"]) + 1}).to_bytes())
+
+
+def memory_mb() -> float:
+    """Peak resident memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
+    """Decoding under one skill: alone in its pack, among many, and with all of them in native memory."""
+    ids = few.model.tokenize("The quick brown fox jumps over the lazy dog. " * 40)[:PREFILL]
+    mix = Mix.of({name: 1.0})
+    base = few.base_path
+    with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
+        contents = [fuse([(many.pack.adapter_bytes(skill.name), 1.0)]) for skill in many.pack.skills]
+        loaded = [model.load_adapter(content, str(i)) for i, content in enumerate(contents)]
+        resident = Context(model, [(loaded[0], 1.0)], n_ctx=2048, n_threads=default_threads())
+        return paired(
+            {
+                "the only skill": partial(decode, few._pool.get(mix), ids),
+                "among many, loaded when asked for": partial(decode, many._pool.get(mix), ids),
+                "among many, all in native memory": partial(decode, resident, ids),
+            },
+            rounds,
+        )
+
+
+@click.command()
+@click.option("--pack", default=bases.DEFAULT, show_default=True)
+@click.option("--skills", default=64, show_default=True)
+@click.option("--rounds", default=9, show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+def main(pack: str, skills: int, rounds: int, out: Path) -> None:
+    """Measure, and write JSON."""
+    source = Pack.load(pack)
+    names = [f"skill{i:02}" for i in range(skills)]
+    found: dict[str, Any] = {"machine": machine(), "skills": skills}
+    with tempfile.TemporaryDirectory() as directory:
+        one, crowd = (crowded(source, part, Path(directory) / str(len(part))) for part in (names[:1], names))
+        began = time.perf_counter()
+        with Engine(crowd) as many, Engine(one) as few:
+            found["open_ms"] = 1000 * (time.perf_counter() - began)
+            gate = many.router.gate
+            assert gate is not None
+            features = np.random.default_rng(1).normal(size=gate.n_features).astype(np.float32)
+            times = []
+            for _ in range(300):
+                began = time.perf_counter()
+                many.router.decide(features, "top1")
+                times.append(1000 * (time.perf_counter() - began))
+            found["decision_ms"] = statistics.median(times)
+            grown = {}
+            for count, name in enumerate(names, 1):
+                many.generate("One, two, three.", mix=name, max_tokens=1)
+                if count in (8, skills // 2, skills):
+                    grown[str(count)] = memory_mb()
+            found["peak_memory_mb, after so many skills"] = grown
+            found["decode"] = idle(few, many, names[0], rounds)
+    write_text(out, json.dumps(found, indent=1) + "\n")
+    click.echo(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
