@@ -9,6 +9,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -158,7 +159,7 @@ class Server(uvicorn.Server):
         """End after the running answers; at the second signal at once."""
         if self.should_exit:
             self.force_exit = True
-            self._loop.call_soon_threadsafe(self._supervisor.abort)
+            self._loop.call_soon_threadsafe(partial(self._supervisor.abort, kill=True))
         self.should_exit = True
         self._loop.call_soon_threadsafe(self._supervisor.drain)
         self._loop.call_soon_threadsafe(self._loop.call_later, GRACE_S, self._supervisor.abort)

@@ -110,10 +110,16 @@ class Supervisor:
             self._settle(job, failed(job, "the server is shutting down.", 503))
         self.waiting.clear()
 
-    def abort(self) -> None:
-        """End what the worker still has with an error."""
+    def abort(self, *, kill: bool = False) -> None:
+        """End what the worker still has with an error.
+
+        Args:
+            kill: end the worker as well, whatever it does.
+        """
         for job in list(self.active.values()):
             self._settle(job, failed(job, "the server is shutting down.", 503))
+        if kill:
+            self._kill()
 
     async def close(self) -> None:
         """End the worker; may be called again."""
