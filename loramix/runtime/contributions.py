@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -81,15 +81,32 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
         Unsupported: this llama.cpp lays its tensors out in another way.
         UnknownSkill: a skill has gone since.
     """
+    steps = measuring(engine, prompt, answer)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Contributions = end.value
+            return found
+
+
+def measuring(
+    engine: Engine, prompt: str | Sequence[Message], answer: Answer
+) -> Generator[None, None, Contributions]:
+    """`contributions` in steps of a token, so that others can be answered in between by the same thread.
+
+    Nobody else may reload the engine's pack meanwhile: close this first.
+    """
     ids = engine._tokens(as_messages(prompt))
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
     moving = answer.route.policy == "token"
-    for mix in dict.fromkeys(answer.mixes):
+    for mix in filter(None, dict.fromkeys(answer.mixes)):
         at = [i for i, found in enumerate(answer.mixes) if found == mix]
         # under the policy `token` a context holds the whole answer, else what its mix said alone
         said = answer.tokens if moving else [answer.tokens[i] for i in at]
-        for name, ratios in _measure(engine, mix, ids, said).items():
+        found = yield from _measure(engine, mix, ids, said)
+        for name, ratios in found.items():
             values[skills.index(name)][:, at] = ratios[:, at] if moving else ratios
     pieces = _pieces(engine, answer.tokens)
     for i, (before, after) in enumerate(pairwise(answer.mixes), 1):
@@ -112,7 +129,9 @@ def _pieces(engine: Engine, tokens: Sequence[int]) -> list[str]:
     return pieces
 
 
-def _measure(engine: Engine, mix: Mix, prompt: list[int], said: Sequence[int]) -> dict[str, Floats]:
+def _measure(
+    engine: Engine, mix: Mix, prompt: list[int], said: Sequence[int]
+) -> Generator[None, None, dict[str, Floats]]:
     """(L, T) ratios by skill, where each of the T tokens said was chosen."""
     watch = _Watch()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
@@ -139,6 +158,7 @@ def _measure(engine: Engine, mix: Mix, prompt: list[int], said: Sequence[int]) -
             context.decode([token])
             for name, column in watch.ratios(owner, engine.model.n_layer).items():
                 found[name][:, place] = column
+            yield
     return found
 
 

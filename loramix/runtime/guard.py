@@ -104,6 +104,11 @@ def _host(header: str) -> str | None:
     return name
 
 
+def _same_origin(origin: str, host: str) -> bool:
+    scheme, _, place = origin.lower().partition("://")
+    return scheme in ("http", "https") and place == host.strip().lower()
+
+
 class Guard:
     """ASGI middleware that refuses, or hands on with the body read and checked.
 
@@ -166,7 +171,8 @@ class Guard:
             raise Refusal(
                 403, "the Host header names another server; start with --allow-host NAME to allow it."
             )
-        if origin is not None and not policy.origin_allowed(origin):
+        own = origin is not None and _same_origin(origin, headers.get("host", ""))  # our page's
+        if origin is not None and not own and not policy.origin_allowed(origin):
             raise Refusal(
                 403, "pages of this origin may not ask; start with --allow-origin ORIGIN to allow them."
             )

@@ -44,6 +44,8 @@ class Answer(_Message, frozen=True, kw_only=True):
     json_schema: dict[str, Any] | None = None
     top_logprobs: int | None = None
     sampling: dict[str, int | float] = {}
+    explain: bool = False
+    """Measure what each skill added, before it ends; see `loramix.runtime.contributions`."""
 
 
 class Route(_Message, frozen=True, kw_only=True):
@@ -98,6 +100,8 @@ class Ended(_Message, frozen=True, kw_only=True):
     timings: dict[str, float]
     mixes: list[dict[str, float]] = []
     """The mix of each token, where it changed on the way."""
+    contributions: dict[str, Any] | None = None
+    """`Contributions.to_json`, where it was asked for."""
 
 
 class Result(_Message, frozen=True, kw_only=True):

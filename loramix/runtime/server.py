@@ -10,30 +10,28 @@ import signal
 from collections.abc import AsyncIterator, Iterator, MutableMapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 import loramix
 from loramix.errors import LoramixError
 from loramix.pack import Pack
-from loramix.runtime import api_ollama, api_openai
+from loramix.runtime import api_explain, api_ollama, api_openai
 from loramix.runtime import messages as m
 from loramix.runtime.guard import App, Guard, Message, Policy, Receive, Send, error_body
 from loramix.runtime.job import Limits
+from loramix.runtime.page import Page
 from loramix.runtime.service import Service
 from loramix.runtime.supervisor import Supervisor
 
-WEB = Path(__file__).parent / "web"
 GRACE_S = 8.0
 """For running answers after a signal to end; what is left then gets an error."""
 
@@ -52,6 +50,7 @@ def create_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="Loramix", version=loramix.__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.include_router(api_openai.router(service))
+    app.include_router(api_explain.router(service))
     app.include_router(api_ollama.router(service))
     app.add_middleware(Counted, service=service)
 
@@ -90,14 +89,7 @@ def create_app(service: Service) -> FastAPI:
     async def unforeseen(request: Request, error: Exception) -> Response:
         return _error(request, f"the server failed ({type(error).__name__}); its log says more.", 500)
 
-    if WEB.is_dir():
-        app.mount("/", StaticFiles(directory=WEB, html=True))
-    else:
-
-        @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-        async def root() -> PlainTextResponse:
-            return PlainTextResponse("Loramix is running")
-
+    app.mount("/", Page())
     return app
 
 

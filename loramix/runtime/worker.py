@@ -13,12 +13,14 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
 from loramix.errors import LoramixError
 from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
+from loramix.runtime.explaining import Explainer
 from loramix.runtime.grammar import schema_to_grammar
 from loramix.runtime.scheduler import Scheduler, named
 from loramix.runtime.stream import Stream
@@ -54,8 +56,8 @@ class Pipe:
         ]
         self.send(m.Said(number=number, text=text, scores=scores))
 
-    def ended(self, number: int, stream: Stream) -> None:
-        """See `Listener`."""
+    def ended(self, number: int, stream: Stream, contributions: dict[str, Any] | None = None) -> None:
+        """See `Listener`; with what was measured, where that was asked for."""
         answer = stream.answer
         assert answer is not None
         if len(stream.scores) > self._scored.get(number, 0):  # of tokens that gave no text of their own
@@ -69,6 +71,7 @@ class Pipe:
                 usage=answer.usage,
                 timings=answer.timings,
                 mixes=mixes,
+                contributions=contributions,
             )
         )
 
@@ -89,23 +92,30 @@ class Worker:
 
     def __init__(self, engine: Engine, pipe: Pipe, settings: m.Settings) -> None:
         self._engine, self._pipe = engine, pipe
-        self._scheduler = Scheduler(engine, pipe, parallel=settings.parallel, n_cells=settings.n_cells)
+        self._explainer = Explainer(engine, pipe)
+        self._scheduler = Scheduler(
+            engine, self._explainer, parallel=settings.parallel, n_cells=settings.n_cells
+        )
 
     def run(self, inbox: queue.SimpleQueue[m.Request | None]) -> None:
         """Work until None comes."""
         while True:
-            while not inbox.empty() or not len(self._scheduler):
+            while not inbox.empty() or not (len(self._scheduler) or len(self._explainer)):
                 request = inbox.get()
                 if request is None:
                     return
                 self._handle(request)
             self._scheduler.step()
+            self._explainer.step()
 
     def _handle(self, request: m.Request) -> None:
         if isinstance(request, m.Answer):
+            if request.explain:
+                self._explainer.expect(request.number, request.messages)
             self._scheduler.add(request.number, lambda: self._open(request))
         elif isinstance(request, m.Cancel):
             self._scheduler.cancel(request.number)
+            self._explainer.cancel(request.number)
             self._pipe.send(m.Failed(number=request.number, message="the request was cancelled.", status=499))
         else:
             try:
@@ -115,6 +125,7 @@ class Worker:
 
     def _open(self, request: m.Answer) -> Stream:
         schema = request.json_schema
+        sampling: dict[str, Any] = dict(request.sampling)
         return self._engine.stream(
             request.messages,
             policy=request.policy,
@@ -123,7 +134,7 @@ class Worker:
             stop=request.stop,
             grammar=schema_to_grammar(schema) if schema is not None else None,
             top_logprobs=request.top_logprobs,
-            **request.sampling,
+            **sampling,
         )
 
     def _result(self, request: m.Route | m.Embed | m.Reload) -> m.Result:
@@ -133,6 +144,7 @@ class Worker:
         if isinstance(request, m.Embed):
             vectors, tokens = self._engine.embed(request.texts)
             return m.Result(number=request.number, value=[row.tolist() for row in vectors], tokens=tokens)
+        self._explainer.restart()
         return m.Result(number=request.number, value=self._scheduler.reload())
 
 
