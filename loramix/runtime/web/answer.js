@@ -24,14 +24,13 @@ export class Answer {
     this.head = h("header", {}, h("h3", {}, place.label));
     this.side = h("aside", { class: "route", "aria-label": "Why this answer" });
     this.actions = h("p", { class: "actions", hidden: true });
-    this.explained = h("div", { class: "explained", tabIndex: -1 });
+    this.explained = h("section", { class: "explained", tabIndex: -1, "aria-label": "Measured contributions" });
     const body = h("div", { class: "body" }, this.text.node, this.note, this.actions);
     this.node = h(
       "section",
       { class: "answer waiting", "aria-label": place.label },
       this.head,
       h("div", { class: "columns" }, body, this.side),
-      this.explained,
     );
   }
 
@@ -94,10 +93,9 @@ export class Answer {
     if (error.name === "AbortError") {
       this.say("Stopped.");
       announce("Stopped.");
-      return;
+    } else {
+      this.say(error instanceof Failure ? error.message : `This page failed: ${error.message}`, true);
     }
-    const shown = error instanceof Failure ? error.message : `This page failed: ${error.message}`;
-    this.say(shown, true);
     this.note.append(" ", button("Try again", () => this.place.again()));
   }
 
@@ -117,11 +115,14 @@ export class Answer {
       try {
         const busy = (text) => this.say(text);
         const found = await (await ask("/v1/explain", { body: this.body, signal, busy })).json();
+        const { contributions } = found;
         if (found.text !== this.text.plain) {
           this.say("This time the answer came out differently; what is shown below belongs to the new one.");
         }
-        this.text.measured(found.contributions);
-        this.explained.replaceChildren(...figures(found.contributions));
+        this.text.measured(contributions);
+        const own = this.text.tokens.map(({ text }) => text);
+        if (own.length === contributions.tokens.length) contributions.tokens = own;
+        this.explained.replaceChildren(...figures(contributions, this.place.label));
         trigger.remove();
         this.explained.focus({ preventScroll: true });
         this.explained.scrollIntoView({ block: "nearest" });

@@ -45,14 +45,17 @@ function submit() {
 
 /** A prompt and its answers, side by side. */
 function turn(text, options) {
-  const messages = [...conversation, { role: "user", content: text }];
+  const before = $("#remember").checked ? conversation : [];
+  const messages = [...before, { role: "user", content: text }];
   const answers = h("div", { class: "answers" });
-  const below = h("div");
-  const article = h("article", { class: "turn" }, h("p", { class: "prompt" }, h("span", { class: "unseen" }, "You: "), text), answers, below);
+  const below = h("div", { class: "below" });
+  const explained = h("div", { class: "explanations" });
+  const said = h("p", { class: "prompt" }, h("span", { class: "unseen" }, "You: "), text);
+  const article = h("article", { class: "turn" }, said, answers, below, explained);
   log.append(article);
 
   function routed() {
-    const open = button("Try another mix", () => {
+    const open = button("Change the mix", () => {
       const opened = open.getAttribute("aria-expanded") === "true";
       open.setAttribute("aria-expanded", String(!opened));
       if (opened) return below.replaceChildren();
@@ -65,6 +68,7 @@ function turn(text, options) {
     const first = new Answer(pack.name, messages, options, place);
     answers.replaceChildren(first.node);
     below.replaceChildren();
+    explained.replaceChildren(first.explained);
     article.scrollIntoView({ block: "nearest" });
     work(async (signal) => {
       await followed(first.run(signal));
@@ -77,6 +81,7 @@ function turn(text, options) {
     if (running) return;
     const second = new Answer(pack.name, messages, { mix }, { label: "Your mix", work, again });
     answers.replaceChildren(answers.firstChild, second.node);
+    explained.replaceChildren(explained.firstChild, second.explained);
     answers.scrollIntoView({ block: "nearest" });
     work((signal) => second.run(signal));
   }
@@ -96,7 +101,7 @@ async function followed(answer) {
   try {
     await answer;
   } finally {
-    await new Promise(requestAnimationFrame);
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // what came last is laid out
     watch.disconnect();
     removeEventListener("scroll", seen);
   }

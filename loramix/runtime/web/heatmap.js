@@ -3,14 +3,17 @@
 import { dot, h, paint, visible } from "./dom.js";
 import { totalsByToken } from "./text.js";
 
-const CELL = { width: [16, 44], height: 7 };
+const CELL = { width: [13, 44], height: 7 };
 const GUTTER = 30; // left, for the numbers of layers
+const EDGE = 8; // above and to the right, for half a number and the end of a name
+const CONTRAST = 0.75; // small values stay visible; the legend in answer.css has the same curve
 const LABELS = 74; // below, for the tokens
 const MAX_PIXELS = 16_000; // browsers draw no wider canvas
 
-/** All maps of an answer, with how to read them, and the table. */
-export function figures(found) {
-  if (!found.skills.length) return [h("p", { class: "hint" }, "The bare base answered: no adapter acted.")];
+/** All maps of an answer, with how to read them, and the tables; `label` says which answer it is. */
+export function figures(found, label) {
+  const title = h("h4", {}, `Measured contributions: ${label.toLowerCase()}`);
+  if (!found.skills.length) return [title, h("p", { class: "hint" }, "The bare base answered: no adapter acted.")];
   const top = Math.max(...found.skills.map((name) => most(found.values[name]).value), 1e-9);
   const intro = h(
     "p",
@@ -19,7 +22,7 @@ export function figures(found) {
     "The words above are now tinted by these measurements. Point at a cell, or focus a map and use the arrow keys.",
   );
   return [
-    h("h4", {}, "Measured contributions"),
+    title,
     intro,
     h("div", { class: "maps" }, found.skills.map((name) => figure(name, found, top))),
     table(found),
@@ -85,8 +88,8 @@ class HeatMap {
 
   fit(room) {
     const [least, widest] = CELL.width;
-    this.width = Math.min(widest, Math.max(least, Math.floor((room - GUTTER) / this.tokens.length)));
-    const size = [GUTTER + this.width * this.tokens.length + 8, CELL.height * this.layers.length + LABELS];
+    this.width = Math.min(widest, Math.max(least, Math.floor((room - GUTTER - EDGE) / this.tokens.length)));
+    const size = [GUTTER + this.width * this.tokens.length + EDGE, EDGE + CELL.height * this.layers.length + LABELS];
     const ratio = Math.min(devicePixelRatio || 1, MAX_PIXELS / size[0]);
     [this.canvas.width, this.canvas.height] = size.map((value) => Math.round(value * ratio));
     [this.canvas.style.width, this.canvas.style.height] = size.map((value) => `${value}px`);
@@ -97,12 +100,12 @@ class HeatMap {
 
   /** Top left corner of a cell. */
   place(layer, token) {
-    return [GUTTER + this.width * token, CELL.height * (this.layers.length - 1 - layer)];
+    return [GUTTER + this.width * token, EDGE + CELL.height * (this.layers.length - 1 - layer)];
   }
 
   at(x, y) {
     const token = Math.floor((x - GUTTER) / this.width);
-    const layer = this.layers.length - 1 - Math.floor(y / CELL.height);
+    const layer = this.layers.length - 1 - Math.floor((y - EDGE) / CELL.height);
     const inside = token >= 0 && token < this.tokens.length && layer >= 0 && layer < this.layers.length;
     return inside ? { layer, token } : null;
   }
@@ -130,14 +133,14 @@ class HeatMap {
     if (!c) return;
     const style = getComputedStyle(this.canvas);
     const colour = (name) => style.getPropertyValue(name);
-    const height = CELL.height * layers.length;
+    const bottom = EDGE + CELL.height * layers.length;
     c.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    c.fillStyle = colour("--well");
-    c.fillRect(GUTTER, 0, width * tokens.length, height);
+    c.fillStyle = colour("--field");
+    c.fillRect(GUTTER, EDGE, width * tokens.length, bottom - EDGE);
     c.fillStyle = colour("--c");
     layers.forEach((row, layer) =>
       row.forEach((value, token) => {
-        c.globalAlpha = Math.min(1, value / this.top);
+        c.globalAlpha = Math.min(1, value / this.top) ** CONTRAST;
         c.fillRect(...this.place(layer, token), width - 1, CELL.height - 1);
       }),
     );
@@ -145,7 +148,7 @@ class HeatMap {
     c.fillStyle = colour("--muted");
     c.font = `11px ${style.fontFamily}`;
     this.numbers(c);
-    this.names(c, height);
+    this.names(c, bottom);
     if (this.cell) {
       c.strokeStyle = colour("--ink");
       c.lineWidth = 1.5;
@@ -164,11 +167,11 @@ class HeatMap {
     }
   }
 
-  names(c, height) {
+  names(c, bottom) {
     c.textAlign = "right";
     this.tokens.forEach((token, i) => {
       c.save();
-      c.translate(GUTTER + this.width * (i + 0.5) + 2, height + 6);
+      c.translate(GUTTER + this.width * (i + 0.5) + 2, bottom + 6);
       c.rotate(-Math.PI / 3);
       const text = visible(token.trim() || token);
       c.fillText(text.length > 10 ? `${text.slice(0, 9)}…` : text, 0, 0);

@@ -1,6 +1,6 @@
 // Sliders, one a skill: a mix of the user's own instead of the gate's.
 
-import { button, dot, h, scale } from "./dom.js";
+import { button, dot, h, paint, scale } from "./dom.js";
 
 const MOST = 8; // skills that can act at once
 
@@ -29,7 +29,7 @@ export function mixer(skills, routed, answer) {
   function show() {
     for (const { slider, output } of rows) {
       output.value = scale(Number(slider.value));
-      slider.style.setProperty("--share", Number(slider.value) / 2);
+      slider.parentNode?.classList.toggle("on", Number(slider.value) > 0);
     }
     const chosen = Object.entries(mix());
     const tooMany = chosen.length > MOST;
@@ -54,7 +54,7 @@ export function mixer(skills, routed, answer) {
       "div",
       { class: "sliders" },
       rows.map(({ name, slider, output }) =>
-        h("div", { class: "slider" }, h("label", { htmlFor: slider.id }, dot(name), name), slider, output),
+        paint(h("div", { class: "slider" }, h("label", { htmlFor: slider.id }, dot(name), name), slider, output), name),
       ),
     ),
     h("div", { class: "row" }, submit, button("Back to the gate's mix", reset), told),

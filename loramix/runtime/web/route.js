@@ -32,7 +32,10 @@ export function bars(route) {
   const shown = chances.filter(([name, p], i) => chosen.has(name) || (i < SHOWN && p >= LEAST));
   const rest = chances.length - shown.length;
   const rows = shown.map(([name, p]) => bar(name, p, percent(p), chosen.has(name)));
-  if (rest) rows.push(h("li", { class: "rest" }, `${rest} more, each ${percent(chances.find(([name]) => !shown.some(([other]) => other === name))[1])} or less`));
+  if (rest) {
+    const next = chances.find((chance) => !shown.includes(chance))[1];
+    rows.push(h("li", { class: "rest" }, `${rest} more, each ${percent(next)} or less`));
+  }
   return list("What the gate thinks fits", rows);
 }
 
@@ -67,7 +70,8 @@ export function timings({ timings: t }, usage) {
     ["first token", duration(t.first_token)],
     ["in all", duration(t.total)],
     said > 1 ? ["speed", `${((said - 1) / (t.total - t.first_token)).toFixed(0)} tokens/s`] : null,
-    usage ? ["read, said", `${usage.prompt_tokens}, ${count(said, "token")}`] : null,
+    usage ? ["prompt", count(usage.prompt_tokens, "token")] : null,
+    usage ? ["answer", count(said, "token")] : null,
   ];
   return h(
     "dl",

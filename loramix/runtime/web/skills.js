@@ -15,14 +15,14 @@ export function skillList(pack, propose) {
       h(
         "li",
         {},
-        h("h3", {}, dot(name), name),
-        h("p", {}, description),
         h(
-          "p",
-          { class: "links" },
+          "div",
+          { class: "head" },
+          h("h3", {}, dot(name), name),
           example ? button("Example", () => propose(example), { "aria-label": `Example of ${name}` }) : null,
           button("Card", () => showCard(pack.name, name), { "aria-label": `Card of ${name}` }),
         ),
+        h("p", {}, description),
       ),
     ),
   );
@@ -32,7 +32,12 @@ export function skillList(pack, propose) {
 export function openers(pack, propose) {
   const wanted = pack.skills.filter(({ example }) => example && example.length < 200);
   return wanted.slice(0, 4).map(({ name, example }) =>
-    h("button", { type: "button", class: "opener", onclick: () => propose(example) }, h("b", {}, dot(name), name), h("span", {}, example)),
+    h(
+      "button",
+      { type: "button", class: "opener", onclick: () => propose(example) },
+      h("b", {}, dot(name), name),
+      h("span", {}, example),
+    ),
   );
 }
 
