@@ -104,12 +104,12 @@ $(VENV)/.base.stamp: $(VENV)/.runtime.stamp
 
 $(VENV)/.dev.stamp: $(VENV)/.runtime.stamp
 	@echo "==> tools for checks and tests"
-	@$(INSTALL) -e '.[dev]'
+	@$(INSTALL) -e '.[serve,dev]' # mypy reads the types of what serving needs
 	@touch $@
 
 # torch first and alone, so that one variable chooses its build
 $(VENV)/.train.stamp: $(VENV)/.dev.stamp
 	@echo "==> $(TORCH) and what training needs"
 	@$(PIP) install $(TORCH)
-	@$(INSTALL) -e '.[train,dev]'
+	@$(INSTALL) -e '.[train,serve,dev]'
 	@touch $@

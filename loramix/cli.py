@@ -227,15 +227,28 @@ def doctor(as_json: bool) -> None:
 
 
 def _add_tools() -> None:
-    from loramix import cli_eval, cli_export, cli_pack, cli_plan, cli_skill, cli_train
+    from loramix import (
+        cli_batch,
+        cli_eval,
+        cli_explain,
+        cli_export,
+        cli_pack,
+        cli_plan,
+        cli_serve,
+        cli_skill,
+        cli_train,
+    )
 
     main.add_command(cli_train.train)
     main.add_command(cli_train.convert)
     main.add_command(cli_export.export)
     main.add_command(cli_pack.pack)
     main.add_command(cli_skill.skill)
+    main.add_command(cli_serve.serve)
     main.add_command(cli_eval.evaluate)
     main.add_command(cli_plan.plan)
+    main.add_command(cli_explain.explain)
+    main.add_command(cli_batch.batch)
 
 
 _add_tools()

@@ -15,6 +15,7 @@ LoramixError                 exit 1  HTTP 500
 ├── MissingExtra             exit 1  HTTP 500   an optional package that is not installed
 ├── Busy                     exit 1  HTTP 409   another process holds the directory
 ├── NoSpace                  exit 1  HTTP 507   the disk or the memory cannot hold it
+├── RequestFailed            exit 1  HTTP …     a request to the server, with the status that it gets
 └── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
 
 A message is one sentence or two: what was found, what is needed, and the command that mends it.
@@ -85,6 +86,12 @@ class Busy(LoramixError):
 
 class NoSpace(LoramixError):
     http_status = 507
+
+
+class RequestFailed(LoramixError):
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.http_status = status
 
 
 class NativeError(LoramixError):

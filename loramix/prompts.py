@@ -34,7 +34,9 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
     Raises:
         InvalidPrompt: empty, of an unknown role, or not ending with a user's message.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    if not isinstance(messages, Sequence) or not all(isinstance(message, Mapping) for message in messages):
+        raise InvalidPrompt("a prompt must be text, or a list of messages with role and content.")
     checked: list[dict[str, str]] = []
     for message in messages:
         role, content = message.get("role"), message.get("content")

@@ -71,6 +71,16 @@ def tiny_engine(tiny_pack: Path) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
+def tiny_server(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The tiny pack served, in a process of its own."""
+    from serving import served
+
+    own = {"LORAMIX_CACHE": str(tmp_path_factory.getbasetemp() / "cache")}
+    with served(tiny_pack, "--ctx", "512", "--threads", "1", **own) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def default_base() -> Path:
     """The default base, or a skip that says how to get it."""
     found = REAL_CACHE / "bases" / bases.cached_path(bases.BASES[bases.DEFAULT]).name

@@ -14,6 +14,7 @@ import pytest
 from loramix import Engine, Mix
 from loramix.errors import InvalidPrompt, NativeError, UnknownSkill, UsageError
 from loramix.runtime.context import Context
+from loramix.runtime.stream import Wanted
 
 LONG = "the quick brown fox jumps over the lazy dog and then some more of it"
 MIXES = ["base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5", "sentiment=0.25", "summarize=2"]
@@ -163,7 +164,7 @@ def test_token_wise_routing_follows_the_gate(tiny_engine: Any, monkeypatch: pyte
     assert [mix for mix, _ in itertools.groupby(answer.mixes)] == [both, one, both, other]
     prompt = tiny_engine._tokens([{"role": "user", "content": LONG}])
     for i, (token, mix) in enumerate(zip(answer.tokens, answer.mixes, strict=True)):
-        logits, _ = tiny_engine._logits(mix, prompt + answer.tokens[:i], 0)
+        logits = tiny_engine.decode(Wanted(mix, prompt + answer.tokens[:i], len(prompt))).logits
         assert int(logits.argmax()) == token
     assert "token by token" in answer.route.reason
 

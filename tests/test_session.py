@@ -22,7 +22,7 @@ def pool(tiny_engine: Any) -> ContextPool:
 
 def pool_of(engine: Any, **options: Any) -> ContextPool:
     given = {"n_ctx": 256, "n_threads": 1, "taps": (1, 2), "size": 2, **options}
-    return ContextPool(engine.model, engine._adapters_of, **given)
+    return ContextPool(engine.model, engine.adapters_of, **given)
 
 
 def greedy(context: Context, prompt: list[int], kept: int, count: int = 3) -> list[int]:
@@ -43,7 +43,7 @@ def test_a_thousand_switches_answer_as_a_fresh_context_does(tiny_engine: Any) ->
     ]
     fresh: dict[tuple[Mix, int], list[int]] = {}
     for mix in MIXES:
-        context = Context(tiny_engine.model, tiny_engine._adapters_of(mix), n_ctx=256, n_threads=1)
+        context = Context(tiny_engine.model, tiny_engine.adapters_of(mix), n_ctx=256, n_threads=1)
         for i, prompt in enumerate(prompts):
             context.truncate(0)
             fresh[mix, i] = greedy(context, prompt, 0)

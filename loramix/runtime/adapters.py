@@ -109,6 +109,14 @@ class AdapterCache:
         self._loaded.move_to_end(key)
         return [(self._loaded[key], scale)]
 
+    def apart(self, mix: Mix) -> dict[str, Adapter]:
+        """The adapters of a mix's skills, unfused, at scale 1; they stay at least until the next call."""
+        size, self._size = self._size, max(self._size, len(mix.scales))
+        try:
+            return {name: self.get(Mix.of({name: 1.0}))[0][0] for name in mix.scales}
+        finally:
+            self._size = size
+
     def invocation(self, mix: Mix) -> tuple[int, ...]:
         """Tokens from which on a mix acts, where all of its skills do from these same; else empty."""
         found = {self._files[name].invocation for name in mix.scales}

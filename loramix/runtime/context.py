@@ -134,7 +134,7 @@ class Context:
             NativeError: llama.cpp refuses.
         """
         states = {layer: self.states(layer).copy() for layer in self.taps if self.history}
-        return Saved(tuple(self.tokens), self._get_kv(), states)
+        return Saved(tuple(self.tokens), self.get_kv(), states)
 
     def restore(self, saved: Saved) -> None:
         """Hold what `save` copied out instead of what is held now.
@@ -159,11 +159,12 @@ class Context:
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
-        self._set_kv(other._get_kv(), other.tokens)
+        self._set_kv(other.get_kv(), other.tokens)
         self.truncate(length)
         self.acts_from = length
 
-    def _get_kv(self) -> npt.NDArray[np.uint8]:
+    def get_kv(self) -> npt.NDArray[np.uint8]:
+        """The KV of all tokens held, copied out as llama.cpp writes it."""
         with self.model.lock:
             size = C.llama_state_seq_get_size(self.pointer, 0)
             kv = np.empty(size, np.uint8)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -18,26 +18,28 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.validate import check_adapter, read_base
-from loramix.errors import InvalidArtifact, InvalidMix, InvalidPrompt, Unsupported, UsageError, WrongBase
+from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
 from loramix.prompts import ChatTemplate, Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
+from loramix.runtime.batch_context import BatchContext
+from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, repacked_types
+from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
+from loramix.runtime.grammar import GrammarSampler
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
-from loramix.runtime.router import DEFAULT, Route, Router
-from loramix.runtime.sampling import Sampler, Sampling
+from loramix.runtime.router import DEFAULT, MixLike, Route, Router, as_mix
+from loramix.runtime.sampling import Picker, Sampler, Sampling
 from loramix.runtime.session import ContextPool
-from loramix.runtime.stream import Answer, Stream
+from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
 from loramix.runtime.tokenwise import CONTEXTS
 
 _DEFAULT_MAX_TOKENS = 256
 _MAX_STOPS = 16
-
-MixLike = Mix | str | Mapping[str, float]
 
 
 class Engine:
@@ -76,6 +78,7 @@ class Engine:
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
         self._closed = False
+        self._embedder: Embedder | None = None
         self.model = Model(self.base_path, use_extra_bufts=extra)
         try:
             if extra and self._shape.tensor_types & repacked_types():
@@ -83,14 +86,15 @@ class Engine:
             self._template = ChatTemplate(self.model.chat_template, self.model.named_tokens)
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
+            self.n_threads = n_threads or default_threads()
             self._adapters = AdapterCache(self.model)
             for name, file in files.items():
                 self._adapters.put(name, file)
             self._pool = ContextPool(
                 self.model,
-                self._adapters_of,
+                self.adapters_of,
                 n_ctx=self.n_ctx,
-                n_threads=n_threads or default_threads(),
+                n_threads=self.n_threads,
                 taps=self.router.layers,
                 size=contexts,
             )
@@ -135,7 +139,7 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages.
-            **options: ``policy``, ``mix``, ``max_tokens``, ``stop`` and all of `Sampling`.
+            **options: ``policy``, ``mix``, ``route``, ``max_tokens``, ``stop`` and all of `Sampling`.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
@@ -153,8 +157,11 @@ class Engine:
         *,
         policy: str = DEFAULT,
         mix: MixLike | None = None,
+        route: Route | None = None,
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
+        grammar: str | None = None,
+        top_logprobs: int | None = None,
         **sampling: Any,
     ) -> Stream:
         """Answer a prompt piece by piece.
@@ -163,8 +170,11 @@ class Engine:
             prompt: text, or OpenAI-style messages.
             policy: see `Router.decide`; or ``base``.
             mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
+            route: what `route` gave for this prompt, so that it is not decided again; overrides both.
             max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.
+            grammar: GBNF that the answer follows; one mix alone answers then.
+            top_logprobs: keep each token's log-probability and those of so many likeliest ones, at most 20.
             **sampling: settings of `Sampling`.
 
         Returns:
@@ -185,10 +195,24 @@ class Engine:
             raise UsageError(f"stop must be at most {_MAX_STOPS} non-empty texts.")
         if max_tokens is not None:
             _check_range("max_tokens", max_tokens, 1, 1_000_000)
+        if top_logprobs is not None:
+            _check_range("top_logprobs", top_logprobs, 0, 20)
         with self._open():
-            route = self._route(messages, policy, mix)
+            if route is None:
+                route = self._route(messages, policy, mix)
+            sampler = Sampler(settings)
+            picker: Picker = sampler
+            if grammar is not None:
+                route, picker = replace(route, then=()), GrammarSampler(self.model, grammar, sampler)
             tokens = self._tokens(messages)
-            return Stream(self, route, tokens, max_tokens, tuple(stop), Sampler(settings), began)
+            return Stream(self, route, tokens, max_tokens, tuple(stop), picker, began, top_logprobs)
+
+    def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], int]:
+        """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
+        with self._open():
+            if self._embedder is None:
+                self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self._pool.n_threads)
+            return self._embedder.embed(texts)
 
     def reload(self) -> bool:
         """Take the pack up as it is on disk now: skills added, replaced or removed, another gate.
@@ -267,7 +291,8 @@ class Engine:
         for skill in mix.scales:
             self.pack.skill(skill)
 
-    def _adapters_of(self, mix: Mix) -> list[tuple[Adapter, float]]:
+    def adapters_of(self, mix: Mix) -> list[tuple[Adapter, float]]:
+        """What acts as a mix does, with scales."""
         self._require(mix)  # a skill may have been removed while it answered
         return self._adapters.get(mix)
 
@@ -327,36 +352,37 @@ class Engine:
             )
         return len(prompt) - len(invocation)
 
-    def _logits(self, mix: Mix, tokens: list[int], acts_from: int) -> tuple[npt.NDArray[np.float32], int]:
-        """Logits behind tokens under a mix, and how many were cached; another call may have used the context."""
-        context, start, cached = self._pool.prepare(mix, tokens, acts_from)
-        return context.decode(tokens[start:]), cached
+    def decode(self, wanted: Wanted) -> Decoded:
+        """Logits behind tokens under a mix, in the engine's context of that mix.
 
-    def _reading(self, mix: Mix) -> dict[str, float]:
+        Raises:
+            UnknownSkill: the pack has lost a skill of the mix since.
+            NativeError: llama.cpp fails.
+        """
+        with self._open():
+            acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
+            context, start, cached = self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
+            return Decoded(context.decode(wanted.tokens[start:]), cached)
+
+    def batch_context(self, n_seq: int, n_cells: int) -> BatchContext:
+        """A context in which answers of this engine decode together; it is closed with the engine."""
+        return BatchContext(self.model, n_seq=n_seq, n_cells=n_cells, n_threads=self._pool.n_threads)
+
+    def holding(self, wanted: Wanted) -> Context | None:
+        """The engine's context that holds all but the last of the wanted tokens, if one does."""
+        return self._pool.holding(wanted.mix, wanted.tokens[:-1])
+
+    def reading(self, mix: Mix) -> dict[str, float]:
         """What the gate says to the last token that a mix decoded, by skill."""
-        gate = self.router.gate
-        assert gate is not None
-        states = pool(self._pool.get(mix), gate.info.layers, "last")
-        return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
+        with self._open():
+            gate = self.router.gate
+            assert gate is not None
+            states = pool(self._pool.get(mix), gate.info.layers, "last")
+            return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
 
     def _max_tokens(self, mix: Mix) -> int:
         limits = [self.pack.skill(name).max_tokens for name in mix.scales]
         return max(limits, default=_DEFAULT_MAX_TOKENS)
-
-
-def as_mix(mix: MixLike) -> Mix:
-    """A mix from its text, from ``{skill: scale}``, or as it is.
-
-    Raises:
-        InvalidMix: a scale that is negative, NaN, huge or unreadable.
-    """
-    if isinstance(mix, Mix):
-        return mix
-    if isinstance(mix, str):
-        return Mix.parse(mix)
-    if isinstance(mix, Mapping):
-        return Mix.of(dict(mix))
-    raise InvalidMix(f"a mix cannot be made from {type(mix).__name__}; write 'sentiment=0.7,summarize=0.3'.")
 
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:

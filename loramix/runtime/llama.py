@@ -30,6 +30,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import llama_cpp.llama_cpp as C
 
 if TYPE_CHECKING:
+    from loramix.runtime.batch_context import BatchContext
     from loramix.runtime.context import Context
 
 __all__ = ["Adapter", "C", "Model", "quantize_rows", "start", "why"]
@@ -74,7 +75,7 @@ class Model:
             threading.RLock()
         )  # adapters are listed by every context's graph: no change while one decodes
         self.adapters: dict[int, Adapter] = {}
-        self.contexts: set[Context] = set()
+        self.contexts: set[Context | BatchContext] = set()
         parameters = C.llama_model_default_params()
         parameters.vocab_only = vocab_only
         parameters.use_extra_bufts = use_extra_bufts

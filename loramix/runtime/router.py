@@ -5,20 +5,22 @@ Knows the gate and the policies; asks for features through a function and never 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidArtifact, UsageError
+from loramix.errors import InvalidArtifact, InvalidMix, UsageError
 from loramix.models import mixing
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 
 BASE = "base"
 DEFAULT = "each"
+
+MixLike = Mix | str | Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -137,3 +139,18 @@ def _reason(mix: Mix, then: Sequence[Mix], table: dict[str, float], threshold: f
         return f"{only} fits with {table[only]:.0%}{other}"
     parts = " and ".join(f"{name} ({skills[name]:.0%})" for name in mix.scales)
     return f"{parts} fit, blended in that proportion"
+
+
+def as_mix(mix: MixLike) -> Mix:
+    """A mix from its text, from ``{skill: scale}``, or as it is.
+
+    Raises:
+        InvalidMix: a scale that is negative, NaN, huge or unreadable.
+    """
+    if isinstance(mix, Mix):
+        return mix
+    if isinstance(mix, str):
+        return Mix.parse(mix)
+    if isinstance(mix, Mapping):
+        return Mix.of(dict(mix))
+    raise InvalidMix(f"a mix cannot be made from {type(mix).__name__}; write 'sentiment=0.7,summarize=0.3'.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,13 @@ class Sampling:
                 raise UsageError(f"{name} is {value!r}; it must be a whole number.")
 
 
+class Picker(Protocol):
+    """Whatever chooses an answer's next token."""
+
+    def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
+        """See `Sampler.pick`."""
+
+
 class Sampler:
     """Draws tokens one after another.
 
@@ -104,3 +112,26 @@ def log_probability(logits: npt.NDArray[np.float32], token: int) -> float:
     """Natural logarithm of a token's probability under (V,) logits."""
     top = float(logits.max())
     return float(logits[token]) - top - math.log(float(np.exp(logits.astype(np.float64) - top).sum()))
+
+
+class TokenScore(NamedTuple):
+    """How likely an answer's token was, and which ones were likeliest there; natural logarithms."""
+
+    token: int
+    log_probability: float
+    top: list[tuple[int, float]]
+    """Token ids, likeliest first."""
+
+
+def score(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenScore:
+    """The log-probability of a token, and the ``top`` likeliest ones with theirs.
+
+    Args:
+        logits: (V,) float32, as the model gave them: no temperature, no grammar.
+        token: the one that was chosen.
+        top: how many others; 0 for none.
+    """
+    best = np.argpartition(logits, -top)[-top:] if top else np.zeros(0, np.intp)
+    best = best[np.lexsort((best, -logits[best]))]
+    pairs = [(int(i), log_probability(logits, int(i))) for i in best]
+    return TokenScore(token, log_probability(logits, token), pairs)

@@ -99,7 +99,7 @@ class ContextPool:
         saved_bytes: int = 64 * 2**20,
     ) -> None:
         self._model, self._adapters = model, adapters
-        self._n_ctx, self._n_threads, self._taps = n_ctx, n_threads, taps
+        self._n_ctx, self.n_threads, self._taps = n_ctx, n_threads, taps
         self.size = max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
         self.saved = SavedStore(saved_bytes)
@@ -128,7 +128,7 @@ class ContextPool:
                 self._model,
                 self._adapters(mix),
                 n_ctx=self._n_ctx,
-                n_threads=self._n_threads,
+                n_threads=self.n_threads,
                 taps=self._taps,
                 history=not mix,  # of other mixes token-wise routing reads the last token alone
             )
@@ -177,6 +177,11 @@ class ContextPool:
             return
         if len(tokens) >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
             self.saved.put(mix, context.save())
+
+    def holding(self, mix: Mix, tokens: Sequence[int]) -> Context | None:
+        """The context of a mix if it holds exactly these tokens."""
+        context = self._contexts.get(mix)
+        return context if context is not None and context.tokens == tokens else None
 
     @property
     def mixes(self) -> list[Mix]:

@@ -1,6 +1,7 @@
 """An answer as it comes, piece by piece: tokens to text, stop texts, one mix after another.
 
-Decoding goes through the engine, which lends its lock for each token.
+It says which tokens it wants decoded under which mix and is handed logits: by itself through the engine, or by
+`loramix.runtime.scheduler` in one batch with other answers.
 """
 
 from __future__ import annotations
@@ -9,15 +10,36 @@ import codecs
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from loramix.models.mixing import Mix
 from loramix.runtime.router import Route
-from loramix.runtime.sampling import Sampler
+from loramix.runtime.sampling import Picker, TokenScore, score
 from loramix.runtime.tokenwise import TokenMixer
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
+
+
+class Wanted(NamedTuple):
+    """What an answer goes on from: logits behind these tokens under this mix."""
+
+    mix: Mix
+    tokens: list[int]
+    n_prompt: int
+    """How many of them are the prompt; the rest has been answered."""
+
+
+class Decoded(NamedTuple):
+    """What it is handed."""
+
+    logits: npt.NDArray[np.float32]
+    """(V,) float32."""
+    cached: int
+    """Tokens that were not decoded for it."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +58,8 @@ class Answer:
     """Ids of the answer."""
     mixes: list[Mix] = field(default_factory=list, repr=False)
     """The mix that chose each token; the same one throughout but under the policies ``each`` and ``token``."""
+    scores: list[TokenScore] = field(default_factory=list, repr=False)
+    """Log-probabilities of the tokens, where they were asked for."""
 
 
 class Stream(Iterator[str]):
@@ -49,6 +73,7 @@ class Stream(Iterator[str]):
         stop: texts that end the answer.
         sampler: picks tokens.
         began: `time.perf_counter` at the call.
+        top: for each token keep its log-probability, and those of so many likeliest ones; None keeps none.
     """
 
     def __init__(
@@ -58,30 +83,65 @@ class Stream(Iterator[str]):
         prompt: list[int],
         max_tokens: int | None,
         stop: tuple[str, ...],
-        sampler: Sampler,
+        sampler: Picker,
         began: float,
+        top: int | None = None,
     ) -> None:
         self.route = route
         self.answer: Answer | None = None
         self._engine, self._prompt, self._stop = engine, prompt, stop
-        self._limit, self._sampler, self._began = max_tokens, sampler, began
+        self._limit, self._sampler, self._began, self._top = max_tokens, sampler, began, top
+        self.scores: list[TokenScore] = []
         self._tokens: list[int] = []
         self._mixes: list[Mix] = []
         self._text, self._sent = "", 0
         self._first, self._cached = 0.0, 0
-        self._pieces: Generator[str, None, None] = self._run()
+        self._pieces: Generator[str | Wanted, Decoded | None, None] = self._run()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        item = self.advance()
+        while isinstance(item, Wanted):
+            try:
+                decoded = self._engine.decode(item)
+            except BaseException:
+                self.close()
+                raise
+            item = self.advance(decoded)
+        if item is None:
+            raise StopIteration
+        return item
+
+    @property
+    def moves(self) -> bool:
+        """Whether the mix changes with each token, by what the engine's own context holds."""
+        return self.route.policy == "token" and len(self.route.mix) > 1
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes in the output."""
+        return self._engine.model.piece(token)
+
+    def advance(self, decoded: Decoded | None = None) -> str | Wanted | None:
+        """Go one step.
+
+        Args:
+            decoded: what was wanted last; None otherwise.
+
+        Returns:
+            A piece of text, what to decode next, or None at the end.
+        """
+        try:
+            return self._pieces.send(decoded)
+        except StopIteration:
+            return None
 
     def close(self) -> None:
         """Stop here; what was decoded stays in the cache and is valid."""
         self._pieces.close()
 
-    def _run(self) -> Generator[str, None, None]:
+    def _run(self) -> Generator[str | Wanted, Decoded | None, None]:
         finish = "stop"
         steps = self.route.steps
         for number, mix in enumerate(steps):
@@ -108,28 +168,31 @@ class Stream(Iterator[str]):
             "completion_tokens": len(self._tokens),
         }
         timings = {**self.route.timings, "first_token": self._first, "total": total}
-        self.answer = Answer(self._text, self.route, usage, timings, finish, self._tokens, self._mixes)
+        self.answer = Answer(
+            self._text, self.route, usage, timings, finish, self._tokens, self._mixes, self.scores
+        )
 
-    def _say(self, mix: Mix, limit: int) -> Generator[str, None, str]:
+    def _say(self, mix: Mix, limit: int) -> Generator[str | Wanted, Decoded | None, str]:
         """One mix's answer; what ended it: ``end`` (the model), ``stop`` (a stop text) or ``length``."""
         engine = self._engine
-        moving = TokenMixer(mix) if self.route.policy == "token" and len(mix.scales) > 1 else None
+        moving = TokenMixer(mix) if self.moves else None
         if moving:
             mix = moving.mix
-        with engine._open():
-            acts_from = engine._acts_from(mix, self._prompt)
-            logits, cached = engine._logits(mix, self._prompt, acts_from)
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         tokens: list[int] = []
         while True:
-            token = self._sampler.pick(logits, self._prompt + tokens)
+            decoded = yield Wanted(mix, self._prompt + tokens, len(self._prompt))
+            assert decoded is not None
+            token = self._sampler.pick(decoded.logits, self._prompt + tokens)
             if not self._first:
-                self._first, self._cached = time.perf_counter() - self._began, cached
+                self._first, self._cached = time.perf_counter() - self._began, decoded.cached
             if engine.model.is_end(token):
                 return "end"
             tokens.append(token)
             self._tokens.append(token)
             self._mixes.append(mix)
+            if self._top is not None:
+                self.scores.append(score(decoded.logits, token, self._top))
             self._text += decoder.decode(engine.model.piece(token))
             if (end := _first_stop(self._text, self._stop)) is not None:
                 self._text = self._text[:end]
@@ -140,11 +203,8 @@ class Stream(Iterator[str]):
                 self._sent = safe
             if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == limit:
                 return "length"
-            with engine._open():
-                if moving:
-                    mix = moving.follow(engine._reading(mix))
-                    acts_from = engine._acts_from(mix, self._prompt)
-                logits, _ = engine._logits(mix, self._prompt + tokens, acts_from)
+            if moving:
+                mix = moving.follow(engine.reading(mix))
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:

@@ -1,0 +1,45 @@
+"""``loramix batch``: a file of prompts → a file of answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from loramix.cli import answer_options, engine_options, open_engine
+
+
+@click.command()
+@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
+@click.option("--column", default="prompt", show_default=True, help="Key of the prompt, text or messages.")
+@engine_options
+@answer_options
+def batch(
+    source: Path, out: Path, column: str, pack: str, ctx: int, threads: int | None, **options: Any
+) -> None:
+    """Answer each line of IN.jsonl, routed; killed, the same command goes on where it was.
+
+    A line that has no answer becomes a row with its error.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    from loramix.runtime.batch import run_batch
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        open_engine(pack, ctx, threads) as engine,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        task = progress.add_task("answering", total=None)
+        counts = run_batch(
+            engine,
+            source,
+            out,
+            column=column,
+            report=lambda done, total: progress.update(task, completed=done, total=total),
+            **options,
+        )
+    click.echo(f"{out}: {counts['answered']} answers, {counts['errors']} errors", err=True)

@@ -1,0 +1,155 @@
+"""The command ``loramix serve``."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from loramix.cli_pack import DEFAULT_PACK
+from loramix.errors import MissingExtra, NotFound, UsageError
+
+PORT = 11435
+MIN_KEY = 16
+
+
+@contextmanager
+def serving_extra() -> Iterator[None]:
+    """Turn a missing FastAPI into a sentence with its mend."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in {
+            "fastapi",
+            "pydantic",
+            "prometheus_client",
+            "sse_starlette",
+            "starlette",
+            "uvicorn",
+        }:
+            raise MissingExtra(f"serving needs {error.name}: pip install 'loramix[serve]'.") from None
+        raise
+
+
+@click.command()
+@click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; another one needs a key.")
+@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one.")
+@click.option(
+    "--api-key-file", type=click.Path(path_type=Path), help="File with the key; else LORAMIX_API_KEY."
+)
+@click.option("--allow-host", multiple=True, help="Further name in the Host header; may be given again.")
+@click.option("--allow-origin", multiple=True, help="Web page's origin that may ask; may be given again.")
+@click.option(
+    "--queue", type=click.IntRange(0, 10_000), default=16, show_default=True, help="Requests that wait."
+)
+@click.option("--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Answers at once.")
+@click.option(
+    "--queue-timeout", type=click.FloatRange(0.1, 86_400), default=60, show_default=True, help="Seconds."
+)
+@click.option(
+    "--first-token-timeout",
+    type=click.FloatRange(0.1, 86_400),
+    default=60,
+    show_default=True,
+    help="Seconds.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0.1, 86_400), default=300, show_default=True, help="Seconds in all."
+)
+@click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
+@click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
+@click.option(
+    "--cells",
+    type=click.IntRange(64),
+    default=4096,
+    show_default=True,
+    help="Tokens of all answers together.",
+)
+@click.option(
+    "--contexts", type=click.IntRange(2, 64), default=4, show_default=True, help="Mixes whose KV is kept."
+)
+def serve(
+    pack: str,
+    host: str,
+    port: int,
+    api_key_file: Path | None,
+    allow_host: tuple[str, ...],
+    allow_origin: tuple[str, ...],
+    queue: int,
+    parallel: int,
+    queue_timeout: float,
+    first_token_timeout: float,
+    timeout: float,
+    threads: int | None,
+    ctx: int,
+    cells: int,
+    contexts: int,
+) -> None:
+    """Serve a pack to OpenAI's and Ollama's clients."""
+    key = read_key(api_key_file)
+    local = is_loopback(host)
+    if not local and key is None:
+        raise UsageError(
+            f"listening on {host} lets other machines ask, so a key is needed: "
+            "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
+        )
+    with serving_extra():
+        from loramix.runtime.guard import Policy
+        from loramix.runtime.job import Limits
+        from loramix.runtime.messages import Settings
+        from loramix.runtime.server import serve as work
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    hosts = frozenset(name.lower() for name in (*allow_host, host))
+    work(
+        Settings(
+            pack=pack,
+            n_ctx=ctx,
+            n_threads=threads,
+            contexts=contexts,
+            parallel=parallel,
+            n_cells=max(cells, ctx),
+        ),
+        Limits(queue=queue, queue_s=queue_timeout, first_token_s=first_token_timeout, total_s=timeout),
+        Policy(hosts=hosts, origins=frozenset(allow_origin), api_key=key, any_address=not local),
+        host=host,
+        port=port,
+    )
+
+
+def read_key(file: Path | None) -> str | None:
+    """The API key, from a file or the environment; None where there is none.
+
+    Raises:
+        NotFound: no such file.
+        UsageError: a key that is short, or not plain ASCII.
+    """
+    if file is not None:
+        if not file.is_file():
+            raise NotFound(f"no key file at {file}; write a long random text into it.")
+        key = file.read_text(encoding="utf-8", errors="replace").strip()
+    else:
+        key = os.environ.get("LORAMIX_API_KEY", "").strip()
+        if not key:
+            return None
+    if len(key) < MIN_KEY or not (key.isascii() and key.isprintable()) or " " in key:
+        raise UsageError(
+            f"the API key must have {MIN_KEY} printable ASCII characters or more and no space; "
+            "'openssl rand -hex 32' makes a good one."
+        )
+    return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

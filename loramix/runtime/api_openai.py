@@ -1,0 +1,155 @@
+"""OpenAI's endpoints under ``/v1``: chat, completions, embeddings, models; and our own for routes and packs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from sse_starlette import EventSourceResponse
+from starlette.responses import Response
+
+from loramix.errors import UsageError
+from loramix.runtime import messages as m
+from loramix.runtime.openai_bodies import (
+    MAX_CHOICES,
+    ChatBody,
+    CompletionBody,
+    EmbeddingBody,
+    RouteBody,
+    Sampled,
+)
+from loramix.runtime.openai_forms import Chat, Completion, Form, encoded, stream, usage_of
+from loramix.runtime.service import Name, Service, giving_up, report, unless_left
+
+
+def router(service: Service) -> APIRouter:
+    """The endpoints, on a service."""
+    api = APIRouter(prefix="/v1")
+
+    def requests(body: Sampled, prompts: Sequence[list[dict[str, str]]], **extra: Any) -> list[m.Request]:
+        policy, mix = service.target(body.model, body.loramix)
+        limit = getattr(body, "max_completion_tokens", None) or body.max_tokens
+        if len(prompts) * (body.n or 1) > MAX_CHOICES:
+            raise UsageError(f"prompts times n may be {MAX_CHOICES} at most.")
+        return [
+            m.Answer(
+                number=0,
+                messages=prompt,
+                policy=policy,
+                mix=mix,
+                max_tokens=limit,
+                stop=body.stops,
+                sampling=body.sampling(choice),
+                **extra,
+            )
+            for prompt in prompts
+            for choice in range(body.n or 1)
+        ]
+
+    async def answer(request: Request, body: Sampled, asked: list[m.Request], form: Form) -> Response:
+        jobs = service.submit(asked)
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return EventSourceResponse(stream(service, jobs, form, body.n or 1, usage), sep="\n")
+        async with giving_up(service, jobs):
+            work = asyncio.gather(*(service.whole(job) for job in jobs))
+            answers = await unless_left(request, work)
+        choices = [form.whole(i, whole) for i, whole in enumerate(answers)]
+        reports = [report(whole, job.waited) for whole, job in zip(answers, jobs, strict=True)]
+        content = {
+            **form.head(),
+            "choices": choices,
+            "usage": usage_of(answers, body.n or 1),
+            "loramix": reports[0],
+        }
+        if len(reports) > 1:
+            content["loramix"] = {**reports[0], "choices": reports}
+        return JSONResponse(content)
+
+    @api.post("/chat/completions")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        """Answer a conversation."""
+        asked = requests(
+            body,
+            [[message.plain() for message in body.messages]],
+            json_schema=body.response_format.schema_for_grammar() if body.response_format else None,
+            top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+        return await answer(request, body, asked, Chat(body.model))
+
+    @api.post("/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        """Answer one prompt or several."""
+        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
+        asked = requests(
+            body,
+            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            top_logprobs=body.logprobs,
+        )
+        return await answer(request, body, asked, Completion(body.model))
+
+    @api.post("/embeddings")
+    async def embeddings(body: EmbeddingBody, request: Request) -> Response:
+        """Vectors of texts."""
+        service.target(body.model)
+        texts = [body.input] if isinstance(body.input, str) else body.input
+        result = await unless_left(request, service.result(m.Embed(number=0, texts=texts)))
+        rows = [encoded(row) if body.encoding_format == "base64" else row for row in result.value]
+        data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
+        usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
+        return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
+
+    @api.get("/models")
+    async def models() -> dict[str, Any]:
+        """Names that can be asked."""
+        return {"object": "list", "data": [card(name) for name in service.models]}
+
+    @api.get("/models/{name}")
+    async def model(name: Name) -> dict[str, Any]:
+        """One of them."""
+        service.target(name)
+        return card(name)
+
+    @api.post("/route")
+    async def route(body: RouteBody, request: Request) -> Response:
+        """The mix that would answer, and why."""
+        if body.model is not None:
+            service.target(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise UsageError("give either a prompt or messages.")
+        messages = [message.plain() for message in body.messages or ()]
+        messages = messages or [{"role": "user", "content": body.prompt or ""}]
+        asked = m.Route(number=0, messages=messages, policy=body.policy)
+        return JSONResponse((await unless_left(request, service.result(asked))).value)
+
+    @api.get("/packs")
+    async def packs() -> dict[str, Any]:
+        """The pack that is served, with its skills."""
+        manifest = service.pack.manifest
+        skills = [
+            {"name": s.name, "description": s.description, "example": s.example, "max_tokens": s.max_tokens}
+            for s in manifest.skills
+        ]
+        base = {"name": manifest.base.name, "sha256": manifest.base.sha256}
+        found = {"name": manifest.name, "description": manifest.description, "license": manifest.license}
+        return {"data": [{**found, "base": base, "gate": manifest.gate is not None, "skills": skills}]}
+
+    @api.get("/packs/{name}/skills/{skill}")
+    async def skill_card(name: Name, skill: Name) -> dict[str, Any]:
+        """A skill's card, as Markdown."""
+        service.target(f"{name}:{skill}")
+        return {"name": skill, "card": service.card(skill)}
+
+    @api.post("/packs/{name}/reload")
+    async def reload(name: Name) -> dict[str, Any]:
+        """Take the pack up as it is on disk now."""
+        service.target(name)
+        return {"name": name, "changed": await service.reload()}
+
+    def card(name: str) -> dict[str, Any]:
+        return {"id": name, "object": "model", "created": service.started, "owned_by": "loramix"}
+
+    return api

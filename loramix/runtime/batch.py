@@ -1,0 +1,171 @@
+"""A file of prompts → a file of answers: routed, grouped by mix, and going on after any kill.
+
+Answers are appended to ``OUT.part`` as they come, each with its line's number; killed, the same call reads what
+is answered and does the rest. When all are there, OUT appears in one step, in the order of the input.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from loramix.errors import Busy, InvalidData, LoramixError, NotFound, UsageError
+from loramix.manifest import MANIFEST
+from loramix.paths import atomic_write, sha256_file, write_bytes
+from loramix.runtime.engine import Engine
+from loramix.runtime.router import Route
+
+WINDOW = 128  # lines routed together, then answered mix by mix
+MAX_LINE = 1 << 20
+
+Line = tuple[int, bytes]
+
+
+def run_batch(
+    engine: Engine,
+    source: Path,
+    out: Path,
+    *,
+    column: str = "prompt",
+    report: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
+) -> dict[str, int]:
+    """Answer every line of a JSONL file.
+
+    Args:
+        engine: answers.
+        source: a JSON object a line.
+        out: the file to make: an object a line with ``line`` (from 1), ``id`` where the input has one, ``text``,
+            ``mix`` and ``reason``, ``finish_reason`` and ``usage``; or ``error`` for a line that has no answer.
+        column: key of the prompt: text, or OpenAI-style messages.
+        report: told how many lines of all are done.
+        **options: as `Engine.stream` takes them.
+
+    Returns:
+        ``lines``, ``answered`` and ``errors``, over all runs.
+
+    Raises:
+        NotFound: no such input.
+        UsageError: the output is there already, its beginnings are of another job, or an option is bad.
+        Busy: another process writes it.
+    """
+    if not source.is_file():
+        raise NotFound(f"no file at {source}; name a JSONL file with a prompt a line.")
+    if out.exists():
+        raise UsageError(f"{out} is there already; move it away, or name another file.")
+    part = out.with_name(out.name + ".part")
+    part.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with (
+            FileLock(f"{part}.lock", timeout=0),
+            _opened(part, _job(engine, source, column, options)) as file,
+        ):
+            done = {row["line"] for row in _rows(part)}
+            with source.open("rb") as lines:
+                total = sum(1 for line in lines if line.strip())
+            report(len(done), total)
+            with source.open("rb") as lines:
+                numbered = ((n, line) for n, line in enumerate(lines, 1) if line.strip() and n not in done)
+                for row in _answers(engine, numbered, column, options):
+                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    file.flush()
+                    done.add(row["line"])
+                    report(len(done), total)
+            os.fsync(file.fileno())
+            rows = sorted(_rows(part), key=lambda row: int(row["line"]))
+            with atomic_write(out) as whole:
+                whole.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+            part.unlink()
+    except Timeout:
+        raise Busy(f"another process writes {out}; wait for it, or name another file.") from None
+    Path(f"{part}.lock").unlink(missing_ok=True)
+    errors = sum("error" in row for row in rows)
+    return {"lines": len(rows), "answered": len(rows) - errors, "errors": errors}
+
+
+def _answers(
+    engine: Engine, lines: Iterator[Line], column: str, options: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """A row for each line: those of a window routed first, then answered mix by mix."""
+    chosen = {name: options[name] for name in ("policy", "mix") if options.get(name) is not None}
+    while window := list(islice(lines, WINDOW)):
+        routed: list[tuple[Route, dict[str, Any], Any]] = []
+        for number, line in window:
+            row: dict[str, Any] = {"line": number}
+            try:
+                row, prompt = _read(number, line, column)
+                routed.append((engine.route(prompt, **chosen), row, prompt))
+            except UsageError:  # the options' fault, not the line's
+                raise
+            except LoramixError as error:
+                yield {**row, "error": str(error)}
+        for route, row, prompt in sorted(routed, key=lambda item: (item[0].named, item[1]["line"])):
+            try:
+                answer = engine.generate(prompt, route=route, **options)
+            except UsageError:
+                raise
+            except LoramixError as error:
+                yield {**row, "error": str(error)}
+                continue
+            yield {
+                **row,
+                "text": answer.text,
+                "mix": route.named,
+                "reason": route.reason,
+                "finish_reason": answer.finish_reason,
+                "usage": answer.usage,
+            }
+
+
+def _read(number: int, line: bytes, column: str) -> tuple[dict[str, Any], Any]:
+    """What an answer's row begins with, and the prompt."""
+    if len(line) > MAX_LINE:
+        raise InvalidData(f"line {number} has {len(line)} bytes; at most {MAX_LINE} are read.")
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidData(f"line {number} is not JSON: {error}.") from None
+    if not isinstance(found, dict) or column not in found:
+        keys = ", ".join(map(repr, list(found)[:8])) if isinstance(found, dict) else type(found).__name__
+        raise InvalidData(f"line {number} has no {column!r} (it has {keys}); give --column.")
+    row: dict[str, Any] = {"line": number}
+    if isinstance(found.get("id"), str | int):
+        row["id"] = found["id"]
+    return row, found[column]
+
+
+def _job(engine: Engine, source: Path, column: str, options: Mapping[str, Any]) -> bytes:
+    """First line of the beginnings: what their answers depend on."""
+    known = {name: value for name, value in sorted(options.items()) if value is not None}
+    what = [sha256_file(source), sha256_file(engine.pack.directory / MANIFEST), column, engine.n_ctx, known]
+    digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
+    return json.dumps({"loramix batch": 1, "job": digest}).encode() + b"\n"
+
+
+def _opened(part: Path, job: bytes) -> IO[bytes]:
+    """The beginnings, open for more, what a kill has torn cut off."""
+    content = part.read_bytes() if part.is_file() else b""
+    if b"\n" not in content:
+        write_bytes(part, content := job)
+    if not content.startswith(job):
+        raise UsageError(
+            f"{part} was begun from another input, pack or options; delete it, or name another output."
+        )
+    file = part.open("r+b")
+    file.truncate(content.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+    return file
+
+
+def _rows(part: Path) -> Iterable[dict[str, Any]]:
+    with part.open("rb") as file:
+        next(file)
+        for line in file:
+            yield json.loads(line)

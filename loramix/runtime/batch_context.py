@@ -1,0 +1,199 @@
+"""A llama.cpp context of many sequences: each comes with its KV from another context and goes on token by token.
+
+Sequences of several mixes live in it together, since KV belongs to its sequence; the adapters belong to the
+whole context, so one call decodes sequences of one mix. Knows tokens and logits; knows nothing of prompts.
+
+Attention adds up a sequence's values in the order of their cells. llama.cpp puts the next token into the first
+free cell, so a cell freed between others would change that order, and with it the last bits and now and then an
+answer. Hence cells of ended sequences stay taken until all living ones are written anew, side by side.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import NativeError
+from loramix.models.mixing import Mix
+from loramix.runtime.context import Context
+from loramix.runtime.llama import Adapter, C, Model, why
+
+DEAD = 512
+"""Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
+
+
+class BatchContext:
+    """Sequences that decode together.
+
+    Args:
+        model: the base.
+        n_seq: most sequences, at most 64.
+        n_cells: most tokens of all sequences together.
+        n_threads: threads for decoding.
+
+    Raises:
+        NativeError: no memory, or llama.cpp refuses.
+    """
+
+    def __init__(self, model: Model, *, n_seq: int, n_cells: int, n_threads: int) -> None:
+        self.model, self.n_seq, self.n_cells = model, n_seq, n_cells
+        self.adapters: list[Adapter] = []
+        self.mix: Mix | None = None
+        self._lengths: dict[int, int] = {}
+        self._mixes: dict[int, Mix] = {}
+        self._dead, self._grave = 0, n_seq  # cells of ended sequences, and the id that they get
+        parameters = C.llama_context_default_params()
+        parameters.n_ctx = n_cells
+        parameters.n_batch = parameters.n_ubatch = max(n_seq, 32)
+        parameters.n_seq_max = parameters.n_outputs_max = n_seq + 1  # llama.cpp aborts on fewer outputs
+        parameters.kv_unified = True  # else each sequence has an n_seq-th of the cells
+        parameters.n_threads = parameters.n_threads_batch = n_threads
+        parameters.no_perf = True
+        with model.lock:
+            self.pointer = C.llama_init_from_model(model.pointer, parameters)
+            if not self.pointer:
+                raise NativeError(
+                    f"llama.cpp cannot make a context of {n_cells} tokens{why()}; ask for fewer."
+                )
+            self._batch = C.llama_batch_init(int(parameters.n_batch), 0, 1)
+            self._memory = C.llama_get_memory(self.pointer)
+            model.contexts.add(self)
+
+    @property
+    def used(self) -> int:
+        """Tokens of all sequences."""
+        return sum(self._lengths.values())
+
+    @property
+    def free(self) -> int:
+        """How many more sequences may come."""
+        return self.n_seq - len(self._lengths)
+
+    def take(self, context: Context, mix: Mix) -> int:
+        """Take over what a context holds.
+
+        Args:
+            context: of the same model, under that mix.
+            mix: what the KV belongs to.
+
+        Returns:
+            The sequence's id; call `release` when it has ended.
+
+        Raises:
+            NativeError: llama.cpp refuses.
+        """
+        sequence = next(i for i in range(self.n_seq) if i not in self._lengths)
+        self._make_room(len(context.tokens))
+        self._put(sequence, context.get_kv())
+        self._lengths[sequence], self._mixes[sequence] = len(context.tokens), mix
+        return sequence
+
+    def release(self, sequence: int) -> None:
+        """Forget a sequence."""
+        self._dead += self._lengths.pop(sequence)
+        del self._mixes[sequence]
+        with self.model.lock:
+            C.llama_memory_seq_cp(self._memory, sequence, self._grave, -1, -1)
+            C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        if not self._lengths:
+            self._write_anew()
+
+    def _make_room(self, wanted: int) -> None:
+        if self._dead > DEAD or self._dead + self.used + wanted > self.n_cells:
+            self._write_anew()
+
+    def _write_anew(self) -> None:
+        """Put the living sequences side by side, and free all other cells."""
+        kept = {sequence: self._kv(sequence) for sequence in self._lengths}
+        with self.model.lock:
+            C.llama_memory_clear(self._memory, False)
+        self._dead = 0
+        for sequence, kv in kept.items():
+            self._put(sequence, kv)
+
+    def _kv(self, sequence: int) -> npt.NDArray[np.uint8]:
+        with self.model.lock:
+            size = C.llama_state_seq_get_size(self.pointer, sequence)
+            kv = np.empty(size, np.uint8)
+            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, sequence)
+        if done != size:
+            raise NativeError(f"llama.cpp could not copy the KV of a sequence{why()}.")
+        return kv
+
+    def _put(self, sequence: int, kv: npt.NDArray[np.uint8]) -> None:
+        with self.model.lock:
+            done = C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, sequence)
+            if done != kv.nbytes:
+                C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+                raise NativeError(f"llama.cpp could not take over {kv.nbytes} bytes of KV{why()}.")
+
+    def become(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
+        """Decode sequences of another mix from now on; the next call builds its graph anew, some milliseconds.
+
+        Args:
+            mix: which; None for none at all, so that the adapters can be freed.
+            adapters: what acts as it does, with scales.
+        """
+        with self.model.lock:
+            if adapters:
+                handles = (C.llama_adapter_lora_p_ctypes * len(adapters))(*(a.pointer for a, _ in adapters))
+                scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
+                C.llama_set_adapters_lora(self.pointer, handles, len(adapters), scales)
+            elif self.adapters:  # llama.cpp aborts on no adapters with a count
+                C.llama_set_adapters_lora(self.pointer, None, 0, None)
+            self.adapters = [adapter for adapter, _ in adapters]
+        self.mix = mix
+
+    def decode(self, tokens: Mapping[int, int]) -> dict[int, npt.NDArray[np.float32]]:
+        """Append one token to each of some sequences of the present mix.
+
+        Args:
+            tokens: token id by sequence; the sequences' tokens and these must fit into ``n_cells``.
+
+        Returns:
+            Logits (V,) float32 by sequence, copies.
+
+        Raises:
+            NativeError: llama.cpp fails, or logits are not finite; release these sequences.
+        """
+        assert all(self._mixes[sequence] == self.mix for sequence in tokens)
+        self._make_room(len(tokens))
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        for i, (sequence, token) in enumerate(tokens.items()):
+            batch.token[i] = token
+            batch.pos[i] = self._lengths[sequence]
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = True
+        with self.model.lock:
+            code = C.llama_decode(self.pointer, batch)
+            if code != 0:
+                raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
+            found = {}
+            for i, sequence in enumerate(tokens):
+                row = C.llama_get_logits_ith(self.pointer, i)
+                found[sequence] = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
+                self._lengths[sequence] += 1
+        if not all(np.isfinite(row).all() for row in found.values()):
+            raise NativeError(
+                f"the model gave numbers that are not finite under {self.mix}; run 'loramix pack check'."
+            )
+        return found
+
+    def close(self) -> None:
+        """Free the context; may be called again."""
+        with self.model.lock:
+            if self.pointer:
+                C.llama_batch_free(self._batch)
+                C.llama_free(self.pointer)
+                self.pointer = None
+                self.model.contexts.discard(self)
+
+
+def _bytes(array: npt.NDArray[np.uint8]) -> Any:
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

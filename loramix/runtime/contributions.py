@@ -1,0 +1,240 @@
+"""What each skill of a mix adds to each token: ‖s·BAx‖ / ‖Wx‖, measured in llama.cpp's own graph.
+
+The skills act unfused here, so that each one's product is a node of the graph; the callback that llama.cpp
+makes after a node reads it. X-LoRA (Buehler & Buehler, arXiv 2402.07148) shows scalings by layer and token;
+this is what the scaled matrices really did to the activations.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import Unsupported
+from loramix.models.mixing import Mix
+from loramix.prompts import Message, as_messages
+from loramix.runtime.context import Context
+from loramix.runtime.llama import C
+from loramix.runtime.stream import Answer
+
+if TYPE_CHECKING:
+    from loramix.runtime.engine import Engine
+
+_NE, _SRC = (
+    16,
+    152,
+)  # offsets in struct ggml_tensor of its shape and first operand: 64 bit, llama-cpp-python 0.3.36
+_TARGET = re.compile(r"blk\.(\d+)\.(.+)\.weight(\.lora_b)?\Z")
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What the skills of an answer did at each of its tokens."""
+
+    skills: list[str]
+    pieces: list[str]
+    """The answer's tokens as text; a character that several tokens share stands at the last of them."""
+    mixes: list[Mix]
+    """The mix that chose each token."""
+    values: Floats
+    """(K, L, T) float32: ‖s·BAx‖ / ‖Wx‖ over the adapted matrices of a layer, where each token was chosen."""
+
+    @property
+    def strongest(self) -> list[str | None]:
+        """The skill that adds most to each token; None where only the base acts."""
+        total = self.values.sum(axis=1)
+        return [self.skills[column.argmax()] if column.any() else None for column in total.T]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able form: by skill a list of layers, each a list of tokens."""
+        return {
+            "skills": self.skills,
+            "tokens": self.pieces,
+            "mixes": [str(mix) for mix in self.mixes],
+            "strongest": self.strongest,
+            "values": {
+                name: np.round(values.astype(float), 4).tolist()
+                for name, values in zip(self.skills, self.values, strict=True)
+            },
+        }
+
+
+def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answer) -> Contributions:
+    """Run an answer again, unfused, and measure each skill's part in each token.
+
+    Args:
+        engine: gave the answer.
+        prompt: what was asked, as `Engine.generate` took it.
+        answer: the answer.
+
+    Raises:
+        Unsupported: this llama.cpp lays its tensors out in another way.
+        UnknownSkill: a skill has gone since.
+    """
+    steps = measuring(engine, prompt, answer)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            found: Contributions = end.value
+            return found
+
+
+def measuring(
+    engine: Engine, prompt: str | Sequence[Message], answer: Answer
+) -> Generator[None, None, Contributions]:
+    """`contributions` in steps of a token, so that others can be answered in between by the same thread.
+
+    Nobody else may reload the engine's pack meanwhile: close this first.
+    """
+    ids = engine._tokens(as_messages(prompt))
+    skills = sorted({name for mix in answer.mixes for name in mix.scales})
+    values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
+    moving = answer.route.policy == "token"
+    for mix in filter(None, dict.fromkeys(answer.mixes)):
+        at = [i for i, found in enumerate(answer.mixes) if found == mix]
+        # under the policy `token` a context holds the whole answer, else what its mix said alone
+        said = answer.tokens if moving else [answer.tokens[i] for i in at]
+        found = yield from _measure(engine, mix, ids, said)
+        for name, ratios in found.items():
+            values[skills.index(name)][:, at] = ratios[:, at] if moving else ratios
+    pieces = _pieces(engine, answer.tokens)
+    for i, (before, after) in enumerate(pairwise(answer.mixes), 1):
+        if before != after and not moving:
+            pieces[i] = "\n" + pieces[i]  # the next mix's answer, on a line of its own
+    return Contributions(skills, pieces, list(answer.mixes), values)
+
+
+def _pieces(engine: Engine, tokens: Sequence[int]) -> list[str]:
+    pieces, rest = [], b""
+    for token in tokens:
+        rest += engine.model.piece(token)
+        try:
+            pieces.append(rest.decode())
+            rest = b""
+        except UnicodeDecodeError:
+            pieces.append("")
+    if rest:
+        pieces[-1] = rest.decode("utf-8", "replace")
+    return pieces
+
+
+def _measure(
+    engine: Engine, mix: Mix, prompt: list[int], said: Sequence[int]
+) -> Generator[None, None, dict[str, Floats]]:
+    """(L, T) ratios by skill, where each of the T tokens said was chosen."""
+    watch = _Watch()
+    options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
+    with engine._open(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
+        adapters = engine._adapters.apart(mix)
+        owner: dict[int, str] = {}
+        for name, adapter in adapters.items():  # a node names its matrix, not whose it is
+            context.become([(adapter, 1.0)])
+            watch.start()
+            context.decode(prompt[:1])
+            owner |= {part.matrix: name for part in watch.parts}
+        context.become([(adapter, mix.scales[name]) for name, adapter in adapters.items()])
+        acts_from = engine._acts_from(mix, prompt)
+        if acts_from:
+            with closing(Context(engine.model, **options)) as bare:
+                bare.decode(prompt[:acts_from])
+                context.adopt(bare, acts_from)
+        if rest := prompt[acts_from:-1]:
+            context.decode(rest)
+        found = {name: np.zeros((engine.model.n_layer, len(said)), np.float32) for name in adapters}
+        # one at a time: of a batch's last layer llama.cpp computes the last token alone
+        for place, token in enumerate([prompt[-1], *said[:-1]]):
+            watch.start()
+            context.decode([token])
+            for name, column in watch.ratios(owner, engine.model.n_layer).items():
+                found[name][:, place] = column
+            yield
+    return found
+
+
+class _Part(NamedTuple):
+    """One node's product."""
+
+    layer: int
+    target: str
+    matrix: int
+    """Address of a skill's B; 0 for the base's matrix."""
+    square: float
+
+
+class _Watch:
+    """Reads the products of base matrices and of adapters as llama.cpp computes them."""
+
+    def __init__(self) -> None:
+        self.parts: list[_Part] = []
+        self._describe = _ggml("ggml_op_desc", ctypes.c_char_p)
+        self._name = _ggml("ggml_get_name", ctypes.c_char_p)
+        self._data = _ggml("ggml_get_data", ctypes.c_void_p)
+        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
+
+    def start(self) -> None:
+        """Forget what was read."""
+        self.parts = []
+
+    def _seen(self, node: int, ask: bool, _user: Any) -> bool:
+        op = self._describe(node)
+        if op not in (b"MUL_MAT", b"SCALE"):
+            return not ask
+        operand = _pointer(node)
+        if op == b"SCALE":
+            operand = _pointer(operand) if self._describe(operand) == b"MUL_MAT" else 0
+        match = _TARGET.match(self._name(operand).decode()) if operand else None
+        if match is None or bool(match[3]) != (op == b"SCALE"):
+            return not ask
+        if not ask:
+            size = ctypes.c_int64.from_address(node + _NE).value
+            row = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._data(node)))
+            self.parts.append(_Part(int(match[1]), match[2], operand if match[3] else 0, float(row @ row)))
+        return True
+
+    def ratios(self, owner: dict[int, str], n_layer: int) -> dict[str, Floats]:
+        """(L,) by skill, of the last token decoded.
+
+        Args:
+            owner: skill by address of its B.
+            n_layer: L.
+
+        Raises:
+            Unsupported: no product could be found where a skill acts.
+        """
+        if owner and not any(part.matrix for part in self.parts):
+            raise Unsupported(
+                "this llama.cpp shows no adapter in its graph; install llama-cpp-python==0.3.36."
+            )
+        base = {(part.layer, part.target): part.square for part in self.parts if not part.matrix}
+        added = {name: np.zeros(n_layer) for name in owner.values()}
+        under = {name: np.zeros(n_layer) for name in owner.values()}
+        for part in self.parts:
+            if part.matrix:
+                name = owner[part.matrix]
+                added[name][part.layer] += part.square
+                under[name][part.layer] += base[part.layer, part.target]
+        return {
+            name: np.sqrt(added[name] / np.where(under[name] > 0, under[name], 1)).astype(np.float32)
+            for name in added
+        }
+
+
+def _pointer(node: int) -> int:
+    return ctypes.c_void_p.from_address(node + _SRC).value or 0
+
+
+def _ggml(name: str, result: Any) -> Any:
+    function = getattr(C._lib, name)  # the linker finds it in the copy of ggml that llama.cpp uses
+    function.argtypes, function.restype = [ctypes.c_void_p], result
+    return function

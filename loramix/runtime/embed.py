@@ -1,0 +1,53 @@
+"""Vectors of texts from the bare base: the mean of its hidden states at a middle layer, of length 1.
+
+Nothing was trained for it: near texts are near, but a model made for retrieval finds better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidPrompt
+from loramix.runtime.context import Context
+from loramix.runtime.llama import Model
+from loramix.runtime.session import reuse
+
+
+class Embedder:
+    """Makes vectors, in a context of its own.
+
+    Args:
+        model: the base.
+        n_ctx: most tokens of a text.
+        n_threads: threads for llama.cpp.
+    """
+
+    def __init__(self, model: Model, *, n_ctx: int, n_threads: int) -> None:
+        self._model, self._layer = model, model.n_layer // 2
+        self._context = Context(model, n_ctx=n_ctx, n_threads=n_threads, taps=[self._layer])
+
+    def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], int]:
+        """One vector a text.
+
+        Returns:
+            (texts, D) float32, rows of length 1; and how many tokens the texts have.
+
+        Raises:
+            InvalidPrompt: a text that is empty or longer than the context.
+        """
+        rows, count = [], 0
+        for text in texts:
+            # a first token's state is huge whatever it is: a token of ours takes that place
+            tokens = [max(self._model.bos, 0), *self._model.tokenize(text)]
+            if not 1 < len(tokens) <= self._context.n_ctx:
+                raise InvalidPrompt(
+                    f"a text to embed has {len(tokens) - 1} tokens; it must have 1 to {self._context.n_ctx - 1}."
+                )
+            self._context.decode(tokens[reuse(self._context, tokens) :])
+            mean = self._context.states(self._layer)[1:].mean(axis=0)
+            rows.append(mean / max(float(np.linalg.norm(mean)), 1e-12))
+            count += len(tokens) - 1
+        return np.stack(rows), count

@@ -1,0 +1,104 @@
+"""Answers that are measured when they are whole: a token at a time, between the tokens of other answers.
+
+Stands between the scheduler and whoever hears of the answers; see `loramix.runtime.contributions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loramix.errors import LoramixError
+from loramix.runtime.contributions import Contributions, measuring
+from loramix.runtime.engine import Engine
+from loramix.runtime.scheduler import named
+from loramix.runtime.stream import Stream
+
+if TYPE_CHECKING:
+    from loramix.runtime.worker import Pipe
+
+
+@dataclass(eq=False)
+class _Job:
+    number: int
+    stream: Stream
+    messages: list[dict[str, str]]
+    steps: Generator[None, None, Contributions] | None = None
+
+
+class Explainer:
+    """A `Listener` that holds the end of some answers back until they are measured.
+
+    Args:
+        engine: gives the answers.
+        pipe: hears of everything.
+    """
+
+    def __init__(self, engine: Engine, pipe: Pipe) -> None:
+        self._engine, self._pipe = engine, pipe
+        self._asked: dict[int, list[dict[str, str]]] = {}
+        self._jobs: list[_Job] = []
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def expect(self, number: int, messages: list[dict[str, str]]) -> None:
+        """Measure the answer of that number, which is about to begin, to these messages."""
+        self._asked[number] = messages
+
+    def started(self, number: int, stream: Stream) -> None:
+        """See `Listener`."""
+        self._pipe.started(number, stream)
+
+    def said(self, number: int, stream: Stream, text: str) -> None:
+        """See `Listener`."""
+        self._pipe.said(number, stream, text)
+
+    def ended(self, number: int, stream: Stream) -> None:
+        """See `Listener`."""
+        if number in self._asked:
+            self._jobs.append(_Job(number, stream, self._asked.pop(number)))
+        else:
+            self._pipe.ended(number, stream)
+
+    def failed(self, number: int, error: LoramixError) -> None:
+        """See `Listener`."""
+        self._asked.pop(number, None)
+        self._pipe.failed(number, error)
+
+    def step(self) -> None:
+        """Measure one token of the oldest answer that waits."""
+        if not self._jobs:
+            return
+        job = self._jobs[0]
+        try:
+            if job.steps is None:
+                answer = job.stream.answer
+                assert answer is not None
+                job.steps = measuring(self._engine, job.messages, answer)
+            next(job.steps)
+        except StopIteration as end:
+            self._jobs.remove(job)
+            found: Contributions = end.value
+            self._pipe.ended(job.number, job.stream, found.to_json())
+        except Exception as error:
+            self._jobs.remove(job)
+            self._pipe.failed(job.number, named(error))
+
+    def cancel(self, number: int) -> None:
+        """Measure that answer no more."""
+        self._asked.pop(number, None)
+        for job in [job for job in self._jobs if job.number == number]:
+            self._stop(job)
+            self._jobs.remove(job)
+
+    def restart(self) -> None:
+        """Begin anew, and hold no adapter until then, so that adapters can be freed."""
+        for job in self._jobs:
+            self._stop(job)
+
+    def _stop(self, job: _Job) -> None:
+        if job.steps is not None:
+            job.steps.close()
+        job.steps = None

@@ -1,0 +1,274 @@
+"""What stands before the server's endpoints: who may ask, from where, and how large a body may be.
+
+Pure ASGI, so that nothing is parsed before it has passed: Host (DNS rebinding), Origin (other sites' pages), the
+API key, the content type (pages can send text/plain anywhere without asking), size, depth and form of the JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+MAX_BODY = 2**20
+MAX_DEPTH = 32
+MAX_VALUES = 100_000
+BODY_S = 20.0
+"""For a whole body to arrive."""
+SEND_S = 30.0
+"""For a client to take a piece of an answer."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+OPEN = ("/health",)
+KEYED = ("/v1", "/api", "/metrics", "/openapi.json")
+
+
+class Refusal(Exception):
+    """A request that goes no further."""
+
+    def __init__(self, status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> None:
+        super().__init__(message)
+        self.status, self.headers = status, list(headers)
+
+
+class Policy(NamedTuple):
+    """Who may ask.
+
+    Args:
+        hosts: names that the Host header may give, beside those of this machine.
+        origins: web pages' origins that may ask, beside those of this machine.
+        api_key: what every request must bring; None for none.
+        any_address: any IP address may stand in the Host header, as where the server listens on all of them.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    origins: frozenset[str] = frozenset()
+    api_key: str | None = None
+    any_address: bool = False
+
+    def host_allowed(self, header: str) -> bool:
+        """Whether a Host header names this server."""
+        name = _host(header)
+        if name is None:
+            return False
+        if name in LOOPBACK or name in self.hosts:
+            return True
+        try:  # only a name can be pointed at somebody else's machine
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return self.any_address
+
+    def origin_allowed(self, origin: str) -> bool:
+        """Whether a page of that origin may ask."""
+        if origin in self.origins:
+            return True
+        try:
+            parts = urlsplit(origin)
+            rest = parts.path or parts.query or parts.fragment or parts.username
+            return parts.scheme in ("http", "https") and not rest and _host(parts.netloc) in LOOPBACK
+        except ValueError:
+            return False
+
+    def key_allowed(self, header: str) -> bool:
+        """Whether an Authorization header brings the key; compared in constant time."""
+        if self.api_key is None:
+            return True
+        scheme, _, given = header.partition(" ")
+        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.api_key.encode())
+        return right and scheme.lower() == "bearer"
+
+
+def _host(header: str) -> str | None:
+    """The name in ``name:port``, lower case, or None where there is none."""
+    name, port = header.strip().lower(), ""
+    if name.startswith("["):
+        name, closed, port = name[1:].partition("]")
+        if not closed or (port and not port.startswith(":")):
+            return None
+        port = port[1:]
+    elif name.count(":") == 1:
+        name, _, port = name.partition(":")
+    if not name or (port and not (port.isascii() and port.isdigit())):
+        return None
+    return name
+
+
+def _same_origin(origin: str, host: str) -> bool:
+    scheme, _, place = origin.lower().partition("://")
+    return scheme in ("http", "https") and place == host.strip().lower()
+
+
+class Guard:
+    """ASGI middleware that refuses, or hands on with the body read and checked.
+
+    Args:
+        app: what is guarded.
+        policy: who may ask.
+    """
+
+    def __init__(self, app: App, policy: Policy) -> None:
+        self._app, self._policy = app, policy
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            return
+        headers = {
+            name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
+        }
+        origin = headers.get("origin")
+        cors = [(b"vary", b"Origin"), (b"x-content-type-options", b"nosniff")]
+        if origin is not None and self._policy.origin_allowed(origin):
+            cors.append((b"access-control-allow-origin", origin.encode("latin-1")))
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message.get("headers", []), *cors]}
+            async with asyncio.timeout(SEND_S):
+                await send(message)
+
+        try:
+            self._check(scope, headers, origin)
+            if scope["method"] == "OPTIONS":
+                await _reply(guarded, 204, None, _preflight())
+                return
+            body = await _body(scope, headers, receive)
+        except Refusal as refusal:
+            await _reply(
+                guarded,
+                refusal.status,
+                error_body(scope["path"], str(refusal), refusal.status),
+                refusal.headers,
+            )
+            return
+        sent = False
+
+        async def replay() -> Message:
+            nonlocal sent
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": body, "more_body": False}
+            return await receive()
+
+        await self._app(scope, replay, guarded)
+
+    def _check(self, scope: MutableMapping[str, Any], headers: dict[str, str], origin: str | None) -> None:
+        policy, path = self._policy, scope["path"]
+        if not policy.host_allowed(headers.get("host", "")):
+            raise Refusal(
+                403, "the Host header names another server; start with --allow-host NAME to allow it."
+            )
+        own = origin is not None and _same_origin(origin, headers.get("host", ""))  # our page's
+        if origin is not None and not own and not policy.origin_allowed(origin):
+            raise Refusal(
+                403, "pages of this origin may not ask; start with --allow-origin ORIGIN to allow them."
+            )
+        keyed = any(path == part or path.startswith(f"{part}/") for part in KEYED)
+        if (
+            scope["method"] != "OPTIONS"
+            and keyed
+            and not policy.key_allowed(headers.get("authorization", ""))
+        ):
+            raise Refusal(
+                401,
+                "the API key is missing or wrong; send 'Authorization: Bearer KEY'.",
+                [("WWW-Authenticate", "Bearer")],
+            )
+
+
+async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receive: Receive) -> bytes:
+    """The whole body of a request, within bounds; of what has one, JSON that can be handed on."""
+    if scope["method"] in ("GET", "HEAD"):
+        return b""
+    length = headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > MAX_BODY:
+        raise Refusal(413, f"the body may have at most {MAX_BODY} bytes.")
+    pieces, size = [], 0
+    try:
+        async with asyncio.timeout(BODY_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refusal(400, "the body did not arrive.")
+                pieces.append(message.get("body", b""))
+                if (size := size + len(pieces[-1])) > MAX_BODY:
+                    raise Refusal(413, f"the body may have at most {MAX_BODY} bytes.")
+                if not message.get("more_body"):
+                    break
+    except TimeoutError:
+        raise Refusal(408, f"the body did not arrive within {BODY_S:g} s.") from None
+    body = b"".join(pieces)
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json" and (body or kind):
+        raise Refusal(415, "the body must be JSON: send 'Content-Type: application/json'.")
+    if body:
+        check_json(body)
+    return body
+
+
+def check_json(body: bytes) -> None:
+    """Refuse what is no JSON of a sane form, before a slower parser sees it.
+
+    Raises:
+        Refusal: not UTF-8, no JSON, NaN, nested deeper than `MAX_DEPTH`, or of too many values.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        deep = isinstance(error, RecursionError)
+        raise Refusal(
+            400, "the JSON is nested too deep." if deep else "the body is not valid JSON."
+        ) from None
+    level, depth, count = [value], 0, 1
+    while level:
+        inner: list[Any] = []
+        for item in level:
+            inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        depth, count, level = depth + 1, count + len(inner), inner
+        if depth > MAX_DEPTH or count > MAX_VALUES:
+            raise Refusal(400, f"the JSON may have {MAX_DEPTH} levels and {MAX_VALUES} values at most.")
+
+
+def error_body(path: str, message: str, status: int) -> dict[str, Any]:
+    """An error as the clients of a path expect it: Ollama's, or OpenAI's for all others."""
+    if path.startswith("/api/"):
+        return {"error": message}
+    kinds = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
+
+
+def _preflight() -> list[tuple[str, str]]:
+    return [
+        ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+        ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+        ("Access-Control-Max-Age", "600"),
+    ]
+
+
+async def _reply(
+    send: Send, status: int, content: dict[str, Any] | None, headers: Iterable[tuple[str, str]]
+) -> None:
+    body = json.dumps(content).encode() if content is not None else b""
+    fields = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), *headers]
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in fields]
+    await send({"type": "http.response.start", "status": status, "headers": raw})
+    await send({"type": "http.response.body", "body": body})

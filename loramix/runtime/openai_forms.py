@@ -1,0 +1,190 @@
+"""Answers in the forms that OpenAI's clients read: choices, chunks, log-probabilities, usage."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import struct
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol
+
+from loramix.errors import LoramixError
+from loramix.runtime import messages as m
+from loramix.runtime.guard import error_body
+from loramix.runtime.job import Job
+from loramix.runtime.service import Service, Whole, report
+
+Score = tuple[bytes, float, list[tuple[bytes, float]]]
+
+
+class Form(Protocol):
+    """How an endpoint writes its answers."""
+
+    def head(self, chunk: bool = False) -> dict[str, Any]:
+        """What every object begins with."""
+
+    def whole(self, index: int, answer: Whole) -> dict[str, Any]:
+        """A choice."""
+
+    def piece(self, index: int, text: str | None, scores: Sequence[Score], offset: int) -> dict[str, Any]:
+        """A choice of a chunk; without text the first one. ``offset``: characters before it."""
+
+    def last(self, index: int, answer: Whole) -> dict[str, Any]:
+        """The choice of the last chunk."""
+
+
+class Chat:
+    """Form of a chat's answer."""
+
+    def __init__(self, model: str) -> None:
+        self.model, self.id, self.created = model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
+
+    def head(self, chunk: bool = False) -> dict[str, Any]:
+        """See `Form`."""
+        kind = "chat.completion.chunk" if chunk else "chat.completion"
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+
+    def whole(self, index: int, answer: Whole) -> dict[str, Any]:
+        """See `Form`."""
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        scores = _chat_scores(answer.scores)
+        return {"index": index, "message": message, "finish_reason": _finish(answer), "logprobs": scores}
+
+    def piece(self, index: int, text: str | None, scores: Sequence[Score], offset: int) -> dict[str, Any]:
+        """See `Form`."""
+        delta = {"role": "assistant", "content": ""} if text is None else {"content": text}
+        return {"index": index, "delta": delta, "finish_reason": None, "logprobs": _chat_scores(scores)}
+
+    def last(self, index: int, answer: Whole) -> dict[str, Any]:
+        """See `Form`."""
+        return {"index": index, "delta": {}, "finish_reason": _finish(answer), "logprobs": None}
+
+
+class Completion:
+    """Form of a completion's answer."""
+
+    def __init__(self, model: str) -> None:
+        self.model, self.id, self.created = model, f"cmpl-{uuid.uuid4().hex}", int(time.time())
+
+    def head(self, chunk: bool = False) -> dict[str, Any]:
+        """See `Form`."""
+        return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
+
+    def whole(self, index: int, answer: Whole) -> dict[str, Any]:
+        """See `Form`."""
+        scores = _completion_scores(answer.scores, 0)
+        return {"index": index, "text": answer.text, "finish_reason": _finish(answer), "logprobs": scores}
+
+    def piece(self, index: int, text: str | None, scores: Sequence[Score], offset: int) -> dict[str, Any]:
+        """See `Form`."""
+        found = _completion_scores(scores, offset)
+        return {"index": index, "text": text or "", "finish_reason": None, "logprobs": found}
+
+    def last(self, index: int, answer: Whole) -> dict[str, Any]:
+        """See `Form`."""
+        return {"index": index, "text": "", "finish_reason": _finish(answer), "logprobs": None}
+
+
+def _chat_scores(scores: Sequence[Score]) -> dict[str, Any] | None:
+    if not scores:
+        return None
+    content = [{**_token(t, p), "top_logprobs": [_token(*pair) for pair in top]} for t, p, top in scores]
+    return {"content": content, "refusal": None}
+
+
+def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] | None:
+    if not scores:
+        return None
+    tokens = [token.decode("utf-8", "replace") for token, _, _ in scores]
+    offsets = [offset + sum(map(len, tokens[:i])) for i in range(len(tokens))]
+    top = [{t.decode("utf-8", "replace"): p for t, p in best} for _, _, best in scores]
+    values = [p for _, p, _ in scores]
+    return {"tokens": tokens, "token_logprobs": values, "top_logprobs": top, "text_offset": offsets}
+
+
+async def stream(
+    service: Service, jobs: list[Job], form: Form, n: int, with_usage: bool
+) -> AsyncIterator[dict[str, str]]:
+    """Chunks of one answer or several, as server-sent events; ``[DONE]`` last, also after an error.
+
+    Args:
+        service: where the jobs are.
+        jobs: the choices, ``n`` a prompt.
+        form: of the chunks.
+        n: choices a prompt.
+        with_usage: end with the tokens of all.
+    """
+    merged: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+
+    async def follow(index: int, job: Job) -> None:
+        try:
+            async for event in service.events(job):
+                merged.put_nowait((index, event))
+        except LoramixError as error:
+            merged.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(follow(i, job)) for i, job in enumerate(jobs)]
+    answers = [Whole() for _ in jobs]
+    open_ = len(jobs)
+    try:
+        while open_:
+            index, event = await merged.get()
+            if isinstance(event, LoramixError):
+                yield _event(error_body("/v1", str(event), event.http_status))
+                break
+            answer, before = answers[index], len(answers[index].text)
+            answer.add(event)
+            if isinstance(event, m.Started):
+                yield _event(
+                    {**form.head(True), "choices": [form.piece(index, None, [], 0)], "loramix": event.route}
+                )
+            elif isinstance(event, m.Said):
+                yield _event(
+                    {**form.head(True), "choices": [form.piece(index, event.text, event.scores, before)]}
+                )
+            else:
+                open_ -= 1
+                route = report(answer, jobs[index].waited)
+                yield _event({**form.head(True), "choices": [form.last(index, answer)], "loramix": route})
+        else:
+            if with_usage:
+                yield _event({**form.head(True), "choices": [], "usage": usage_of(answers, n)})
+        yield {"data": "[DONE]"}
+    finally:
+        for task in tasks:
+            task.cancel()
+        for job in jobs:
+            service.supervisor.leave(job)
+
+
+def _event(content: dict[str, Any]) -> dict[str, str]:
+    return {"data": json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+
+
+def usage_of(answers: Sequence[Whole], n: int) -> dict[str, Any]:
+    """Tokens of all choices; a prompt with ``n`` choices counts once."""
+    rows = [answer.ended.usage for answer in answers if answer.ended]
+    prompt, cached = (sum(row[name] for row in rows[::n]) for name in ("prompt_tokens", "cached_tokens"))
+    said = sum(row["completion_tokens"] for row in rows)
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": said,
+        "total_tokens": prompt + said,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def encoded(row: list[float]) -> str:
+    """A vector as base64 of little-endian float32, as OpenAI's own client asks for it."""
+    return base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode()
+
+
+def _finish(answer: Whole) -> str | None:
+    return answer.ended.finish_reason if answer.ended else None
+
+
+def _token(token: bytes, p: float) -> dict[str, Any]:
+    return {"token": token.decode("utf-8", "replace"), "logprob": p, "bytes": list(token)}

@@ -1,0 +1,40 @@
+"""The page at ``/``: files of our own, which may load nothing from elsewhere and build no HTML from text."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.staticfiles import StaticFiles
+
+from loramix.runtime.guard import Message, Receive, Send
+
+WEB = Path(__file__).with_name("web")
+HEADERS = {
+    # script may not set innerHTML and the like: whatever a prompt or an answer holds is text
+    "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; object-src 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",  # asked for again, and mostly answered with 304
+}
+
+
+class Page(StaticFiles):
+    """The page's files."""
+
+    def __init__(self) -> None:
+        super().__init__(directory=WEB, html=True)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one."""
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        await super().__call__(scope, receive, with_headers)

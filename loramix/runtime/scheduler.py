@@ -1,0 +1,236 @@
+"""Several answers at once: those that share a mix decode together in one batch, mixes take turns.
+
+An answer alone stays in the engine's own context. When others come its KV moves into the batch context, where
+adapters belong to the call and not to a sequence: so a mix keeps its turn for some tokens. Where room is short
+the youngest answer gives its KV up and is read anew later. One thread calls all of this.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from loramix.errors import LoramixError, NativeError
+from loramix.models.mixing import Mix
+from loramix.runtime.batch_context import BatchContext
+from loramix.runtime.engine import Engine
+from loramix.runtime.stream import Decoded, Stream, Wanted
+
+SLICE = 16
+"""Tokens that a mix decodes in a row while others wait: a change of adapters costs about one token's time."""
+
+_log = logging.getLogger(__name__)
+
+
+class Listener(Protocol):
+    """Who hears what becomes of the answers."""
+
+    def started(self, number: int, stream: Stream) -> None:
+        """The route is known."""
+
+    def said(self, number: int, stream: Stream, text: str) -> None:
+        """A piece of text."""
+
+    def ended(self, number: int, stream: Stream) -> None:
+        """The answer is whole."""
+
+    def failed(self, number: int, error: LoramixError) -> None:
+        """It will not be."""
+
+
+@dataclass(eq=False)
+class _Job:
+    number: int
+    stream: Stream
+    wanted: Wanted
+    sequence: int | None = None
+    """Where its KV is in the batch context."""
+    held: bool = False
+    """Whether its KV is in the engine's own context."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether its tokens must be read before it can go on."""
+        return self.sequence is None and not self.held
+
+
+class Scheduler:
+    """Runs answers side by side on an engine.
+
+    Args:
+        engine: nobody else may use it meanwhile.
+        listener: hears of pieces and ends.
+        parallel: most answers in one batch.
+        n_cells: tokens of all answers in the batch context together.
+    """
+
+    def __init__(self, engine: Engine, listener: Listener, *, parallel: int, n_cells: int = 4096) -> None:
+        self._engine, self._listener = engine, listener
+        self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
+        self._jobs: dict[int, _Job] = {}
+        self._batch: BatchContext | None = None
+        self._turns = 0  # tokens that the batch's mix has had in a row
+        self._served: dict[Mix, int] = {}
+        self._clock = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, number: int, open_stream: Callable[[], Stream]) -> None:
+        """Begin an answer.
+
+        Args:
+            number: how the listener hears of it.
+            open_stream: makes it, which routes the prompt.
+        """
+        try:
+            stream = open_stream()
+        except Exception as error:
+            self._listener.failed(number, named(error))
+            return
+        self._listener.started(number, stream)
+        wanted = self._listen(number, stream, stream.advance())
+        if wanted is not None:
+            self._jobs[number] = _Job(number, stream, wanted)
+
+    def cancel(self, number: int) -> None:
+        """End an answer here; one that has ended already is no error."""
+        if (job := self._jobs.get(number)) is not None:
+            job.stream.close()
+            self._forget(job)
+
+    def reload(self) -> bool:
+        """Take up the pack as it is on disk; see `Engine.reload`. Answers under way are read anew."""
+        for job in self._jobs.values():
+            self._give_up(job)
+        if self._batch is not None:
+            self._batch.become(None)  # its adapters may be freed
+        return self._engine.reload()
+
+    def step(self) -> None:
+        """Read one waiting prompt, if there is room, and one token more of the answers whose turn it is."""
+        waiting = next((job for job in self._jobs.values() if job.waits and self._fits(job)), None)
+        if waiting is not None:
+            for job in [job for job in self._jobs.values() if job.held and not job.stream.moves]:
+                self._settle(job)
+            self._alone(waiting)
+            if waiting.held and not waiting.stream.moves and len(self._jobs) > 1:
+                self._settle(waiting)
+        for job in [job for job in self._jobs.values() if job.held and job is not waiting]:
+            self._alone(job)
+        self._together(self._turn())
+
+    def _fits(self, job: _Job) -> bool:
+        if self._batch is None or len(self._jobs) == 1:
+            return True
+        margin = SLICE * len(self._jobs)
+        return self._batch.free > 0 and self._batch.used + len(job.wanted.tokens) + margin <= self._n_cells
+
+    def _alone(self, job: _Job) -> None:
+        """Decode in the engine's own context."""
+        try:
+            decoded = self._engine.decode(job.wanted)
+            job.held = True
+            self._feed(job, decoded)
+        except Exception as error:
+            self._fail(job, error)
+
+    def _settle(self, job: _Job) -> None:
+        """Move an answer's KV from the engine's context into the batch's."""
+        job.held = False
+        context = self._engine.holding(job.wanted)
+        try:
+            if self._batch is None:
+                self._batch = self._engine.batch_context(self._parallel, self._n_cells)
+            if context is not None and self._batch.free and self._fits(job):
+                job.sequence = self._batch.take(context, job.wanted.mix)
+        except Exception as error:
+            self._fail(job, error)
+
+    def _turn(self) -> list[_Job]:
+        """Answers of the mix that decodes now."""
+        batched = [job for job in self._jobs.values() if job.sequence is not None]
+        if not batched or self._batch is None:
+            return []
+        mixes = {job.wanted.mix for job in batched}
+        mix = self._batch.mix
+        if mix is None or mix not in mixes or (self._turns >= SLICE and len(mixes) > 1):
+            self._served = {known: when for known, when in self._served.items() if known in mixes}
+            mix = min(mixes, key=lambda m: (self._served.get(m, 0), str(m)))
+            self._turns = 0
+        self._turns += 1
+        self._clock += 1
+        self._served[mix] = self._clock
+        group = [job for job in batched if job.wanted.mix == mix]
+        while self._batch.used + len(group) > self._n_cells:
+            youngest = max(batched, key=lambda job: job.number)
+            self._give_up(youngest)
+            batched.remove(youngest)
+            group = [job for job in group if job is not youngest]
+        return group
+
+    def _together(self, group: list[_Job]) -> None:
+        """Decode one token for each of some answers of one mix."""
+        if not group or self._batch is None:
+            return
+        mix = group[0].wanted.mix
+        try:
+            if self._batch.mix != mix:
+                self._batch.become(mix, self._engine.adapters_of(mix))
+            tokens = {job.sequence: job.wanted.tokens[-1] for job in group if job.sequence is not None}
+            logits = self._batch.decode(tokens)
+        except Exception as error:
+            for job in group:
+                self._fail(job, error)
+            return
+        for job in group:
+            assert job.sequence is not None
+            try:
+                self._feed(job, Decoded(logits[job.sequence], len(job.wanted.tokens) - 1))
+            except Exception as error:
+                self._fail(job, error)
+
+    def _feed(self, job: _Job, decoded: Decoded) -> None:
+        before = job.wanted
+        wanted = self._listen(job.number, job.stream, job.stream.advance(decoded))
+        if wanted is None:
+            self._forget(job)
+            return
+        job.wanted = wanted
+        goes_on = wanted.mix == before.mix and len(wanted.tokens) == len(before.tokens) + 1
+        if not goes_on and not job.stream.moves:  # another mix answers now, from the prompt on
+            self._give_up(job)
+
+    def _listen(self, number: int, stream: Stream, item: str | Wanted | None) -> Wanted | None:
+        """Hand on what an answer says until it wants tokens, or ends."""
+        while isinstance(item, str):
+            self._listener.said(number, stream, item)
+            item = stream.advance()
+        if item is None:
+            self._listener.ended(number, stream)
+        return item
+
+    def _give_up(self, job: _Job) -> None:
+        """Forget an answer's KV; its tokens are read anew."""
+        if job.sequence is not None and self._batch is not None:
+            self._batch.release(job.sequence)
+        job.sequence, job.held = None, False
+
+    def _forget(self, job: _Job) -> None:
+        self._give_up(job)
+        self._jobs.pop(job.number, None)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        job.stream.close()
+        self._forget(job)
+        self._listener.failed(job.number, named(error))
+
+
+def named(error: Exception) -> LoramixError:
+    """The error as a client may see it; what nobody foresaw is logged whole."""
+    if isinstance(error, LoramixError):
+        return error
+    _log.error("an answer failed", exc_info=error)
+    return NativeError(f"the answer failed ({type(error).__name__}); the server's log says more.")

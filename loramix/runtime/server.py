@@ -1,0 +1,202 @@
+"""The server: endpoints on a service, behind the guard, and its life from the first worker to the last answer.
+
+Binds to this machine alone unless there is a key. Pulls nothing, and loads nothing that a request names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sse_starlette.sse import AppStatus
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+import loramix
+from loramix.errors import LoramixError
+from loramix.pack import Pack
+from loramix.runtime import api_explain, api_ollama, api_openai
+from loramix.runtime import messages as m
+from loramix.runtime.guard import App, Guard, Message, Policy, Receive, Send, error_body
+from loramix.runtime.job import Limits
+from loramix.runtime.page import Page
+from loramix.runtime.service import Service
+from loramix.runtime.supervisor import Supervisor
+
+GRACE_S = 8.0
+"""For running answers after a signal to end; what is left then gets an error."""
+
+
+def create_app(service: Service) -> FastAPI:
+    """The endpoints, unguarded.
+
+    Args:
+        service: the worker is started and ended with the app.
+    """
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await service.supervisor.close()
+
+    app = FastAPI(title="Loramix", version=loramix.__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app.include_router(api_openai.router(service))
+    app.include_router(api_explain.router(service))
+    app.include_router(api_ollama.router(service))
+    app.add_middleware(Counted, service=service)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Whether answers can be had: 200, or 503 while the worker starts."""
+        supervisor = service.supervisor
+        content = {
+            "status": "ok" if supervisor.ready else "starting",
+            "waiting": len(supervisor.waiting),
+            "active": len(supervisor.active),
+            "restarts": supervisor.restarts,
+        }
+        return JSONResponse(content, 200 if supervisor.ready else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Counters, as Prometheus reads them."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.exception_handler(LoramixError)
+    async def refused(request: Request, error: LoramixError) -> Response:
+        return _error(request, str(error), error.http_status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return _error(request, f"{place}: {first['msg']}", 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return _error(request, str(error.detail), error.status_code)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(request: Request, error: Exception) -> Response:
+        return _error(request, f"the server failed ({type(error).__name__}); its log says more.", 500)
+
+    app.mount("/", Page())
+    return app
+
+
+def _error(request: Request, message: str, status: int) -> Response:
+    path = request.url.path
+    if path.startswith("/api/") and status == 429:
+        status = 503  # what Ollama's clients know as "busy"
+    headers = {"Retry-After": "1"} if status in (429, 503) else None
+    return JSONResponse(error_body(path, message, status), status, headers)
+
+
+class Counted:
+    """ASGI middleware that counts requests by path and status.
+
+    Args:
+        app: what is counted.
+        service: has the counters.
+    """
+
+    def __init__(self, app: App, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                # the route's path, not what was asked for: anybody could fill the memory
+                path = getattr(scope.get("route"), "path", "other")
+                self._service.metrics.requests.labels(path, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose signals end the server in order and with exit code 0.
+
+    Args:
+        config: uvicorn's.
+        supervisor: told of the end.
+    """
+
+    def __init__(self, config: uvicorn.Config, supervisor: Supervisor) -> None:
+        super().__init__(config)
+        self._supervisor = supervisor
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals; unlike uvicorn's own, never raise them again at the end."""
+        loop = asyncio.get_running_loop()
+        old = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
+        self._loop = loop
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """End after the running answers; at the second signal at once."""
+        if self.should_exit:
+            self.force_exit = True
+            self._loop.call_soon_threadsafe(partial(self._supervisor.abort, kill=True))
+        self.should_exit = True
+        self._loop.call_soon_threadsafe(self._supervisor.drain)
+        self._loop.call_soon_threadsafe(partial(self._loop.call_later, GRACE_S, self._supervisor.abort))
+
+
+def serve(
+    settings: m.Settings,
+    limits: Limits,
+    policy: Policy,
+    *,
+    host: str,
+    port: int,
+) -> None:
+    """Serve until a signal comes.
+
+    Args:
+        settings: of the worker.
+        limits: of the queue.
+        policy: who may ask.
+        host: address to listen on.
+        port: 0 takes a free one; the log says which.
+
+    Raises:
+        LoramixError: the pack cannot be served.
+    """
+    asyncio.run(_serve(settings, limits, policy, host, port))
+
+
+async def _serve(settings: m.Settings, limits: Limits, policy: Policy, host: str, port: int) -> None:
+    AppStatus.enable_automatic_graceful_drain = False  # streams may end by themselves
+    supervisor = Supervisor(settings, limits)
+    service = Service(Pack.load(settings.pack), supervisor)
+    ready = await supervisor.start()
+    service.n_ctx = ready.n_ctx
+    try:
+        config = uvicorn.Config(
+            Guard(create_app(service), policy),
+            host=host,
+            port=port,
+            log_level="info",
+            access_log=False,
+            server_header=False,
+            limit_concurrency=512,
+            timeout_graceful_shutdown=int(GRACE_S) + 2,
+        )
+        await Server(config, supervisor).serve()
+    finally:
+        await supervisor.close()

@@ -1,0 +1,189 @@
+"""What all of the server's endpoints share: model names, requests to the worker, answers as they come or whole."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from loramix.errors import NotFound, RequestFailed, UsageError
+from loramix.models import bases
+from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
+from loramix.pack import Pack
+from loramix.paths import safe_join
+from loramix.runtime import messages as m
+from loramix.runtime.job import Job
+from loramix.runtime.metrics import Metrics
+from loramix.runtime.router import DEFAULT
+from loramix.runtime.supervisor import Supervisor
+
+T = TypeVar("T")
+Name = Annotated[str, Field(max_length=200)]
+Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
+
+
+class Options(BaseModel):
+    """The body's field ``loramix``: how to route."""
+
+    model_config = ConfigDict(extra="forbid")
+    policy: Literal["top1", "blend", "each", "token", "base"] | None = None
+    mix: Annotated[dict[Name, Scale], Field(max_length=MAX_ACTIVE)] | None = None
+    """``{skill: scale}`` instead of the gate."""
+
+
+@dataclass
+class Whole:
+    """An answer from its first to its last event."""
+
+    text: str = ""
+    scores: list[tuple[bytes, float, list[tuple[bytes, float]]]] = field(default_factory=list)
+    started: m.Started | None = None
+    ended: m.Ended | None = None
+
+    def add(self, event: m.Started | m.Said | m.Ended | m.Result) -> None:
+        """Take the next event up."""
+        if isinstance(event, m.Started):
+            self.started = event
+        elif isinstance(event, m.Said):
+            self.text += event.text
+            self.scores += event.scores
+        elif isinstance(event, m.Ended):
+            self.ended = event
+
+
+class Service:
+    """A pack that is served.
+
+    Args:
+        pack: its manifest; the worker has its own.
+        supervisor: of the worker.
+    """
+
+    def __init__(self, pack: Pack, supervisor: Supervisor) -> None:
+        self.pack, self.supervisor = pack, supervisor
+        self.metrics = Metrics(supervisor)
+        self.started = int(time.time())
+        self.n_ctx = supervisor.settings.n_ctx
+        base = bases.find(pack.manifest.base.name)
+        self.size = base.stat().st_size if base else 0
+
+    @property
+    def models(self) -> list[str]:
+        """Names that a client can give: the pack, each of its skills, the bare base."""
+        name = self.pack.name
+        return [name, *(f"{name}:{skill.name}" for skill in self.pack.skills), f"{name}:base"]
+
+    def target(self, model: str, options: Options | None = None) -> tuple[str, dict[str, float] | None]:
+        """Policy and mix that a model's name and the field ``loramix`` ask for.
+
+        Raises:
+            NotFound: no such model here.
+            UsageError: both name a mix.
+        """
+        pack, _, part = model.partition(":")
+        skills = {skill.name for skill in self.pack.skills}
+        known = pack == self.pack.name and (part in skills or part in ("", "base", "latest"))
+        if not known:
+            raise NotFound(f"no model {model[:80]!r} here; there are: {', '.join(self.models)}.")
+        named = {part: 1.0} if part in skills else {} if part == "base" else None
+        options = options or Options()
+        if named is not None and (options.mix is not None or options.policy is not None):
+            raise UsageError(f"model {model!r} names what answers; give 'loramix' with model {pack!r} only.")
+        mix = named if named is not None else options.mix
+        if mix is not None:
+            for skill in Mix.of(mix).scales:
+                self.pack.skill(skill)
+        return options.policy or DEFAULT, mix
+
+    def submit(self, requests: Sequence[m.Request]) -> list[Job]:
+        """Queue requests, all or none; see `Supervisor.submit`."""
+        return self.supervisor.submit(requests)
+
+    async def events(self, job: Job) -> AsyncIterator[m.Started | m.Said | m.Ended | m.Result]:
+        """A job's events, counted; who stops reading gives the job up."""
+        try:
+            async for event in job.events():
+                if isinstance(event, m.Started):
+                    self.metrics.routed(event.route)
+                elif isinstance(event, m.Ended):
+                    self.metrics.answered(event.usage, {**event.timings, "queue": job.waited})
+                yield event
+        finally:
+            self.supervisor.leave(job)
+
+    async def whole(self, job: Job) -> Whole:
+        """A job's whole answer."""
+        answer = Whole()
+        async for event in self.events(job):
+            answer.add(event)
+        return answer
+
+    async def result(self, request: m.Request) -> m.Result:
+        """Result of a request that is no answer."""
+        (job,) = self.submit([request])
+        async for event in self.events(job):
+            if isinstance(event, m.Result):
+                return event
+        raise RequestFailed("the worker gave no result.", 500)
+
+    def card(self, skill: str) -> str:
+        """A skill's card, as Markdown; its description where it has none."""
+        entry = self.pack.skill(skill)
+        if entry.card is None:
+            return entry.description
+        return safe_join(self.pack.directory, entry.card).read_text(encoding="utf-8", errors="replace")
+
+    async def reload(self) -> bool:
+        """Take up the pack as it is on disk now; whether anything was new."""
+        result = await self.result(m.Reload(number=0))
+        self.pack = Pack.load(self.pack.directory)
+        return bool(result.value)
+
+
+def report(answer: Whole, waited: float) -> dict[str, Any]:
+    """The field ``loramix`` of an answer: its route, and how long each phase took in seconds."""
+    route = answer.started.route if answer.started else {}
+    timings = {"queue": waited, **(answer.ended.timings if answer.ended else {})}
+    extra = {"mixes": answer.ended.mixes} if answer.ended and answer.ended.mixes else {}
+    return {**route, **extra, "timings": {name: round(seconds, 6) for name, seconds in timings.items()}}
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """Do work for a client, and drop it when the client leaves.
+
+    Raises:
+        RequestFailed: it left.
+    """
+    task: asyncio.Future[T] = asyncio.ensure_future(work)
+    left: asyncio.Future[Any] = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise RequestFailed("the client left.", 499)
+        return task.result()
+    finally:
+        left.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def giving_up(service: Service, jobs: Sequence[Job]) -> AsyncIterator[None]:
+    """Give up jobs that nobody reads any more."""
+    try:
+        yield
+    finally:
+        for job in jobs:
+            service.supervisor.leave(job)

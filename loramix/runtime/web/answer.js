@@ -1,0 +1,136 @@
+// One answer: streamed, shown with its route, explained on demand.
+
+import { ask, events, Failure } from "./api.js";
+import { announce, button, h } from "./dom.js";
+import { figures } from "./heatmap.js";
+import { bars, chips, timings, why } from "./route.js";
+import { TokenText } from "./text.js";
+
+/** An answer on its way, and when it has come. */
+export class Answer {
+  /**
+   * @param {string} model of the server.
+   * @param {{role: string, content: string}[]} messages that it answers.
+   * @param {{policy?: string, mix?: Object<string, number>}} options how to route.
+   * @param {{label: string, work: Function, again: Function, more?: HTMLElement[]}} place `work` runs one thing at
+   *   a time with a signal to stop it, `again` asks anew after an error, `more` are buttons beside ours.
+   */
+  constructor(model, messages, options, place) {
+    Object.assign(this, { model, messages, options, place });
+    this.text = new TokenText();
+    this.route = null;
+    this.done = false;
+    this.note = h("p", { class: "note", hidden: true });
+    this.head = h("header", {}, h("h3", {}, place.label));
+    this.side = h("aside", { class: "route", "aria-label": "Why this answer" });
+    this.actions = h("p", { class: "actions", hidden: true });
+    this.explained = h("section", { class: "explained", tabIndex: -1, "aria-label": "Measured contributions" });
+    const body = h("div", { class: "body" }, this.text.node, this.note, this.actions);
+    this.node = h(
+      "section",
+      { class: "answer waiting", "aria-label": place.label },
+      this.head,
+      h("div", { class: "columns" }, body, this.side),
+    );
+  }
+
+  get body() {
+    return { model: this.model, messages: this.messages, loramix: this.options };
+  }
+
+  /** Stream it; what goes wrong is shown here, and nothing is thrown. */
+  async run(signal) {
+    this.node.setAttribute("aria-busy", "true");
+    try {
+      const extra = { stream: true, stream_options: { include_usage: true }, logprobs: true };
+      const body = { ...this.body, ...extra };
+      const response = await ask("/v1/chat/completions", { body, signal, busy: (text) => this.say(text) });
+      for await (const event of events(response)) this.take(event);
+      this.done = true;
+      announce(`Answer by ${this.by}: ${this.text.plain}`);
+    } catch (error) {
+      this.failed(error);
+    }
+    this.node.classList.remove("waiting");
+    this.node.removeAttribute("aria-busy");
+    if (this.route) this.finish();
+  }
+
+  get by() {
+    const steps = [this.route.mix, ...this.route.then];
+    return steps.map((mix) => Object.keys(mix).join(" and ") || "base").join(", then ");
+  }
+
+  take({ choices, loramix, usage }) {
+    const choice = choices[0];
+    if (loramix && !this.route) {
+      this.route = loramix;
+      this.text.begin(loramix);
+      this.head.append(chips(loramix));
+      this.side.replaceChildren(...[why(loramix), bars(loramix)].filter(Boolean));
+    } else if (loramix) {
+      this.report = loramix;
+      if (loramix.mixes) this.text.mixed(loramix.mixes);
+    }
+    if (usage) this.usage = usage;
+    if (choice?.delta.content) {
+      this.node.classList.remove("waiting");
+      this.text.add(choice.delta.content, choice.logprobs?.content ?? []);
+    }
+    if (choice?.finish_reason === "length") this.say("The answer was cut at its longest length.");
+  }
+
+  finish() {
+    if (this.done && !this.text.plain) this.say("The answer is empty.");
+    if (this.report) this.side.append(timings(this.report, this.usage));
+    if (!this.done) return;
+    const measured = button("Show contributions", () => this.explain(measured), { class: "explain" });
+    this.actions.append(measured, ...(this.place.more ?? []));
+    this.actions.hidden = false;
+  }
+
+  failed(error) {
+    if (error.name === "AbortError") {
+      this.say("Stopped.");
+      announce("Stopped.");
+    } else {
+      this.say(error instanceof Failure ? error.message : `This page failed: ${error.message}`, true);
+    }
+    this.note.append(" ", button("Try again", () => this.place.again()));
+  }
+
+  say(text, wrong = false) {
+    this.note.textContent = text;
+    this.note.hidden = !text;
+    this.note.classList.toggle("wrong", wrong);
+    if (wrong) this.note.setAttribute("role", "alert");
+    else this.note.removeAttribute("role");
+  }
+
+  /** Ask for the same answer with what each skill added, and draw that. */
+  explain(trigger) {
+    return this.place.work(async (signal) => {
+      trigger.disabled = true;
+      trigger.textContent = "Measuring …";
+      try {
+        const busy = (text) => this.say(text);
+        const found = await (await ask("/v1/explain", { body: this.body, signal, busy })).json();
+        const { contributions } = found;
+        if (found.text !== this.text.plain) {
+          this.say("This time the answer came out differently; what is shown below belongs to the new one.");
+        }
+        this.text.measured(contributions);
+        const own = this.text.tokens.map(({ text }) => text);
+        if (own.length === contributions.tokens.length) contributions.tokens = own;
+        this.explained.replaceChildren(...figures(contributions, this.place.label));
+        trigger.remove();
+        this.explained.focus({ preventScroll: true });
+        this.explained.scrollIntoView({ block: "nearest" });
+      } catch (error) {
+        if (error.name !== "AbortError") this.say(error.message, true);
+        trigger.disabled = false;
+        trigger.textContent = "Show contributions";
+      }
+    });
+  }
+}

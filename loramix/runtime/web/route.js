@@ -1,0 +1,81 @@
+// Beside an answer: which mix answered, why, what the gate thought, and how long it took.
+
+import { count, dot, duration, h, paint, percent, scale, sentence } from "./dom.js";
+
+const SHOWN = 5; // bars, beside those of the skills that answer
+const LEAST = 0.005;
+
+/** The mix as chips: “summarize 1 → sentiment 1”. */
+export function chips(route) {
+  const steps = [route.mix, ...route.then];
+  const parts = steps.flatMap((mix, i) => [
+    i ? h("span", { class: "then" }, "then") : null,
+    ...Object.entries(mix).map(([name, value]) =>
+      h("span", { class: "chip" }, dot(name), name, h("span", { class: "number" }, `×${scale(value)}`)),
+    ),
+    Object.keys(mix).length ? null : h("span", { class: "chip" }, dot("base"), "base"),
+  ]);
+  return h("p", { class: "chips" }, parts);
+}
+
+/** The gate's probabilities as bars; without a gate's decision the scales of the mix. */
+export function bars(route) {
+  const chosen = new Set([route.mix, ...route.then].flatMap((mix) => Object.keys(mix)));
+  if (!chosen.size) chosen.add("base");
+  const chances = Object.entries(route.probabilities).sort((a, b) => b[1] - a[1]);
+  if (!chances.length) {
+    const scales = Object.entries(route.mix);
+    if (!scales.length) return null;
+    const top = Math.max(1, ...scales.map(([, value]) => value));
+    return list("Scale of each skill", scales.map(([name, value]) => bar(name, value / top, scale(value), true)));
+  }
+  const shown = chances.filter(([name, p], i) => chosen.has(name) || (i < SHOWN && p >= LEAST));
+  const rest = chances.length - shown.length;
+  const rows = shown.map(([name, p]) => bar(name, p, percent(p), chosen.has(name)));
+  if (rest) {
+    const next = chances.find((chance) => !shown.includes(chance))[1];
+    rows.push(h("li", { class: "rest" }, `${rest} more, each ${percent(next)} or less`));
+  }
+  return list("What the gate thinks fits", rows);
+}
+
+function list(title, rows) {
+  return h("div", { class: "bars" }, h("h4", {}, title), h("ul", {}, rows));
+}
+
+function bar(name, share, text, chosen) {
+  const fill = h("span", { class: "fill" });
+  fill.style.setProperty("--share", share.toFixed(4));
+  return paint(
+    h(
+      "li",
+      { class: chosen ? "bar chosen" : "bar" },
+      h("span", { class: "name" }, name),
+      h("span", { class: "track", "aria-hidden": "true" }, fill),
+      h("span", { class: "number" }, text, chosen ? h("span", { class: "unseen" }, ", answers") : null),
+    ),
+    chosen ? name : null,
+  );
+}
+
+export const why = (route) => h("p", { class: "why" }, sentence(route.reason));
+
+/** Route, first token, all, and speed. */
+export function timings({ timings: t }, usage) {
+  const routing = (t.features ?? 0) + (t.gate ?? 0);
+  const said = usage?.completion_tokens ?? 0;
+  const rows = [
+    t.queue >= 0.005 ? ["queue", duration(t.queue)] : null,
+    routing ? ["route", duration(routing)] : null,
+    ["first token", duration(t.first_token)],
+    ["in all", duration(t.total)],
+    said > 1 ? ["speed", `${((said - 1) / (t.total - t.first_token)).toFixed(0)} tokens/s`] : null,
+    usage ? ["prompt", count(usage.prompt_tokens, "token")] : null,
+    usage ? ["answer", count(said, "token")] : null,
+  ];
+  return h(
+    "dl",
+    { class: "timings" },
+    rows.filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))),
+  );
+}

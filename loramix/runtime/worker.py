@@ -1,0 +1,187 @@
+"""``python -m loramix.runtime.worker SETTINGS``: the engine in a process of its own, requests in, replies out.
+
+llama.cpp ends the process on what it does not like, and nothing in the process can catch that: so the server
+keeps it in this one, and `loramix.runtime.supervisor` starts another.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from loramix.errors import LoramixError
+from loramix.runtime import messages as m
+from loramix.runtime.engine import Engine
+from loramix.runtime.explaining import Explainer
+from loramix.runtime.grammar import schema_to_grammar
+from loramix.runtime.scheduler import Scheduler, named
+from loramix.runtime.stream import Stream
+
+
+class Pipe:
+    """Says to the server what becomes of the answers.
+
+    Args:
+        descriptor: the pipe's end to write to.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._scored: dict[int, int] = {}  # scores that were sent
+
+    def send(self, reply: m.Reply) -> None:
+        """Write a reply."""
+        m.write_all(self._descriptor, m.frame(reply))
+
+    def started(self, number: int, stream: Stream) -> None:
+        """See `Listener`."""
+        self.send(m.Started(number=number, route=stream.route.to_json(), timings=stream.route.timings))
+
+    def said(self, number: int, stream: Stream, text: str) -> None:
+        """See `Listener`."""
+        piece = stream.piece
+        done = self._scored.get(number, 0)
+        self._scored[number] = len(stream.scores)
+        scores = [
+            (piece(s.token), s.log_probability, [(piece(t), p) for t, p in s.top])
+            for s in stream.scores[done:]
+        ]
+        self.send(m.Said(number=number, text=text, scores=scores))
+
+    def ended(self, number: int, stream: Stream, contributions: dict[str, Any] | None = None) -> None:
+        """See `Listener`; with what was measured, where that was asked for."""
+        answer = stream.answer
+        assert answer is not None
+        if len(stream.scores) > self._scored.get(number, 0):  # of tokens that gave no text of their own
+            self.said(number, stream, "")
+        self._scored.pop(number, None)
+        mixes = [mix.to_json() for mix in answer.mixes] if len(set(answer.mixes)) > 1 else []
+        self.send(
+            m.Ended(
+                number=number,
+                finish_reason=answer.finish_reason,
+                usage=answer.usage,
+                timings=answer.timings,
+                mixes=mixes,
+                contributions=contributions,
+            )
+        )
+
+    def failed(self, number: int, error: LoramixError) -> None:
+        """See `Listener`."""
+        self._scored.pop(number, None)
+        self.send(m.Failed(number=number, message=str(error), status=error.http_status))
+
+
+class Worker:
+    """Carries out requests, one message at a time, answers side by side.
+
+    Args:
+        engine: the pack, open.
+        pipe: to the server.
+        settings: how many answers at once.
+    """
+
+    def __init__(self, engine: Engine, pipe: Pipe, settings: m.Settings) -> None:
+        self._engine, self._pipe = engine, pipe
+        self._explainer = Explainer(engine, pipe)
+        self._scheduler = Scheduler(
+            engine, self._explainer, parallel=settings.parallel, n_cells=settings.n_cells
+        )
+
+    def run(self, inbox: queue.SimpleQueue[m.Request | None]) -> None:
+        """Work until None comes."""
+        while True:
+            while not inbox.empty() or not (len(self._scheduler) or len(self._explainer)):
+                request = inbox.get()
+                if request is None:
+                    return
+                self._handle(request)
+            self._scheduler.step()
+            self._explainer.step()
+
+    def _handle(self, request: m.Request) -> None:
+        if isinstance(request, m.Answer):
+            if request.explain:
+                self._explainer.expect(request.number, request.messages)
+            self._scheduler.add(request.number, lambda: self._open(request))
+        elif isinstance(request, m.Cancel):
+            self._scheduler.cancel(request.number)
+            self._explainer.cancel(request.number)
+            self._pipe.send(m.Failed(number=request.number, message="the request was cancelled.", status=499))
+        else:
+            try:
+                self._pipe.send(self._result(request))
+            except Exception as error:
+                self._pipe.failed(request.number, named(error))
+
+    def _open(self, request: m.Answer) -> Stream:
+        schema = request.json_schema
+        sampling: dict[str, Any] = dict(request.sampling)
+        return self._engine.stream(
+            request.messages,
+            policy=request.policy,
+            mix=request.mix,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            grammar=schema_to_grammar(schema) if schema is not None else None,
+            top_logprobs=request.top_logprobs,
+            **sampling,
+        )
+
+    def _result(self, request: m.Route | m.Embed | m.Reload) -> m.Result:
+        if isinstance(request, m.Route):
+            route = self._engine.route(request.messages, policy=request.policy)
+            return m.Result(number=request.number, value={**route.to_json(), "timings": route.timings})
+        if isinstance(request, m.Embed):
+            vectors, tokens = self._engine.embed(request.texts)
+            return m.Result(number=request.number, value=[row.tolist() for row in vectors], tokens=tokens)
+        self._explainer.restart()
+        return m.Result(number=request.number, value=self._scheduler.reload())
+
+
+def _listen(inbox: queue.SimpleQueue[m.Request | None]) -> None:
+    """Hand requests on; where the server has gone nobody is left to answer."""
+    with os.fdopen(0, "rb", closefd=False) as file:
+        while (request := m.read_request(file)) is not None:
+            inbox.put(request)
+    inbox.put(None)
+    threading.Event().wait(5)
+    os._exit(0)  # the engine is deep in a prompt that nobody wants
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Open the engine and serve stdin until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s worker: %(message)s")
+    settings = msgspec.json.decode(arguments[0], type=m.Settings)
+    pipe = Pipe(os.dup(1))
+    os.dup2(2, 1)  # whatever a library prints must not meet our messages
+    try:
+        engine = Engine.open(
+            settings.pack,
+            n_ctx=settings.n_ctx,
+            n_threads=settings.n_threads,
+            contexts=settings.contexts,
+        )
+    except LoramixError as error:
+        pipe.failed(0, error)
+        return error.exit_code
+    with engine:
+        inbox: queue.SimpleQueue[m.Request | None] = queue.SimpleQueue()
+        threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+        pipe.send(m.Ready(number=0, n_ctx=engine.n_ctx, n_ctx_train=engine.model.n_ctx_train))
+        Worker(engine, pipe, settings).run(inbox)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

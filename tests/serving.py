@@ -1,0 +1,93 @@
+"""A server in a process of its own, as a user starts it, and small clients for it."""
+
+from __future__ import annotations
+
+import os
+import queue
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+ASK = {"role": "user", "content": "the quick brown fox jumps"}
+
+
+class Served:
+    """A running server.
+
+    Args:
+        process: it.
+        lines: its log, as it comes.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], lines: queue.Queue[str], log: list[str]) -> None:
+        self.process, self._lines, self.log = process, lines, log
+        self.url = self.wait_for(r"running on (http://\S+)").group(1)
+        self.http = httpx.Client(base_url=self.url, timeout=60)
+
+    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+        """The next line of the log that matches."""
+        while True:
+            try:
+                line = self._lines.get(timeout=seconds)
+            except queue.Empty:
+                raise AssertionError(f"no {pattern!r} in the log: {self.log}") from None
+            if found := re.search(pattern, line):
+                return found
+            if not line:
+                raise AssertionError(f"the server ended: {self.log}")
+
+    def post(self, path: str, **body: Any) -> httpx.Response:
+        """POST JSON."""
+        return self.http.post(path, json=body)
+
+    def chat(self, model: str = "tiny", **body: Any) -> httpx.Response:
+        """A chat."""
+        return self.post("/v1/chat/completions", model=model, **{"messages": [ASK], **body})
+
+    def workers(self) -> list[int]:
+        """Processes of the worker."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(child) for child in children.split()]
+
+
+@contextmanager
+def served(pack: Path | str, *options: str, **environment: str) -> Iterator[Served]:
+    """Start ``loramix serve``, and end it."""
+    command = [sys.executable, "-m", "loramix", "serve", "-p", str(pack), "--port", "0", *options]
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parent.parent,
+    )
+    lines: queue.Queue[str] = queue.Queue()
+    log: list[str] = []
+
+    def follow() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.append(line)
+            lines.put(line)
+        lines.put("")
+
+    reader = threading.Thread(target=follow, daemon=True)
+    reader.start()
+    try:
+        yield Served(process, lines, log)
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        process.wait()
+        reader.join(5)

@@ -1,0 +1,157 @@
+"""Answers side by side: each is what it would be alone, whatever the others do."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import random_gate
+
+from loramix import Engine
+from loramix.errors import LoramixError, UnknownSkill
+from loramix.models import bases
+from loramix.pack_edit import remove_skill, set_gate
+from loramix.runtime.scheduler import Scheduler
+from loramix.runtime.stream import Stream
+
+MIXES: list[dict[str, Any]] = [
+    {"mix": "base"},
+    {"mix": "sentiment"},
+    {"mix": "summarize"},
+    {"mix": "sentiment=0.5,summarize=0.5"},
+    {"policy": "each"},
+    {"policy": "token"},
+]
+
+
+class Heard:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.texts: dict[int, str] = {}
+        self.answers: dict[int, Any] = {}
+        self.errors: dict[int, LoramixError] = {}
+
+    def started(self, number: int, stream: Stream) -> None:
+        self.texts[number] = ""
+
+    def said(self, number: int, stream: Stream, text: str) -> None:
+        self.texts[number] += text
+
+    def ended(self, number: int, stream: Stream) -> None:
+        self.answers[number] = stream.answer
+
+    def failed(self, number: int, error: LoramixError) -> None:
+        self.errors[number] = error
+
+
+def requests(count: int) -> list[tuple[str, dict[str, Any]]]:
+    rng = random.Random(1)
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "box",
+    ]
+    found = []
+    for i in range(count):
+        options = {**MIXES[i % len(MIXES)], "max_tokens": rng.randrange(1, 40)}
+        if i % 5 == 0:
+            options |= {"temperature": 1.0, "seed": i}
+        found.append((" ".join(rng.choices(words, k=rng.randrange(1, 12))), options))
+    return found
+
+
+def run(engine: Any, asked: list[tuple[str, dict[str, Any]]], **options: Any) -> Heard:
+    heard = Heard()
+    scheduler = Scheduler(engine, heard, **options)
+    waiting = list(enumerate(asked))
+    while waiting or len(scheduler):
+        while waiting and len(scheduler) < options["parallel"]:
+            number, (prompt, how) = waiting.pop(0)
+            scheduler.add(number, lambda prompt=prompt, how=how: engine.stream(prompt, **how))
+        scheduler.step()
+    assert not heard.errors
+    return heard
+
+
+@pytest.mark.parametrize("n_cells", [4096, 256])
+def test_answers_side_by_side_are_those_of_one_at_a_time(tiny_engine: Any, n_cells: int) -> None:
+    """With little room answers give their place up and come back."""
+    asked = [(prompt, {**how, "top_logprobs": 2}) for prompt, how in requests(30)]
+    alone = [tiny_engine.generate(prompt, **how) for prompt, how in asked]
+    heard = run(tiny_engine, asked, parallel=6, n_cells=n_cells)
+    for number, answer in enumerate(alone):
+        found = heard.answers[number]
+        assert (found.text, found.tokens, found.mixes) == (answer.text, answer.tokens, answer.mixes)
+        ours, theirs = ([s.log_probability for s in a.scores] for a in (found, answer))
+        assert ours == pytest.approx(theirs, abs=0.1)  # float32 weights: kernels differ by batch size
+        assert found.usage["completion_tokens"] == len(answer.tokens)
+        assert heard.texts[number] == answer.text
+
+
+def test_answers_of_one_mix_are_decoded_in_one_batch(
+    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loramix.runtime.batch_context import BatchContext
+
+    sizes: list[int] = []
+    decode = BatchContext.decode
+
+    def counted(self: BatchContext, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return decode(self, tokens)
+
+    monkeypatch.setattr(BatchContext, "decode", counted)
+    run(tiny_engine, [(f"dog {i}", {"mix": "sentiment", "max_tokens": 30}) for i in range(8)], parallel=8)
+    assert max(sizes) == 8 and len(sizes) < 60  # one by one it would be 240
+
+
+def test_one_that_is_cancelled_or_fails_leaves_the_others(tiny_engine: Any) -> None:
+    asked = requests(6)
+    alone = [tiny_engine.generate(prompt, **how).tokens for prompt, how in asked]
+    heard = Heard()
+    scheduler = Scheduler(tiny_engine, heard, parallel=8)
+    for number, (prompt, how) in enumerate(asked):
+        scheduler.add(number, lambda prompt=prompt, how=how: tiny_engine.stream(prompt, **how))
+    long = {"mix": "sentiment", "max_tokens": 100}
+    scheduler.add(77, lambda: tiny_engine.stream("a dog", **long))
+    scheduler.add(88, lambda: tiny_engine.stream("a dog", mix="nobody"))
+    for _ in range(12):
+        scheduler.step()
+    scheduler.cancel(77)
+    while len(scheduler):
+        scheduler.step()
+    assert isinstance(heard.errors[88], UnknownSkill)
+    assert 77 not in heard.answers and len(heard.texts[77]) > 0
+    assert [heard.answers[number].tokens for number in range(6)] == alone
+
+
+def test_a_pack_that_changes_while_answers_run(pack: Path, tiny_base: Path) -> None:
+    with Engine.open(pack, n_ctx=256, n_threads=1) as engine:
+        asked = [("a lazy dog", {"mix": mix, "max_tokens": 40}) for mix in ("sentiment", "summarize") * 2]
+        alone = engine.generate("a lazy dog", mix="sentiment", max_tokens=40).tokens
+        heard = Heard()
+        scheduler = Scheduler(engine, heard, parallel=4)
+        for number, (prompt, how) in enumerate(asked):
+            scheduler.add(number, lambda prompt=prompt, how=how: engine.stream(prompt, **how))
+        for _ in range(20):
+            scheduler.step()
+        remove_skill(pack, "summarize")
+        set_gate(pack, random_gate(["sentiment"], bases.digest(tiny_base)))
+        assert scheduler.reload() is True
+        while len(scheduler):
+            scheduler.step()
+        assert sorted(heard.errors) == [1, 3] and isinstance(heard.errors[1], UnknownSkill)
+        assert [heard.answers[number].tokens for number in (0, 2)] == [alone, alone]
