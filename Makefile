@@ -111,5 +111,5 @@ $(VENV)/.dev.stamp: $(VENV)/.runtime.stamp
 $(VENV)/.train.stamp: $(VENV)/.dev.stamp
 	@echo "==> $(TORCH) and what training needs"
 	@$(PIP) install $(TORCH)
-	@$(INSTALL) -e '.[train,serve,dev]'
+	@$(INSTALL) -e '.[train,hub,serve,llm,dev]'
 	@touch $@
