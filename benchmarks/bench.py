@@ -61,7 +61,10 @@ def table(found: Mapping[str, Any]) -> list[str]:
     for row in columns["default pack"]:
         lines.append(f"| {row} | " + " | ".join(f"{column[row]:.2f}" for column in columns.values()) + " |")
     pack, crowd = found["pack"], found["crowd"]
-    first, switch = pack["first token, 100-token prompt"], pack["first token after a switch, 1,000-token chat"]
+    first, switch = (
+        pack["first token, 100-token prompt"],
+        pack["first token after a switch, 1,000-token chat"],
+    )
     wise, idle = pack["token-wise"]["per token"], crowd["decode"]
     switches = pack["switches"]
     lines += [
