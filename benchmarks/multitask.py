@@ -1,6 +1,6 @@
 """One LoRA for many skills: as many parameters as their adapters together, all their training rows.
 
-    python benchmarks/multitask.py train --data DATA/skills --out RUN [--skill NAME]… [--share 1.0]
+    python benchmarks/multitask.py train --data DATA/skills --out RUN [--skill NAME]… [--share 1.0] [--max-steps N]
     python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
 
 The rival that needs no gate. Every skill brings the rows that its own adapter saw, or a share of them, in the
@@ -104,7 +104,8 @@ OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
 @OUT
 @click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-def train(data: Path, out: Path, skills: tuple[str, ...], share: float) -> None:
+@click.option("--max-steps", type=click.IntRange(1), help="Stop sooner; the last quarter of them cools down.")
+def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_steps: int | None) -> None:
     """Train it; killed, the same command goes on."""
     recipes = [load_recipe(name) for name in skills or shipped()]
     rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)), share)]
@@ -114,13 +115,14 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float) -> None:
     names = [recipe.name for recipe in recipes]
     recipe = merged(recipes, rank_for(Pack.load(bases.DEFAULT), base, names))
     n_train = sum(row.split == "train" for row in rows)
+    seen = min(n_train, max_steps * recipe.training.batch_size if max_steps else n_train)
     what = (
-        f"Rank {recipe.lora.r}, as many parameters as the {len(names)} adapters together, one pass over "
-        f"{n_train} rows: {share:.0%} of what the adapters saw."
+        f"Rank {recipe.lora.r}, as many parameters as the {len(names)} adapters together, trained on {seen} rows: "
+        f"{share * seen / n_train:.0%} of what the adapters saw."
     )
     write_text(out / WHAT, json.dumps({"what": what, "names": names}))
     with Display() as display:
-        result = train_skill(recipe, rows, base, out, resume=True, report=display.update)
+        result = train_skill(recipe, rows, base, out, resume=True, max_steps=max_steps, report=display.update)
     click.echo(f"{result.directory}: dev loss {result.dev_loss:.4f}")
 
 
