@@ -81,9 +81,18 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def _scale_rope(model: Any, path: Path) -> None:
-    """Slow the rotary frequencies as a GGUF says (linear, llama3), which transformers does not read from it."""
+    """Slow the rotary frequencies as a GGUF says (linear, llama3), which transformers does not read from it.
+
+    Raises:
+        Unsupported: the GGUF has biases, which transformers does not read either.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         found = read_gguf(data, str(path))
+        if any(name.endswith(".bias") for name in found.tensors):
+            raise Unsupported(
+                f"{path} has biases, which transformers drops when it reads a GGUF; "
+                "train on the Hugging Face directory that it was made from."
+            )
         factors = found.tensors.get("rope_freqs.weight")
         divisor = torch.ones(()) if factors is None else torch.tensor(tensor_values(data, factors).tolist())
     if found.metadata.get("llama.rope.scaling.type") == "linear":
