@@ -260,6 +260,18 @@ BAD: dict[str, tuple[Any, type[LoramixError], str]] = {
     "normalizer": (lambda d: edit(d, normalizer={"type": "NFC"}), Unsupported, "NFC, Digits then ByteLevel"),
     "merges ignored": (lambda d: edit(d, model__ignore_merges=True), Unsupported, "ignore_merges True"),
     "no pre-tokenizer": (lambda d: edit(d, pre_tokenizer=None), Unsupported, "smollm"),
+    "numbers for parts": (
+        lambda d: edit(d, pre_tokenizer={"type": "Sequence", "pretokenizers": 5}),
+        Unsupported,
+        "no n",
+    ),
+    "numbers among parts": (
+        lambda d: edit(d, pre_tokenizer={"type": "Sequence", "pretokenizers": [5]}),
+        Unsupported,
+        "smollm",
+    ),
+    "merges a number": (lambda d: edit(d, model__merges=5), InvalidArtifact, "no merges"),
+    "added tokens a number": (lambda d: edit(d, added_tokens=5), InvalidArtifact, "settings"),
     "no merges": (lambda d: edit(d, model__merges=[]), InvalidArtifact, "no merges"),
     "merges of three": (lambda d: edit(d, model__merges=[["a", "b", "c"]]), InvalidArtifact, "settings"),
     "id is text": (lambda d: edit(d, model__vocab={"a": "1"}), InvalidArtifact, "no numbers"),

@@ -123,7 +123,7 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
     if not model.get("byte_fallback"):
         return _Found("gpt2", _pre_tokenizer(tokenizer, path), pieces)
     order: dict[str, float] = {}
-    for merge in model.get("merges") or []:
+    for merge in _listed(model.get("merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
             raise InvalidArtifact(f"{path} has a merge that is no pair: {merge!r:.60}; download it again.")
@@ -138,12 +138,16 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
 
 
 def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, out of their sequences."""
+    """The parts of a normalizer or pre-tokenizer, out of their sequence."""
     if not isinstance(part, dict):
         return []
-    if part.get("type") == "Sequence":
-        return [step for each in part.get(inner) or [] for step in _steps(each, inner)]
-    return [part]
+    steps = _listed(part.get(inner)) if part.get("type") == "Sequence" else [part]
+    return [step if isinstance(step, dict) else {} for step in steps]
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list of an untrusted file, or none where it holds something else."""
+    return value if isinstance(value, list) else []
 
 
 def _pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
@@ -247,7 +251,7 @@ def _filled(found: _Found, n_vocab: int, path: Path) -> tuple[list[str], list[in
 
 def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
     """Put added tokens in: special ones are control tokens, others are found in any text."""
-    for token in added or []:
+    for token in _listed(added):
         match token:
             case {"content": str(text), "id": int(i)} if i >= 0:
                 pass
