@@ -84,8 +84,9 @@ export class Answer {
     if (this.done && !this.text.plain) this.say("The answer is empty.");
     if (this.report) this.side.append(timings(this.report, this.usage));
     if (!this.done) return;
-    const measured = button("Show contributions", () => this.explain(measured), { class: "explain" });
-    this.actions.append(measured, ...(this.place.more ?? []));
+    const skilled = [this.route.mix, ...this.route.then].some((mix) => Object.keys(mix).length);
+    const measured = button("Show contributions", () => this.explain(measured));
+    this.actions.append(...(skilled ? [measured] : []), ...(this.place.more ?? []));
     this.actions.hidden = false;
   }
 
