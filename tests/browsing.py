@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+KEY = "a-key-of-sixteen-or-more"
+HTML = '<img src=x onerror="alert(1)"> <b>dog</b> & co.'
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 SLOWLY = """
 const quick = window.fetch;
@@ -54,7 +56,9 @@ class Visitor:
         **options: of Playwright's ``new_context``.
     """
 
-    def __init__(self, browser: Any, url: str, *, key: str = "", slowly: bool = False, **options: Any) -> None:
+    def __init__(
+        self, browser: Any, url: str, *, key: str = "", slowly: bool = False, **options: Any
+    ) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
         self.page = self.context.new_page()
         self.page.set_default_timeout(20_000)
@@ -89,6 +93,10 @@ class Visitor:
     def idle(self) -> None:
         """Wait until nothing goes on."""
         self.page.wait_for_selector("body:not(.busy)")
+
+    def speaking(self) -> None:
+        """Wait until some of an answer is there, and more to come."""
+        self.page.wait_for_selector(".busy .token >> nth=3", state="attached")
 
     def send(self, text: str, policy: str | None = None) -> Any:
         """Type a prompt and send it; the turn, once it is answered."""
