@@ -73,6 +73,14 @@ def test_bad_bodies(tiny_server: Served, number: int) -> None:
     assert (error if path.startswith("/api") else error["message"]).strip()
 
 
+def test_a_stream_that_cannot_begin_has_a_status(tiny_server: Served) -> None:
+    long = [{"role": "user", "content": "word " * 2000}]
+    schema = {"type": "json_schema", "json_schema": {"schema": {"minLength": 10**9}}}
+    for change in ({"messages": long}, {"response_format": schema}, {"n": 2, "messages": long}):
+        assert tiny_server.chat(**{**CHAT, **change, "stream": True}).status_code == 400
+    assert tiny_server.post("/api/chat", model="tiny", messages=long).status_code == 400
+
+
 def test_the_server_goes_on(tiny_server: Served) -> None:
     assert len(BAD) >= 60
     assert tiny_server.chat(max_tokens=2).status_code == 200

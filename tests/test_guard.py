@@ -166,6 +166,31 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
     assert ask(Policy(), "POST", content=endless(), headers=JSON).status_code == 413
 
 
+def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case L7."""
+    monkeypatch.setattr("loramix.runtime.guard.SEND_S", 0.05)
+    ended: list[str] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        finally:
+            ended.append("closed")
+
+    taken: list[Any] = []
+
+    async def send(message: Any) -> None:
+        taken.append(message)
+        if len(taken) > 3:
+            await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(endless, Policy())(scope, asyncio.sleep, send))  # type: ignore[arg-type]
+    assert ended == ["closed"] and len(taken) == 4
+
+
 def test_errors_have_the_form_of_their_clients() -> None:
     ollama = ask(Policy(), "POST", "/api/chat", content=b"{", headers=JSON).json()
     openai = ask(Policy(), "POST", "/v1/chat/completions", content=b"{", headers=JSON).json()

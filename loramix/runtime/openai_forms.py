@@ -15,7 +15,7 @@ from loramix.errors import LoramixError
 from loramix.runtime import messages as m
 from loramix.runtime.guard import error_body
 from loramix.runtime.job import Job
-from loramix.runtime.service import Service, Whole, report
+from loramix.runtime.service import Events, Service, Whole, report
 
 Score = tuple[bytes, float, list[tuple[bytes, float]]]
 
@@ -106,27 +106,33 @@ def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] |
 
 
 async def stream(
-    service: Service, jobs: list[Job], form: Form, n: int, with_usage: bool
+    service: Service,
+    jobs: Sequence[Job],
+    begun: Sequence[Events],
+    form: Form,
+    n: int,
+    with_usage: bool,
 ) -> AsyncIterator[dict[str, str]]:
     """Chunks of one answer or several, as server-sent events; ``[DONE]`` last, also after an error.
 
     Args:
         service: where the jobs are.
         jobs: the choices, ``n`` a prompt.
+        begun: their events.
         form: of the chunks.
         n: choices a prompt.
         with_usage: end with the tokens of all.
     """
     merged: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
 
-    async def follow(index: int, job: Job) -> None:
+    async def follow(index: int, events: Events) -> None:
         try:
-            async for event in service.events(job):
+            async for event in events:
                 merged.put_nowait((index, event))
         except LoramixError as error:
             merged.put_nowait((index, error))
 
-    tasks = [asyncio.create_task(follow(i, job)) for i, job in enumerate(jobs)]
+    tasks = [asyncio.create_task(follow(i, events)) for i, events in enumerate(begun)]
     answers = [Whole() for _ in jobs]
     open_ = len(jobs)
     try:

@@ -161,8 +161,11 @@ class Server(uvicorn.Server):
             self.force_exit = True
             self._loop.call_soon_threadsafe(partial(self._supervisor.abort, kill=True))
         self.should_exit = True
-        self._loop.call_soon_threadsafe(self._supervisor.drain)
-        self._loop.call_soon_threadsafe(self._loop.call_later, GRACE_S, self._supervisor.abort)
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._supervisor.drain()
+        self._loop.call_later(GRACE_S, self._supervisor.abort)
 
 
 def serve(
