@@ -60,6 +60,11 @@ def test_hosts(host: str, status: int) -> None:
     assert ask(policy, headers={"host": host}).status_code == status
 
 
+def test_two_hosts_are_none() -> None:
+    headers = [("host", "localhost"), ("host", "evil.example")]
+    assert ask(Policy(), headers=headers).status_code == 403
+
+
 def test_an_address_names_a_server_that_listens_on_all() -> None:
     policy = Policy(api_key=KEY, any_address=True)
     headers = {"authorization": f"Bearer {KEY}"}

@@ -55,7 +55,7 @@ def router(service: Service) -> APIRouter:
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
             begun = await begin(request, jobs)
-            return EventSourceResponse(stream(service, jobs, begun, form, body.n or 1, usage), sep="\n")
+            return EventSourceResponse(stream(service, jobs, begun, form, body.n or 1, usage))
         async with giving_up(service, jobs):
             work = asyncio.gather(*(service.whole(job) for job in jobs))
             answers = await unless_left(request, work)

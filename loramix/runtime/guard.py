@@ -173,7 +173,8 @@ class Guard:
 
     def _check(self, scope: MutableMapping[str, Any], headers: dict[str, str], origin: str | None) -> None:
         policy, path = self._policy, scope["path"]
-        if not policy.host_allowed(headers.get("host", "")):
+        hosts = sum(name.lower() == b"host" for name, _ in scope["headers"])
+        if hosts > 1 or not policy.host_allowed(headers.get("host", "")):
             raise Refusal(
                 403, "the Host header names another server; start with --allow-host NAME to allow it."
             )

@@ -188,7 +188,9 @@ def serve(
     Raises:
         LoramixError: the pack cannot be served.
     """
-    asyncio.run(_serve(settings, limits, policy, host, port))
+    factory = uvicorn.Config("", loop="auto").get_loop_factory()  # uvloop's where it is installed
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(settings, limits, policy, host, port))
 
 
 async def _serve(settings: m.Settings, limits: Limits, policy: Policy, host: str, port: int) -> None:

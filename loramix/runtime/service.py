@@ -24,7 +24,8 @@ from loramix.runtime.router import DEFAULT
 from loramix.runtime.supervisor import Supervisor
 
 T = TypeVar("T")
-Events = AsyncIterator[m.Started | m.Said | m.Ended | m.Result]
+Event = m.Started | m.Said | m.Ended | m.Result
+Events = AsyncIterator[Event]
 Name = Annotated[str, Field(max_length=200)]
 Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
 
@@ -47,7 +48,7 @@ class Whole:
     started: m.Started | None = None
     ended: m.Ended | None = None
 
-    def add(self, event: m.Started | m.Said | m.Ended | m.Result) -> None:
+    def add(self, event: Event) -> None:
         """Take the next event up."""
         if isinstance(event, m.Started):
             self.started = event
