@@ -85,6 +85,7 @@ class Scheduler:
             number: how the listener hears of it.
             open_stream: makes it, which routes the prompt.
         """
+        self._settle_held()  # the engine's contexts are needed to route
         try:
             stream = open_stream()
         except Exception as error:
@@ -114,8 +115,7 @@ class Scheduler:
         running = not all(job.waits for job in self._jobs.values())
         ready = (job for job in self._jobs.values() if job.waits and (not running or self._fits(job)))
         if (waiting := next(ready, None)) is not None:
-            for job in [job for job in self._jobs.values() if job.held and not job.stream.moves]:
-                self._settle(job)
+            self._settle_held()
             self._alone(waiting)
             if waiting.held and not waiting.stream.moves and len(self._jobs) > 1 and self._fits(waiting):
                 self._settle(waiting)
@@ -137,6 +137,11 @@ class Scheduler:
             self._feed(job, decoded)
         except Exception as error:
             self._fail(job, error)
+
+    def _settle_held(self) -> None:
+        """Move what can be moved out of the engine's contexts."""
+        for job in [job for job in self._jobs.values() if job.held and not job.stream.moves]:
+            self._settle(job)
 
     def _settle(self, job: _Job) -> None:
         """Move an answer's KV from the engine's context into the batch's."""
