@@ -19,10 +19,14 @@ const quick = window.fetch;
 window.fetch = async (...asked) => {
   const response = await quick(...asked);
   if (!response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
+  const text = new TextDecoder();
+  const bytes = new TextEncoder();
   const slow = new TransformStream({
     async transform(piece, out) {
-      await new Promise((done) => setTimeout(done, 80));
-      out.enqueue(piece);
+      for (const event of text.decode(piece, { stream: true }).split(/(?<=\\n\\n)/)) {
+        await new Promise((done) => setTimeout(done, 60));
+        out.enqueue(bytes.encode(event));
+      }
     },
   });
   return new Response(response.body.pipeThrough(slow), { status: response.status, headers: response.headers });
@@ -52,7 +56,7 @@ class Visitor:
         browser: from `chromium`.
         url: of the server.
         key: the server's, as if it had been given already.
-        slowly: let each piece of a stream take 80 ms, so that there is time to act.
+        slowly: let each event of a stream take 60 ms, so that there is time to act.
         **options: of Playwright's ``new_context``.
     """
 

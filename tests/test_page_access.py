@@ -185,6 +185,8 @@ def test_what_fails_is_a_sentence_and_can_be_tried_again(visit: Any, page_server
     wait_until(lambda: page_server.http.get("/health").json()["active"] > 0)
     os.kill(page_server.workers()[0], signal.SIGKILL)
     page.get_by_text("The worker ended (signal SIGKILL) while it had this request").wait_for()
+    assert all("503" in text for text in visitor.complaints)
+    visitor.complaints.clear()
     page.get_by_role("button", name="Try again").click()
     visitor.speaking()
     page.keyboard.press("Escape")
