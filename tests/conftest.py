@@ -81,6 +81,54 @@ def tiny_server(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="session")
+def page_server(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The tiny pack with an example and a card, served to who has the key."""
+    import msgspec
+    from browsing import HTML, KEY
+    from serving import served
+
+    from loramix.manifest import read_manifest, write_manifest
+
+    pack = Path(shutil.copytree(tiny_pack, tmp_path_factory.mktemp("shown") / "tiny"))
+    manifest = read_manifest(pack)
+    (pack / "card.md").write_text(f"# Skill\n\n{HTML}\n\n- **Data**: `none`\n", encoding="utf-8")
+    first = msgspec.structs.replace(manifest.skills[0], example="Is it good? <i>a dog</i>", card="card.md")
+    write_manifest(pack, msgspec.structs.replace(manifest, skills=(first, *manifest.skills[1:])))
+    cache = str(tmp_path_factory.getbasetemp() / "cache")
+    options = ["--ctx", "512", "--threads", "1"]
+    with served(pack, *options, LORAMIX_CACHE=cache, LORAMIX_API_KEY=KEY) as server:
+        server.http.headers["Authorization"] = f"Bearer {KEY}"
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Headless Chromium; of a module, since an event loop runs in this thread while it is open."""
+    from browsing import chromium
+
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def visit(browser: Any, page_server: Any) -> Iterator[Any]:
+    """Opens the page with the key; at the end nobody may have complained, nor asked another host."""
+    from browsing import KEY, Visitor
+
+    visitors: list[Visitor] = []
+
+    def open_page(**options: Any) -> Visitor:
+        visitors.append(Visitor(browser, page_server.url, key=KEY, **options))
+        visitors[-1].page.wait_for_selector(".opener")
+        return visitors[-1]
+
+    yield open_page
+    for visitor in visitors:
+        visitor.context.close()
+        assert visitor.complaints == [] and visitor.foreign == []
+
+
+@pytest.fixture(scope="session")
 def default_base() -> Path:
     """The default base, or a skip that says how to get it."""
     found = REAL_CACHE / "bases" / bases.cached_path(bases.BASES[bases.DEFAULT]).name

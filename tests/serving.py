@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,3 +92,44 @@ def served(pack: Path | str, *options: str, **environment: str) -> Iterator[Serv
             process.kill()
         process.wait()
         reader.join(5)
+
+
+def openapi_cases(url: str, each: int, model: str) -> dict[str, Any]:
+    """Send requests that Schemathesis makes from the server's OpenAPI.
+
+    Args:
+        url: the server.
+        each: requests an endpoint.
+        model: put in place of every second one's model, which would not be known.
+
+    Returns:
+        How many ``cases`` were sent, how often each of the ``statuses`` came, and ``failures``: those of 500.
+    """
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+
+    statuses: Counter[int] = Counter()
+    failures: list[str] = []
+    options = settings(
+        max_examples=each,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    for found in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
+        operation = found.ok()
+
+        @options
+        @given(case=operation.as_strategy())
+        def ask(case: Any) -> None:
+            if isinstance(case.body, dict) and "model" in case.body and statuses.total() % 2:
+                case.body["model"] = model
+            status = case.call(base_url=url).status_code
+            statuses[status] += 1
+            if status == 500:
+                failures.append(case.as_curl_command())
+
+        ask()
+    return {"cases": statuses.total(), "statuses": dict(sorted(statuses.items())), "failures": failures}

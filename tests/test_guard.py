@@ -60,6 +60,11 @@ def test_hosts(host: str, status: int) -> None:
     assert ask(policy, headers={"host": host}).status_code == status
 
 
+def test_two_hosts_are_none() -> None:
+    headers = [("host", "localhost"), ("host", "evil.example")]
+    assert ask(Policy(), headers=headers).status_code == 403
+
+
 def test_an_address_names_a_server_that_listens_on_all() -> None:
     policy = Policy(api_key=KEY, any_address=True)
     headers = {"authorization": f"Bearer {KEY}"}
@@ -164,6 +169,31 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
             yield b" " * 65_536
 
     assert ask(Policy(), "POST", content=endless(), headers=JSON).status_code == 413
+
+
+def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Case L7."""
+    monkeypatch.setattr("loramix.runtime.guard.SEND_S", 0.05)
+    ended: list[str] = []
+
+    async def endless(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            while True:
+                await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        finally:
+            ended.append("closed")
+
+    taken: list[Any] = []
+
+    async def send(message: Any) -> None:
+        taken.append(message)
+        if len(taken) > 3:
+            await asyncio.sleep(60)
+
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(endless, Policy())(scope, asyncio.sleep, send))  # type: ignore[arg-type]
+    assert ended == ["closed"] and len(taken) == 4
 
 
 def test_errors_have_the_form_of_their_clients() -> None:

@@ -89,7 +89,7 @@ def run(engine: Any, asked: list[tuple[str, dict[str, Any]]], **options: Any) ->
 @pytest.mark.parametrize("n_cells", [4096, 256])
 def test_answers_side_by_side_are_those_of_one_at_a_time(tiny_engine: Any, n_cells: int) -> None:
     """With little room answers give their place up and come back."""
-    asked = [(prompt, {**how, "top_logprobs": 2}) for prompt, how in requests(30)]
+    asked = [(prompt, {**how, "top_logprobs": 2}) for prompt, how in requests(18)]
     alone = [tiny_engine.generate(prompt, **how) for prompt, how in asked]
     heard = run(tiny_engine, asked, parallel=6, n_cells=n_cells)
     for number, answer in enumerate(alone):
@@ -99,6 +99,13 @@ def test_answers_side_by_side_are_those_of_one_at_a_time(tiny_engine: Any, n_cel
         assert ours == pytest.approx(theirs, abs=0.1)  # float32 weights: kernels differ by batch size
         assert found.usage["completion_tokens"] == len(answer.tokens)
         assert heard.texts[number] == answer.text
+
+
+def test_prompts_that_fill_the_batch_alone(tiny_engine: Any) -> None:
+    asked = [("dog " * 45 + str(i), {"mix": MIXES[i % 3]["mix"], "max_tokens": 30}) for i in range(5)]
+    alone = [tiny_engine.generate(prompt, **how).tokens for prompt, how in asked]
+    heard = run(tiny_engine, [*asked, ("dog", {"mix": "base", "max_tokens": 9})], parallel=8, n_cells=256)
+    assert [heard.answers[number].tokens for number in range(5)] == alone
 
 
 def test_answers_of_one_mix_are_decoded_in_one_batch(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response, StreamingResponse
@@ -23,7 +23,7 @@ from loramix.runtime.ollama_bodies import (
     Generated,
     ShowBody,
 )
-from loramix.runtime.service import Service, Whole, giving_up, report, unless_left
+from loramix.runtime.service import Events, Service, Whole, giving_up, report, unless_left
 
 Form = Callable[[str], dict[str, Any]]
 NS = 1_000_000_000
@@ -51,7 +51,12 @@ def router(service: Service) -> APIRouter:
         )
         jobs = service.submit([asked])
         if body.stream:
-            lines = _lines(service, jobs[0], body.model, form)
+            try:
+                begun = await unless_left(request, service.begin(jobs[0]))
+            except BaseException:
+                service.supervisor.leave(jobs[0])
+                raise
+            lines = _lines(service, jobs[0], begun, body.model, form)
             return StreamingResponse(lines, media_type="application/x-ndjson")
         async with giving_up(service, jobs):
             whole = await unless_left(request, service.whole(jobs[0]))
@@ -153,11 +158,11 @@ def router(service: Service) -> APIRouter:
     return api
 
 
-async def _lines(service: Service, job: Job, model: str, form: Form) -> AsyncIterator[bytes]:
+async def _lines(service: Service, job: Job, begun: Events, model: str, form: Form) -> AsyncIterator[bytes]:
     """Lines of an answer; the last one has ``done``, or is an error."""
     whole = Whole()
     try:
-        async for event in service.events(job):
+        async for event in begun:
             whole.add(event)
             if isinstance(event, m.Said) and event.text:
                 yield _line({**_head(model), **form(event.text), "done": False})
@@ -191,7 +196,7 @@ def _tail(whole: Whole, job: Job) -> dict[str, Any]:
 
 
 def _line(content: dict[str, Any]) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    return msgspec.json.encode(content) + b"\n"
 
 
 def _time(seconds: int) -> str:

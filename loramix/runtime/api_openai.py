@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from loramix.errors import UsageError
 from loramix.runtime import messages as m
+from loramix.runtime.job import Job
 from loramix.runtime.openai_bodies import (
     MAX_CHOICES,
     ChatBody,
@@ -22,7 +23,7 @@ from loramix.runtime.openai_bodies import (
     Sampled,
 )
 from loramix.runtime.openai_forms import Chat, Completion, Form, encoded, stream, usage_of
-from loramix.runtime.service import Name, Service, giving_up, report, unless_left
+from loramix.runtime.service import Events, Name, Service, giving_up, report, unless_left
 
 
 def router(service: Service) -> APIRouter:
@@ -53,7 +54,8 @@ def router(service: Service) -> APIRouter:
         jobs = service.submit(asked)
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventSourceResponse(stream(service, jobs, form, body.n or 1, usage), sep="\n")
+            begun = await begin(request, jobs)
+            return EventSourceResponse(stream(service, jobs, begun, form, body.n or 1, usage))
         async with giving_up(service, jobs):
             work = asyncio.gather(*(service.whole(job) for job in jobs))
             answers = await unless_left(request, work)
@@ -68,6 +70,14 @@ def router(service: Service) -> APIRouter:
         if len(reports) > 1:
             content["loramix"] = {**reports[0], "choices": reports}
         return JSONResponse(content)
+
+    async def begin(request: Request, jobs: list[Job]) -> list[Events]:
+        try:
+            return await unless_left(request, asyncio.gather(*(service.begin(job) for job in jobs)))
+        except BaseException:
+            for job in jobs:
+                service.supervisor.leave(job)
+            raise
 
     @api.post("/chat/completions")
     async def chat(body: ChatBody, request: Request) -> Response:

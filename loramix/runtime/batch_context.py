@@ -5,7 +5,9 @@ whole context, so one call decodes sequences of one mix. Knows tokens and logits
 
 Attention adds up a sequence's values in the order of their cells. llama.cpp puts the next token into the first
 free cell, so a cell freed between others would change that order, and with it the last bits and now and then an
-answer. Hence cells of ended sequences stay taken until all living ones are written anew, side by side.
+answer. Hence cells of ended sequences stay taken until all living ones are written anew, side by side. And a
+row alone is split over threads where there are many cells (ggml-cpu's ops.cpp, use_split_kv_path), which adds
+up in another order again: a short sequence that decodes alone among many cells gets a second row beside it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ from loramix.runtime.llama import Adapter, C, Model, why
 
 DEAD = 512
 """Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
+
+
+SPLIT = 256
+"""Cells from which on llama.cpp splits a row that is alone."""
 
 
 class BatchContext:
@@ -46,10 +52,11 @@ class BatchContext:
         self._lengths: dict[int, int] = {}
         self._mixes: dict[int, Mix] = {}
         self._dead, self._grave = 0, n_seq  # cells of ended sequences, and the id that they get
+        self._shadow = n_seq + 1
         parameters = C.llama_context_default_params()
         parameters.n_ctx = n_cells
         parameters.n_batch = parameters.n_ubatch = max(n_seq, 32)
-        parameters.n_seq_max = parameters.n_outputs_max = n_seq + 1  # llama.cpp aborts on fewer outputs
+        parameters.n_seq_max = parameters.n_outputs_max = n_seq + 2  # llama.cpp aborts on fewer outputs
         parameters.kv_unified = True  # else each sequence has an n_seq-th of the cells
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
@@ -161,15 +168,20 @@ class BatchContext:
             NativeError: llama.cpp fails, or logits are not finite; release these sequences.
         """
         assert all(self._mixes[sequence] == self.mix for sequence in tokens)
-        self._make_room(len(tokens))
+        self._make_room(len(tokens) + 1)
+        rows = [(sequence, token, self._lengths[sequence]) for sequence, token in tokens.items()]
+        cells = self._dead + self.used + 2
+        shadowed = len(rows) == 1 and rows[0][2] < SPLIT <= cells <= self.n_cells
+        if shadowed:
+            rows.append((self._shadow, rows[0][1], 0))
         batch = self._batch
-        batch.n_tokens = len(tokens)
-        for i, (sequence, token) in enumerate(tokens.items()):
+        batch.n_tokens = len(rows)
+        for i, (sequence, token, position) in enumerate(rows):
             batch.token[i] = token
-            batch.pos[i] = self._lengths[sequence]
+            batch.pos[i] = position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = sequence
-            batch.logits[i] = True
+            batch.logits[i] = i < len(tokens)
         with self.model.lock:
             code = C.llama_decode(self.pointer, batch)
             if code != 0:
@@ -179,6 +191,8 @@ class BatchContext:
                 row = C.llama_get_logits_ith(self.pointer, i)
                 found[sequence] = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
                 self._lengths[sequence] += 1
+            if shadowed:  # its cell is the last one, so that no order changes
+                C.llama_memory_seq_rm(self._memory, self._shadow, -1, -1)
         if not all(np.isfinite(row).all() for row in found.values()):
             raise NativeError(
                 f"the model gave numbers that are not finite under {self.mix}; run 'loramix pack check'."

@@ -134,11 +134,18 @@ class Guard:
         if origin is not None and self._policy.origin_allowed(origin):
             cors.append((b"access-control-allow-origin", origin.encode("latin-1")))
 
+        slow = False
+
         async def guarded(message: Message) -> None:
+            nonlocal slow
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *cors]}
-            async with asyncio.timeout(SEND_S):
-                await send(message)
+            try:
+                async with asyncio.timeout(SEND_S):
+                    await send(message)
+            except TimeoutError:
+                slow = True
+                raise
 
         try:
             self._check(scope, headers, origin)
@@ -163,11 +170,16 @@ class Guard:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
-        await self._app(scope, replay, guarded)
+        try:
+            await self._app(scope, replay, guarded)
+        except Exception:
+            if not slow:  # a client that takes nothing any more is cut off, which is no fault of ours
+                raise
 
     def _check(self, scope: MutableMapping[str, Any], headers: dict[str, str], origin: str | None) -> None:
         policy, path = self._policy, scope["path"]
-        if not policy.host_allowed(headers.get("host", "")):
+        hosts = sum(name.lower() == b"host" for name, _ in scope["headers"])
+        if hosts > 1 or not policy.host_allowed(headers.get("host", "")):
             raise Refusal(
                 403, "the Host header names another server; start with --allow-host NAME to allow it."
             )

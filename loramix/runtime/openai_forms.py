@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import struct
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
+import msgspec
+
 from loramix.errors import LoramixError
 from loramix.runtime import messages as m
 from loramix.runtime.guard import error_body
 from loramix.runtime.job import Job
-from loramix.runtime.service import Service, Whole, report
+from loramix.runtime.service import Event, Events, Service, Whole, report
 
 Score = tuple[bytes, float, list[tuple[bytes, float]]]
 
@@ -106,62 +107,79 @@ def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] |
 
 
 async def stream(
-    service: Service, jobs: list[Job], form: Form, n: int, with_usage: bool
-) -> AsyncIterator[dict[str, str]]:
+    service: Service,
+    jobs: Sequence[Job],
+    begun: Sequence[Events],
+    form: Form,
+    n: int,
+    with_usage: bool,
+) -> AsyncIterator[bytes]:
     """Chunks of one answer or several, as server-sent events; ``[DONE]`` last, also after an error.
 
     Args:
         service: where the jobs are.
         jobs: the choices, ``n`` a prompt.
+        begun: their events.
         form: of the chunks.
         n: choices a prompt.
         with_usage: end with the tokens of all.
     """
-    merged: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-
-    async def follow(index: int, job: Job) -> None:
-        try:
-            async for event in service.events(job):
-                merged.put_nowait((index, event))
-        except LoramixError as error:
-            merged.put_nowait((index, error))
-
-    tasks = [asyncio.create_task(follow(i, job)) for i, job in enumerate(jobs)]
-    answers = [Whole() for _ in jobs]
-    open_ = len(jobs)
+    answers, head = [Whole() for _ in jobs], form.head(True)
     try:
-        while open_:
-            index, event = await merged.get()
-            if isinstance(event, LoramixError):
-                yield _event(error_body("/v1", str(event), event.http_status))
-                break
+        async for index, event in _merged(begun):
             answer, before = answers[index], len(answers[index].text)
             answer.add(event)
             if isinstance(event, m.Started):
-                yield _event(
-                    {**form.head(True), "choices": [form.piece(index, None, [], 0)], "loramix": event.route}
-                )
+                yield _event({**head, "choices": [form.piece(index, None, [], 0)], "loramix": event.route})
             elif isinstance(event, m.Said):
-                yield _event(
-                    {**form.head(True), "choices": [form.piece(index, event.text, event.scores, before)]}
-                )
+                yield _event({**head, "choices": [form.piece(index, event.text, event.scores, before)]})
             else:
-                open_ -= 1
                 route = report(answer, jobs[index].waited)
-                yield _event({**form.head(True), "choices": [form.last(index, answer)], "loramix": route})
-        else:
-            if with_usage:
-                yield _event({**form.head(True), "choices": [], "usage": usage_of(answers, n)})
-        yield {"data": "[DONE]"}
+                yield _event({**head, "choices": [form.last(index, answer)], "loramix": route})
+        if with_usage:
+            yield _event({**head, "choices": [], "usage": usage_of(answers, n)})
+    except LoramixError as error:
+        yield _event(error_body("/v1", str(error), error.http_status))
+    finally:
+        for job in jobs:
+            service.supervisor.leave(job)
+    yield b"data: [DONE]\n\n"
+
+
+async def _merged(begun: Sequence[Events]) -> AsyncIterator[tuple[int, Event]]:
+    """The events of several answers as they come, with the answer's number."""
+    if len(begun) == 1:
+        async for event in begun[0]:
+            yield 0, event
+        return
+    merged: asyncio.Queue[tuple[int, Event | LoramixError | None]] = asyncio.Queue()
+
+    async def follow(index: int, events: Events) -> None:
+        try:
+            async for event in events:
+                merged.put_nowait((index, event))
+            merged.put_nowait((index, None))
+        except LoramixError as error:
+            merged.put_nowait((index, error))
+
+    tasks = [asyncio.create_task(follow(i, events)) for i, events in enumerate(begun)]
+    try:
+        going = len(tasks)
+        while going:
+            index, found = await merged.get()
+            if isinstance(found, LoramixError):
+                raise found
+            if found is None:
+                going -= 1
+            else:
+                yield index, found
     finally:
         for task in tasks:
             task.cancel()
-        for job in jobs:
-            service.supervisor.leave(job)
 
 
-def _event(content: dict[str, Any]) -> dict[str, str]:
-    return {"data": json.dumps(content, ensure_ascii=False, separators=(",", ":"))}
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
 def usage_of(answers: Sequence[Whole], n: int) -> dict[str, Any]:

@@ -85,6 +85,7 @@ class Scheduler:
             number: how the listener hears of it.
             open_stream: makes it, which routes the prompt.
         """
+        self._settle_held()  # the engine's contexts are needed to route
         try:
             stream = open_stream()
         except Exception as error:
@@ -111,19 +112,19 @@ class Scheduler:
 
     def step(self) -> None:
         """Read one waiting prompt, if there is room, and one token more of the answers whose turn it is."""
-        waiting = next((job for job in self._jobs.values() if job.waits and self._fits(job)), None)
-        if waiting is not None:
-            for job in [job for job in self._jobs.values() if job.held and not job.stream.moves]:
-                self._settle(job)
+        running = not all(job.waits for job in self._jobs.values())
+        ready = (job for job in self._jobs.values() if job.waits and (not running or self._fits(job)))
+        if (waiting := next(ready, None)) is not None:
+            self._settle_held()
             self._alone(waiting)
-            if waiting.held and not waiting.stream.moves and len(self._jobs) > 1:
+            if waiting.held and not waiting.stream.moves and len(self._jobs) > 1 and self._fits(waiting):
                 self._settle(waiting)
         for job in [job for job in self._jobs.values() if job.held and job is not waiting]:
             self._alone(job)
         self._together(self._turn())
 
     def _fits(self, job: _Job) -> bool:
-        if self._batch is None or len(self._jobs) == 1:
+        if self._batch is None:
             return True
         margin = SLICE * len(self._jobs)
         return self._batch.free > 0 and self._batch.used + len(job.wanted.tokens) + margin <= self._n_cells
@@ -137,6 +138,11 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
 
+    def _settle_held(self) -> None:
+        """Move what can be moved out of the engine's contexts."""
+        for job in [job for job in self._jobs.values() if job.held and not job.stream.moves]:
+            self._settle(job)
+
     def _settle(self, job: _Job) -> None:
         """Move an answer's KV from the engine's context into the batch's."""
         job.held = False
@@ -144,7 +150,7 @@ class Scheduler:
         try:
             if self._batch is None:
                 self._batch = self._engine.batch_context(self._parallel, self._n_cells)
-            if context is not None and self._batch.free and self._fits(job):
+            if context is not None and self._fits(job):
                 job.sequence = self._batch.take(context, job.wanted.mix)
         except Exception as error:
             self._fail(job, error)

@@ -153,8 +153,11 @@ class Server(uvicorn.Server):
             self.force_exit = True
             self._loop.call_soon_threadsafe(partial(self._supervisor.abort, kill=True))
         self.should_exit = True
-        self._loop.call_soon_threadsafe(self._supervisor.drain)
-        self._loop.call_soon_threadsafe(partial(self._loop.call_later, GRACE_S, self._supervisor.abort))
+        self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        self._supervisor.drain()
+        self._loop.call_later(GRACE_S, self._supervisor.abort)
 
 
 def serve(
@@ -177,7 +180,9 @@ def serve(
     Raises:
         LoramixError: the pack cannot be served.
     """
-    asyncio.run(_serve(settings, limits, policy, host, port))
+    factory = uvicorn.Config("", loop="auto").get_loop_factory()  # uvloop's where it is installed
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_serve(settings, limits, policy, host, port))
 
 
 async def _serve(settings: m.Settings, limits: Limits, policy: Policy, host: str, port: int) -> None:

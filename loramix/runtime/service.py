@@ -24,6 +24,8 @@ from loramix.runtime.router import DEFAULT
 from loramix.runtime.supervisor import Supervisor
 
 T = TypeVar("T")
+Event = m.Started | m.Said | m.Ended | m.Result
+Events = AsyncIterator[Event]
 Name = Annotated[str, Field(max_length=200)]
 Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
 
@@ -46,7 +48,7 @@ class Whole:
     started: m.Started | None = None
     ended: m.Ended | None = None
 
-    def add(self, event: m.Started | m.Said | m.Ended | m.Result) -> None:
+    def add(self, event: Event) -> None:
         """Take the next event up."""
         if isinstance(event, m.Started):
             self.started = event
@@ -105,7 +107,7 @@ class Service:
         """Queue requests, all or none; see `Supervisor.submit`."""
         return self.supervisor.submit(requests)
 
-    async def events(self, job: Job) -> AsyncIterator[m.Started | m.Said | m.Ended | m.Result]:
+    async def events(self, job: Job) -> Events:
         """A job's events, counted; who stops reading gives the job up."""
         try:
             async for event in job.events():
@@ -116,6 +118,18 @@ class Service:
                 yield event
         finally:
             self.supervisor.leave(job)
+
+    async def begin(self, job: Job) -> Events:
+        """A job's events, once there is one: what cannot be answered fails here, before a stream has begun."""
+        events = self.events(job)
+        first = await anext(events)
+
+        async def all_of_them() -> Events:
+            yield first
+            async for event in events:
+                yield event
+
+        return all_of_them()
 
     async def whole(self, job: Job) -> Whole:
         """A job's whole answer."""

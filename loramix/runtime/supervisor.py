@@ -161,7 +161,7 @@ class Supervisor:
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # a debugger's backtrace takes seconds
+            env={**_environment(), "GGML_NO_BACKTRACE": "1"},  # a debugger's backtrace takes seconds
         )
         self._process = process
         assert process.stdout is not None
@@ -270,3 +270,8 @@ class Supervisor:
 
 def _cause(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what is the server's alone."""
+    return {name: value for name, value in os.environ.items() if name != "LORAMIX_API_KEY"}

@@ -100,11 +100,13 @@ class Worker:
     def run(self, inbox: queue.SimpleQueue[m.Request | None]) -> None:
         """Work until None comes."""
         while True:
-            while not inbox.empty() or not (len(self._scheduler) or len(self._explainer)):
+            if not (len(self._scheduler) or len(self._explainer)) or not inbox.empty():
                 request = inbox.get()
                 if request is None:
                     return
-                self._handle(request)
+                self._handle(
+                    request
+                )  # one only: to route takes a prompt's time, and others want their tokens
             self._scheduler.step()
             self._explainer.step()
 

@@ -73,9 +73,10 @@ export class Answer {
       if (loramix.mixes) this.text.mixed(loramix.mixes);
     }
     if (usage) this.usage = usage;
-    if (choice?.delta.content) {
+    const tokens = choice?.logprobs?.content ?? [];
+    if (choice?.delta.content || tokens.length) {
       this.node.classList.remove("waiting");
-      this.text.add(choice.delta.content, choice.logprobs?.content ?? []);
+      this.text.add(choice.delta.content, tokens);
     }
     if (choice?.finish_reason === "length") this.say("The answer was cut at its longest length.");
   }
@@ -84,8 +85,10 @@ export class Answer {
     if (this.done && !this.text.plain) this.say("The answer is empty.");
     if (this.report) this.side.append(timings(this.report, this.usage));
     if (!this.done) return;
-    const measured = button("Show contributions", () => this.explain(measured), { class: "explain" });
-    this.actions.append(measured, ...(this.place.more ?? []));
+    const mixes = [this.route.mix, ...this.route.then];
+    const skilled = this.text.tokens.length && mixes.some((mix) => Object.keys(mix).length);
+    const measured = button("Show contributions", () => this.explain(measured));
+    this.actions.append(...(skilled ? [measured] : []), ...(this.place.more ?? []));
     this.actions.hidden = false;
   }
 

@@ -13,13 +13,12 @@ const MAX_PIXELS = 16_000; // browsers draw no wider canvas
 /** All maps of an answer, with how to read them, and the tables; `label` says which answer it is. */
 export function figures(found, label) {
   const title = h("h4", {}, `Measured contributions: ${label.toLowerCase()}`);
-  if (!found.skills.length) return [title, h("p", { class: "hint" }, "The bare base answered: no adapter acted.")];
   const top = Math.max(...found.skills.map((name) => most(found.values[name]).value), 1e-9);
   const intro = h(
     "p",
     { class: "hint" },
     "How much each adapter added to what the base computed, ‖s·BAx‖ / ‖Wx‖, where each token was chosen. ",
-    "The words above are now tinted by these measurements. Point at a cell, or focus a map and use the arrow keys.",
+    "The answer is tinted by it now. Point at a cell, or move with the arrow keys.",
   );
   return [
     title,
@@ -59,7 +58,9 @@ function figure(name, { tokens, values }, top) {
     readout.value = `${layers[cell.layer][cell.token].toFixed(3)}: layer ${cell.layer} at ‘${visible(tokens[cell.token])}’`;
     canvas.title = readout.value;
   };
-  canvas.addEventListener("pointermove", (event) => tell(map.at(event.offsetX, event.offsetY) ?? map.cell));
+  const point = (event) => tell(map.at(event.offsetX, event.offsetY) ?? map.cell);
+  canvas.addEventListener("pointermove", point);
+  canvas.addEventListener("pointerdown", point);
   canvas.addEventListener("pointerleave", () => document.activeElement === canvas || tell(null));
   canvas.addEventListener("focus", () => {
     readout.setAttribute("aria-live", "polite");

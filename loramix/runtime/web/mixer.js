@@ -29,7 +29,8 @@ export function mixer(skills, routed, answer) {
   function show() {
     for (const { slider, output } of rows) {
       output.value = scale(Number(slider.value));
-      slider.parentNode?.classList.toggle("on", Number(slider.value) > 0);
+      slider.style.setProperty("--share", Number(slider.value) / slider.max);
+      slider.parentNode.classList.toggle("on", Number(slider.value) > 0);
     }
     const chosen = Object.entries(mix());
     const tooMany = chosen.length > MOST;

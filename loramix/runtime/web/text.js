@@ -22,6 +22,7 @@ export class TokenText {
     this.tokens = [];
     this.steps = [{}];
     this.step = 0;
+    this.tail = []; // the last bytes: a character may begin in one piece and end in the next
   }
 
   /** The mixes that answer in turn. */
@@ -32,16 +33,18 @@ export class TokenText {
   /** Add a piece of the stream: its text, and its tokens with their bytes. */
   add(text, tokens) {
     this.plain += text;
-    const decoder = new TextDecoder();
-    const pieces = tokens.map((token) => decoder.decode(new Uint8Array(token.bytes), { stream: true }));
-    const joined = pieces.join("");
-    if (text === `\n${joined}` && this.step + 1 < this.steps.length) {
+    let pieces = decoded(tokens, this.tail);
+    const fresh = decoded(tokens, []);
+    if (this.step + 1 < this.steps.length && text === `\n${fresh.join("")}`) {
       this.step += 1; // the next mix answers, on a line of its own
       this.node.append("\n");
-    } else if (text !== joined) {
+      this.tail = [];
+      pieces = fresh;
+    } else if (text !== pieces.join("")) {
       this.node.append(text); // a text that no token stands for as it is
       return;
     }
+    this.tail = [...this.tail, ...tokens.flatMap(({ bytes }) => bytes)].slice(-3);
     tokens.forEach(({ logprob }, i) => this.push(pieces[i], logprob));
   }
 
@@ -77,6 +80,13 @@ export class TokenText {
       token.node.title = `‘${visible(token.text)}’ added: ${parts || nobody}; probability ${percent(token.p)}`;
     });
   }
+}
+
+/** Tokens as text, behind some bytes; a character that several share stands at the last of them. */
+function decoded(tokens, before) {
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  decoder.decode(new Uint8Array(before), { stream: true });
+  return tokens.map(({ bytes }) => decoder.decode(new Uint8Array(bytes), { stream: true }));
 }
 
 /** Mean over the layers: by token, then by skill. */
