@@ -99,7 +99,7 @@ export class Answer {
     } else {
       this.say(error instanceof Failure ? error.message : `This page failed: ${error.message}`, true);
     }
-    this.note.append(" ", button("Try again", () => this.place.again()));
+    this.note.append(button("Try again", () => this.place.again()));
   }
 
   say(text, wrong = false) {

@@ -28,6 +28,7 @@ async function work(task) {
     running = null;
     document.body.classList.remove("busy");
     send.textContent = "Send";
+    health();
   }
 }
 
@@ -129,6 +130,8 @@ function showSkills(open) {
   if (open) $("#skills h2").focus();
 }
 
+let again = 0;
+
 async function health() {
   const state = $("#state");
   let text = "not reachable";
@@ -140,6 +143,8 @@ async function health() {
   }
   state.textContent = text;
   state.dataset.state = text;
+  clearTimeout(again);
+  if (text !== "ready") again = setTimeout(health, 3000);
 }
 
 async function begin() {
