@@ -193,13 +193,13 @@ def test_skills_have_examples_and_cards(visit: Any) -> None:
 
 @pytest.mark.base
 def test_the_default_pack_answers_and_shows_why(default_base: Any, browser: Any) -> None:
-    ask = "Summarize the emotional tone of this review: The actors try hard, but the story drags on and the ending makes no sense."
+    review = "The actors try hard, but the story drags on and the ending makes no sense."
     with served("smollm2-135m", "--parallel", "2") as server:
         visitor = Visitor(browser, server.url)
         page = visitor.page
         page.wait_for_selector(".opener")
         assert page.locator(".skills li").count() == 12
-        turn = visitor.send(ask)
+        turn = visitor.send(f"Summarize the emotional tone of this review: {review}")
         assert turn.locator(".chips").inner_text().split() == ["summarize", "×1", "then", "sentiment", "×1"]
         first, last = turn.locator(".text").text_content().split("\n")
         assert len(first.split()) > 3 and last == "negative"
