@@ -20,16 +20,20 @@ let running = null; // stops what goes on now
 async function work(task) {
   if (running) return;
   running = new AbortController();
-  document.body.classList.add("busy");
-  send.textContent = "Stop";
+  busy(true);
   try {
     await task(running.signal);
   } finally {
     running = null;
-    document.body.classList.remove("busy");
-    send.textContent = "Send";
+    busy(false);
     health();
   }
+}
+
+function busy(now) {
+  document.body.classList.toggle("busy", now);
+  send.textContent = now ? "Stop" : "Send";
+  document.querySelectorAll(".actions button, .note button").forEach((node) => (node.disabled = now));
 }
 
 function stop() {
@@ -65,7 +69,11 @@ function turn(text, options) {
       below.scrollIntoView({ block: "nearest" });
     });
     open.setAttribute("aria-expanded", "false");
-    const place = { label: `Policy ${options.policy}`, work, again: routed, more: [open] };
+    const again = () => {
+      if (wide.matches) prompt.focus(); // what was pressed goes away
+      routed();
+    };
+    const place = { label: `Policy ${options.policy}`, work, again, more: [open] };
     const first = new Answer(pack.name, messages, options, place);
     answers.replaceChildren(first.node);
     below.replaceChildren();
@@ -130,7 +138,7 @@ function showSkills(open) {
   if (open) $("#skills h2").focus();
 }
 
-let again = 0;
+let poll = 0; // asks again while the server is not ready
 
 async function health() {
   const state = $("#state");
@@ -143,8 +151,8 @@ async function health() {
   }
   state.textContent = text;
   state.dataset.state = text;
-  clearTimeout(again);
-  if (text !== "ready") again = setTimeout(health, 3000);
+  clearTimeout(poll);
+  if (text !== "ready") poll = setTimeout(health, 3000);
 }
 
 async function begin() {
