@@ -158,12 +158,13 @@ async function health() {
 async function begin() {
   const problem = $("#problem");
   problem.hidden = true;
+  health();
   try {
     [pack] = (await (await ask("/v1/packs")).json()).data;
   } catch (error) {
     problem.replaceChildren(error.message, " ", button("Try again", begin));
     problem.hidden = false;
-    return health();
+    return;
   }
   nameSkills(pack.skills.map(({ name }) => name));
   $("#pack").textContent = `${pack.name}, ${count(pack.skills.length, "skill")}`;
@@ -172,7 +173,6 @@ async function begin() {
   $("#openers").replaceChildren(...openers(pack, propose));
   if (!pack.gate) $("input[name=policy][value=base]").checked = true;
   if (wide.matches) prompt.focus();
-  health();
 }
 
 prompt.addEventListener("keydown", (event) => {
@@ -180,6 +180,12 @@ prompt.addEventListener("keydown", (event) => {
   event.preventDefault();
   submit();
 });
+if (!CSS.supports("field-sizing", "content")) {
+  prompt.addEventListener("input", () => {
+    prompt.style.height = "auto";
+    prompt.style.height = `${prompt.scrollHeight}px`;
+  });
+}
 $("#composer").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) stop();
