@@ -47,7 +47,7 @@ class Supervisor:
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
         self._ready = False
-        self._closing = False
+        self._closing = asyncio.Event()
         self._failures = 0
         self._opened: asyncio.Future[m.Ready] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -81,7 +81,7 @@ class Supervisor:
         Raises:
             RequestFailed: the queue is full (429), or the server is shutting down (503).
         """
-        if self._closing:
+        if self._closing.is_set():
             raise RequestFailed("the server is shutting down.", 503)
         room = self.settings.parallel + self.limits.queue - len(self.active) - len(self.waiting)
         if len(requests) > room:
@@ -106,7 +106,7 @@ class Supervisor:
 
     def drain(self) -> None:
         """Take nothing new; what waits gets an error, what the worker has goes on."""
-        self._closing = True
+        self._closing.set()
         for job in self.waiting:
             self._settle(job, failed(job, "the server is shutting down.", 503))
         self.waiting.clear()
@@ -137,10 +137,10 @@ class Supervisor:
 
     async def _keep(self) -> None:
         """Run one worker after another."""
-        while True:
+        while not self._closing.is_set():
             began = time.monotonic()
             code = await self._run()
-            if self._closing:
+            if self._closing.is_set():
                 return
             if self._opened and not self._opened.done():
                 self._opened.set_exception(
@@ -192,7 +192,7 @@ class Supervisor:
         if reply.number == 0 and isinstance(reply, m.Failed):
             if self._opened and not self._opened.done():
                 self._opened.set_exception(RequestFailed(reply.message, reply.status))
-                self._closing = True
+                self._closing.set()
             else:
                 _log.error("the worker cannot open the pack: %s", reply.message)
             return
