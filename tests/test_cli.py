@@ -157,7 +157,7 @@ def test_adapters_that_must_not_be_loaded(pack: Path, name: str) -> None:
     make, says = BAD_ADAPTERS[name]
     spoil(pack, "summarize", make(pack / "skills" / "summarize.gguf"))
     # in a process of its own: a signal would show as a negative code
-    words = ["run", "--pack", str(pack), "--ctx", "256", "--mix", "sentiment", "hi"]
+    words = ["run", "--pack", str(pack), "--ctx", "256", "--mix", "summarize", "hi"]
     done = subprocess.run(
         [sys.executable, "-m", "loramix", *words], capture_output=True, text=True, check=False
     )

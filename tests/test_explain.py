@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 from gguf import GGUFReader
 from gguf.quants import dequantize
+from tiny import write_peft
 
 from loramix import Engine
 from loramix.cli import main
@@ -19,7 +20,6 @@ from loramix.convert.adapter import convert_adapter
 from loramix.pack import Pack
 from loramix.pack_edit import add_skill
 from loramix.runtime.contributions import contributions
-from tests.tiny import write_peft
 
 PROMPT = "the quick brown fox"
 

@@ -29,6 +29,7 @@ from loramix.models.mixing import Mix
 from loramix.pack_edit import add_skill, new_pack
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Model, quantize_rows
+from loramix.runtime.stream import Wanted
 
 MIXES = ["sentiment", "sentiment=0.5", "sentiment=0.75,summarize=0.25"]
 PROMPT = "What a day!"
@@ -53,7 +54,7 @@ def running(pack: Path, mix: str) -> tuple[list[int], np.ndarray]:
     """The engine's tokens of a prompt, and its logits after them."""
     with Engine.open(pack, n_ctx=128, n_threads=1) as engine:
         tokens = engine._tokens([{"role": "user", "content": PROMPT}])
-        return tokens, engine._logits(Mix.parse(mix), tokens, 0)[0]
+        return tokens, engine.decode(Wanted(Mix.parse(mix), tokens, len(tokens))).logits
 
 
 def alone(base: Path, tokens: list[int], adapter: Path | None = None) -> np.ndarray:

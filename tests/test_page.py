@@ -6,8 +6,9 @@ import json
 import re
 from typing import Any
 
-from browsing import HTML
-from serving import Served
+import pytest
+from browsing import HTML, Visitor
+from serving import Served, served
 
 
 def stream_of(*events: dict[str, Any]) -> str:
@@ -188,3 +189,26 @@ def test_skills_have_examples_and_cards(visit: Any) -> None:
     assert page.locator("#card li code").inner_text() == "none"
     page.keyboard.press("Escape")
     assert not page.locator("#card").is_visible()
+
+
+@pytest.mark.base
+def test_the_default_pack_answers_and_shows_why(default_base: Any, browser: Any) -> None:
+    review = "The actors try hard, but the story drags on and the ending makes no sense."
+    with served("smollm2-135m", "--parallel", "2") as server:
+        visitor = Visitor(browser, server.url)
+        page = visitor.page
+        page.wait_for_selector(".opener")
+        assert page.locator(".skills li").count() == 12
+        turn = visitor.send(f"Summarize the emotional tone of this review: {review}")
+        assert turn.locator(".chips").inner_text().split() == ["summarize", "×1", "then", "sentiment", "×1"]
+        first, last = turn.locator(".text").text_content().split("\n")
+        assert len(first.split()) > 3 and last == "negative"
+        hues = [token.get_attribute("data-hue") for token in turn.locator(".token").all()]
+        assert hues == ["1"] * (len(hues) - 1) + ["0"]
+        turn.get_by_role("button", name="Show contributions").click()
+        visitor.idle()
+        assert turn.locator("canvas").count() == 2
+        assert [token.get_attribute("data-hue") for token in turn.locator(".token").all()] == hues
+        assert "layer 29 at ‘negative’" in turn.locator(".readout").first.inner_text()
+        assert visitor.complaints == [] and visitor.foreign == []
+        visitor.context.close()

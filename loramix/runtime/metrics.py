@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.process_collector import ProcessCollector
 
 from loramix.runtime.supervisor import Supervisor
@@ -22,6 +29,7 @@ class Metrics:
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         own: dict[str, Any] = {"namespace": "loramix", "registry": self.registry}
         self.requests = Counter("requests", "Requests by path and status.", ["path", "status"], **own)

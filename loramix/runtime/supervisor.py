@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -46,7 +47,7 @@ class Supervisor:
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
         self._ready = False
-        self._closing = False
+        self._closing = asyncio.Event()
         self._failures = 0
         self._opened: asyncio.Future[m.Ready] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +81,7 @@ class Supervisor:
         Raises:
             RequestFailed: the queue is full (429), or the server is shutting down (503).
         """
-        if self._closing:
+        if self._closing.is_set():
             raise RequestFailed("the server is shutting down.", 503)
         room = self.settings.parallel + self.limits.queue - len(self.active) - len(self.waiting)
         if len(requests) > room:
@@ -105,7 +106,7 @@ class Supervisor:
 
     def drain(self) -> None:
         """Take nothing new; what waits gets an error, what the worker has goes on."""
-        self._closing = True
+        self._closing.set()
         for job in self.waiting:
             self._settle(job, failed(job, "the server is shutting down.", 503))
         self.waiting.clear()
@@ -136,10 +137,10 @@ class Supervisor:
 
     async def _keep(self) -> None:
         """Run one worker after another."""
-        while True:
+        while not self._closing.is_set():
             began = time.monotonic()
             code = await self._run()
-            if self._closing:
+            if self._closing.is_set():
                 return
             if self._opened and not self._opened.done():
                 self._opened.set_exception(
@@ -191,7 +192,7 @@ class Supervisor:
         if reply.number == 0 and isinstance(reply, m.Failed):
             if self._opened and not self._opened.done():
                 self._opened.set_exception(RequestFailed(reply.message, reply.status))
-                self._closing = True
+                self._closing.set()
             else:
                 _log.error("the worker cannot open the pack: %s", reply.message)
             return
@@ -209,7 +210,6 @@ class Supervisor:
 
     def _dispatch(self) -> None:
         """Hand the worker what it has room for."""
-        process = self._process
         while self._ready and self.waiting and len(self.active) < self.settings.parallel:
             job = self._next()
             job.waited = time.perf_counter() - job.came
@@ -221,8 +221,7 @@ class Supervisor:
                 loop.call_later(limits.first_token_s, self._expire, job, "for a token", limits.first_token_s),
             ]
             self.active[job.number] = job
-            assert process is not None and process.stdin is not None
-            process.stdin.write(m.frame(job.request))
+            self._write(job.request)
 
     def _next(self) -> Job:
         """The oldest request; or a later one whose mix decodes now, unless that was overtaken often."""
@@ -245,9 +244,15 @@ class Supervisor:
         """Take it from the queue, or from the worker, which is killed if it does not listen."""
         if job in self.waiting:
             self.waiting.remove(job)
-        elif job.number in self.active and self._process and self._process.stdin:
-            self._process.stdin.write(m.frame(m.Cancel(number=job.number)))
+        elif job.number in self.active:
+            self._write(m.Cancel(number=job.number))
             asyncio.get_running_loop().call_later(HUNG_S, self._hung, job)
+
+    def _write(self, request: m.Request) -> None:
+        """Say something to the worker; one that has just died is noticed where its replies are read."""
+        assert self._process is not None and self._process.stdin is not None
+        with suppress(OSError, RuntimeError):  # uvloop's closed pipes raise the latter
+            self._process.stdin.write(m.frame(request))
 
     def _hung(self, job: Job) -> None:
         if self.active.get(job.number) is job:

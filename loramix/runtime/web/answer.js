@@ -99,7 +99,7 @@ export class Answer {
     } else {
       this.say(error instanceof Failure ? error.message : `This page failed: ${error.message}`, true);
     }
-    this.note.append(" ", button("Try again", () => this.place.again()));
+    this.note.append(button("Try again", () => this.place.again()));
   }
 
   say(text, wrong = false) {
@@ -113,7 +113,6 @@ export class Answer {
   /** Ask for the same answer with what each skill added, and draw that. */
   explain(trigger) {
     return this.place.work(async (signal) => {
-      trigger.disabled = true;
       trigger.textContent = "Measuring …";
       try {
         const busy = (text) => this.say(text);
@@ -131,7 +130,6 @@ export class Answer {
         this.explained.scrollIntoView({ block: "nearest" });
       } catch (error) {
         if (error.name !== "AbortError") this.say(error.message, true);
-        trigger.disabled = false;
         trigger.textContent = "Show contributions";
       }
     });

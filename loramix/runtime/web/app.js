@@ -20,15 +20,20 @@ let running = null; // stops what goes on now
 async function work(task) {
   if (running) return;
   running = new AbortController();
-  document.body.classList.add("busy");
-  send.textContent = "Stop";
+  busy(true);
   try {
     await task(running.signal);
   } finally {
     running = null;
-    document.body.classList.remove("busy");
-    send.textContent = "Send";
+    busy(false);
+    health();
   }
+}
+
+function busy(now) {
+  document.body.classList.toggle("busy", now);
+  send.textContent = now ? "Stop" : "Send";
+  document.querySelectorAll(".actions button, .note button").forEach((node) => (node.disabled = now));
 }
 
 function stop() {
@@ -64,7 +69,11 @@ function turn(text, options) {
       below.scrollIntoView({ block: "nearest" });
     });
     open.setAttribute("aria-expanded", "false");
-    const place = { label: `Policy ${options.policy}`, work, again: routed, more: [open] };
+    const again = () => {
+      if (wide.matches) prompt.focus(); // what was pressed goes away
+      routed();
+    };
+    const place = { label: `Policy ${options.policy}`, work, again, more: [open] };
     const first = new Answer(pack.name, messages, options, place);
     answers.replaceChildren(first.node);
     below.replaceChildren();
@@ -129,6 +138,8 @@ function showSkills(open) {
   if (open) $("#skills h2").focus();
 }
 
+let poll = 0; // asks again while the server is not ready
+
 async function health() {
   const state = $("#state");
   let text = "not reachable";
@@ -140,17 +151,20 @@ async function health() {
   }
   state.textContent = text;
   state.dataset.state = text;
+  clearTimeout(poll);
+  if (text !== "ready") poll = setTimeout(health, 3000);
 }
 
 async function begin() {
   const problem = $("#problem");
   problem.hidden = true;
+  health();
   try {
     [pack] = (await (await ask("/v1/packs")).json()).data;
   } catch (error) {
     problem.replaceChildren(error.message, " ", button("Try again", begin));
     problem.hidden = false;
-    return health();
+    return;
   }
   nameSkills(pack.skills.map(({ name }) => name));
   $("#pack").textContent = `${pack.name}, ${count(pack.skills.length, "skill")}`;
@@ -159,7 +173,6 @@ async function begin() {
   $("#openers").replaceChildren(...openers(pack, propose));
   if (!pack.gate) $("input[name=policy][value=base]").checked = true;
   if (wide.matches) prompt.focus();
-  health();
 }
 
 prompt.addEventListener("keydown", (event) => {
@@ -167,6 +180,12 @@ prompt.addEventListener("keydown", (event) => {
   event.preventDefault();
   submit();
 });
+if (!CSS.supports("field-sizing", "content")) {
+  prompt.addEventListener("input", () => {
+    prompt.style.height = "auto";
+    prompt.style.height = `${prompt.scrollHeight}px`;
+  });
+}
 $("#composer").addEventListener("submit", (event) => {
   event.preventDefault();
   if (running) stop();

@@ -58,7 +58,11 @@ function bar(name, share, text, chosen) {
   );
 }
 
-export const why = (route) => h("p", { class: "why" }, sentence(route.reason));
+/** The router's reason; of the user's own mix there is none. */
+export function why(route) {
+  const own = route.policy === "fixed";
+  return h("p", { class: "why" }, own ? "You set this mix; the gate was not asked." : sentence(route.reason));
+}
 
 /** Route, first token, all, and speed. */
 export function timings({ timings: t }, usage) {
