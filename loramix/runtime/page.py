@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
+from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 
 from loramix.runtime.guard import Message, Receive, Send
@@ -37,3 +38,16 @@ class Page(StaticFiles):
             await send(message)
 
         await super().__call__(scope, receive, with_headers)
+
+
+class Place(Mount):
+    """The page at ``/``, which leaves the endpoints' paths alone: a wrong method there is told as such."""
+
+    def __init__(self) -> None:
+        super().__init__("/", Page(), name="page")
+
+    def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
+        """See `Mount`."""
+        if scope["path"].startswith(("/v1/", "/api/")):
+            return Match.NONE, {}
+        return super().matches(scope)

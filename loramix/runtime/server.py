@@ -28,7 +28,7 @@ from loramix.runtime import api_explain, api_ollama, api_openai
 from loramix.runtime import messages as m
 from loramix.runtime.guard import App, Guard, Message, Policy, Receive, Send, error_body
 from loramix.runtime.job import Limits
-from loramix.runtime.page import Page
+from loramix.runtime.page import Place
 from loramix.runtime.service import Service
 from loramix.runtime.supervisor import Supervisor
 
@@ -89,7 +89,7 @@ def create_app(service: Service) -> FastAPI:
     async def unforeseen(request: Request, error: Exception) -> Response:
         return _error(request, f"the server failed ({type(error).__name__}); its log says more.", 500)
 
-    app.mount("/", Page())
+    app.router.routes.append(Place())
     return app
 
 
