@@ -173,13 +173,13 @@ def test_an_adapter_for_another_base(pack: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     convert_adapter(write_peft(tmp_path / "peft"), other, out, base_name="other-base", base_sha256="f" * 64)
     spoil(pack, "summarize", out.read_bytes())
-    refused(run("run", "--pack", pack, "--ctx", 256, "--mix", "sentiment", "hi"), says="other-base")
+    refused(run("run", "--pack", pack, "--ctx", 256, "--mix", "summarize", "hi"), says="other-base")
 
 
 def test_files_that_changed_since_the_manifest(pack: Path) -> None:
     path = pack / "skills" / "sentiment.gguf"
     path.write_bytes(path.read_bytes() + b"\0")
-    refused(run("run", "--pack", pack, "--ctx", 256, "hi"), says="SHA-256")
+    refused(run("run", "--pack", pack, "--ctx", 256, "--mix", "sentiment", "hi"), says="SHA-256")
     path.unlink()
     refused(run("run", "--pack", pack, "--ctx", 256, "hi"), says="is not there")
 
