@@ -214,9 +214,9 @@ def memory(pack: Pack, rounds: int) -> dict[str, Any]:
 
 
 def openapi(pack: Pack, rounds: int) -> dict[str, Any]:
-    """Requests that Schemathesis makes, twelve an endpoint and round."""
+    """Requests that Schemathesis makes, twenty an endpoint and round."""
     with served(pack.directory, "--ctx", "256") as server:
-        return openapi_cases(server.url, 12 * rounds, pack.name)
+        return openapi_cases(server.url, 20 * rounds, pack.name)
 
 
 MEASURES: dict[str, Callable[[Pack, int], dict[str, Any]]] = {

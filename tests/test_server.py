@@ -140,17 +140,17 @@ def test_deadlines(tiny_pack: Path, own: dict[str, str]) -> None:
         "--threads",
         "1",
         "--timeout",
-        "0.5",
+        "2",
         "--queue-timeout",
-        "0.2",
+        "0.3",
         "--ctx",
         "512",
     ]
     with served(tiny_pack, *options, **own) as server:
-        server.chat(max_tokens=1)
-        endless = {**LONG, "response_format": {"type": "json_object"}}  # slow: each token is looked up
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
         with ThreadPoolExecutor(2) as threads:
-            first = threads.submit(server.post, "/v1/chat/completions", **endless)
+            first = threads.submit(server.post, "/v1/chat/completions", **LONG)
             wait_until(lambda: server.http.get("/health").json()["active"])
             second = threads.submit(server.post, "/v1/chat/completions", **LONG)
             late = [first.result(), second.result()]
@@ -158,11 +158,14 @@ def test_deadlines(tiny_pack: Path, own: dict[str, str]) -> None:
         assert (
             "in all" in late[0].json()["error"]["message"] and "queue" in late[1].json()["error"]["message"]
         )
+        os.kill(worker, signal.SIGCONT)
         wait_until(lambda: idle(server))
-        with server.http.stream("POST", "/v1/chat/completions", json={**endless, "stream": True}) as stream:
-            lines = [line for line in stream.iter_lines() if line]
+        link = open_stream(server)
+        os.kill(worker, signal.SIGSTOP)
+        lines = [line for line in read_all(link).decode().splitlines() if line.startswith("data: ")]
         assert "in all" in json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
         assert lines[-1] == "data: [DONE]"
+        os.kill(worker, signal.SIGCONT)
         wait_until(lambda: idle(server))
         assert server.chat(max_tokens=1).status_code == 200
 

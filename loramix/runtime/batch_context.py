@@ -26,8 +26,6 @@ from loramix.runtime.llama import Adapter, C, Model, why
 
 DEAD = 512
 """Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
-
-
 SPLIT = 256
 """Cells from which on llama.cpp splits a row that is alone."""
 
@@ -37,7 +35,7 @@ class BatchContext:
 
     Args:
         model: the base.
-        n_seq: most sequences, at most 64.
+        n_seq: most sequences, at most 254.
         n_cells: most tokens of all sequences together.
         n_threads: threads for decoding.
 

@@ -224,6 +224,8 @@ def reuse(context: Context, tokens: Sequence[int]) -> int:
     Returns:
         Tokens that need no decoding; fewer than all, since the last token's logits are needed.
     """
-    same = min(_common(context.tokens, tokens), len(tokens) - 1)
+    same = _common(context.tokens, tokens)
+    if same == len(tokens):  # two, since a token alone goes through other kernels than in its prompt
+        same = max(0, same - 2)
     context.truncate(same)
     return same

@@ -25,8 +25,6 @@ _log = logging.getLogger(__name__)
 
 HUNG_S = 30.0
 """How long a worker may take to say that it has cancelled a request before it is killed."""
-SLOW_START_S = 5.0
-"""A worker that dies sooner is started again after a pause that grows."""
 OVERTAKEN = 8
 """How often a request may be overtaken by later ones of the mix that decodes now."""
 
@@ -48,7 +46,7 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._ready = False
         self._closing = asyncio.Event()
-        self._failures = 0
+        self._failures = 0  # workers in a row that ended before they were ready
         self._opened: asyncio.Future[m.Ready] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -138,7 +136,6 @@ class Supervisor:
     async def _keep(self) -> None:
         """Run one worker after another."""
         while not self._closing.is_set():
-            began = time.monotonic()
             code = await self._run()
             if self._closing.is_set():
                 return
@@ -150,7 +147,7 @@ class Supervisor:
                 )
                 return
             self.restarts += 1
-            self._failures = self._failures + 1 if time.monotonic() - began < SLOW_START_S else 0
+            self._failures += 1
             _log.warning("the worker ended (%s); starting another", _cause(code))
             await asyncio.sleep(0 if self._failures < 3 else min(0.25 * 2**self._failures, 10.0))
 
@@ -184,7 +181,7 @@ class Supervisor:
     def _take(self, reply: m.Reply) -> None:
         """What the worker says."""
         if isinstance(reply, m.Ready):
-            self._ready = True
+            self._ready, self._failures = True, 0
             if self._opened and not self._opened.done():
                 self._opened.set_result(reply)
             self._dispatch()
