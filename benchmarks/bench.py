@@ -101,15 +101,19 @@ def table(found: Mapping[str, Any]) -> list[str]:
 def main(shapes: Sequence[Path], program: Path | None, rounds: int) -> None:
     """Measure all, and write results.json and the README's table."""
     count = ["--rounds", str(rounds)]
-    found: dict[str, Any] = {
-        "pack": run("speed.py", *count),
-        "shapes": {path.stem: run("speed.py", "--base", str(path), *count)[path.name] for path in shapes},
-        "crowd": run("crowd.py", *count),
-        "peers": run("peers.py", *count, *(["--llama-server", str(program)] if program else []))["peers"],
-        "profile": run("profile_decode.py"),
-        "profile of a shape": run("profile_decode.py", "--base", str(shapes[0])) if shapes else None,
-    }
-    save("bench", found)
+    found: dict[str, Any] = {"shapes": {}}
+
+    def keep(name: str, value: Any) -> None:
+        found[name] = value
+        save("bench", found)  # after each part: a later one may fail
+
+    keep("pack", run("speed.py", *count))
+    for path in shapes:
+        measured = run("speed.py", "--base", str(path), *count)[path.name]
+        keep("shapes", {**found["shapes"], path.stem: measured})
+    keep("crowd", run("crowd.py", *count))
+    keep("profile", run("profile_decode.py"))
+    keep("peers", run("peers.py", *count, *(["--llama-server", str(program)] if program else []))["peers"])
     write_readme(json.loads(RESULTS.read_text())["bench"])
 
 

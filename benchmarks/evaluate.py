@@ -179,12 +179,11 @@ def _multitask(found: Mapping[str, Any], section: Mapping[str, Any] | None) -> l
         "| skill | test set | measure | its own adapter | one for these | rows |",
         "|---|---|---|---|---|---|",
     )
-    for skill, name, measure, part in first_measures(found):
-        if skill not in section["skills"]:
-            continue
-        other = section["skills"][skill][name][measure]
-        own = figure(part["pinned"][measure])
-        lines.append(f"| {skill} | {name} | {measure} | {own} | {figure(other)} | {other['rows']} |")
+    for skill, parts in section["skills"].items():
+        for name, measures in parts.items():
+            for measure, value in measures.items():
+                own = figure(found["skills"][skill][name]["pinned"][measure])
+                lines.append(f"| {skill} | {name} | {measure} | {own} | {figure(value)} | {value['rows']} |")
     return lines
 
 

@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,20 +126,19 @@ def with_llama_server(program: Path) -> Answer:
         stderr=subprocess.DEVNULL,
     )
     atexit.register(server.kill)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
 
     def call(method: str, path: str, body: Any = None) -> Any:
-        connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
-        return json.loads(connection.getresponse().read())
+        # a connection for each: the server closes one that waits while the others answer
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
+            connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
+            return json.loads(connection.getresponse().read())
 
     while True:
         if server.poll() is not None:
             raise SystemExit(f"{program} did not start.")
-        try:
+        with suppress(OSError):  # it does not listen yet
             if call("GET", "/health").get("status") == "ok":
                 break
-        except OSError:
-            connection.close()
         time.sleep(0.1)
 
     def answer(skill: str, prompt: str) -> str:
@@ -241,7 +241,10 @@ def compare(rounds: int, program: Path | None) -> dict[str, Any]:
         assert child.stdin and child.stdout
         child.stdin.write(json.dumps(request) + "\n")
         child.stdin.flush()
-        found: dict[str, Any] = json.loads(child.stdout.readline())
+        line = child.stdout.readline()
+        if not line.startswith("{"):
+            raise SystemExit(f"{peer} gave no answer: {line!r:.200}, exit code {child.poll()}.")
+        found: dict[str, Any] = json.loads(line)
         return found
 
     table: list[dict[str, dict[str, Any]]] = []
