@@ -1,9 +1,10 @@
 """Everything that is measured of speed, one after another: ``make bench``.
 
-    python benchmarks/bench.py [--shape TINYLLAMA.gguf]… [--llama-server FILE] [--rounds 9]
+    python benchmarks/bench.py [--shape TINYLLAMA.gguf]… [--llama-server FILE] [--rounds 9] [--part NAME]…
 
-Writes benchmarks/results.json and the README's table. Each part runs in a process of its own and compares
-inside itself, so that a noisy neighbour slows both sides of a ratio.
+Writes benchmarks/results.json and the README's table; with --part the other parts stay as they were measured.
+Each part runs in a process of its own and compares inside itself, so that a noisy neighbour slows both sides of
+a ratio.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from evaluate import HERE, RESULTS, save
 from loramix.paths import write_text
 
 FILE = click.Path(exists=True, path_type=Path)
+PARTS = ("pack", "shapes", "crowd", "profile", "peers")
 
 
 def run(script: str, *options: str) -> dict[str, Any]:
@@ -54,66 +56,81 @@ def ratios(mixes: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The README's lines."""
-    columns = {"default pack": dict(ratios(found["pack"]["pack"]))}
-    columns |= {name: dict(ratios(mixes)) for name, mixes in found["shapes"].items()}
-    lines = ["| time, as a ratio | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for row in columns["default pack"]:
-        lines.append(f"| {row} | " + " | ".join(f"{column[row]:.2f}" for column in columns.values()) + " |")
-    pack, crowd = found["pack"], found["crowd"]
+    """The README's lines, of what has been measured."""
+    lines: list[str] = []
+    columns = {"default pack": dict(ratios(found["pack"]["pack"]))} if "pack" in found else {}
+    columns |= {name: dict(ratios(mixes)) for name, mixes in found.get("shapes", {}).items()}
+    if columns:
+        lines += ["| time, as a ratio | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+        for row in next(iter(columns.values())):
+            lines.append(
+                f"| {row} | " + " | ".join(f"{column[row]:.2f}" for column in columns.values()) + " |"
+            )
+    rows = [*_pack_rows(found.get("pack")), *_crowd_rows(found.get("crowd"))]
+    if rows:
+        lines += ["", "| default pack | |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+    if "peers" in found:
+        head = "| a whole request: 24 tokens at most, three skills in turn | time, ratio | ms | peak MB |"
+        lines += ["", head, "|---|---|---|---|"]
+        for peer, row in found["peers"].items():
+            lines.append(f"| {peer} | {row['ratio']:.2f} | {row['ms']:.0f} | {row['memory_mb']:.0f} |")
+    return lines
+
+
+def _pack_rows(pack: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if pack is None:
+        return
+    switches = pack["switches"]
     first, switch = (
         pack["first token, 100-token prompt"],
         pack["first token after a switch, 1,000-token chat"],
     )
-    wise, idle = pack["token-wise"]["per token"], crowd["decode"]
-    switches = pack["switches"]
-    lines += [
-        "",
-        "| default pack | |",
-        "|---|---|",
-        f"| switch to a mix that was used before, p50 / p99 | {switches['seen_p50_ms']:.3f} / "
-        f"{switches['seen_p99_ms']:.2f} ms |",
-        f"| switch to a new blend, p50 | {switches['new_blend_p50_ms']:.0f} ms |",
-        "| first token of a 100-token prompt, with the gate / skill named | "
-        f"{first['gate, plain adapter']['ratio']:.2f} (late adapter {first['gate, late adapter']['ratio']:.2f}) |",
-        "| first token after a switch of skill in a 1,000-token chat, late / plain adapter | "
-        f"{switch['late adapter']['ratio']:.3f} |",
-        f"| a token under `token` / under `top1` | {wise['token']['ratio']:.2f} |",
-        f"| {crowd['skills']} skills: the gate's decision | {crowd['decision_ms']:.2f} ms |",
-        f"| {crowd['skills']} skills: decode, loaded when asked for / all in native memory, against one skill | "
-        f"{idle['among many, loaded when asked for']['ratio']:.3f} / "
-        f"{idle['among many, all in native memory']['ratio']:.3f} |",
-    ]
-    lines += [
-        "",
-        "| a whole request: 24 tokens at most, three skills in turn | time, ratio | ms | peak MB |",
-        "|---|---|---|---|",
-    ]
-    for peer, row in found["peers"].items():
-        lines.append(f"| {peer} | {row['ratio']:.2f} | {row['ms']:.0f} | {row['memory_mb']:.0f} |")
-    return lines
+    wise = pack["token-wise"]["per token"]["token"]["ratio"]
+    known = f"{switches['seen_p50_ms']:.3f} / {switches['seen_p99_ms']:.2f} ms"
+    yield "switch to a mix that was used before, p50 / p99", known
+    yield "switch to a new blend, p50", f"{switches['new_blend_p50_ms']:.0f} ms"
+    late = f"{first['gate, plain adapter']['ratio']:.2f} (late adapter {first['gate, late adapter']['ratio']:.2f})"
+    yield "first token of a 100-token prompt, with the gate / skill named", late
+    ratio = f"{switch['late adapter']['ratio']:.3f}"
+    yield "first token after a switch of skill in a 1,000-token chat, late / plain adapter", ratio
+    yield "a token under `token` / under `top1`", f"{wise:.2f}"
+
+
+def _crowd_rows(crowd: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if crowd is None:
+        return
+    asked, loaded = (
+        crowd["decode"][f"among many, {how}"]["ratio"]
+        for how in ("loaded when asked for", "all in native memory")
+    )
+    yield f"{crowd['skills']} skills: the gate's decision", f"{crowd['decision_ms']:.2f} ms"
+    what = (
+        f"{crowd['skills']} skills: decode, loaded when asked for / all in native memory, against one skill"
+    )
+    yield what, f"{asked:.3f} / {loaded:.3f}"
 
 
 @click.command()
 @click.option("--shape", "shapes", type=FILE, multiple=True, help="A base of which only the shape counts.")
 @click.option("--llama-server", "program", type=FILE)
 @click.option("--rounds", default=9, show_default=True)
-def main(shapes: Sequence[Path], program: Path | None, rounds: int) -> None:
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this; again for more.")
+def main(shapes: Sequence[Path], program: Path | None, rounds: int, parts: Sequence[str]) -> None:
     """Measure all, and write results.json and the README's table."""
     count = ["--rounds", str(rounds)]
-    found: dict[str, Any] = {"shapes": {}}
-
-    def keep(name: str, value: Any) -> None:
-        found[name] = value
+    known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    found: dict[str, Any] = dict(known.get("bench", {})) if parts else {}
+    server = ["--llama-server", str(program)] if program else []
+    work: dict[str, Callable[[], Any]] = {
+        "pack": lambda: run("speed.py", *count),
+        "shapes": lambda: {p.stem: run("speed.py", "--base", str(p), *count)[p.name] for p in shapes},
+        "crowd": lambda: run("crowd.py", *count),
+        "profile": lambda: run("profile_decode.py"),
+        "peers": lambda: run("peers.py", *count, *server)["peers"],
+    }
+    for name in parts or PARTS:
+        found[name] = work[name]()
         save("bench", found)  # after each part: a later one may fail
-
-    keep("pack", run("speed.py", *count))
-    for path in shapes:
-        measured = run("speed.py", "--base", str(path), *count)[path.name]
-        keep("shapes", {**found["shapes"], path.stem: measured})
-    keep("crowd", run("crowd.py", *count))
-    keep("profile", run("profile_decode.py"))
-    keep("peers", run("peers.py", *count, *(["--llama-server", str(program)] if program else []))["peers"])
     write_readme(json.loads(RESULTS.read_text())["bench"])
 
 
