@@ -8,7 +8,6 @@ what they cost.
 
 from __future__ import annotations
 
-import json
 import resource
 import statistics
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from speed import PREFILL, decode, paired
+from speed import PREFILL, decisions, decode, paired, report
 
 from loramix import Engine
 from loramix.convert.fuse import fuse
@@ -30,7 +29,6 @@ from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.pack_edit import add_skill, new_pack, set_gate
-from loramix.paths import write_text
 from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, machine
 from loramix.runtime.llama import Model
@@ -95,13 +93,7 @@ def main(pack: str, skills: int, rounds: int, out: Path) -> None:
             found["open_ms"] = 1000 * (time.perf_counter() - began)
             gate = many.router.gate
             assert gate is not None
-            features = np.random.default_rng(1).normal(size=gate.n_features).astype(np.float32)
-            times = []
-            for _ in range(300):
-                began = time.perf_counter()
-                many.router.decide(features, "top1")
-                times.append(1000 * (time.perf_counter() - began))
-            found["decision_ms"] = statistics.median(times)
+            found["decision_ms"] = statistics.median(decisions(many.router, gate.n_features, 300))
             grown = {}
             for count, name in enumerate(names, 1):
                 many.generate("One, two, three.", mix=name, max_tokens=1)
@@ -109,8 +101,7 @@ def main(pack: str, skills: int, rounds: int, out: Path) -> None:
                     grown[str(count)] = memory_mb()
             found["peak_memory_mb, after so many skills"] = grown
             found["decode"] = idle(few, many, names[0], rounds)
-    write_text(out, json.dumps(found, indent=1) + "\n")
-    click.echo(json.dumps(found, indent=1))
+    report(out, found)
 
 
 if __name__ == "__main__":

@@ -9,37 +9,26 @@ than one thread the sum is more than a token takes.
 from __future__ import annotations
 
 import ctypes
-import json
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
-from speed import random_adapter
+from speed import random_adapter, report
 
 from loramix.convert.fuse import fuse
 from loramix.convert.validate import read_base
 from loramix.models import bases
 from loramix.pack import Pack
-from loramix.paths import write_text
+from loramix.runtime.context import Context
+from loramix.runtime.contributions import first_operand
 from loramix.runtime.cpu import machine
-from loramix.runtime.llama import Adapter, C, Model
+from loramix.runtime.llama import Adapter, C, Model, ggml
 from loramix.runtime.probe import verdict_for
-
-SRC = 152  # offset of a node's first operand in struct ggml_tensor, 64 bit, llama-cpp-python 0.3.36
-
-
-def symbols() -> tuple[Any, Any]:
-    """``ggml_op_desc`` and ``ggml_get_name`` of the copy of ggml that llama.cpp has loaded."""
-    found = []
-    for name in ("ggml_op_desc", "ggml_get_name"):
-        function = getattr(C._lib, name)  # the dynamic linker looks through what it links to
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
-        found.append(function)
-    return found[0], found[1]
 
 
 def kind(op: str, weight: str) -> str:
@@ -67,7 +56,7 @@ def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, thr
         tokens: decoded, one at a time, behind 32 others.
         threads: for llama.cpp.
     """
-    describe, title = symbols()
+    describe, title = ggml("ggml_op_desc", ctypes.c_char_p), ggml("ggml_get_name", ctypes.c_char_p)
     spent: Counter[str] = Counter()
     count: Counter[str] = Counter()
     began = 0.0
@@ -77,32 +66,20 @@ def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, thr
         nonlocal began
         if not ask:
             seconds = time.perf_counter() - began
-            operand = ctypes.c_void_p.from_address(node + SRC).value
+            operand = first_operand(node)
             what = kind(describe(node).decode(), title(operand).decode() if operand else "")
             spent[what] += seconds
             count[what] += 1
         began = time.perf_counter()
         return True
 
-    parameters = C.llama_context_default_params()
-    parameters.n_ctx, parameters.n_batch, parameters.n_ubatch = 512, 64, 64
-    parameters.n_threads = parameters.n_threads_batch = threads
-    parameters.cb_eval = watch
-    context = C.llama_init_from_model(model.pointer, parameters)
-    if mix:
-        handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
-        scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
-        C.llama_set_adapters_lora(context, handles, len(mix), scales)
-    ids = model.tokenize("The quick brown fox jumps over the lazy dog. " * 40)
-    for place in range(-1, tokens):
-        part = ids[:32] if place < 0 else ids[32 + place : 33 + place]
-        array = (C.llama_token * len(part))(*part)
-        if C.llama_decode(context, C.llama_batch_get_one(array, len(part))) != 0:
-            raise SystemExit("llama.cpp could not decode.")
-        if place < 0:
-            spent.clear()
-            count.clear()
-    C.llama_free(context)
+    with closing(Context(model, mix, n_ctx=512, n_threads=threads, observe=watch)) as context:
+        ids = model.tokenize("The quick brown fox jumps over the lazy dog. " * 40)
+        context.decode(ids[:32])
+        spent.clear()
+        count.clear()
+        for token in ids[32 : 32 + tokens]:
+            context.decode([token])
     return {
         "us": {what: round(1e6 * seconds / tokens, 1) for what, seconds in spent.most_common()},
         "nodes": {what: round(number / tokens) for what, number in count.most_common()},
@@ -142,8 +119,7 @@ def main(base: Path | None, tokens: int, threads: int, out: Path) -> None:
         adapter = model.load_adapter(content, "adapter")
         runs = {"bare base": [], "one adapter": [(adapter, 1.0)]}
         found["profile"] = {name: profile(model, mix, tokens, threads) for name, mix in runs.items()}
-    write_text(out, json.dumps(found, indent=1) + "\n")
-    click.echo(json.dumps(found, indent=1))
+    report(out, found)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, machine
 from loramix.runtime.llama import Model
 from loramix.runtime.probe import verdict_for
+from loramix.runtime.router import Router
 from loramix.runtime.tokenize import header
 
 PREFILL, DECODE = 256, 32
@@ -47,6 +48,24 @@ def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
             tensors[f"{name}.lora_a"] = rng.normal(0, 0.02, (r, width)).astype(np.float16)
             tensors[f"{name}.lora_b"] = rng.normal(0, 0.02, (out, r)).astype(np.float16)
     return write_lora(shape.architecture, float(r), tensors)
+
+
+def decisions(router: Router, n_features: int, rounds: int) -> list[float]:
+    """Milliseconds of each of some decisions."""
+    features = np.random.default_rng(0).normal(size=n_features).astype(np.float32)
+    times = []
+    for _ in range(rounds):
+        began = time.perf_counter()
+        router.decide(features, "top1")
+        times.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def report(out: Path, found: Mapping[str, Any]) -> None:
+    """Write what was measured as JSON, and show it."""
+    content = json.dumps(found, indent=1)
+    write_text(out, content + "\n")
+    click.echo(content)
 
 
 def paired(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
@@ -245,8 +264,7 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
                 file.invocation = tuple(header(first, second))
             found |= requests(plain, late, rounds)
         found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    write_text(out, json.dumps(found, indent=1) + "\n")
-    click.echo(json.dumps(found, indent=1))
+    report(out, found)
 
 
 if __name__ == "__main__":

@@ -5,17 +5,13 @@ Routing stays behind: what is taken out answers every prompt with the one mix.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
 from loramix.convert.fuse import Value, fuse
 from loramix.convert.merge import merge
-from loramix.convert.selfcheck import PROBES, logits_of, mean_kl
+from loramix.convert.selfcheck import PROBES, logits_of, mean_kl, same_argmax
 from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.errors import SelfCheckFailed, Unsupported, UsageError, WrongBase
 from loramix.models import bases
@@ -169,7 +165,7 @@ def distance(chosen: Chosen, merged: Path) -> Distance:
     running, _ = logits_of(chosen.base, chosen.shape, [(fuse(chosen.parts), 1.0)], prompts)
     bare, _ = logits_of(chosen.base, chosen.shape, [], prompts)
     alone, _ = logits_of(merged, read_base(merged)[1], [], prompts)
-    return Distance(mean_kl(running, alone), _same(running, alone), mean_kl(running, bare))
+    return Distance(mean_kl(running, alone), same_argmax(running, alone), mean_kl(running, bare))
 
 
 class Vocabulary(NamedTuple):
@@ -190,11 +186,6 @@ def vocabulary(base: Path) -> Vocabulary:
     from loramix.runtime.llama import Model
 
     with Model(base, vocab_only=True) as model:
-        bos, eos = model.text(model.bos), model.text(model.eos)
-        template = ChatTemplate(model.chat_template, {"bos_token": bos, "eos_token": eos})
-        return Vocabulary(template, bos if model.add_bos else "", eos)
-
-
-def _same(a: Sequence[npt.NDArray[np.float32]], b: Sequence[npt.NDArray[np.float32]]) -> float:
-    same = [x.argmax(axis=1) == y.argmax(axis=1) for x, y in zip(a, b, strict=True)]
-    return float(np.concatenate(same).mean())
+        special = model.named_tokens
+        template = ChatTemplate(model.chat_template, special)
+        return Vocabulary(template, special["bos_token"] if model.add_bos else "", special["eos_token"])

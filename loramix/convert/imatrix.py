@@ -62,19 +62,20 @@ class Observer:
     """Sums squares of the inputs of all matrices, as llama.cpp computes them.
 
     Args:
-        library: llama.cpp's, for ggml's functions on tensors.
-        callback: ctypes type of its callback.
+        widths: columns of each matrix.
     """
 
-    def __init__(self, library: Any, callback: Any) -> None:
+    def __init__(self, widths: dict[str, int]) -> None:
+        from loramix.runtime.llama import C, ggml
+
         self.sums: dict[str, npt.NDArray[np.float64]] = {}
         self.counts: dict[str, int] = {}
-        self._name = _function(library, "ggml_get_name", ctypes.c_char_p, ctypes.c_void_p)
-        self._size = _function(library, "ggml_nbytes", ctypes.c_size_t, ctypes.c_void_p)
+        self._name = ggml("ggml_get_name", ctypes.c_char_p)
+        self._size = ggml("ggml_nbytes", ctypes.c_size_t)
         arguments = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
-        self._get = _function(library, "ggml_backend_tensor_get", None, *arguments)
-        self.widths: dict[str, int] = {}
-        self.callback = callback(self._seen)
+        self._get = ggml("ggml_backend_tensor_get", None, *arguments)
+        self.widths = widths
+        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
 
     def _seen(self, tensor: int, ask: bool, _user: Any) -> bool:
         kind, _, layer = self._name(tensor).decode("utf-8", "replace").rpartition("-")
@@ -91,17 +92,11 @@ class Observer:
         return True
 
 
-def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
-    function = getattr(library, name)
-    function.restype, function.argtypes = result, list(arguments)
-    return function
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run one job; see the module's first line."""
     from loramix.runtime.context import Context
     from loramix.runtime.cpu import default_threads
-    from loramix.runtime.llama import C, Model
+    from loramix.runtime.llama import Model
 
     base, text, out = map(Path, arguments)
     try:
@@ -110,8 +105,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{text} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv.", file=sys.stderr)
         return _REFUSED
     _, shape = read_base(base)
-    observer = Observer(C._lib, C.ggml_backend_sched_eval_callback)
-    observer.widths = {name: columns for name, (_, columns) in shape.tensors.items()}
+    observer = Observer({name: columns for name, (_, columns) in shape.tensors.items()})
     with Model(base, use_extra_bufts=False) as model:
         ids = model.tokenize(content)
         chunks = [ids[at : at + CHUNK - 1] for at in range(0, len(ids) - CHUNK + 2, CHUNK - 1)][:MAX_CHUNKS]
@@ -121,7 +115,8 @@ def main(arguments: Sequence[str]) -> int:
                 file=sys.stderr,
             )
             return _REFUSED
-        context = Context(model, n_ctx=CHUNK, n_threads=default_threads(), observe=observer.callback)
+        threads = default_threads()
+        context = Context(model, n_ctx=CHUNK, n_threads=threads, observe=observer.callback, all_tokens=True)
         for chunk in chunks:
             context.truncate(0)
             context.decode(model.with_bos(chunk))

@@ -56,9 +56,7 @@ def read_mlx(directory: Path) -> PeftAdapter:
         if match["module"].endswith("embed_tokens"):
             raise Unsupported(f"{weights} adapts {match['module']!r}, an embedding; train without it.")
         halves.setdefault(match["module"], {})[match["half"]] = np.ascontiguousarray(tensor.T)
-    pairs = {module: paired(half.get("a"), half.get("b"), module, weights) for module, half in halves.items()}
-    if not pairs:
-        raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
+    pairs = paired(halves, "a", "b", weights)
     base = config.get("model")
     named = base if isinstance(base, str) else ""
     return PeftAdapter(pairs, dict.fromkeys(pairs, scale), directory.name, named)

@@ -84,9 +84,7 @@ def read_peft(directory: Path) -> PeftAdapter:
         if match is None:
             raise Unsupported(f"{weights} holds {key!r}, {_what_else(key, tensor)}; train without it.")
         halves.setdefault(match["module"], {})[match["half"]] = tensor
-    pairs = {module: paired(half.get("A"), half.get("B"), module, weights) for module, half in halves.items()}
-    if not pairs:
-        raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
+    pairs = paired(halves, "A", "B", weights)
     scaling = {module: _scaling(config, module, a.shape[0]) for module, (a, _) in pairs.items()}
     invocation = config.get("alora_invocation_tokens") or []
     if not isinstance(invocation, list) or not all(type(token) is int and token >= 0 for token in invocation):
@@ -96,17 +94,37 @@ def read_peft(directory: Path) -> PeftAdapter:
     return PeftAdapter(pairs, scaling, directory.name, named, tuple(invocation))
 
 
-def paired(a: Floats | None, b: Floats | None, module: str, weights: Path) -> tuple[Floats, Floats]:
-    """A (R, in) and B (out, R) of one module, if both are there and fit each other.
+def paired(
+    halves: Mapping[str, Mapping[str, Floats]], a: str, b: str, weights: Path
+) -> dict[str, tuple[Floats, Floats]]:
+    """A (R, in) and B (out, R) of each module, if both are there and fit each other.
+
+    Args:
+        halves: the matrices by module, then by half.
+        a: name of the half that is A.
+        b: name of the half that is B.
+        weights: the file, for messages.
 
     Raises:
-        InvalidArtifact: they do not.
+        InvalidArtifact: they do not, or there are none.
     """
-    if a is None or b is None or a.ndim != 2 or b.ndim != 2 or not a.shape[0] or a.shape[0] != b.shape[1]:
-        raise InvalidArtifact(
-            f"{weights}: {module!r} lacks a half, or its ranks differ; save the adapter again."
-        )
-    return a, b
+    pairs = {}
+    for module, half in halves.items():
+        first, second = half.get(a), half.get(b)
+        if (
+            first is None
+            or second is None
+            or not first.ndim == second.ndim == 2
+            or not first.shape[0]
+            or first.shape[0] != second.shape[1]
+        ):
+            raise InvalidArtifact(
+                f"{weights}: {module!r} lacks a half, or its ranks differ; save the adapter again."
+            )
+        pairs[module] = first, second
+    if not pairs:
+        raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
+    return pairs
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def parity(base: Path, adapters: Sequence[tuple[Path, Path, float]], texts: Sequ
     return Parity(
         max_difference=float(np.abs(a - b).max()),
         mean_kl=mean_kl(theirs, ours),
-        same_argmax=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        same_argmax=same_argmax(ours, theirs),
         effect=float(np.abs(a - none).max()),
     )
 
@@ -124,6 +124,12 @@ def mean_kl(true: Sequence[npt.NDArray[np.float32]], found: Sequence[npt.NDArray
         p, q = _log_softmax(a), _log_softmax(b)
         total += float((np.exp(p) * (p - q)).sum())
     return total / sum(map(len, true))
+
+
+def same_argmax(a: Sequence[npt.NDArray[np.float32]], b: Sequence[npt.NDArray[np.float32]]) -> float:
+    """Share of positions, of all texts together, where two sets of (T, V) logits choose the same token."""
+    same = [x.argmax(axis=1) == y.argmax(axis=1) for x, y in zip(a, b, strict=True)]
+    return float(np.concatenate(same).mean())
 
 
 def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
@@ -200,7 +206,7 @@ def check_base(source: Path, base: Path, quant: str) -> BaseParity:
     found = BaseParity(
         max_difference=float(np.abs(a - b).max()),
         mean_kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
-        same_argmax=float((a.argmax(axis=1) == b.argmax(axis=1)).mean()),
+        same_argmax=same_argmax(rows, theirs),
         perplexity=(perplexity[0], perplexity[1]),
         n_tokens=len(following),
     )

@@ -12,9 +12,7 @@ up in another order again: a short sequence that decodes alone among many cells 
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +21,7 @@ from loramix.errors import NativeError
 from loramix.models.mixing import Mix
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Adapter, C, Model, why
+from loramix.runtime.native_context import KV, NativeContext
 
 DEAD = 512
 """Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
@@ -30,7 +29,7 @@ SPLIT = 256
 """Cells from which on llama.cpp splits a row that is alone."""
 
 
-class BatchContext:
+class BatchContext(NativeContext):
     """Sequences that decode together.
 
     Args:
@@ -44,8 +43,7 @@ class BatchContext:
     """
 
     def __init__(self, model: Model, *, n_seq: int, n_cells: int, n_threads: int) -> None:
-        self.model, self.n_seq, self.n_cells = model, n_seq, n_cells
-        self.adapters: list[Adapter] = []
+        self.n_seq, self.n_cells = n_seq, n_cells
         self.mix: Mix | None = None
         self._lengths: dict[int, int] = {}
         self._mixes: dict[int, Mix] = {}
@@ -58,15 +56,7 @@ class BatchContext:
         parameters.kv_unified = True  # else each sequence has an n_seq-th of the cells
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
-        with model.lock:
-            self.pointer = C.llama_init_from_model(model.pointer, parameters)
-            if not self.pointer:
-                raise NativeError(
-                    f"llama.cpp cannot make a context of {n_cells} tokens{why()}; ask for fewer."
-                )
-            self._batch = C.llama_batch_init(int(parameters.n_batch), 0, 1)
-            self._memory = C.llama_get_memory(self.pointer)
-            model.contexts.add(self)
+        super().__init__(model, parameters)
 
     @property
     def used(self) -> int:
@@ -113,28 +103,18 @@ class BatchContext:
 
     def _write_anew(self) -> None:
         """Put the living sequences side by side, and free all other cells."""
-        kept = {sequence: self._kv(sequence) for sequence in self._lengths}
+        kept = {sequence: self._copy_kv(sequence, n) for sequence, n in self._lengths.items()}
         with self.model.lock:
             C.llama_memory_clear(self._memory, False)
         self._dead = 0
         for sequence, kv in kept.items():
             self._put(sequence, kv)
 
-    def _kv(self, sequence: int) -> npt.NDArray[np.uint8]:
-        with self.model.lock:
-            size = C.llama_state_seq_get_size(self.pointer, sequence)
-            kv = np.empty(size, np.uint8)
-            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, sequence)
-        if done != size:
-            raise NativeError(f"llama.cpp could not copy the KV of a sequence{why()}.")
-        return kv
-
-    def _put(self, sequence: int, kv: npt.NDArray[np.uint8]) -> None:
-        with self.model.lock:
-            done = C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, sequence)
-            if done != kv.nbytes:
+    def _put(self, sequence: int, kv: KV) -> None:
+        if not self._put_kv(sequence, kv):
+            with self.model.lock:
                 C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
-                raise NativeError(f"llama.cpp could not take over {kv.nbytes} bytes of KV{why()}.")
+            raise NativeError(f"llama.cpp could not take over {kv.nbytes} bytes of KV{why()}.")
 
     def become(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
         """Decode sequences of another mix from now on; the next call builds its graph anew, some milliseconds.
@@ -143,14 +123,7 @@ class BatchContext:
             mix: which; None for none at all, so that the adapters can be freed.
             adapters: what acts as it does, with scales.
         """
-        with self.model.lock:
-            if adapters:
-                handles = (C.llama_adapter_lora_p_ctypes * len(adapters))(*(a.pointer for a, _ in adapters))
-                scales = (ctypes.c_float * len(adapters))(*(scale for _, scale in adapters))
-                C.llama_set_adapters_lora(self.pointer, handles, len(adapters), scales)
-            elif self.adapters:  # llama.cpp aborts on no adapters with a count
-                C.llama_set_adapters_lora(self.pointer, None, 0, None)
-            self.adapters = [adapter for adapter, _ in adapters]
+        self._set_adapters(adapters)
         self.mix = mix
 
     def decode(self, tokens: Mapping[int, int]) -> dict[int, npt.NDArray[np.float32]]:
@@ -196,16 +169,3 @@ class BatchContext:
                 f"the model gave numbers that are not finite under {self.mix}; run 'loramix pack check'."
             )
         return found
-
-    def close(self) -> None:
-        """Free the context; may be called again."""
-        with self.model.lock:
-            if self.pointer:
-                C.llama_batch_free(self._batch)
-                C.llama_free(self.pointer)
-                self.pointer = None
-                self.model.contexts.discard(self)
-
-
-def _bytes(array: npt.NDArray[np.uint8]) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt, NativeError
 from loramix.runtime.llama import Adapter, C, Model, why
+from loramix.runtime.native_context import NativeContext
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Saved:
         return self.kv.nbytes + sum(rows.nbytes for rows in self.states.values())
 
 
-class Context:
+class Context(NativeContext):
     """One sequence under one mix: its tokens, and the KV that belongs to exactly them.
 
     Args:
@@ -43,7 +44,8 @@ class Context:
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
         history: keep it for all tokens, else for the last one alone.
         exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
-        observe: llama.cpp's callback on each node of the graph; all tokens then pass all layers.
+        observe: llama.cpp's callback on each node of the graph.
+        all_tokens: all tokens pass all layers, not the last one alone the last layer; costs logits for each.
 
     Raises:
         NativeError: no memory, or llama.cpp refuses.
@@ -62,9 +64,12 @@ class Context:
         history: bool = True,
         exact: bool = False,
         observe: Any = None,
+        all_tokens: bool = False,
     ) -> None:
-        self.model, self.taps, self.n_ctx = model, tuple(taps), n_ctx
-        self.adapters: list[Adapter] = []
+        for layer in taps:
+            if not 0 <= layer < model.n_layer:  # n_layer itself aborts the process
+                raise NativeError(f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}.")
+        self.taps, self.n_ctx = tuple(taps), n_ctx
         self.tokens: list[int] = []
         self.acts_from = 0  # the bare base's KV before, see `adopt`
         # per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
@@ -79,25 +84,17 @@ class Context:
         self._observe = observe  # llama.cpp keeps the address alone
         if observe is not None:
             parameters.cb_eval = observe
+        self._all_tokens = all_tokens
+        if all_tokens:
             parameters.n_outputs_max = parameters.n_batch
         if exact:
             parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
             parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
-        self._batch: Any = None
+        super().__init__(model, parameters)
         with model.lock:
-            self.pointer = C.llama_init_from_model(model.pointer, parameters)
-            if not self.pointer:
-                raise NativeError(f"llama.cpp cannot make a context of {n_ctx} tokens{why()}; ask for fewer.")
-            self._batch = C.llama_batch_init(int(parameters.n_batch), 0, 1)
-            self._memory = C.llama_get_memory(self.pointer)
             for layer in self.taps:
-                if not 0 <= layer < model.n_layer:  # n_layer itself aborts the process
-                    raise NativeError(
-                        f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}."
-                    )
                 _tap(self.pointer, layer)
-            model.contexts.add(self)
-            self._set_adapters(mix)
+        self._set_adapters(mix)
 
     def become(self, mix: Sequence[tuple[Adapter, float]]) -> None:
         """Serve another mix from now on; all tokens are forgotten first, so that KV cannot cross mixes.
@@ -107,17 +104,7 @@ class Context:
         """
         self.truncate(0)
         self.acts_from = 0
-        with self.model.lock:
-            self._set_adapters(mix)
-
-    def _set_adapters(self, mix: Sequence[tuple[Adapter, float]]) -> None:
-        if mix:  # llama.cpp aborts on no adapters with a count, and has none to begin with
-            handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
-            scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
-            C.llama_set_adapters_lora(self.pointer, handles, len(mix), scales)
-        elif self.adapters:
-            C.llama_set_adapters_lora(self.pointer, None, 0, None)
-        self.adapters = [adapter for adapter, _ in mix]
+        self._set_adapters(mix)
 
     def truncate(self, length: int) -> None:
         """Forget all tokens from position ``length`` on."""
@@ -165,19 +152,11 @@ class Context:
 
     def get_kv(self) -> npt.NDArray[np.uint8]:
         """The KV of all tokens held, copied out as llama.cpp writes it."""
-        with self.model.lock:
-            size = C.llama_state_seq_get_size(self.pointer, 0)
-            kv = np.empty(size, np.uint8)
-            done = C.llama_state_seq_get_data(self.pointer, _bytes(kv), size, 0)
-        if done != size:
-            raise NativeError(f"llama.cpp could not copy the KV of {len(self.tokens)} tokens{why()}.")
-        return kv
+        return self._copy_kv(0, len(self.tokens))
 
     def _set_kv(self, kv: npt.NDArray[np.uint8], tokens: Sequence[int]) -> None:
         self.truncate(0)
-        with self.model.lock:
-            done = C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, 0)
-        if done != kv.nbytes:
+        if not self._put_kv(0, kv):
             C.llama_memory_clear(self._memory, True)
             raise NativeError(f"llama.cpp could not restore the KV of {len(tokens)} tokens{why()}.")
         self.tokens = list(tokens)
@@ -237,26 +216,13 @@ class Context:
             batch.pos[i] = position + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
-            batch.logits[i] = self._observe is not None or i == len(chunk) - 1
+            batch.logits[i] = self._all_tokens or i == len(chunk) - 1
         with self.model.lock:
             code = C.llama_decode(self.pointer, batch)
         if code != 0:
             self.truncate(0)
             raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
         self.tokens += chunk
-
-    def close(self) -> None:
-        """Free the context; may be called again."""
-        with self.model.lock:
-            if self.pointer:
-                C.llama_batch_free(self._batch)
-                C.llama_free(self.pointer)
-                self.pointer = None
-                self.model.contexts.discard(self)
-
-
-def _bytes(array: npt.NDArray[np.uint8]) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any:

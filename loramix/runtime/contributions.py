@@ -22,16 +22,14 @@ from loramix.errors import Unsupported
 from loramix.models.mixing import Mix
 from loramix.prompts import Message, as_messages
 from loramix.runtime.context import Context
-from loramix.runtime.llama import C
+from loramix.runtime.llama import C, ggml
 from loramix.runtime.stream import Answer
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
 
-_NE, _SRC = (
-    16,
-    152,
-)  # offsets in struct ggml_tensor of its shape and first operand: 64 bit, llama-cpp-python 0.3.36
+# offsets in struct ggml_tensor of its shape and first operand: 64 bit, llama-cpp-python 0.3.36
+_NE, _SRC = 16, 152
 _TARGET = re.compile(r"blk\.(\d+)\.(.+)\.weight(\.lora_b)?\Z")
 
 Floats = npt.NDArray[np.float32]
@@ -177,9 +175,9 @@ class _Watch:
 
     def __init__(self) -> None:
         self.parts: list[_Part] = []
-        self._describe = _ggml("ggml_op_desc", ctypes.c_char_p)
-        self._name = _ggml("ggml_get_name", ctypes.c_char_p)
-        self._data = _ggml("ggml_get_data", ctypes.c_void_p)
+        self._describe = ggml("ggml_op_desc", ctypes.c_char_p)
+        self._name = ggml("ggml_get_name", ctypes.c_char_p)
+        self._data = ggml("ggml_get_data", ctypes.c_void_p)
         self.callback = C.ggml_backend_sched_eval_callback(self._seen)
 
     def start(self) -> None:
@@ -190,9 +188,9 @@ class _Watch:
         op = self._describe(node)
         if op not in (b"MUL_MAT", b"SCALE"):
             return not ask
-        operand = _pointer(node)
+        operand = first_operand(node)
         if op == b"SCALE":
-            operand = _pointer(operand) if self._describe(operand) == b"MUL_MAT" else 0
+            operand = first_operand(operand) if self._describe(operand) == b"MUL_MAT" else 0
         match = _TARGET.match(self._name(operand).decode()) if operand else None
         if match is None or bool(match[3]) != (op == b"SCALE"):
             return not ask
@@ -230,11 +228,6 @@ class _Watch:
         }
 
 
-def _pointer(node: int) -> int:
+def first_operand(node: int) -> int:
+    """Address of a graph node's first operand; 0 where it has none."""
     return ctypes.c_void_p.from_address(node + _SRC).value or 0
-
-
-def _ggml(name: str, result: Any) -> Any:
-    function = getattr(C._lib, name)  # the linker finds it in the copy of ggml that llama.cpp uses
-    function.argtypes, function.restype = [ctypes.c_void_p], result
-    return function

@@ -211,7 +211,7 @@ class Engine:
         """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
         with self._open():
             if self._embedder is None:
-                self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self._pool.n_threads)
+                self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self.n_threads)
             return self._embedder.embed(texts)
 
     def reload(self) -> bool:
@@ -366,7 +366,7 @@ class Engine:
 
     def batch_context(self, n_seq: int, n_cells: int) -> BatchContext:
         """A context in which answers of this engine decode together; it is closed with the engine."""
-        return BatchContext(self.model, n_seq=n_seq, n_cells=n_cells, n_threads=self._pool.n_threads)
+        return BatchContext(self.model, n_seq=n_seq, n_cells=n_cells, n_threads=self.n_threads)
 
     def holding(self, wanted: Wanted) -> Context | None:
         """The engine's context that holds all but the last of the wanted tokens, if one does."""

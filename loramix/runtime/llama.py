@@ -30,10 +30,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import llama_cpp.llama_cpp as C
 
 if TYPE_CHECKING:
-    from loramix.runtime.batch_context import BatchContext
-    from loramix.runtime.context import Context
+    from loramix.runtime.native_context import NativeContext
 
-__all__ = ["Adapter", "C", "Model", "quantize_rows", "start", "why"]
+__all__ = ["Adapter", "C", "Model", "ggml", "quantize_rows", "start", "why"]
 _log_tail: list[str] = []
 
 
@@ -75,7 +74,7 @@ class Model:
             threading.RLock()
         )  # adapters are listed by every context's graph: no change while one decodes
         self.adapters: dict[int, Adapter] = {}
-        self.contexts: set[Context | BatchContext] = set()
+        self.contexts: set[NativeContext] = set()
         parameters = C.llama_model_default_params()
         parameters.vocab_only = vocab_only
         parameters.use_extra_bufts = use_extra_bufts
@@ -246,6 +245,13 @@ def _init_adapter(model: Any, content: bytes) -> Any:
         libc.fclose(stream)
 
 
+def ggml(name: str, result: Any, *arguments: Any) -> Any:
+    """A function of the copy of ggml that llama.cpp uses, with its ctypes; by default it takes a tensor alone."""
+    function = getattr(C._lib, name)
+    function.argtypes, function.restype = list(arguments) or [ctypes.c_void_p], result
+    return function
+
+
 def quantize_rows(values: npt.NDArray[np.float32], type_id: int) -> npt.NDArray[np.uint8]:
     """Round rows to a tensor type as llama.cpp does (ggml.h, ``ggml_quantize_chunk``), without importance weights.
 
@@ -259,17 +265,15 @@ def quantize_rows(values: npt.NDArray[np.float32], type_id: int) -> npt.NDArray[
     Raises:
         Unsupported: the type is defined with importance weights alone.
     """
-    needs_imatrix = C._lib.ggml_quantize_requires_imatrix
-    needs_imatrix.argtypes, needs_imatrix.restype = [ctypes.c_int], ctypes.c_bool
+    needs_imatrix = ggml("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)
     if needs_imatrix(type_id):
         raise Unsupported(
             f"tensors of GGML type {type_id} cannot be made without an importance matrix; give --quant."
         )
     size, floats = ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)
-    row_size, chunk = C._lib.ggml_row_size, C._lib.ggml_quantize_chunk
-    row_size.argtypes, row_size.restype = [ctypes.c_int, ctypes.c_int64], size
-    chunk.argtypes = [ctypes.c_int, floats, ctypes.c_void_p, *[ctypes.c_int64] * 3, floats]
-    chunk.restype = size
+    row_size = ggml("ggml_row_size", size, ctypes.c_int, ctypes.c_int64)
+    arguments = (ctypes.c_int, floats, ctypes.c_void_p, *[ctypes.c_int64] * 3, floats)
+    chunk = ggml("ggml_quantize_chunk", size, *arguments)
     rows, columns = values.shape
     out = np.empty((rows, row_size(type_id, columns)), np.uint8)
     source = np.ascontiguousarray(values, np.float32)

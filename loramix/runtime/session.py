@@ -99,7 +99,7 @@ class ContextPool:
         saved_bytes: int = 64 * 2**20,
     ) -> None:
         self._model, self._adapters = model, adapters
-        self._n_ctx, self.n_threads, self._taps = n_ctx, n_threads, taps
+        self._n_ctx, self._n_threads, self._taps = n_ctx, n_threads, taps
         self.size = max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
         self.saved = SavedStore(saved_bytes)
@@ -128,7 +128,7 @@ class ContextPool:
                 self._model,
                 self._adapters(mix),
                 n_ctx=self._n_ctx,
-                n_threads=self.n_threads,
+                n_threads=self._n_threads,
                 taps=self._taps,
                 history=not mix,  # of other mixes token-wise routing reads the last token alone
             )
