@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -121,13 +120,14 @@ def test_clients_that_leave_make_room(small: Served) -> None:
         )
         link.close()
     wait_until(lambda: idle(small))
-    waiting = [threading.Thread(target=lambda: small.post("/v1/chat/completions", **LONG)) for _ in range(1)]
-    for thread in waiting:
-        thread.start()
-    with pytest.raises(httpx.ReadTimeout):  # leaves before its answer is whole
-        httpx.post(f"{small.url}/v1/chat/completions", json=LONG, timeout=0.05)
-    for thread in waiting:
-        thread.join()
+    (worker,) = small.workers()
+    os.kill(worker, signal.SIGSTOP)  # no answer is whole before its client leaves, however quick the machine
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(small.post, "/v1/chat/completions", **LONG)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{small.url}/v1/chat/completions", json=LONG, timeout=0.3)
+        os.kill(worker, signal.SIGCONT)
+        other.result()
     wait_until(lambda: idle(small))
     assert small.chat(max_tokens=2).status_code == 200
 
