@@ -189,7 +189,7 @@ def _fetch_files(manifest: Manifest, files: Mapping[str, Remote], place: Place, 
                 f"{place.repository} lacks {file}, which its {MANIFEST} names; tell its author."
             )
         _bounded(files, file, limit, place)
-    hub.check_room(staging, sum(files[file].size for file in limits), str(place))
+    hub.need_room(staging / MANIFEST, sum(files[file].size for file in limits), place)
     for file in limits:
         fetched = hub.fetch(place._replace(file=file), sha256=digests.get(file, ""))
         copy = safe_join(staging, file)

@@ -139,23 +139,31 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     sync_directory(path.parent)
 
 
-def need_space(path: Path, size_bytes: int, what: str) -> None:
+def need_space(
+    path: Path,
+    size_bytes: int,
+    what: str,
+    *,
+    spare_bytes: int = 16 * 2**20,
+    mend: str = "free some, or write to another disk.",
+) -> None:
     """Refuse a write that its disk cannot hold, before it begins.
 
     Args:
         path: the file to be written; its directory need not exist yet.
-        size_bytes: what it will take; 16 MB more are asked for, for what else is written meanwhile.
+        size_bytes: what it will take.
         what: it is, for the message.
+        spare_bytes: asked for beside it, for what else is written meanwhile.
+        mend: what the user can do, for the message.
 
     Raises:
         NoSpace: less is free.
     """
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(there).free
-    if free < size_bytes + 16 * 2**20:
+    if free < size_bytes + spare_bytes:
         raise NoSpace(
-            f"{what} needs {size_bytes / 1e6:,.0f} MB and {there} has {free / 1e6:,.0f} MB free; "
-            "free some, or write to another disk."
+            f"{what} needs {size_bytes / 1e6:,.0f} MB and {there} has {free / 1e6:,.0f} MB free: {mend}"
         )
 
 
@@ -168,6 +176,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, content: str) -> None:
     """Write UTF-8 ``content`` to ``path`` through `atomic_write`."""
     write_bytes(path, content.encode())
+
+
+def open_lines(path: Path, head: bytes) -> tuple[IO[bytes], list[bytes]] | None:
+    """Open a file that grows line by line, for more; what a kill has torn at its end is cut off.
+
+    Args:
+        path: the file, which exists.
+        head: its first line, with its end.
+
+    Returns:
+        The file at its end, and the whole lines behind the first; None where the first is another.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    if lines[:1] != [head]:
+        return None
+    whole = [line for line in lines[1:] if line.endswith(b"\n")]
+    file = path.open("r+b")
+    file.truncate(len(head) + sum(map(len, whole)))
+    file.seek(0, os.SEEK_END)
+    return file, whole
 
 
 def sync_directory(directory: Path) -> None:

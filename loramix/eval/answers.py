@@ -7,11 +7,12 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from loramix.errors import UsageError
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
+from loramix.paths import open_lines
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import DEFAULT
 
@@ -62,20 +63,17 @@ class AnswerStore:
         self._known: dict[str, dict[str, Any]] = {}
         head = {"loramix answers": 1}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file: BinaryIO
+        self._file: IO[bytes]
         if path.is_file() and path.stat().st_size:
-            lines = path.read_bytes().splitlines(keepends=True)
-            if lines[0] != json.dumps(head).encode() + b"\n":
+            opened = open_lines(path, json.dumps(head).encode() + b"\n")
+            if opened is None:
                 raise UsageError(
                     f"{path} does not hold answers of this version; delete it, or give another --out."
                 )
-            whole = [line for line in lines[1:] if line.endswith(b"\n")]  # a kill tears the last line at most
-            for line in whole:
+            self._file, lines = opened
+            for line in lines:
                 row = json.loads(line)
                 self._known[row.pop("key")] = row
-            self._file = path.open("r+b")
-            self._file.truncate(len(lines[0]) + sum(map(len, whole)))
-            self._file.seek(0, 2)
         else:
             self._file = path.open("wb")
             self._write(head)

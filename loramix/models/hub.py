@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loramix.errors import Busy, InvalidArtifact, LoramixError, MissingExtra, NoSpace, NotFound, UsageError
-from loramix.paths import sha256_file, sync_directory
+from loramix.paths import need_space, sha256_file, sync_directory
 
 SPARE_BYTES = 64 * 2**20
 """Room that stays free on the disk behind a download."""
@@ -185,7 +184,7 @@ def _transfer(
         if held > remote.size:
             partial.unlink()
             held = 0
-        check_room(blob.parent, remote.size - held, str(place))
+        need_room(blob, remote.size - held, place)
     try:
         # plain HTTP, with or without the client's optional transfer library: that one keeps nothing of a cut
         with partial.open("ab") as out:
@@ -231,23 +230,10 @@ def _check_digest(path: Path, place: Place, etag: str, sha256: str) -> None:
         )
 
 
-def check_room(directory: Path, needed: int, what: str) -> None:
-    """Refuse what the disk has no room for.
-
-    Args:
-        directory: where it will be written; exists.
-        needed: bytes.
-        what: for the message.
-
-    Raises:
-        NoSpace: less is free than needed and a little more.
-    """
-    free = shutil.disk_usage(directory).free
-    if free < needed + SPARE_BYTES:
-        raise NoSpace(
-            f"{what} needs {needed / 1e6:,.0f} MB, the disk of {directory} has {free / 1e6:,.0f} MB free: "
-            "make room, or set HF_HOME (files of the hub) or LORAMIX_DATA (packs) to another disk."
-        )
+def need_room(path: Path, size_bytes: int, place: Place) -> None:
+    """`need_space` for what comes from a place."""
+    mend = "make room, or set HF_HOME (files of the hub) or LORAMIX_DATA (packs) to another disk."
+    need_space(path, size_bytes, str(place), spare_bytes=SPARE_BYTES, mend=mend)
 
 
 @contextmanager

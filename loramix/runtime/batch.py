@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from loramix.errors import Busy, InvalidData, LoramixError, NotFound, UsageError
 from loramix.manifest import MANIFEST
-from loramix.paths import atomic_write, sha256_file, write_bytes
+from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import Route
 
@@ -63,25 +62,23 @@ def run_batch(
     part = out.with_name(out.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with (
-            FileLock(f"{part}.lock", timeout=0),
-            _opened(part, _job(engine, source, column, options)) as file,
-        ):
-            done = {row["line"] for row in _rows(part)}
+        with FileLock(f"{part}.lock", timeout=0):
+            opened, known = _opened(part, _job(engine, source, column, options))
+            rows = [json.loads(line) for line in known]
+            done = {row["line"] for row in rows}
             with source.open("rb") as lines:
                 total = sum(1 for line in lines if line.strip())
-            report(len(done), total)
-            with source.open("rb") as lines:
+            report(len(rows), total)
+            with opened as file, source.open("rb") as lines:
                 numbered = ((n, line) for n, line in enumerate(lines, 1) if line.strip() and n not in done)
                 for row in _answers(engine, numbered, column, options):
-                    file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    file.write(_line(row))
                     file.flush()
-                    done.add(row["line"])
-                    report(len(done), total)
-            os.fsync(file.fileno())
-            rows = sorted(_rows(part), key=lambda row: int(row["line"]))
+                    rows.append(row)
+                    report(len(rows), total)
+            rows.sort(key=lambda row: int(row["line"]))
             with atomic_write(out) as whole:
-                whole.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+                whole.writelines(map(_line, rows))
             part.unlink()
     except Timeout:
         raise Busy(f"another process writes {out}; wait for it, or name another file.") from None
@@ -149,23 +146,17 @@ def _job(engine: Engine, source: Path, column: str, options: Mapping[str, Any]) 
     return json.dumps({"loramix batch": 1, "job": digest}).encode() + b"\n"
 
 
-def _opened(part: Path, job: bytes) -> IO[bytes]:
-    """The beginnings, open for more, what a kill has torn cut off."""
-    content = part.read_bytes() if part.is_file() else b""
-    if b"\n" not in content:
-        write_bytes(part, content := job)
-    if not content.startswith(job):
+def _opened(part: Path, job: bytes) -> tuple[IO[bytes], list[bytes]]:
+    """The beginnings, open for more, and their rows as lines."""
+    if not part.is_file() or b"\n" not in part.read_bytes():
+        write_bytes(part, job)
+    opened = open_lines(part, job)
+    if opened is None:
         raise UsageError(
             f"{part} was begun from another input, pack or options; delete it, or name another output."
         )
-    file = part.open("r+b")
-    file.truncate(content.rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
-    return file
+    return opened
 
 
-def _rows(part: Path) -> Iterable[dict[str, Any]]:
-    with part.open("rb") as file:
-        next(file)
-        for line in file:
-            yield json.loads(line)
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
