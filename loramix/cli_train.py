@@ -47,6 +47,12 @@ def train() -> None:
 @click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
 @click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, cooled down.")
+@click.option(
+    "--gradient-checkpointing/--no-gradient-checkpointing",
+    "checkpointing",
+    default=None,
+    help="Keep less in memory, a third slower.  [default: where memory is short]",
+)
 def train_skill(
     recipe: str,
     data: Path | None,
@@ -55,6 +61,7 @@ def train_skill(
     resume: bool,
     max_rows: int | None,
     max_steps: int | None,
+    checkpointing: bool | None,
 ) -> None:
     """Train the adapter of RECIPE (a name or a TOML file)."""
     from loramix.models import bases
@@ -78,6 +85,7 @@ def train_skill(
             resume=resume,
             max_rows=max_rows,
             max_steps=max_steps,
+            checkpointing=checkpointing,
             report=display.update,
         )
     click.echo(

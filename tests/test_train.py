@@ -112,6 +112,30 @@ def test_the_lowest_layers_can_stay_bare(recipe: Path, data: Path, tiny_base: Pa
     assert parity(tiny_base, [(tmp_path / "mood.gguf", tmp_path / "out" / "adapter", 1.0)]).mean_kl < 1e-4
 
 
+@pytest.mark.parametrize("free", [10**12, 10**4])
+def test_activations_are_computed_again_where_memory_is_short(
+    free: int, recipe: Path, data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"always kept": 0, "by memory": 0}
+    run = "always kept"
+    mlp = transformers.models.llama.modeling_llama.LlamaMLP
+    plain = mlp.forward
+
+    def counted(self: Any, x: torch.Tensor) -> torch.Tensor:
+        calls[run] += torch.is_grad_enabled()
+        return plain(self, x)
+
+    monkeypatch.setattr(mlp, "forward", counted)
+    train(recipe, data, tiny_base, tmp_path / "kept", max_steps=3, checkpointing=False)
+    run = "by memory"
+    monkeypatch.setattr("loramix.train.memory.memory_bytes", lambda: (10**12, free))
+    train(recipe, data, tiny_base, tmp_path / "memory", max_steps=3)
+    short = free < 10**6
+    assert (calls["by memory"] > 1.3 * calls["always kept"]) == short
+    kept, again = (load_file(tmp_path / n / "adapter" / "adapter_model.safetensors") for n in ("kept", "memory"))
+    assert all(torch.allclose(kept[name], again[name], atol=1e-5) for name in kept)
+
+
 def gguf_names(path: Path) -> list[str]:
     return list(read_gguf(path.read_bytes(), path.name).tensors)
 

@@ -28,6 +28,7 @@ from loramix.train.examples import common_prefix, header_of, tokenize
 from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
 from loramix.train.late import late_states
+from loramix.train.memory import checkpoint_layers, is_short
 from loramix.train.metrics import kept
 from loramix.train.recipe import Recipe
 
@@ -67,6 +68,7 @@ def train_skill(
     resume: bool = False,
     max_rows: int | None = None,
     max_steps: int | None = None,
+    checkpointing: bool | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
 ) -> Result:
     """Train a recipe's adapter and keep the checkpoint with the lowest dev loss.
@@ -79,6 +81,7 @@ def train_skill(
         resume: go on from the newest complete checkpoint.
         max_rows: use at most so many training rows.
         max_steps: stop after so many optimizer steps; the learning rate falls over the last quarter of them.
+        checkpointing: compute activations again instead of keeping them; by default where memory is short.
         report: called after each step.
 
     Raises:
@@ -88,7 +91,7 @@ def train_skill(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0.5):
-            return _Run(recipe, rows, base, out, max_rows).train(resume, max_steps, report)
+            return _Run(recipe, rows, base, out, max_rows).train(resume, max_steps, checkpointing, report)
     except Timeout:
         raise Busy(f"another process trains in {out}; wait for it, or give another --out.") from None
 
@@ -115,13 +118,25 @@ class _Run:
         self.per_epoch = math.ceil(n / self.settings.batch_size)
         self.steps = max(1, round(self.per_epoch * self.settings.epochs))
 
-    def train(self, resume: bool, max_steps: int | None, report: Callable[[Progress], None]) -> Result:
+    def train(
+        self,
+        resume: bool,
+        max_steps: int | None,
+        checkpointing: bool | None,
+        report: Callable[[Progress], None],
+    ) -> Result:
         torch.manual_seed(self.settings.seed)
         self.last = min(self.steps, max_steps or self.steps)
         self.dtype = autocast_dtype()
         base = load_base(self.base, self.dtype)
         before = digest(base)
         self.model = attach(base, self.recipe)
+        if checkpointing is None:
+            layers = len(self.recipe.lora.layers(base.config.num_hidden_layers))
+            checkpointing = is_short(base, layers, self.settings.micro_batch_tokens)
+        if checkpointing and not self.header:  # a late adapter's gradients pass the answer alone, over a cache
+            checkpoint_layers(self.model)
+            self.prefix = 0
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
