@@ -65,9 +65,9 @@ def train_skill(
 ) -> None:
     """Train the adapter of RECIPE (a name or a TOML file)."""
     from loramix.models import bases
-    from loramix.train.recipe import load_recipe
+    from loramix.train.recipe import recipe_for
 
-    loaded = load_recipe(recipe)
+    loaded = recipe_for(recipe, base)
     if data is None:
         raise InvalidData(
             f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE."
@@ -121,9 +121,11 @@ def train_pack(
 
     Killed at any moment, the same command goes on where it was.
     """
-    from loramix.train.recipe import load_recipe, shipped
+    from loramix.train.recipe import base_recipe, recipe_for, shipped
 
-    recipes = [load_recipe(name) for name in skills or shipped()]
+    recipes = [recipe_for(name, base) for name in skills or shipped()]
+    if not description and (known := base_recipe(base)):
+        description = known.description
     with training_extra(), Display() as display:
         from loramix.train.pack import train_pack as work
 

@@ -27,6 +27,15 @@ def own_directories(
         monkeypatch.setenv("LORAMIX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
+@pytest.fixture(autouse=True)
+def forked_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What compares with PyTorch forks a process that has it, but for a test that wants the real thing."""
+    if request.node.get_closest_marker("train") and not request.node.get_closest_marker("own_process"):
+        import forked
+
+        monkeypatch.setattr("loramix.convert.reference._run", forked.run)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base's GGUF, float32."""

@@ -86,15 +86,28 @@ def torch_logits(
         job, out = Path(directory) / "job.json", Path(directory) / "out.npz"
         mix = [[str(path), scale] for path, scale in adapters]
         job.write_text(json.dumps({"base": str(base), "adapters": mix, "ids": [list(row) for row in ids]}))
-        command = [sys.executable, "-m", "loramix.convert.reference", str(job), str(out)]
-        child = subprocess.run(command, capture_output=True, text=True, check=False)
-        if "No module named" in child.stderr:
-            raise MissingExtra("comparing with PyTorch needs the extra: pip install 'loramix[train]'.")
-        if child.returncode or not out.is_file():
-            reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-            raise SelfCheckFailed(f"PyTorch could not compute the reference: {reason}.")
+        torch_child("loramix.convert.reference", job, out)
         with np.load(out, allow_pickle=False) as archive:
             return [archive[f"logits{number}"] for number in range(len(ids))]
+
+
+def torch_child(module: str, job: Path, out: Path) -> None:
+    """Run ``python -m MODULE JOB OUT``, which imports torch, to its end.
+
+    Raises:
+        MissingExtra: torch, transformers or peft is not installed.
+        SelfCheckFailed: it failed, or wrote nothing.
+    """
+    child = _run([sys.executable, "-m", module, str(job), str(out)])
+    if "No module named" in child.stderr:
+        raise MissingExtra("comparing with PyTorch needs the extra: pip install 'loramix[train]'.")
+    if child.returncode or not out.is_file():
+        reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
+        raise SelfCheckFailed(f"PyTorch could not compute what to compare with: {reason}.")
+
+
+def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 if __name__ == "__main__":

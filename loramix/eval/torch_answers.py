@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from loramix.errors import InvalidArtifact, MissingExtra, SelfCheckFailed
+from loramix.convert.reference import torch_child
+from loramix.errors import InvalidArtifact
 from loramix.paths import sha256_file, write_text
 from loramix.runtime.engine import Engine
 from loramix.runtime.tokenize import tokenize_rows
@@ -96,14 +96,10 @@ def torch_answers(
 def _run(job: dict[str, object], out: Path) -> None:
     request = out.with_suffix(".job.json")
     write_text(request, json.dumps(job))
-    command = [sys.executable, "-m", "loramix.eval.torch_answers", str(request), str(out)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
-    request.unlink()
-    if "No module named" in child.stderr:
-        raise MissingExtra("comparing with PyTorch needs the extra: pip install 'loramix[train]'.")
-    if child.returncode or not out.is_file():
-        reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        raise SelfCheckFailed(f"PyTorch could not answer: {reason}.")
+    try:
+        torch_child("loramix.eval.torch_answers", request, out)
+    finally:
+        request.unlink()
 
 
 if __name__ == "__main__":

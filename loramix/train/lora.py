@@ -134,7 +134,9 @@ class _Run:
         if checkpointing is None:
             layers = len(self.recipe.lora.layers(base.config.num_hidden_layers))
             checkpointing = is_short(base, layers, self.settings.micro_batch_tokens)
-        if checkpointing and not self.header:  # a late adapter's gradients pass the answer alone, over a cache
+        if (
+            checkpointing and not self.header
+        ):  # a late adapter's gradients pass the answer alone, over a cache
             checkpoint_layers(self.model)
             self.prefix = 0
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}

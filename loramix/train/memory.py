@@ -5,7 +5,10 @@ Chen et al., arXiv 1604.06174: each layer keeps its input alone, and is computed
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
+
+from torch.utils.checkpoint import checkpoint
 
 from loramix.runtime.cpu import memory_bytes
 
@@ -39,9 +42,11 @@ def is_short(model: Any, n_layers: int, n_tokens: int) -> bool:
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Keep each layer's input alone; results stay the same bit for bit, a step takes a third longer.
+    """Keep each layer's input alone; the results stay the same, a step takes a third longer.
 
     Args:
-        model: a PEFT model; no KV cache may be used in training afterwards, since transformers drops it silently.
+        model: a PEFT model; no KV cache may be used in training afterwards: it would be written twice.
     """
-    model.get_base_model().model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in model.get_base_model().model.layers:
+        if any(parameter.requires_grad for parameter in layer.parameters()):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

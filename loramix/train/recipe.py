@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -11,6 +11,7 @@ from msgspec import Meta
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.paths import is_safe_name
 
+T = TypeVar("T")
 Positive = Annotated[int, Meta(gt=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 MeasureName = Literal[
@@ -106,6 +107,17 @@ class Recipe(_Table, frozen=True):
         return repr((self.name, self.instructions, self.lora, self.training, *late, *kept))
 
 
+class BaseRecipe(_Table, frozen=True):
+    """How the shipped recipes change for a base: ``recipes/bases/BASE.toml``."""
+
+    description: str
+    """Of a pack of all the shipped skills on it."""
+    lora: dict[str, Any] = {}
+    """Fields of `Lora` that replace a recipe's own."""
+    training: dict[str, Any] = {}
+    """Fields of `Training` that do."""
+
+
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -129,10 +141,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         path = RECIPES / f"{name_or_path}.toml"
     if not is_safe_name(path.stem) or not path.is_file():
         raise NotFound(f"no recipe {name_or_path!r}: give a TOML file, or one of {', '.join(shipped())}.")
-    try:
-        recipe = msgspec.toml.decode(path.read_bytes(), type=Recipe)
-    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
-        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+    recipe = _decoded(path, Recipe)
     if not is_safe_name(recipe.name):
         raise InvalidRecipe(f"{path}: name {recipe.name!r} needs 1 to 64 of a-z, 0-9, '_', '.', '-'.")
     bad = [t for group in recipe.instructions.values() for t in group if t.count("{input}") != 1]
@@ -141,6 +150,49 @@ def load_recipe(name_or_path: str) -> Recipe:
             f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}."
         )
     return recipe
+
+
+def _decoded(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+
+
+def base_recipe(base: str) -> BaseRecipe | None:
+    """What ships for a base, named with or without a quantization; None where its recipes stay as they are.
+
+    Raises:
+        InvalidRecipe: not TOML, an unknown key, a wrong type.
+    """
+    name = base.partition(":")[0]
+    path = RECIPES / "bases" / f"{name}.toml"
+    if not is_safe_name(name) or not path.is_file():
+        return None
+    return _decoded(path, BaseRecipe)
+
+
+def recipe_for(name_or_path: str, base: str) -> Recipe:
+    """A recipe as it is trained on a base; a file of the user's own stays as it is.
+
+    Args:
+        name_or_path: see `load_recipe`.
+        base: name or path.
+
+    Raises:
+        NotFound, InvalidRecipe: see `load_recipe`.
+    """
+    recipe = load_recipe(name_or_path)
+    change = base_recipe(base)
+    if change is None or Path(name_or_path).is_file():
+        return recipe
+    tables = msgspec.to_builtins(recipe)
+    tables["lora"] |= change.lora
+    tables["training"] |= change.training
+    try:
+        return msgspec.convert(tables, Recipe)
+    except msgspec.ValidationError as error:
+        raise InvalidRecipe(f"the recipe of base {base}: {error}; mend that line.") from None
 
 
 def recipe_beside(data_dir: Path, name: str) -> Recipe:
