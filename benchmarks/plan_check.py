@@ -4,7 +4,8 @@
 
 Without --base the default pack with 1 and 12 skills at 512, 2,048 and 8,192 tokens; with it random adapters of
 rank 8 on that GGUF, since what weights cost does not depend on their values. VmRSS is read after the last answer;
-of the store of KV, which few answers do not fill, the prediction counts what was in it.
+of the store of KV, which few answers do not fill, the prediction counts what was in it, and of contexts what they
+have grown to.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def child(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
         return {
             "opened": opened,
             **{name: status()[name] for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")},
-            "contexts": len(engine._pool.mixes),
+            "rooms": [engine._pool.get(mix).room for mix in engine._pool.mixes],
             "adapters": len(engine._adapters.mixes),
             "kept": engine._pool.saved.nbytes,
         }
@@ -72,9 +73,10 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
 
 def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
     """Prediction and measurement of one case."""
+    from loramix.convert.validate import read_base
     from loramix.models import bases
     from loramix.pack import Pack
-    from loramix.runtime.plan import make_plan
+    from loramix.runtime.plan import kv_bytes, make_plan
 
     found = Pack.load(pack)
     base = bases.resolve(found.manifest.base.name)
@@ -83,7 +85,9 @@ def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     measured = json.loads(done.stdout.splitlines()[-1])
     parts = {part.name: part.size_bytes for part in planned.memory}
-    predicted = planned.memory_bytes - parts["KV store"] + measured["kept"]
+    file, shape = read_base(base)
+    kv = sum(kv_bytes(file, shape, room) for room in measured["rooms"])
+    predicted = planned.memory_bytes - parts["KV store"] + measured["kept"] - parts["KV"] + kv
     row = {"base": base.name, "skills": n_skills, "ctx": n_ctx, "predicted": predicted, **measured}
     return {**row, "off": predicted / measured["VmRSS"] - 1, "full": planned.memory_bytes, "parts": parts}
 

@@ -95,7 +95,7 @@ def test_kv_and_compute_are_what_llama_cpp_says(tiny_base: Path, n_ctx: int, tap
     kv = re.findall(r"KV buffer size =\s+([\d.]+) MiB", said)[-1]
     compute = re.findall(r"CPU compute buffer size =\s+([\d.]+) MiB", said)[-1]
     file, shape = plan.read_base(tiny_base)
-    assert plan._kv_bytes(file, shape, n_ctx) / MIB == pytest.approx(float(kv), abs=0.006)
+    assert plan.kv_bytes(file, shape, n_ctx) / MIB == pytest.approx(float(kv), abs=0.006)
     layers = [int(layer) for layer in taps.split(",") if layer]
     # ours has the matmul's scratch and the logits on top, which llama.cpp counts elsewhere
     work = plan._compute_bytes(file, shape, n_ctx, layers) / MIB
@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused(tiny_base: Path, monkeypatch: pytest.Monke
 def test_the_command_prints_a_table_and_json(tiny_pack: Path) -> None:
     shown = run("plan", "--pack", tiny_pack, "--ctx", 256)
     assert shown.exit_code == 0, shown.output
-    assert "3 contexts of 256 tokens" in shown.stdout and "in all" in shown.stdout
+    assert "3 contexts of up to 256 tokens" in shown.stdout and "in all" in shown.stdout
     found = json.loads(run("plan", "--pack", tiny_pack, "--ctx", 256, "--json").stdout)
     assert found["memory_bytes"] == sum(found["memory"].values())
     assert (found["skills"], found["ctx"]) == (2, 256)

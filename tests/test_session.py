@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loramix.errors import InvalidPrompt, NativeError
 from loramix.models.mixing import Mix
 from loramix.runtime.context import Context
+from loramix.runtime.llama import C
 from loramix.runtime.session import WORTH_SAVING, ContextPool, SavedStore, reuse
 
 MIXES = [Mix.parse(text) for text in ("base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5")]
@@ -118,9 +120,61 @@ def test_the_oldest_goes_first_and_prefixes_of_another_are_not_kept(tiny_engine:
     assert store.nbytes == long.nbytes + other.nbytes
 
 
-def test_damaged_kv_is_noticed(tiny_engine: Any) -> None:
-    from loramix.errors import NativeError
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contexts begin with memory for few tokens; llama.cpp makes that 256."""
+    monkeypatch.setattr(Context, "FIRST", 64)
+    monkeypatch.setattr(Context, "N_BATCH", 64)
 
+
+def test_a_context_grows_and_computes_what_a_wide_one_does(
+    tiny_engine: Any, narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mix, tokens = tiny_engine.adapters_of(Mix.parse("sentiment=0.5")), [3 + i % 240 for i in range(700)]
+    grown = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
+    found = [grown.decode(tokens[i : i + 50]) for i in range(0, 700, 50)]
+    assert grown.room >= 700 > 4 * Context.FIRST
+    monkeypatch.setattr(Context, "FIRST", 1024)
+    wide = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
+    for i, logits in enumerate(found):
+        assert (wide.decode(tokens[50 * i : 50 * i + 50]) == logits).all(), i
+    assert wide.room == 1024
+    assert grown.tokens == wide.tokens and (grown.states(1) == wide.states(1)).all()
+
+    monkeypatch.setattr(Context, "FIRST", 64)
+    other = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
+    other.restore(wide.save())
+    assert (other.decode([9]) == wide.decode([9])).all()
+    bare = Context(tiny_engine.model, n_ctx=1024, n_threads=1, history=False, taps=[1])
+    bare.adopt(wide, 300)
+    assert bare.tokens == tokens[:300] and bare.room >= 300
+    with pytest.raises(InvalidPrompt, match="holds 1024"):
+        wide.decode(tokens)
+
+
+def test_memory_is_given_back_after_a_swap_alone(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[str] = []
+    monkeypatch.setattr("loramix.runtime.session.give_back", lambda: given.append("back"))
+    for mix in ("sentiment", "sentiment", "summarize", "summarize=0.5", "summarize"):
+        tiny_engine.generate("Good?", mix=mix, max_tokens=2)
+    assert len(given) == 3, "the second and the last found their contexts"
+
+
+def test_without_memory_to_grow_what_is_held_stays(
+    tiny_engine: Any, narrow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = Context(tiny_engine.model, n_ctx=1024, n_threads=1)
+    before = context.decode(list(range(3, 63)))
+    with monkeypatch.context() as patch:
+        patch.setattr(C, "llama_init_from_model", lambda *_: None)
+        with pytest.raises(NativeError, match="cannot make a context of 128 tokens"):
+            context.decode(list(range(3, 63)))
+    context.truncate(59)
+    assert np.abs(context.decode([62]) - before).max() < 1e-4
+    assert len(context.decode(list(range(3, 63)))) and context.room == 128
+
+
+def test_damaged_kv_is_noticed(tiny_engine: Any) -> None:
     context = Context(tiny_engine.model, n_ctx=256, n_threads=1)
     context.decode(list(range(3, 53)))
     saved = context.save()

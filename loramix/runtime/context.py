@@ -39,7 +39,7 @@ class Context(NativeContext):
     Args:
         model: the base.
         mix: adapters with their scales; only `become` changes it, so KV cannot cross mixes.
-        n_ctx: most tokens held.
+        n_ctx: most tokens held; memory is taken for `FIRST` of them, and for more when they come.
         n_threads: threads for decoding and for prompts.
         taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
         history: keep it for all tokens, else for the last one alone.
@@ -52,6 +52,7 @@ class Context(NativeContext):
     """
 
     N_BATCH = 512
+    FIRST = 512  # most conversations stay below, and 2,048 tokens of the default base take 47 MB of KV
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class Context(NativeContext):
         self.history, rows = history, n_ctx if history else 1
         self._states = {layer: np.zeros((rows, model.n_embd), np.float32) for layer in self.taps}
         parameters = C.llama_context_default_params()
-        parameters.n_ctx = n_ctx
+        self.room = parameters.n_ctx = min(self.FIRST, n_ctx)
         parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
@@ -90,11 +91,27 @@ class Context(NativeContext):
         if exact:
             parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
             parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self._parameters = parameters
         super().__init__(model, parameters)
-        with model.lock:
+        self._set_adapters(mix)
+
+    def _make(self, parameters: Any) -> None:
+        super()._make(parameters)
+        with self.model.lock:
             for layer in self.taps:
                 _tap(self.pointer, layer)
-        self._set_adapters(mix)
+
+    def _reserve(self, n_tokens: int) -> None:
+        """Have room for so many tokens, in twice the memory if need be; what is held stays, bit for bit."""
+        if n_tokens <= self.room:
+            return
+        kv = self.get_kv() if self.tokens else None
+        self._parameters.n_ctx = room = min(self.n_ctx, max(n_tokens, 2 * self.room))
+        self._make(self._parameters)
+        self.room = room
+        self._set_adapters(self._mix)
+        if kv is not None:
+            self._set_kv(kv, self.tokens)
 
     def become(self, mix: Sequence[tuple[Adapter, float]]) -> None:
         """Serve another mix from now on; all tokens are forgotten first, so that KV cannot cross mixes.
@@ -155,11 +172,13 @@ class Context(NativeContext):
         return self._copy_kv(0, len(self.tokens))
 
     def _set_kv(self, kv: npt.NDArray[np.uint8], tokens: Sequence[int]) -> None:
+        tokens = list(tokens)
         self.truncate(0)
+        self._reserve(len(tokens))
         if not self._put_kv(0, kv):
             C.llama_memory_clear(self._memory, True)
             raise NativeError(f"llama.cpp could not restore the KV of {len(tokens)} tokens{why()}.")
-        self.tokens = list(tokens)
+        self.tokens = tokens
 
     def states(self, layer: int) -> npt.NDArray[np.float32]:
         """Inputs of a tapped layer, (T, D) float32, for all tokens held or for the last one decoded alone.
@@ -186,6 +205,7 @@ class Context(NativeContext):
                 f"prompt and answer need {len(self.tokens) + len(tokens)} tokens; "
                 f"the context holds {self.n_ctx}: shorten the prompt or give --ctx more."
             )
+        self._reserve(len(self.tokens) + len(tokens))
         size = min(self.N_BATCH, self.n_ctx)
         for start in range(0, len(tokens), size):
             chunk = tokens[start : start + size]

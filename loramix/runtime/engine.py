@@ -246,6 +246,12 @@ class Engine:
             self.pack, self.router = pack, router
             return True
 
+    def tidy(self) -> None:
+        """Give memory back that answers left behind; called at the end of each."""
+        with self._lock:
+            if not self._closed:
+                self._pool.tidy()
+
     def close(self) -> None:
         """Free everything native; may be called again."""
         with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Sequence
 from typing import Any
@@ -28,16 +29,23 @@ class NativeContext:
 
     def __init__(self, model: Model, parameters: Any) -> None:
         self.model = model
-        self.adapters: list[Adapter] = []
-        with model.lock:
-            self.pointer = C.llama_init_from_model(model.pointer, parameters)
-            if not self.pointer:
+        self._mix: tuple[tuple[Adapter, float], ...] = ()
+        self.pointer: Any = None
+        self._make(parameters)
+
+    def _make(self, parameters: Any) -> None:
+        """Make the native context, instead of the one there is; that stays where no other can be made."""
+        with self.model.lock:
+            pointer = C.llama_init_from_model(self.model.pointer, parameters)
+            if not pointer:
                 raise NativeError(
                     f"llama.cpp cannot make a context of {parameters.n_ctx} tokens{why()}; ask for fewer."
                 )
+            self.close()
+            self.pointer = pointer
             self._batch = C.llama_batch_init(int(parameters.n_batch), 0, 1)
-            self._memory = C.llama_get_memory(self.pointer)
-            model.contexts.add(self)
+            self._memory = C.llama_get_memory(pointer)
+            self.model.contexts.add(self)
 
     def _set_adapters(self, mix: Sequence[tuple[Adapter, float]]) -> None:
         with self.model.lock:
@@ -45,9 +53,14 @@ class NativeContext:
                 handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
                 scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
                 C.llama_set_adapters_lora(self.pointer, handles, len(mix), scales)
-            elif self.adapters:
+            elif self._mix:
                 C.llama_set_adapters_lora(self.pointer, None, 0, None)
-            self.adapters = [adapter for adapter, _ in mix]
+            self._mix = tuple(mix)
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """What acts in it."""
+        return [adapter for adapter, _ in self._mix]
 
     def _copy_kv(self, sequence: int, n_tokens: int) -> KV:
         with self.model.lock:
@@ -77,3 +90,9 @@ class NativeContext:
 
 def _bytes(array: KV) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
+
+
+def give_back() -> None:
+    """Give the system what the C heap holds and nobody uses: glibc keeps holes of many MB, and only it needs this."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -110,8 +110,8 @@ def make_plan(
         Part("vocabulary", vocabulary, f"{shape.vocab_size:,} tokens"),
         Part(
             "KV",
-            contexts * _kv_bytes(file, shape, n_ctx),
-            f"{contexts} contexts of {n_ctx:,} tokens, float16",
+            contexts * kv_bytes(file, shape, n_ctx),
+            f"{contexts} contexts of up to {n_ctx:,} tokens, float16",
         ),
         Part(
             "compute",
@@ -169,8 +169,8 @@ def _packed(pack: Pack, skill: str) -> Adapter:
     return Adapter(len(content) * max(PAD_TO, rank) // rank, len(content), len(pairs))
 
 
-def _kv_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int) -> int:
-    """Keys and values of one context; llama.cpp clears it at once, so all of it is resident."""
+def kv_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int) -> int:
+    """Keys and values of one context that has grown to ``n_ctx``; llama.cpp clears it, so all of it is resident."""
     head = shape.n_embd // shape.n_head
     lengths = (_number(file, f"attention.{what}_length", head) for what in ("key", "value"))
     return KV_BYTES * shape.n_layer * _padded(n_ctx) * shape.n_head_kv * sum(lengths)

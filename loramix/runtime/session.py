@@ -14,6 +14,7 @@ from typing import NamedTuple
 from loramix.models.mixing import Mix
 from loramix.runtime.context import Context, Saved
 from loramix.runtime.llama import Adapter, Model
+from loramix.runtime.native_context import give_back
 
 WORTH_SAVING = 32  # tokens; fewer are decoded again sooner than they are copied out and back
 
@@ -103,6 +104,7 @@ class ContextPool:
         self.size = max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
         self.saved = SavedStore(saved_bytes)
+        self._swapped = False
 
     def get(self, mix: Mix) -> Context:
         """The context of a mix, made if needed.
@@ -113,6 +115,7 @@ class ContextPool:
         if mix in self._contexts:
             self._contexts.move_to_end(mix)
             return self._contexts[mix]
+        self._swapped = True
         others = [known for known in self._contexts if known]
         if mix and len(others) >= self.size - 1:  # never the bare base's: the gate reads it
             self._keep(others[0], self._contexts[others[0]])
@@ -177,6 +180,12 @@ class ContextPool:
             return
         if len(tokens) >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
             self.saved.put(mix, context.save())
+
+    def tidy(self) -> None:
+        """Give back the memory that other adapters' graphs left behind; takes milliseconds, so in a quiet moment."""
+        if self._swapped:
+            self._swapped = False
+            give_back()
 
     def holding(self, mix: Mix, tokens: Sequence[int]) -> Context | None:
         """The context of a mix if it holds exactly these tokens."""

@@ -171,6 +171,7 @@ class Stream(Iterator[str]):
         self.answer = Answer(
             self._text, self.route, usage, timings, finish, self._tokens, self._mixes, self.scores
         )
+        self._engine.tidy()
 
     def _say(self, mix: Mix, limit: int) -> Generator[str | Wanted, Decoded | None, str]:
         """One mix's answer; what ended it: ``end`` (the model), ``stop`` (a stop text) or ``length``."""

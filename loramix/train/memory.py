@@ -27,7 +27,7 @@ def kept_bytes(config: Any, n_layers: int, n_tokens: int) -> int:
     # a layer keeps what its norms, matrices, attention and activation read: see docs/tinyllama.md for measurements
     key_value = 2 * config.num_key_value_heads * config.head_dim
     width = 9 * config.hidden_size + 2 * key_value + 4 * config.intermediate_size
-    return 4 * width * n_layers * n_tokens
+    return int(4 * width * n_layers * n_tokens)
 
 
 def is_short(model: Any, n_layers: int, n_tokens: int) -> bool:

