@@ -10,10 +10,11 @@ import pytest
 from tiny import write_peft
 
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.fuse import PAD_TO, fuse, write_gguf
-from loramix.convert.gguf_reader import read_gguf
+from loramix.convert.fuse import fuse, read_pairs, write_gguf
+from loramix.convert.gguf_reader import read_gguf, tensor_values
 from loramix.convert.selfcheck import llama_logits
 from loramix.convert.validate import check_adapter, read_base
+from loramix.runtime.llama import quantize_rows
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -47,21 +48,35 @@ def test_a_fused_mix_computes_what_its_parts_do(
     apart = max(np.abs(a - b).max() for a, b in zip(separate, together, strict=True))
     moved = max(np.abs(a - b).max() for a, b in zip(separate, bare, strict=True))
     assert apart < 1e-3 < 0.05 < moved
+    one.write_bytes(fuse([(path.read_bytes(), scale) for path, scale in parts], quantize=quantize_rows))
+    assert {t.type_name for t in read_gguf(one.read_bytes(), "fused").tensors.values()} == {"Q8_0"}
     ranks = check_adapter(one.read_bytes(), read_base(tiny_base)[1], "fused").ranks
-    assert min(ranks.values()) >= PAD_TO
+    assert set(ranks.values()) <= {32, 64}
+    rounded, _ = llama_logits(tiny_base, [(one, 1.0)])
+    off, on = (
+        np.mean([np.abs(a - b).mean() for a, b in zip(separate, other, strict=True)]) for other in (rounded, bare)
+    )
+    assert off < 0.1 * on, "these adapters turn a random base's logits upside down"
 
 
 def test_a_single_skill_keeps_its_numbers(tiny_base: Path, tmp_path: Path) -> None:
     content = adapters(tmp_path, tiny_base, "f16")[0].read_bytes()
-    before, after = read_gguf(content, "a"), read_gguf(padded := fuse([(content, 1.0)]), "b")
-    assert after.metadata["adapter.lora.alpha"] / PAD_TO == before.metadata["adapter.lora.alpha"] / 4
+    before, after = read_gguf(content, "a"), read_gguf(alone := fuse([(content, 1.0)]), "b")
+    assert after.metadata["adapter.lora.alpha"] == before.metadata["adapter.lora.alpha"]
     for name, tensor in before.tensors.items():
-        wide = after.tensors[name]
-        assert wide.type_name == tensor.type_name == "F16"
-        old = np.frombuffer(content, "<f2", tensor.nbytes // 2, tensor.offset).reshape(tensor.shape)
-        new = np.frombuffer(padded, "<f2", wide.nbytes // 2, wide.offset).reshape(wide.shape)
-        assert np.array_equal(new[: old.shape[0], : old.shape[1]], old)
-        assert np.count_nonzero(new) == np.count_nonzero(old)
+        assert after.tensors[name].type_name == tensor.type_name == "F16"
+        assert np.array_equal(tensor_values(alone, after.tensors[name]), tensor_values(content, tensor))
+
+
+def test_a_rounded_skill_is_padded_with_zeros(tiny_base: Path, tmp_path: Path) -> None:
+    content = adapters(tmp_path, tiny_base)[0].read_bytes()
+    before, after = read_pairs(content), read_pairs(fuse([(content, 1.0)], quantize=quantize_rows))
+    for target, (a, b, scaling) in before.items():
+        wide_a, wide_b, same = after[target]
+        assert wide_a.shape == (32, a.shape[1]) and wide_b.shape == (b.shape[0], 32)
+        assert same == pytest.approx(scaling, rel=1e-6)
+        assert np.abs(wide_a[:4] - a).max() < np.abs(a).max() / 200 and not wide_a[4:].any()
+        assert np.abs(wide_b[:, :4] - b).max() < np.abs(b).max() / 200 and not wide_b[:, 4:].any()
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "BF16"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,37 +17,53 @@ import numpy.typing as npt
 
 from loramix.convert.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, read_gguf, tensor_values
 
-PAD_TO = 16  # lower ranks run slower than 16 itself on prompts (measured; docs/performance.md)
+BLOCK = 32  # numbers that share a scale in Q8_0, and so what ranks are padded to
+BLOCK_BYTES = 34
+Q8_0 = 8
 _ALIGNMENT = 32
-_GGML_TYPES = {"float32": 0, "float16": 1}
+_GGML_TYPES = {"float32": 0, "float16": 1, "uint8": Q8_0}
+
+Quantize = Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.uint8]]
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 Value = str | float | tuple[int, ...]
 
 
-def fuse(parts: Sequence[tuple[bytes, float]], metadata: Mapping[str, Value] | None = None) -> bytes:
+def fuse(
+    parts: Sequence[tuple[bytes, float]],
+    metadata: Mapping[str, Value] | None = None,
+    *,
+    quantize: Quantize | None = None,
+) -> bytes:
     """Make one GGUF LoRA of several.
 
     Args:
         parts: whole GGUF LoRA files that `loramix.convert.validate.check_adapter` has passed, with their scales.
             Ranks and adapted matrices may differ.
         metadata: what to write beside what llama.cpp needs.
+        quantize: rounds float32 rows to a GGML type (`loramix.runtime.llama.quantize_rows`). With it the mix is
+            Q8_0, ranks padded with zeros to multiples of 32: what runs fastest, and gives the same bits whether
+            a token is decoded alone or beside others (measured; docs/performance.md).
 
     Returns:
-        A GGUF LoRA for scale 1: float32, or, for a single part at scale 1, that part's own numbers.
-        Ranks below 16 are padded with zeros.
+        A GGUF LoRA for scale 1. Without ``quantize`` it is float32, or, for a single part at scale 1, that
+        part's own numbers.
     """
     stacks: dict[str, list[tuple[Pair, float]]] = {}
     for data, scale in parts:
         for target, (a, b, scaling) in read_pairs(data).items():
             stacks.setdefault(target, []).append(((a, b), scale * scaling))
     (first, factor), *_ = next(iter(stacks.values()))
-    alpha = factor * max(PAD_TO, first[0].shape[0]) if len(parts) == 1 else float(PAD_TO)
+    step = BLOCK if quantize else 1
+    alpha = factor * _width(first[0].shape[0], step) if len(parts) == 1 else float(BLOCK)
     alpha = float(np.float32(alpha))
     tensors: dict[str, npt.NDArray[Any]] = {}
     for target, stack in stacks.items():
-        a, b = _stacked(stack, alpha)
-        tensors[f"{target}.lora_a"], tensors[f"{target}.lora_b"] = a, b
+        for half, values in zip("ab", _stacked(stack, alpha, step), strict=True):
+            whole = quantize and values.shape[1] % BLOCK == 0
+            tensors[f"{target}.lora_{half}"] = (
+                quantize(values.astype(np.float32, copy=False), Q8_0) if quantize and whole else values
+            )
     architecture = read_gguf(parts[0][0], "adapter").metadata["general.architecture"]
     return write_lora(architecture, alpha, tensors, metadata)
 
@@ -94,10 +110,13 @@ def write_lora(
     return write_gguf({**needed, **(metadata or {})}, tensors)
 
 
-def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float) -> Pair:
-    """A (R, in) and B (out, R) of one matrix; R is at least `PAD_TO`."""
-    rank = sum(a.shape[0] for (a, _), _ in stack)
-    width = max(PAD_TO, rank)
+def _width(rank: int, step: int) -> int:
+    return -(-rank // step) * step
+
+
+def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float, step: int) -> Pair:
+    """A (R, in) and B (out, R) of one matrix; R is a multiple of ``step``."""
+    width = _width(sum(a.shape[0] for (a, _), _ in stack), step)
     weighed = [(a, b, factor * width / alpha) for (a, b), factor in stack]
     plain = len(stack) == 1 and math.isclose(weighed[0][2], 1.0, rel_tol=1e-7)
     kind = np.result_type(weighed[0][0], weighed[0][1]) if plain else np.dtype(np.float32)
@@ -120,7 +139,7 @@ def write_gguf(metadata: Mapping[str, Value], tensors: Mapping[str, npt.NDArray[
 
     Args:
         metadata: strings, floats, which are written as float32, and tuples, which are arrays of uint32.
-        tensors: float32 or float16, rows first.
+        tensors: float32 or float16, rows first; uint8 are rows of Q8_0's blocks.
     """
     head = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -134,6 +153,8 @@ def write_gguf(metadata: Mapping[str, Value], tensors: Mapping[str, npt.NDArray[
     offset = 0
     for name, values in tensors.items():
         shape = values.shape[::-1]
+        if values.dtype == np.uint8:
+            shape = (shape[0] // BLOCK_BYTES * BLOCK, *shape[1:])
         head.append(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
         head.append(struct.pack("<IQ", _GGML_TYPES[values.dtype.name], offset))
         offset += values.nbytes + _padding(values.nbytes)

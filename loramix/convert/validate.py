@@ -57,6 +57,11 @@ class BaseShape:
     tensor_types: frozenset[str]
     """Types of all tensors, e.g. Q8_0 and F32."""
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether llama.cpp rounds what its matrices are multiplied with."""
+        return not self.tensor_types <= {"F32", "F16", "BF16"}
+
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:

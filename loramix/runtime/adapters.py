@@ -1,4 +1,4 @@
-"""Adapters in native memory, made when a mix asks for them: a skill padded to its fastest rank, a blend fused.
+"""Adapters in native memory, made when a mix asks for them: a skill in its fastest type, a blend fused.
 
 What goes in is a mix; what comes out is at most one adapter with its scale, whatever the mix. The files stay
 open, so that a pack that changes on disk takes nothing from an engine that has not reloaded yet.
@@ -16,7 +16,7 @@ from loramix.convert.fuse import fuse
 from loramix.convert.validate import MAX_ADAPTER_BYTES
 from loramix.errors import InvalidArtifact, NotFound
 from loramix.models.mixing import Mix
-from loramix.runtime.llama import Adapter, Model
+from loramix.runtime.llama import Adapter, Model, quantize_rows
 
 
 class AdapterFile:
@@ -80,10 +80,12 @@ class AdapterCache:
     Args:
         model: the base.
         size: most adapters.
+        rounded: in 8 bits, as the base's own products are computed where it is quantized; else in floats.
     """
 
-    def __init__(self, model: Model, size: int = 8) -> None:
+    def __init__(self, model: Model, size: int = 8, *, rounded: bool = False) -> None:
         self._model, self._size = model, size
+        self._quantize = quantize_rows if rounded else None
         self._files: dict[str, AdapterFile] = {}
         self._loaded: OrderedDict[Mix, Adapter] = OrderedDict()
 
@@ -103,7 +105,8 @@ class AdapterCache:
         skills = list(mix.scales)
         key, scale = (mix, 1.0) if len(skills) > 1 else (Mix.of({skills[0]: 1.0}), mix.scales[skills[0]])
         if key not in self._loaded:
-            content = fuse([(self._files[name].read(), weight) for name, weight in key.items()])
+            parts = [(self._files[name].read(), weight) for name, weight in key.items()]
+            content = fuse(parts, quantize=self._quantize)
             self._shrink(self._size - 1)
             self._loaded[key] = self._model.load_adapter(content, str(key))
         self._loaded.move_to_end(key)

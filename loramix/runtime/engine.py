@@ -87,7 +87,7 @@ class Engine:
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
             self.n_threads = n_threads or default_threads()
-            self._adapters = AdapterCache(self.model)
+            self._adapters = AdapterCache(self.model, rounded=self._shape.is_quantized)
             for name, file in files.items():
                 self._adapters.put(name, file)
             self._pool = ContextPool(

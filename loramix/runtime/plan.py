@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from loramix.convert.fuse import PAD_TO
+from loramix.convert.fuse import BLOCK, BLOCK_BYTES
 from loramix.convert.gguf_reader import ArrayInfo, GGUFFile, read_gguf
 from loramix.convert.validate import BaseShape, read_base
 from loramix.errors import NoSpace
@@ -139,26 +139,26 @@ class Adapter(NamedTuple):
     """What one adapter takes."""
 
     native_bytes: int
-    """In llama.cpp's memory, padded as `loramix.convert.fuse` pads it."""
+    """In llama.cpp's memory."""
     file_bytes: int
     pairs: int
     """Matrices that it changes."""
 
 
 def _adapters(shape: BaseShape, pack: Pack | None, n_skills: int, rank: int) -> list[Adapter]:
-    known = [_packed(pack, skill.name) for skill in pack.skills[:n_skills]] if pack else []
+    known = [_packed(shape, pack, skill.name) for skill in pack.skills[:n_skills]] if pack else []
     if len(known) == n_skills:
         return known
     if known:
         more = max(known)
     else:
         linear = [extents for name, extents in shape.tensors.items() if name.startswith("blk.")]
-        width = 2 * sum(map(sum, linear))  # float16, a row of A and a column of B at rank 1
-        more = Adapter(width * max(PAD_TO, rank), width * rank, len(linear))
+        width = sum(map(sum, linear))  # a row of A and a column of B at rank 1
+        more = Adapter(_native(shape, width * rank, rank), 2 * width * rank, len(linear))
     return known + [more] * (n_skills - len(known))
 
 
-def _packed(pack: Pack, skill: str) -> Adapter:
+def _packed(shape: BaseShape, pack: Pack, skill: str) -> Adapter:
     content = pack.adapter_bytes(skill)
     pairs = [
         (tensor.nbytes, tensor.shape[0])
@@ -166,7 +166,15 @@ def _packed(pack: Pack, skill: str) -> Adapter:
         if name.endswith(".lora_a")
     ]
     rank = max((rank for _, rank in pairs), default=1)
-    return Adapter(len(content) * max(PAD_TO, rank) // rank, len(content), len(pairs))
+    return Adapter(_native(shape, len(content) // 2, rank), len(content), len(pairs))
+
+
+def _native(shape: BaseShape, n_numbers: int, rank: int) -> int:
+    """Bytes of an adapter's numbers as it runs: see `loramix.convert.fuse`."""
+    if not shape.is_quantized:
+        return 2 * n_numbers
+    padded = -(-rank // BLOCK) * BLOCK
+    return n_numbers * padded // rank * BLOCK_BYTES // BLOCK
 
 
 def kv_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int) -> int:
