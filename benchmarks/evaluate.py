@@ -53,7 +53,7 @@ def save(name: str, value: dict[str, Any]) -> None:
 
 
 def _command() -> str:
-    hidden = {"--data": "DATA", "--out": "RUN", "--shape": "FILE", "--llama-server": "FILE"}
+    hidden = {"--data": "DATA", "--out": "RUN", "--runs": "RUNS", "--shape": "FILE", "--llama-server": "FILE"}
     words = [hidden.get(sys.argv[i - 1], word) for i, word in enumerate(sys.argv)]
     return " ".join(["python", f"benchmarks/{Path(words[0]).name}", *words[1:]])
 

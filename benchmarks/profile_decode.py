@@ -27,7 +27,7 @@ from loramix.pack import Pack
 from loramix.runtime.context import Context
 from loramix.runtime.contributions import first_operand
 from loramix.runtime.cpu import machine
-from loramix.runtime.llama import Adapter, C, Model, ggml
+from loramix.runtime.llama import Adapter, C, Model, ggml, quantize_rows
 from loramix.runtime.probe import verdict_for
 
 
@@ -112,9 +112,11 @@ def main(base: Path | None, tokens: int, threads: int, out: Path) -> None:
     }
     with Model(path, use_extra_bufts=verdict_for(path).use_extra_bufts) as model:
         if base is None:
-            content = fuse([(Pack.load(bases.DEFAULT).adapter_bytes("sentiment"), 1.0)])
+            content = fuse(
+                [(Pack.load(bases.DEFAULT).adapter_bytes("sentiment"), 1.0)], quantize=quantize_rows
+            )
         else:
-            content = fuse([(random_adapter(read_base(path)[1], 8), 1.0)])
+            content = fuse([(random_adapter(read_base(path)[1], 8), 1.0)], quantize=quantize_rows)
         found["adapter_mb"] = len(content) / 1e6
         adapter = model.load_adapter(content, "adapter")
         runs = {"bare base": [], "one adapter": [(adapter, 1.0)]}

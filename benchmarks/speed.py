@@ -31,7 +31,7 @@ from loramix.pack import Pack
 from loramix.paths import write_text
 from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, machine
-from loramix.runtime.llama import Model
+from loramix.runtime.llama import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
 from loramix.runtime.tokenize import header
@@ -134,10 +134,12 @@ def pack_mixes(pack: Pack) -> dict[str, bytes]:
     """Each skill of a pack as it runs, and fused blends of two and of four."""
     contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
     names = list(contents)
-    found = {name: fuse([(content, 1.0)]) for name, content in contents.items()}
+    found = {name: fuse([(content, 1.0)], quantize=quantize_rows) for name, content in contents.items()}
     for count in (2, 4):
         if len(names) >= count:
-            found[f"blend of {count}"] = fuse([(contents[name], 1 / count) for name in names[-count:]])
+            found[f"blend of {count}"] = fuse(
+                [(contents[name], 1 / count) for name in names[-count:]], quantize=quantize_rows
+            )
     return found
 
 
@@ -247,9 +249,13 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
     if base is not None:
         shape = read_base(base)[1]
         contents = {
-            "r8 on all linear layers": fuse([(random_adapter(shape, 8), 1.0)]),
-            "blend of 2": fuse([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
-            "blend of 4": fuse([(random_adapter(shape, 8, seed=i), 0.25) for i in range(4)]),
+            "r8 on all linear layers": fuse([(random_adapter(shape, 8), 1.0)], quantize=quantize_rows),
+            "blend of 2": fuse(
+                [(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)], quantize=quantize_rows
+            ),
+            "blend of 4": fuse(
+                [(random_adapter(shape, 8, seed=i), 0.25) for i in range(4)], quantize=quantize_rows
+            ),
         }
         found[base.name] = mixes(base, contents, threads, rounds)
     else:

@@ -376,6 +376,25 @@ def test_shipped_recipes_vary_their_wording(name: str) -> None:
     assert recipe.name == name and recipe.data.how and recipe.data.license
 
 
+def test_recipes_change_with_the_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in recipes.shipped():
+        own, large = load_recipe(name), recipes.recipe_for(name, "tinyllama-1.1b:Q4_0")
+        assert recipes.recipe_for(name, "smollm2-135m") == recipes.recipe_for(name, "../x.gguf") == own
+        assert large.instructions == own.instructions and large.training.epochs == own.training.epochs
+        assert large.training.learning_rate < own.training.learning_rate
+        assert large.fingerprint() != own.fingerprint()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(RECIPE)
+    assert recipes.recipe_for(str(mine), "tinyllama-1.1b") == load_recipe(str(mine))
+    monkeypatch.setattr(recipes, "RECIPES", tmp_path)
+    (tmp_path / "bases").mkdir()
+    for line, says in (("lora = {r = 0}", "lora.r"), ("lora = {r = 4}\nsize = 3", "size"), ("lora = {k = 4}", "k")):
+        (tmp_path / "bases" / "odd.toml").write_text(f'description = "x"\n{line}\n')
+        with pytest.raises(InvalidRecipe, match=says):
+            (tmp_path / "spam.toml").write_text(RECIPE)
+            recipes.recipe_for("spam", "odd")
+
+
 def test_unknown_recipe() -> None:
     with pytest.raises(LoramixError, match="sentiment"):
         load_recipe("nosuch")

@@ -1,0 +1,81 @@
+"""Late adapters against the default pack's plain ones: the same recipes, rows, steps and sizes, other activation.
+
+    for SKILL in spam facts …: sed '/^\\[data\\]/i activation = "answer"' loramix/train/recipes/SKILL.toml > SKILL.toml
+        loramix train skill SKILL.toml --data DATA/SKILL.jsonl.gz --out RUNS/SKILL
+    python benchmarks/late_quality.py --runs RUNS --data DATA --out OUT
+
+Both answer the same test rows, each with its adapter named, in llama.cpp. Killed, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import click
+from evaluate import save
+
+from loramix import Engine
+from loramix.convert.adapter import convert_adapter
+from loramix.eval.answers import AnswerStore
+from loramix.eval.skills import ask, parts_of, score
+from loramix.models import bases
+from loramix.pack import Pack
+from loramix.pack_edit import add_skill, new_pack
+from loramix.train.data import data_file, read_rows
+from loramix.train.recipe import load_recipe
+
+PATH = click.Path(exists=True, path_type=Path)
+
+
+def late_pack(runs: Path, directory: Path) -> Pack:
+    """A pack of all adapters that ``runs`` holds."""
+    base = bases.resolve(bases.DEFAULT)
+    digest = bases.digest(base)
+    shutil.rmtree(directory, ignore_errors=True)
+    new_pack(directory, bases.DEFAULT, digest)
+    for run in sorted(path.parent for path in runs.glob("*/adapter")):
+        file = directory.parent / f"{run.name}.gguf"
+        convert_adapter(run / "adapter", base, file, base_name=bases.DEFAULT, base_sha256=digest)
+        recipe = load_recipe(run.name)
+        add_skill(directory, run.name, file, description=recipe.description, max_tokens=recipe.max_tokens)
+    return Pack.load(directory)
+
+
+@click.command()
+@click.option("--runs", type=PATH, required=True, help="Run directories of training, NAME/adapter.")
+@click.option("--data", type=PATH, required=True)
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Answers, kept.")
+@click.option("--rows", default=300, show_default=True)
+@click.option("--threads", type=int)
+@click.option("--record/--no-record", default=True, show_default=True, help="In benchmarks/results.json.")
+def main(runs: Path, data: Path, out: Path, rows: int, threads: int | None, record: bool) -> None:
+    """Print a Markdown table of both."""
+    out.mkdir(parents=True, exist_ok=True)
+    late = late_pack(runs.absolute(), out.absolute() / "late")
+    names = [skill.name for skill in late.skills]
+    packs = {"plain": Pack.load(bases.DEFAULT).directory, "late": late.directory}
+    found: dict[str, dict[str, object]] = {}
+    for kind, directory in packs.items():
+        store = AnswerStore(out / f"{kind}.jsonl")
+        with Engine.open(directory, n_threads=threads) as engine:
+            for name in names:
+                recipe = load_recipe(name)
+                for part in parts_of(recipe, read_rows(data_file(data, name)), rows):
+                    prompts = [ask(recipe, row) for row in part.rows]
+                    texts = [store.answer(engine, prompt, mix=f"{name}=1").text for prompt in prompts]
+                    found.setdefault(f"{name}, {part.name}", {})[kind] = score(recipe, texts, part.rows)
+    print("| skill, test set | measure | plain | late |\n|---|---|---|---|")
+    for name, both in found.items():
+        for measure in both["plain"]:
+            cells = (
+                f"{e['value']:.3f} ({e['low']:.3f}–{e['high']:.3f})"
+                for e in (both[kind][measure] for kind in packs)
+            )
+            print(f"| {name} | {measure} | " + " | ".join(cells) + " |")
+    if record:
+        save("late_quality", {"rows": rows, "sets": found})
+
+
+if __name__ == "__main__":
+    main()
