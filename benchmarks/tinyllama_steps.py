@@ -1,6 +1,6 @@
 """TinyLlama from data to a chat: two adapters trained for some steps, converted, a gate, answers; time and memory.
 
-    python benchmarks/tinyllama_steps.py --base tinyllama-shape-Q4_K_M.gguf --data DATA --out RUN [--steps 4]
+    python benchmarks/tinyllama_steps.py --base tinyllama-shape-Q4_K_M.gguf --data DATA --out RUN [--steps 2]
 
 The base may be TinyLlama's shape with random weights (tinyllama_shape.py): what a step costs does not depend on
 their values. Ends with a table of how long each shipped recipe takes at the measured rate.
@@ -29,7 +29,9 @@ from loramix.train.recipe import RECIPES, Recipe, recipe_for, shipped
 FILE = click.Path(exists=True, path_type=Path)
 NAME = "tinyllama-1.1b"
 SKILLS = ("spam", "facts")
-GATE_ROWS = 60
+GATE_ROWS = 200
+PER_SKILL = 40  # of the gate: the default's 4,000 prompts in all take three quarters of an hour
+DEV_ROWS = 8
 SAMPLE = 300
 
 
@@ -57,9 +59,10 @@ def cut_data(data: Path, out: Path) -> None:
 def recipe_file(out: Path, skill: str) -> Path:
     """A recipe as it is on TinyLlama, since a random base has no name that says so."""
     recipe = recipe_for(skill, NAME)
+    training = msgspec.structs.replace(recipe.training, dev_rows=DEV_ROWS)  # a whole dev set takes minutes
     shipped_text = (RECIPES / f"{skill}.toml").read_text(encoding="utf-8")
     head, tail = shipped_text.split("[lora]")[0], shipped_text.split("[instructions]")[1]
-    tables = {"lora": recipe.lora, "training": recipe.training}
+    tables = {"lora": recipe.lora, "training": training}
     lines = [
         f"[{name}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in msgspec.to_builtins(table).items())
         for name, table in tables.items()
@@ -73,7 +76,7 @@ def recipe_file(out: Path, skill: str) -> Path:
 @click.option("--base", type=FILE, required=True)
 @click.option("--data", type=FILE, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--steps", default=4, show_default=True)
+@click.option("--steps", default=2, show_default=True)
 def main(base: Path, data: Path, out: Path, steps: int) -> None:
     """Print a line a step, then the table."""
     cut_data(data, out / "data")
@@ -83,7 +86,10 @@ def main(base: Path, data: Path, out: Path, steps: int) -> None:
         click.echo(f"{what}: {measured([*loramix, *map(str, words)])}")
 
     rates = {}
-    for skill, way in itertools.product(SKILLS, ("--no-gradient-checkpointing", "--gradient-checkpointing")):
+    for skill, way in [
+        (SKILLS[0], "--gradient-checkpointing"),
+        *((s, "--no-gradient-checkpointing") for s in SKILLS),
+    ]:
         run = out / f"{skill}{way.removesuffix('-gradient-checkpointing')}"
         options = ["--data", data_file(data, skill), "--base", base, "--out", run, "--max-steps", steps, way]
         if not (run / "adapter").is_dir():
@@ -105,8 +111,19 @@ def main(base: Path, data: Path, out: Path, steps: int) -> None:
             base,
             "--no-check",
         )
-        subprocess.run([*loramix, "pack", "add", str(pack), skill, str(file)], check=True)
-    step("train gate", "train", "gate", pack, "--data-dir", out / "data", "--out", out / "gate")
+        subprocess.run([*loramix, "pack", "add", str(pack), skill, str(file), "--recipe", skill], check=True)
+    step(
+        "train gate",
+        "train",
+        "gate",
+        pack,
+        "--data-dir",
+        out / "data",
+        "--out",
+        out / "gate",
+        "--per-skill",
+        PER_SKILL,
+    )
     step("run", "run", "-p", pack, "--show-route", "-n", 16, "Is this spam? You won a prize!")
     began = time.monotonic()
     talk = "Is this spam? Call now!\nSay these facts: name[The Mill], food[French]\n/quit\n"

@@ -207,12 +207,22 @@ class Display:
 )
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare layers and poolings, and print the table.")
-def train_gate(pack: str, data_dir: Path, none_files: tuple[Path, ...], out: Path, search: bool) -> None:
+@click.option(
+    "--per-skill", type=click.IntRange(20), help="Prompts a skill.  [default: 400 to 1,000, 8,000 in all]"
+)
+def train_gate(
+    pack: str,
+    data_dir: Path,
+    none_files: tuple[Path, ...],
+    out: Path,
+    search: bool,
+    per_skill: int | None,
+) -> None:
     """Train PACK's gate on prompts of its skills, and put it into the pack."""
     with training_extra():
         from loramix.train.gate import train_gate as work
 
-        for line in work(pack, data_dir, none_files, out, search=search):
+        for line in work(pack, data_dir, none_files, out, search=search, per_skill=per_skill):
             click.echo(line, err=True)
 
 

@@ -54,7 +54,8 @@ def test_a_fused_mix_computes_what_its_parts_do(
     assert set(ranks.values()) <= {32, 64}
     rounded, _ = llama_logits(tiny_base, [(one, 1.0)])
     off, on = (
-        np.mean([np.abs(a - b).mean() for a, b in zip(separate, other, strict=True)]) for other in (rounded, bare)
+        np.mean([np.abs(a - b).mean() for a, b in zip(separate, other, strict=True)])
+        for other in (rounded, bare)
     )
     assert off < 0.1 * on, "these adapters turn a random base's logits upside down"
 

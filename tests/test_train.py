@@ -388,7 +388,11 @@ def test_recipes_change_with_the_base(tmp_path: Path, monkeypatch: pytest.Monkey
     assert recipes.recipe_for(str(mine), "tinyllama-1.1b") == load_recipe(str(mine))
     monkeypatch.setattr(recipes, "RECIPES", tmp_path)
     (tmp_path / "bases").mkdir()
-    for line, says in (("lora = {r = 0}", "lora.r"), ("lora = {r = 4}\nsize = 3", "size"), ("lora = {k = 4}", "k")):
+    for line, says in (
+        ("lora = {r = 0}", "lora.r"),
+        ("lora = {r = 4}\nsize = 3", "size"),
+        ("lora = {k = 4}", "k"),
+    ):
         (tmp_path / "bases" / "odd.toml").write_text(f'description = "x"\n{line}\n')
         with pytest.raises(InvalidRecipe, match=says):
             (tmp_path / "spam.toml").write_text(RECIPE)

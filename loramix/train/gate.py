@@ -72,6 +72,7 @@ def train_gate(
     layers: tuple[int, ...] | None = None,
     pooling: str = "last",
     search: bool = False,
+    per_skill: int | None = None,
 ) -> Iterator[str]:
     """Train a pack's gate and put it into the pack.
 
@@ -83,6 +84,7 @@ def train_gate(
         layers: layers to read; by default three, from three fifths of the depth to the last layer's input.
         pooling: see `loramix.runtime.features.pool`.
         search: compare the `candidates` and take the best.
+        per_skill: prompts a skill, see `loramix.train.gate_data.collect`; fewer take less time, and decide worse.
 
     Yields:
         Lines that tell how it goes.
@@ -90,7 +92,7 @@ def train_gate(
     found = Pack.load(pack)
     base = bases.resolve(found.manifest.base.name)
     skills = [skill.name for skill in found.skills]
-    prompts = collect(skills, data_dir, none_files)
+    prompts = collect(skills, data_dir, none_files, per_skill=per_skill)
     n_layer = read_base(base)[1].n_layer
     layers = layers or default_layers(n_layer)
     tapped = sorted({i for chosen, _ in candidates(n_layer) for i in chosen} if search else set(layers))
