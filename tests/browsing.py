@@ -25,6 +25,7 @@ window.fetch = async (...asked) => {
     async transform(piece, out) {
       for (const event of text.decode(piece, { stream: true }).split(/(?<=\\n\\n)/)) {
         await new Promise((done) => setTimeout(done, 60));
+        asked[1]?.signal?.throwIfAborted(); // the browser aborts no answer that has come whole
         out.enqueue(bytes.encode(event));
       }
     },
