@@ -20,10 +20,9 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from speed import PREFILL, decisions, decode, paired, report
+from speed import PREFILL, decisions, decode, fused, paired, report
 
 from loramix import Engine
-from loramix.convert.fuse import fuse
 from loramix.models import bases
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
@@ -31,7 +30,7 @@ from loramix.pack import Pack
 from loramix.pack_edit import add_skill, new_pack, set_gate
 from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, machine
-from loramix.runtime.llama import Model, quantize_rows
+from loramix.runtime.llama import Model
 from loramix.runtime.probe import verdict_for
 
 
@@ -63,10 +62,7 @@ def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
     mix = Mix.of({name: 1.0})
     base = few.base_path
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
-        contents = [
-            fuse([(many.pack.adapter_bytes(skill.name), 1.0)], quantize=quantize_rows)
-            for skill in many.pack.skills
-        ]
+        contents = [fused([(many.pack.adapter_bytes(skill.name), 1.0)]) for skill in many.pack.skills]
         loaded = [model.load_adapter(content, str(i)) for i, content in enumerate(contents)]
         resident = Context(model, [(loaded[0], 1.0)], n_ctx=2048, n_threads=default_threads())
         return paired(

@@ -9,37 +9,21 @@ Both answer the same test rows, each with its adapter named, in llama.cpp. Kille
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import click
 from evaluate import save
+from quantized_training import pack_of
 
 from loramix import Engine
-from loramix.convert.adapter import convert_adapter
 from loramix.eval.answers import AnswerStore
 from loramix.eval.skills import ask, parts_of, score
 from loramix.models import bases
 from loramix.pack import Pack
-from loramix.pack_edit import add_skill, new_pack
 from loramix.train.data import data_file, read_rows
 from loramix.train.recipe import load_recipe
 
 PATH = click.Path(exists=True, path_type=Path)
-
-
-def late_pack(runs: Path, directory: Path) -> Pack:
-    """A pack of all adapters that ``runs`` holds."""
-    base = bases.resolve(bases.DEFAULT)
-    digest = bases.digest(base)
-    shutil.rmtree(directory, ignore_errors=True)
-    new_pack(directory, bases.DEFAULT, digest)
-    for run in sorted(path.parent for path in runs.glob("*/adapter")):
-        file = directory.parent / f"{run.name}.gguf"
-        convert_adapter(run / "adapter", base, file, base_name=bases.DEFAULT, base_sha256=digest)
-        recipe = load_recipe(run.name)
-        add_skill(directory, run.name, file, description=recipe.description, max_tokens=recipe.max_tokens)
-    return Pack.load(directory)
 
 
 @click.command()
@@ -52,7 +36,10 @@ def late_pack(runs: Path, directory: Path) -> Pack:
 def main(runs: Path, data: Path, out: Path, rows: int, threads: int | None, record: bool) -> None:
     """Print a Markdown table of both."""
     out.mkdir(parents=True, exist_ok=True)
-    late = late_pack(runs.absolute(), out.absolute() / "late")
+    adapters = {
+        path.parent.name: (path, load_recipe(path.parent.name)) for path in sorted(runs.glob("*/adapter"))
+    }
+    late = pack_of(out.absolute() / "late", bases.DEFAULT, adapters)
     names = [skill.name for skill in late.skills]
     packs = {"plain": Pack.load(bases.DEFAULT).directory, "late": late.directory}
     found: dict[str, dict[str, object]] = {}

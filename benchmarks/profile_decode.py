@@ -18,16 +18,15 @@ from typing import Any
 
 import click
 import numpy as np
-from speed import random_adapter, report
+from speed import fused, random_adapter, report
 
-from loramix.convert.fuse import fuse
 from loramix.convert.validate import read_base
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.runtime.context import Context
 from loramix.runtime.contributions import first_operand
 from loramix.runtime.cpu import machine
-from loramix.runtime.llama import Adapter, C, Model, ggml, quantize_rows
+from loramix.runtime.llama import Adapter, C, Model, ggml
 from loramix.runtime.probe import verdict_for
 
 
@@ -112,11 +111,9 @@ def main(base: Path | None, tokens: int, threads: int, out: Path) -> None:
     }
     with Model(path, use_extra_bufts=verdict_for(path).use_extra_bufts) as model:
         if base is None:
-            content = fuse(
-                [(Pack.load(bases.DEFAULT).adapter_bytes("sentiment"), 1.0)], quantize=quantize_rows
-            )
+            content = fused([(Pack.load(bases.DEFAULT).adapter_bytes("sentiment"), 1.0)])
         else:
-            content = fuse([(random_adapter(read_base(path)[1], 8), 1.0)], quantize=quantize_rows)
+            content = fused([(random_adapter(read_base(path)[1], 8), 1.0)])
         found["adapter_mb"] = len(content) / 1e6
         adapter = model.load_adapter(content, "adapter")
         runs = {"bare base": [], "one adapter": [(adapter, 1.0)]}

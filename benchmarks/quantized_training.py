@@ -9,8 +9,10 @@ Killed, the same command goes on.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -32,31 +34,23 @@ FULL = "full precision"
 def trained(recipe: Recipe, data: Path, base: Path, run: Path, max_rows: int | None) -> Path:
     """The PEFT directory of an adapter trained on a base; in a process of its own, since torch runs there."""
     if not (run / "adapter").is_dir():
-        command = [
-            sys.executable,
-            "-m",
-            "loramix",
-            "train",
-            "skill",
-            recipe.name,
-            "--data",
-            str(data),
-            "--resume",
-        ]
+        command = [sys.executable, "-m", "loramix", "train", "skill", recipe.name, "--resume"]
+        options = ["--data", str(data), "--base", str(base), "--out", str(run)]
         limit = ["--max-rows", str(max_rows)] if max_rows else []
-        subprocess.run([*command, "--base", str(base), "--out", str(run), *limit], check=True)
+        subprocess.run([*command, *options, *limit], check=True)
     return run / "adapter"
 
 
-def pack_of(directory: Path, base: Path, adapters: dict[str, Path], max_tokens: int) -> Pack:
-    """A pack of these adapters, converted, on a base."""
-    if not directory.is_dir():
-        digest = bases.digest(base)
-        new_pack(directory, str(base), digest)
-        for name, adapter in adapters.items():
-            file = directory.parent / f"{directory.name}-{name}.gguf"
-            convert_adapter(adapter, base, file, base_name=base.name, base_sha256=digest)
-            add_skill(directory, name, file, description=name, max_tokens=max_tokens)
+def pack_of(directory: Path, base: str, adapters: Mapping[str, tuple[Path, Recipe]]) -> Pack:
+    """A pack of PEFT adapters, converted, each with what its recipe says, on a base by name or path."""
+    path = bases.resolve(base)
+    digest = bases.digest(path)
+    shutil.rmtree(directory, ignore_errors=True)
+    new_pack(directory, base, digest)
+    for name, (adapter, recipe) in adapters.items():
+        file = directory.parent / f"{directory.name}-{name}.gguf"
+        convert_adapter(adapter, path, file, base_name=path.name, base_sha256=digest)
+        add_skill(directory, name, file, description=recipe.description, max_tokens=recipe.max_tokens)
     return Pack.load(directory)
 
 
@@ -83,7 +77,7 @@ def main(skill: str, data: Path, out: Path, quant: str, max_rows: int | None, te
     print("|---" * (2 + len(recipe.metrics)) + "|")
     for name, base in served.items():
         directory = out / f"{skill}-on-{name.split()[0].lower()}"
-        pack = pack_of(directory, base, adapters, recipe.max_tokens)
+        pack = pack_of(directory, str(base), {key: (path, recipe) for key, path in adapters.items()})
         with Engine.open(pack.directory) as engine:
             for key in adapters:
                 answers = [engine.generate(ask(recipe, row), mix=key).text for row in asked]

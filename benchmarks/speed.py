@@ -37,6 +37,7 @@ from loramix.runtime.router import Router
 from loramix.runtime.tokenize import header
 
 PREFILL, DECODE = 256, 32
+fused = partial(fuse, quantize=quantize_rows)  # adapters as an engine runs them on a quantized base
 
 
 def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
@@ -134,12 +135,10 @@ def pack_mixes(pack: Pack) -> dict[str, bytes]:
     """Each skill of a pack as it runs, and fused blends of two and of four."""
     contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
     names = list(contents)
-    found = {name: fuse([(content, 1.0)], quantize=quantize_rows) for name, content in contents.items()}
+    found = {name: fused([(content, 1.0)]) for name, content in contents.items()}
     for count in (2, 4):
         if len(names) >= count:
-            found[f"blend of {count}"] = fuse(
-                [(contents[name], 1 / count) for name in names[-count:]], quantize=quantize_rows
-            )
+            found[f"blend of {count}"] = fused([(contents[name], 1 / count) for name in names[-count:]])
     return found
 
 
@@ -249,13 +248,9 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
     if base is not None:
         shape = read_base(base)[1]
         contents = {
-            "r8 on all linear layers": fuse([(random_adapter(shape, 8), 1.0)], quantize=quantize_rows),
-            "blend of 2": fuse(
-                [(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)], quantize=quantize_rows
-            ),
-            "blend of 4": fuse(
-                [(random_adapter(shape, 8, seed=i), 0.25) for i in range(4)], quantize=quantize_rows
-            ),
+            "r8 on all linear layers": fused([(random_adapter(shape, 8), 1.0)]),
+            "blend of 2": fused([(random_adapter(shape, 8, seed=i), 0.5) for i in (1, 2)]),
+            "blend of 4": fused([(random_adapter(shape, 8, seed=i), 0.25) for i in range(4)]),
         }
         found[base.name] = mixes(base, contents, threads, rounds)
     else:

@@ -8,7 +8,6 @@ import runpy
 import subprocess
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +37,9 @@ def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
 def _main(how: str, words: Sequence[str], environment: dict[str, str], errors: str) -> None:
     os.environ.update(environment)  # the first process has that of the first test
     sys.argv = [how, *words[1:]]
-    with Path(errors).open("w") as sys.stderr:
-        try:
-            if how == "-m":
-                runpy.run_module(words[0], run_name="__main__", alter_sys=True)
-            else:
-                exec(compile(words[0], "<string>", "exec"), {"__name__": "__main__"})
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
+    # open to the end: multiprocessing writes there what is raised
+    sys.stderr = Path(errors).open("w", buffering=1)  # noqa: SIM115
+    if how == "-m":
+        runpy.run_module(words[0], run_name="__main__", alter_sys=True)
+    else:
+        exec(compile(words[0], "<string>", "exec"), {"__name__": "__main__"})

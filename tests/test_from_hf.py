@@ -271,6 +271,7 @@ def test_a_quantized_base_is_near_its_source(quant: str, make: Any, tmp_path: Pa
 
 
 @pytest.mark.train
+@pytest.mark.own_process
 def test_the_command_checks_what_it_made(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     computed: list[Any] = []
 

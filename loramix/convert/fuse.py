@@ -23,7 +23,7 @@ Q8_0 = 8
 _ALIGNMENT = 32
 _GGML_TYPES = {"float32": 0, "float16": 1, "uint8": Q8_0}
 
-Quantize = Callable[[npt.NDArray[np.float32], int], npt.NDArray[np.uint8]]
+Quantize = Callable[[npt.NDArray[Any], int], npt.NDArray[np.uint8]]
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 Value = str | float | tuple[int, ...]
@@ -41,7 +41,7 @@ def fuse(
         parts: whole GGUF LoRA files that `loramix.convert.validate.check_adapter` has passed, with their scales.
             Ranks and adapted matrices may differ.
         metadata: what to write beside what llama.cpp needs.
-        quantize: rounds float32 rows to a GGML type (`loramix.runtime.llama.quantize_rows`). With it the mix is
+        quantize: rounds rows of floats to a GGML type (`loramix.runtime.llama.quantize_rows`). With it the mix is
             Q8_0, ranks padded with zeros to multiples of 32: what runs fastest, and gives the same bits whether
             a token is decoded alone or beside others (measured; docs/performance.md).
 
@@ -55,15 +55,14 @@ def fuse(
             stacks.setdefault(target, []).append(((a, b), scale * scaling))
     (first, factor), *_ = next(iter(stacks.values()))
     step = BLOCK if quantize else 1
-    alpha = factor * _width(first[0].shape[0], step) if len(parts) == 1 else float(BLOCK)
+    alpha = factor * padded(first[0].shape[0], step) if len(parts) == 1 else float(BLOCK)
     alpha = float(np.float32(alpha))
     tensors: dict[str, npt.NDArray[Any]] = {}
     for target, stack in stacks.items():
         for half, values in zip("ab", _stacked(stack, alpha, step), strict=True):
-            whole = quantize and values.shape[1] % BLOCK == 0
-            tensors[f"{target}.lora_{half}"] = (
-                quantize(values.astype(np.float32, copy=False), Q8_0) if quantize and whole else values
-            )
+            if quantize and values.shape[1] % BLOCK == 0:
+                values = quantize(values, Q8_0)
+            tensors[f"{target}.lora_{half}"] = values
     architecture = read_gguf(parts[0][0], "adapter").metadata["general.architecture"]
     return write_lora(architecture, alpha, tensors, metadata)
 
@@ -110,13 +109,14 @@ def write_lora(
     return write_gguf({**needed, **(metadata or {})}, tensors)
 
 
-def _width(rank: int, step: int) -> int:
+def padded(rank: int, step: int = BLOCK) -> int:
+    """The next multiple of ``step``."""
     return -(-rank // step) * step
 
 
 def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float, step: int) -> Pair:
     """A (R, in) and B (out, R) of one matrix; R is a multiple of ``step``."""
-    width = _width(sum(a.shape[0] for (a, _), _ in stack), step)
+    width = padded(sum(a.shape[0] for (a, _), _ in stack), step)
     weighed = [(a, b, factor * width / alpha) for (a, b), factor in stack]
     plain = len(stack) == 1 and math.isclose(weighed[0][2], 1.0, rel_tol=1e-7)
     kind = np.result_type(weighed[0][0], weighed[0][1]) if plain else np.dtype(np.float32)

@@ -252,11 +252,11 @@ def ggml(name: str, result: Any, *arguments: Any) -> Any:
     return function
 
 
-def quantize_rows(values: npt.NDArray[np.float32], type_id: int) -> npt.NDArray[np.uint8]:
+def quantize_rows(values: npt.NDArray[Any], type_id: int) -> npt.NDArray[np.uint8]:
     """Round rows to a tensor type as llama.cpp does (ggml.h, ``ggml_quantize_chunk``), without importance weights.
 
     Args:
-        values: (rows, columns) finite float32, columns a multiple of the type's block.
+        values: (rows, columns) of finite floats, columns a multiple of the type's block.
         type_id: GGML's number of a quantized type.
 
     Returns:

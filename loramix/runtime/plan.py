@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from loramix.convert.fuse import BLOCK, BLOCK_BYTES
+from loramix.convert.fuse import BLOCK, BLOCK_BYTES, padded
 from loramix.convert.gguf_reader import ArrayInfo, GGUFFile, read_gguf
 from loramix.convert.validate import BaseShape, read_base
 from loramix.errors import NoSpace
@@ -32,6 +32,8 @@ PROCESS_BYTES = 46 * 2**20
 TOKEN_BYTES, MERGE_BYTES = 150, 220
 """Per entry of llama.cpp's vocabulary tables."""
 HEAP_BLOCK = 32 * 2**20
+CELLS = 256
+"""Tokens of KV that llama.cpp takes at a time."""
 DEFAULT_RANK = 16
 
 
@@ -173,15 +175,14 @@ def _native(shape: BaseShape, n_numbers: int, rank: int) -> int:
     """Bytes of an adapter's numbers as it runs: see `loramix.convert.fuse`."""
     if not shape.is_quantized:
         return 2 * n_numbers
-    padded = -(-rank // BLOCK) * BLOCK
-    return n_numbers * padded // rank * BLOCK_BYTES // BLOCK
+    return n_numbers * padded(rank) // rank * BLOCK_BYTES // BLOCK
 
 
 def kv_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int) -> int:
     """Keys and values of one context that has grown to ``n_ctx``; llama.cpp clears it, so all of it is resident."""
     head = shape.n_embd // shape.n_head
     lengths = (_number(file, f"attention.{what}_length", head) for what in ("key", "value"))
-    return KV_BYTES * shape.n_layer * _padded(n_ctx) * shape.n_head_kv * sum(lengths)
+    return KV_BYTES * shape.n_layer * padded(n_ctx, CELLS) * shape.n_head_kv * sum(lengths)
 
 
 def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequence[int]) -> int:
@@ -193,7 +194,7 @@ def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequenc
     kept = sum(layer < shape.n_layer - 1 for layer in layers)
     rows = 3 * n_ff + (4 + kept) * shape.n_embd
     quantized = n_ff + n_ff // 16  # the matmul's other side, 8 bits and its scales
-    return batch * (4 * rows + quantized) + 2 * batch * _padded(n_ctx) + 4 * shape.vocab_size
+    return batch * (4 * rows + quantized) + 2 * batch * padded(n_ctx, CELLS) + 4 * shape.vocab_size
 
 
 def _repacked_bytes(file: GGUFFile) -> int:
@@ -221,10 +222,6 @@ def _slack_bytes(compute: int, n_adapters: int) -> int:
     Blocks from 32 MB on are given back by glibc (M_MMAP_THRESHOLD_MAX); half a buffer an adapter is measured.
     """
     return n_adapters * compute // 2 if compute < HEAP_BLOCK else 0
-
-
-def _padded(n_ctx: int) -> int:
-    return -(-n_ctx // 256) * 256
 
 
 def _number(file: GGUFFile, key: str, default: int) -> int:

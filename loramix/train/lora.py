@@ -131,14 +131,13 @@ class _Run:
         base = load_base(self.base, self.dtype)
         before = digest(base)
         self.model = attach(base, self.recipe)
-        if checkpointing is None:
-            layers = len(self.recipe.lora.layers(base.config.num_hidden_layers))
-            checkpointing = is_short(base, layers, self.settings.micro_batch_tokens)
-        if (
-            checkpointing and not self.header
-        ):  # a late adapter's gradients pass the answer alone, over a cache
-            checkpoint_layers(self.model)
-            self.prefix = 0
+        if not self.header:  # a late adapter's gradients pass the answer alone, over a cache
+            if checkpointing is None:
+                layers = len(self.recipe.lora.layers(base.config.num_hidden_layers))
+                checkpointing = is_short(base, layers, self.settings.micro_batch_tokens)
+            if checkpointing:
+                checkpoint_layers(self.model)
+                self.prefix = 0
         self.parameters = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
