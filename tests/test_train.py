@@ -19,6 +19,7 @@ from tiny import write_moods
 pytest.importorskip("torch")
 import torch
 import transformers
+from safetensors.torch import load_file
 
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter
@@ -225,6 +226,31 @@ def test_killed_and_resumed_equals_unbroken(
         train(recipe, data, tiny_base, broken)
     train(recipe, data, tiny_base, broken, resume=True)
     assert weights(broken) == weights(whole)
+
+
+def test_a_round_begins_as_a_run_does(recipe: Path, data: Path, tiny_base: Path, tmp_path: Path) -> None:
+    def losses(out: Path) -> list[float]:
+        return [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+
+    def stop(progress: Any) -> None:
+        if progress.step == half + 1:
+            raise InterruptedError
+
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    recipe.write_text(RECIPE.replace("epochs = 2", "epochs = 1"))
+    train(recipe, data, tiny_base, once)
+    half = len(losses(once))
+    rounds = RECIPE.replace("epochs = 2", "epochs = 2\nrounds = 2").replace(
+        "save_every = 2", "save_every = 1"
+    )
+    recipe.write_text(rounds)
+    with pytest.raises(InterruptedError):
+        train(recipe, data, tiny_base, twice, report=stop)
+    assert losses(twice)[:half] == losses(once)
+    before, after = (load_file(d / "adapter.safetensors") for d in sorted((twice / "checkpoints").glob("s*")))
+    moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in before])
+    # AdamW's first step is the rate itself in each weight, only without moments of the steps before
+    assert moved[moved > 0].median().item() == pytest.approx(1e-2, rel=1e-3)
 
 
 def test_resuming_another_run_is_refused(recipe: Path, data: Path, tiny_base: Path, tmp_path: Path) -> None:

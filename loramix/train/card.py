@@ -33,6 +33,8 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
     targets = ", ".join(_SHORT.get(name, name) for name in shape.target_modules)
     layers = f"the upper {1 - shape.skip_lowest:.0%} of layers" if shape.skip_lowest else "every layer"
     phrasings = len({text for group in recipe.instructions.values() for text in group})
+    epochs = f"{training.epochs:g} epochs" + (f" in {training.rounds} rounds" if training.rounds > 1 else "")
+    kept = f" whose answers are perfect by {recipe.keep}" if recipe.keep else ""
     hub = f" (on the hub: `{recipe.data.hub}`)" if recipe.data.hub else ""
     lines = [
         f"# Skill: {recipe.name}",
@@ -44,7 +46,7 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
         + (", rank-stabilized." if shape.use_rslora else "."),
         f"- **Data**: {recipe.data.how}{hub}",
         f"- **Licence of the data**: {recipe.data.license}.",
-        f"- **Trained on** {run['rows']} rows, {training.epochs:g} epochs, in {phrasings} phrasings of the "
+        f"- **Trained on** {run['rows']} rows{kept}, {epochs}, in {phrasings} phrasings of the "
         f"instruction, learning rate {training.learning_rate:g}, batches of {training.batch_size}.",
         f"- **Dev**: loss {run['dev_loss']:.3f} nats a token; {run['dev_exact']:.1%} of answers exact when the "
         "right beginning is given.",

@@ -31,6 +31,7 @@ from loramix.train.late import late_states
 from loramix.train.memory import checkpoint_layers, is_short
 from loramix.train.metrics import kept
 from loramix.train.recipe import Recipe
+from loramix.train.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ class _Run:
         report: Callable[[Progress], None],
     ) -> Result:
         torch.manual_seed(self.settings.seed)
-        self.last = min(self.steps, max_steps or self.steps)
+        last = min(self.steps, max_steps or self.steps)
+        self.schedule = Schedule(self.settings, self.steps, last)
         self.dtype = autocast_dtype()
         base = load_base(self.base, self.dtype)
         before = digest(base)
@@ -146,7 +148,6 @@ class _Run:
         self.best_tensors = {n: p.detach().clone() for n, p in self.parameters.items()}
         start = self._resume(resume)
         began, spent = time.monotonic(), 0
-        last = self.last
         for step, batch in itertools.islice(self._batches(), start, last):
             loss, tokens = self._step(step, batch)
             spent += tokens
@@ -181,8 +182,10 @@ class _Run:
     def _step(self, step: int, parts: list[list[Example]]) -> tuple[float, int]:
         """One optimizer step; returns the mean loss and the tokens read."""
         self.model.train()
+        if self.schedule.is_start(step):
+            self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
-            group["lr"] = self._rate(step)
+            group["lr"] = self.schedule.rate(step)
         answers = sum(example.n_answer for part in parts for example in part)
         total = 0.0
         for part in parts:
@@ -193,16 +196,6 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return total / answers, sum(len(example.ids) for part in parts for example in part)
-
-    def _rate(self, step: int) -> float:
-        warm = max(1, round(self.steps * self.settings.warmup))
-        if step < warm:
-            return self.settings.learning_rate * (step + 1) / warm
-        share = (step - warm) / max(1, self.steps - warm)
-        rate = self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
-        if self.last < self.steps:  # stopped early: cool down over the last quarter, as a whole run does
-            rate *= min(1.0, max(0.1, (self.last - step) / (0.25 * self.last)))
-        return rate
 
     def _loss(self, part: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
         """Summed loss over the answers, and whether each answer is the greedy one, (B,) bool."""

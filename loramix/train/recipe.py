@@ -57,7 +57,10 @@ class Training(_Table, frozen=True):
     learning_rate: Annotated[float, Meta(gt=0)] = 1e-3
     """Highest rate, reached after the warm-up; cosine decay to a tenth of it."""
     warmup: Fraction = 0.05
-    """Share of all steps."""
+    """Share of a round's steps."""
+    rounds: Positive = 1
+    """Equal parts of the run, each with its own warm-up and decay and an optimizer that remembers nothing
+    of the one before: warm restarts (arXiv 1608.03983)."""
     batch_size: Positive = 16
     """Examples in an optimizer step."""
     micro_batch_tokens: Positive = 2048

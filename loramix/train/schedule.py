@@ -1,0 +1,42 @@
+"""The learning rate of each optimizer step: warm-up, cosine decay, and both again in each round."""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+from loramix.train.recipe import Training
+
+
+class Schedule:
+    """The rates of one run.
+
+    Args:
+        settings: highest rate, share of warm-up, number of rounds.
+        steps: optimizer steps of the whole run.
+        last: the step after which it stops; where that is early, the rate falls over the last quarter
+            before it, as it does at the end of a whole run.
+    """
+
+    def __init__(self, settings: Training, steps: int, last: int) -> None:
+        self.settings, self.steps, self.last = settings, steps, last
+        rounds = min(settings.rounds, steps)
+        self.bounds = [round(steps * i / rounds) for i in range(rounds + 1)]
+
+    def is_start(self, step: int) -> bool:
+        """Whether a round begins at this step, counted from 0."""
+        return step in self.bounds
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0: up to the highest, then by a cosine to a tenth of it."""
+        number = bisect.bisect_right(self.bounds, step)
+        begin, end = self.bounds[number - 1 : number + 1]
+        done, steps = step - begin, end - begin
+        warm = max(1, round(steps * self.settings.warmup))
+        if done < warm:
+            return self.settings.learning_rate * (done + 1) / warm
+        share = (done - warm) / max(1, steps - warm)
+        rate = self.settings.learning_rate * (0.1 + 0.45 * (1 + math.cos(math.pi * share)))
+        if self.last < self.steps:
+            rate *= min(1.0, max(0.1, (self.last - step) / (0.25 * self.last)))
+        return rate
