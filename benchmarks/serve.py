@@ -1,6 +1,6 @@
 """What the server costs and what it survives; each measure is a command, results are JSON.
 
-    python benchmarks/serve.py overhead|throughput|isolation|queue|leaving|killed|memory|openapi [--pack PACK]
+    python benchmarks/serve.py overhead|throughput|isolation|queue|leaving|killed|memory|openapi|batch [--pack PACK]
 
 The server runs in a process of its own with its default settings and is asked over loopback. Times want an idle
 machine; counts do not.
@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import statistics
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -219,9 +220,37 @@ def openapi(pack: Pack, rounds: int) -> dict[str, Any]:
         return openapi_cases(server.url, 20 * rounds, pack.name)
 
 
+def batch(pack: Pack, rounds: int) -> dict[str, Any]:
+    """A file of 48 prompts, routed, four skills in turn: eight answers at once against one by one."""
+    from loramix import Engine
+    from loramix.runtime.batch import run_batch
+
+    seconds: dict[int, list[float]] = {1: [], 8: []}
+    rows: dict[int, str] = {}
+    with tempfile.TemporaryDirectory() as temporary, Engine.open(pack.directory) as engine:
+        source = Path(temporary) / "in.jsonl"
+        asked = bodies(pack, talkers(pack, 4), 48)
+        source.write_text("".join(json.dumps({"prompt": body["messages"]}) + "\n" for body in asked))
+        for number, parallel in itertools.product(range(rounds + 1), seconds):
+            out = Path(temporary) / f"{number}-{parallel}.jsonl"
+            began = time.perf_counter()
+            run_batch(engine, source, out, parallel=parallel)
+            if number:
+                seconds[parallel].append(time.perf_counter() - began)
+            rows[parallel] = out.read_text()
+    texts = {n: [json.loads(line)["text"] for line in text.splitlines()] for n, text in rows.items()}
+    return {
+        "one_by_one_s": statistics.median(seconds[1]),
+        "eight_at_once_s": statistics.median(seconds[8]),
+        "times_faster": statistics.median(a / b for a, b in zip(*seconds.values(), strict=True)),
+        "lines": len(asked),
+        "equal": sum(a == b for a, b in zip(*texts.values(), strict=True)),
+    }
+
+
 MEASURES: dict[str, Callable[[Pack, int], dict[str, Any]]] = {
     measure.__name__: measure
-    for measure in (overhead, throughput, isolation, queue, leaving, killed, memory, openapi)
+    for measure in (overhead, throughput, isolation, queue, leaving, killed, memory, openapi, batch)
 }
 
 

@@ -14,10 +14,18 @@ from loramix.cli import answer_options, engine_options, open_engine
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option("--column", default="prompt", show_default=True, help="Key of the prompt, text or messages.")
+@click.option("--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Answers at once.")
 @engine_options
 @answer_options
 def batch(
-    source: Path, out: Path, column: str, pack: str, ctx: int, threads: int | None, **options: Any
+    source: Path,
+    out: Path,
+    column: str,
+    parallel: int,
+    pack: str,
+    ctx: int,
+    threads: int | None,
+    **options: Any,
 ) -> None:
     """Answer each line of IN.jsonl, routed; killed, the same command goes on where it was.
 
@@ -39,6 +47,7 @@ def batch(
             source,
             out,
             column=column,
+            parallel=parallel,
             report=lambda done, total: progress.update(task, completed=done, total=total),
             **options,
         )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from loramix.cli import main
 from loramix.errors import Busy, UsageError
 from loramix.runtime import batch
 from loramix.runtime.batch import run_batch
+from loramix.runtime.batch_context import BatchContext
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -30,18 +32,33 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def test_answers_are_those_of_single_requests_in_the_order_of_the_input(
-    tiny_engine: Any, tmp_path: Path
+    tiny_engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    together: list[int] = []
+    real = BatchContext.decode
+
+    def decode(self: BatchContext, tokens: Mapping[int, int]) -> Any:
+        together.append(len(tokens))
+        return real(self, tokens)
+
+    monkeypatch.setattr(BatchContext, "decode", decode)
     prompts = [f"the {word} day" for word in ["sunny", "rainy", "windy", "cloudy"] * 3]
     source = write(tmp_path / "in.jsonl", [{"prompt": text, "id": f"n{i}"} for i, text in enumerate(prompts)])
     counts = run_batch(tiny_engine, source, tmp_path / "out.jsonl", max_tokens=5)
     rows = read(tmp_path / "out.jsonl")
     assert counts == {"lines": 12, "answered": 12, "errors": 0}
+    assert max(together) > 2
     assert [row["line"] for row in rows] == list(range(1, 13)) and rows[3]["id"] == "n3"
     for text, row in zip(prompts, rows, strict=True):
         alone = tiny_engine.generate(text, max_tokens=5)
         assert (row["text"], row["mix"]) == (alone.text, alone.route.named)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    together.clear()
+    for options in ({"parallel": 1}, {"policy": "token"}):
+        run_batch(tiny_engine, source, tmp_path / "again.jsonl", max_tokens=5, **options)
+        assert [row["id"] for row in read(tmp_path / "again.jsonl")] == [row["id"] for row in rows]
+        assert not together
+        (tmp_path / "again.jsonl").unlink()
 
 
 def test_a_bad_line_becomes_an_error_and_the_rest_is_answered(tiny_engine: Any, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A file of prompts → a file of answers: routed, grouped by mix, and going on after any kill.
+"""A file of prompts → a file of answers: routed, several of a mix at once, and going on after any kill.
 
 Answers are appended to ``OUT.part`` as they come, each with its line's number; killed, the same call reads what
 is answered and does the rest. When all are there, OUT appears in one step, in the order of the input.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,8 @@ from loramix.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import Route
+from loramix.runtime.scheduler import Scheduler
+from loramix.runtime.stream import Stream
 
 WINDOW = 128  # lines routed together, then answered mix by mix
 MAX_LINE = 1 << 20
@@ -33,6 +36,7 @@ def run_batch(
     out: Path,
     *,
     column: str = "prompt",
+    parallel: int = 8,
     report: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> dict[str, int]:
@@ -44,6 +48,7 @@ def run_batch(
         out: the file to make: an object a line with ``line`` (from 1), ``id`` where the input has one, ``text``,
             ``mix`` and ``reason``, ``finish_reason`` and ``usage``; or ``error`` for a line that has no answer.
         column: key of the prompt: text, or OpenAI-style messages.
+        parallel: most answers that decode at once; more need more memory for their KV.
         report: told how many lines of all are done.
         **options: as `Engine.stream` takes them.
 
@@ -71,7 +76,7 @@ def run_batch(
             report(len(rows), total)
             with opened as file, source.open("rb") as lines:
                 numbered = ((n, line) for n, line in enumerate(lines, 1) if line.strip() and n not in done)
-                for row in _answers(engine, numbered, column, options):
+                for row in _answers(engine, numbered, column, parallel, options):
                     file.write(_line(row))
                     file.flush()
                     rows.append(row)
@@ -88,10 +93,14 @@ def run_batch(
 
 
 def _answers(
-    engine: Engine, lines: Iterator[Line], column: str, options: Mapping[str, Any]
+    engine: Engine, lines: Iterator[Line], column: str, parallel: int, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """A row for each line: those of a window routed first, then answered mix by mix."""
     chosen = {name: options[name] for name in ("policy", "mix") if options.get(name) is not None}
+    if chosen.get("policy") == "token":
+        parallel = 1  # its mix moves within an answer, so that no two share one
+    finished = _Finished()
+    scheduler = Scheduler(engine, finished, parallel=parallel)
     while window := list(islice(lines, WINDOW)):
         routed: list[tuple[Route, dict[str, Any], Any]] = []
         for number, line in window:
@@ -103,22 +112,49 @@ def _answers(
                 raise
             except LoramixError as error:
                 yield {**row, "error": str(error)}
-        for route, row, prompt in sorted(routed, key=lambda item: (item[0].named, item[1]["line"])):
-            try:
-                answer = engine.generate(prompt, route=route, **options)
-            except UsageError:
-                raise
-            except LoramixError as error:
-                yield {**row, "error": str(error)}
-                continue
-            yield {
-                **row,
-                "text": answer.text,
-                "mix": route.named,
-                "reason": route.reason,
-                "finish_reason": answer.finish_reason,
-                "usage": answer.usage,
-            }
+        rows = {row["line"]: row for _, row, _ in routed}
+        waiting = iter(sorted(routed, key=lambda item: (item[0].named, item[1]["line"])))
+        while rows:
+            for route, row, prompt in islice(waiting, parallel - len(scheduler)):
+                scheduler.add(row["line"], partial(engine.stream, prompt, route=route, **options))
+            scheduler.step()
+            for number, found in finished.take():
+                yield {**rows.pop(number), **found}
+
+
+class _Finished:
+    """Hears of the answers that ended; see `loramix.runtime.scheduler.Listener`."""
+
+    def __init__(self) -> None:
+        self._found: list[tuple[int, dict[str, Any]]] = []
+
+    def take(self) -> list[tuple[int, dict[str, Any]]]:
+        """What has come since the last call: lines and what their rows say."""
+        found, self._found = self._found, []
+        return found
+
+    def started(self, number: int, stream: Stream) -> None:
+        pass
+
+    def said(self, number: int, stream: Stream, text: str) -> None:
+        pass
+
+    def ended(self, number: int, stream: Stream) -> None:
+        answer = stream.answer
+        assert answer is not None
+        row = {
+            "text": answer.text,
+            "mix": answer.route.named,
+            "reason": answer.route.reason,
+            "finish_reason": answer.finish_reason,
+            "usage": answer.usage,
+        }
+        self._found.append((number, row))
+
+    def failed(self, number: int, error: LoramixError) -> None:
+        if isinstance(error, UsageError):
+            raise error
+        self._found.append((number, {"error": str(error)}))
 
 
 def _read(number: int, line: bytes, column: str) -> tuple[dict[str, Any], Any]:
