@@ -82,7 +82,7 @@ def _add(
     from loramix.pack_edit import check_skill_name
 
     check_skill_name(name)
-    directory = Pack.load(pack).directory
+    opened = Pack.load(pack)
     with training_extra(), Display() as display:
         from loramix.train import skill as work
         from loramix.train.data import limited, read_rows
@@ -91,8 +91,8 @@ def _add(
             work.check_import(adapter)
         rows = limited(read_rows(data, split="train" if adapter else None), max_rows)
         change = work.add(
-            directory,
-            work.recipe_for(name, rows, instructions),
+            opened.directory,
+            work.recipe_of_data(name, rows, instructions, opened.manifest.base.name),
             rows,
             out or Path("runs") / name,
             adapter=adapter,

@@ -26,7 +26,7 @@ from loramix.train.gate import cached_features, converted, gate_info, groups_of,
 from loramix.train.gate_bank import Bank, Projection
 from loramix.train.gate_data import BASE, Prompt
 from loramix.train.gate_fit import train
-from loramix.train.skill import recipe_for
+from loramix.train.skill import recipe_of_data
 
 pytestmark = pytest.mark.train
 LAYERS = [1, 2]
@@ -179,16 +179,26 @@ def test_killed_while_training_the_pack_stays_and_the_run_goes_on(
 
 def test_recipes_for_data_alone(tmp_path: Path) -> None:
     labels = [Row("train", f"t{i}", "up" if i % 2 else "down") for i in range(20)]
-    recipe = recipe_for("which-way", labels, None)
+    recipe = recipe_of_data("which-way", labels, None, "smollm2-135m")
     assert recipe.labels == ["down", "up"] and recipe.metrics == ["accuracy"]
     assert all(text.count("{input}") == 1 for text in recipe.instructions["any"])
     assert any("which way" in text for text in recipe.instructions["any"])
-    free = recipe_for("echo", [Row("train", f"t{i}", f"answer {i}") for i in range(20)], None)
+    free = recipe_of_data("echo", [Row("train", f"t{i}", f"answer {i}") for i in range(20)], None, "x")
     assert free.labels == [] and free.metrics == ["rouge_l"]
     empty = tmp_path / "ask.txt"
     empty.write_text("\n")
     with pytest.raises(InvalidData):
-        recipe_for("echo", labels, empty)
+        recipe_of_data("echo", labels, empty, "x")
+
+
+def test_a_skill_is_trained_as_its_packs_base_needs() -> None:
+    rows = [Row("train", f"t{i}", f"answer {i}") for i in range(20)]
+    for name in ("spam", "echo"):
+        own, large = (
+            recipe_of_data(name, rows, None, base) for base in ("smollm2-135m", "tinyllama-1.1b:Q4_0")
+        )
+        assert large.training.learning_rate < own.training.learning_rate
+        assert (large.lora.r, large.instructions) == (8, own.instructions)
 
 
 def test_features_are_computed_once(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,8 +186,17 @@ def recipe_for(name_or_path: str, base: str) -> Recipe:
         NotFound, InvalidRecipe: see `load_recipe`.
     """
     recipe = load_recipe(name_or_path)
+    return recipe if Path(name_or_path).is_file() else changed_for(recipe, base)
+
+
+def changed_for(recipe: Recipe, base: str) -> Recipe:
+    """A recipe with what ships for a base in the place of its own.
+
+    Raises:
+        InvalidRecipe: what ships does not fit a recipe.
+    """
     change = base_recipe(base)
-    if change is None or Path(name_or_path).is_file():
+    if change is None:
         return recipe
     tables = msgspec.to_builtins(recipe)
     tables["lora"] |= change.lora
