@@ -19,10 +19,10 @@ from loramix.errors import InvalidArtifact
 from loramix.models.gate import Gate
 from loramix.models.gate_numpy import NumpyGate
 from loramix.train.gate_bank import Bank
-from loramix.train.gate_fit import ensemble, folds, smoothed, weighed_loss
+from loramix.train.gate_fit import ensemble, folds, smoothed
 
 UNITS = 16
-PASSES, STEPS = 30, 400  # passes over the prompts, but at least so many steps where they are few
+PASSES, STEPS, BATCH = 30, 400, 512  # passes over the prompts, but at least so many steps where they are few
 Floats = npt.NDArray[np.float32]
 
 
@@ -81,13 +81,18 @@ def fit_column(logits: Floats, components: Floats, targets: Floats, place: int, 
         torch.zeros(members, UNITS, 1, requires_grad=True),
         torch.zeros(members, 1, requires_grad=True),
     )
-    one = F.one_hot(torch.tensor(place), y.shape[1]).float()
-    optimizer = torch.optim.AdamW([column.w0, column.b0, column.w1, column.b1], lr=3e-3, weight_decay=0.05)
-    for _ in range(max(PASSES, STEPS // (len(x) // 256 + 1))):
-        for rows in torch.randperm(len(x), generator=generator).split(256):
+    # with all other logits fixed, cross-entropy is that of two classes, but for a constant
+    others = fixed.clone()
+    others[..., place] = -torch.inf
+    rest, own, wanted = others.logsumexp(-1), fixed[..., place], y[:, place, None]
+    weights = [column.w0, column.b0, column.w1, column.b1]
+    optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=0.05, fused=True)
+    for _ in range(max(PASSES, STEPS // (len(x) // BATCH + 1))):
+        for rows in torch.randperm(len(x), generator=generator).split(BATCH):
             noisy = x[rows] + 0.1 * column.scale * torch.randn(x[rows].shape, generator=generator)
-            moved = fixed[rows] + column(noisy)[..., None] * one
-            loss = weighed_loss(moved, y[rows], weight[rows])
+            moved = own[rows] + column(noisy)
+            loss = F.softplus(moved - rest[rows]) - wanted[rows] * moved
+            loss = (loss.mean(1) * weight[rows]).mean()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
