@@ -101,6 +101,7 @@ def pack_new(directory: Path, base: str, description: str, license_: str) -> Non
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer; by default the recipe's.")
 @click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
 @click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
+@click.option("--keep-gate", is_flag=True, help="With --replace: prompts find the new one as the old.")
 def pack_add(
     directory: Path,
     skill: str,
@@ -110,6 +111,7 @@ def pack_add(
     max_tokens: int | None,
     card: Path | None,
     replace: bool,
+    keep_gate: bool,
 ) -> None:
     """Add the GGUF LoRA file ADAPTER to the pack in DIRECTORY as SKILL."""
     from loramix.errors import NotFound, UsageError
@@ -141,6 +143,7 @@ def pack_add(
         example=example,
         card=card.read_text(encoding="utf-8") if card else None,
         replace_existing=replace,
+        keep_gate=keep_gate,
     )
     click.echo(change.message)
 

@@ -82,6 +82,7 @@ def add_skill(
     example: str | None = None,
     card: str | None = None,
     replace_existing: bool = False,
+    keep_gate: bool = False,
     gate: NewGate | None = None,
 ) -> Change:
     """Add a skill to a pack, with a gate that knows it; without one the old gate goes.
@@ -95,6 +96,8 @@ def add_skill(
         example: a prompt that shows the skill.
         card: Markdown text on data, results and limits.
         replace_existing: take the place of a skill of the same name.
+        keep_gate: the skill of the same name is asked for in the same words, so that its place and the
+            gate stay; where there is none, it is as if this were not given.
         gate: chooses between the skills as they will be, the new one last.
 
     Raises:
@@ -126,6 +129,10 @@ def add_skill(
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
         )
+        if keep_gate and len(others) < len(before.skills):
+            skills = tuple(entry if skill.name == name else skill for skill in before.skills)
+            pack = _swap(directory, before, replace(before, skills=skills), files)
+            return Change(pack, f"skill {name} replaced" + (", and its gate stays." if before.gate else "."))
         after = _with_gate(replace(before, skills=(*others, entry)), gate, files, directory)
         pack = _swap(directory, before, after, files)
         return Change(pack, _message(f"skill {name} added", before, gate))

@@ -14,9 +14,11 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from filelock import FileLock
 
 import loramix.pack as packs
+from loramix.cli import main
 from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UnknownSkill, UsageError, WrongBase
 from loramix.manifest import BaseReference, Manifest, SkillEntry, read_manifest, write_manifest
 from loramix.models.gate_numpy import GateInfo, NumpyGate
@@ -364,6 +366,23 @@ def test_replacing_must_be_asked_for(tmp_path: Path) -> None:
     pack = add_skill(tmp_path / "p", "title", adapter("better"), replace_existing=True, **values).pack
     assert pack.adapter_bytes("title") == adapter("better")
     assert not (tmp_path / "p" / "skills" / "title.md").exists()  # the old skill's card
+
+
+def test_a_skill_trained_anew_keeps_its_place_and_the_gate(tmp_path: Path) -> None:
+    old = make(tmp_path / "p")
+    (tmp_path / "better.gguf").write_bytes(adapter("better"))
+    words = ["pack", "add", str(tmp_path / "p"), "sentiment", str(tmp_path / "better.gguf"), "--keep-gate"]
+    words += ["--description", "Better.", "--max-tokens", "9"]
+    refused = CliRunner().invoke(main, words)
+    assert refused.exit_code == 2 and "already" in refused.stderr
+    done = CliRunner().invoke(main, [*words, "--replace"])
+    assert done.exit_code == 0 and done.output == "skill sentiment replaced, and its gate stays.\n"
+    new = Pack.load(tmp_path / "p")
+    assert [skill.name for skill in new.skills] == [skill.name for skill in old.skills]
+    assert new.manifest.gate == old.manifest.gate is not None and new.check() == []
+    assert new.adapter_bytes("sentiment") == adapter("better")
+    added = CliRunner().invoke(main, [*words[:3], "more", *words[4:]])
+    assert added.exit_code == 0 and "gate is dropped" in added.output
 
 
 WRITES = ("skills/title", "skills/title", "gate", "gate-features", "pack.toml")

@@ -59,7 +59,7 @@ def train_pack(
         report: called after each optimizer step.
 
     Returns:
-        The pack, without a gate where a skill is new.
+        The pack, without a gate where a skill is new; one trained anew is found as before.
 
     Raises:
         UsageError: a name twice, or the pack has another base.
@@ -135,4 +135,5 @@ def _put(directory: Path, recipe: Recipe, run: Path, base: str, base_path: Path,
         example=recipe.example or None,
         card=write_card(recipe, base, done),
         replace_existing=True,
+        keep_gate=True,
     )
