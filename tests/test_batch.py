@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from click.testing import CliRunner
 
 from loramix.cli import main
 from loramix.errors import Busy, UsageError
+from loramix.pack_edit import remove_skill
 from loramix.runtime import batch
 from loramix.runtime.batch import run_batch
 from loramix.runtime.batch_context import BatchContext
+from loramix.runtime.engine import Engine
 
 
 def write(path: Path, rows: list[Any]) -> Path:
@@ -59,6 +62,16 @@ def test_answers_are_those_of_single_requests_in_the_order_of_the_input(
         assert [row["id"] for row in read(tmp_path / "again.jsonl")] == [row["id"] for row in rows]
         assert not together
         (tmp_path / "again.jsonl").unlink()
+
+
+def test_nothing_native_is_left_behind(tiny_pack: Path, tmp_path: Path) -> None:
+    source = write(tmp_path / "in.jsonl", [{"prompt": f"day {i}"} for i in range(4)])
+    pack = shutil.copytree(tiny_pack, tmp_path / "pack")
+    with Engine.open(pack, n_ctx=256, n_threads=1) as engine:
+        run_batch(engine, source, tmp_path / "out.jsonl", max_tokens=5, mix="sentiment")
+        assert not [c for c in engine.model.contexts if isinstance(c, BatchContext)]
+        remove_skill(pack, "sentiment")
+        assert engine.reload()  # refused while a context holds the adapter
 
 
 def test_a_bad_line_becomes_an_error_and_the_rest_is_answered(tiny_engine: Any, tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -99,39 +100,48 @@ def _answers(
     chosen = {name: options[name] for name in ("policy", "mix") if options.get(name) is not None}
     if chosen.get("policy") == "token":
         parallel = 1  # its mix moves within an answer, so that no two share one
-    finished = _Finished()
-    scheduler = Scheduler(engine, finished, parallel=parallel)
-    while window := list(islice(lines, WINDOW)):
-        routed: list[tuple[Route, dict[str, Any], Any]] = []
-        for number, line in window:
-            row: dict[str, Any] = {"line": number}
-            try:
-                row, prompt = _read(number, line, column)
-                routed.append((engine.route(prompt, **chosen), row, prompt))
-            except UsageError:  # the options' fault, not the line's
-                raise
-            except LoramixError as error:
-                yield {**row, "error": str(error)}
-        rows = {row["line"]: row for _, row, _ in routed}
-        waiting = iter(sorted(routed, key=lambda item: (item[0].named, item[1]["line"])))
-        while rows:
-            for route, row, prompt in islice(waiting, parallel - len(scheduler)):
-                scheduler.add(row["line"], partial(engine.stream, prompt, route=route, **options))
-            scheduler.step()
-            for number, found in finished.take():
-                yield {**rows.pop(number), **found}
+    with closing(_Together(engine, parallel)) as together:
+        for window in iter(lambda: list(islice(lines, WINDOW)), []):
+            routed: list[tuple[Route, dict[str, Any], Any]] = []
+            for number, line in window:
+                row: dict[str, Any] = {"line": number}
+                try:
+                    row, prompt = _read(number, line, column)
+                    routed.append((engine.route(prompt, **chosen), row, prompt))
+                except UsageError:  # the options' fault, not the line's
+                    raise
+                except LoramixError as error:
+                    yield {**row, "error": str(error)}
+            routed.sort(key=lambda item: (item[0].named, item[1]["line"]))
+            yield from together.rows(routed, options)
 
 
-class _Finished:
-    """Hears of the answers that ended; see `loramix.runtime.scheduler.Listener`."""
+class _Together:
+    """Answers side by side, and hears of them; see `loramix.runtime.scheduler.Listener`."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine, parallel: int) -> None:
+        self._engine, self._parallel = engine, parallel
+        self._scheduler = Scheduler(engine, self, parallel=parallel)
         self._found: list[tuple[int, dict[str, Any]]] = []
 
-    def take(self) -> list[tuple[int, dict[str, Any]]]:
-        """What has come since the last call: lines and what their rows say."""
-        found, self._found = self._found, []
-        return found
+    def rows(
+        self, routed: Sequence[tuple[Route, dict[str, Any], Any]], options: Mapping[str, Any]
+    ) -> Iterator[dict[str, Any]]:
+        """The rows of routed prompts, made whole, as they end."""
+        rows = {row["line"]: row for _, row, _ in routed}
+        waiting = iter(routed)
+        while rows:
+            for route, row, prompt in islice(waiting, self._parallel - len(self._scheduler)):
+                open_stream = partial(self._engine.stream, prompt, route=route, **options)
+                self._scheduler.add(row["line"], open_stream)
+            self._scheduler.step()
+            found, self._found = self._found, []
+            for number, more in found:
+                yield {**rows.pop(number), **more}
+
+    def close(self) -> None:
+        """Free what only answers side by side need."""
+        self._scheduler.close()
 
     def started(self, number: int, stream: Stream) -> None:
         pass

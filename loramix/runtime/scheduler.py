@@ -110,6 +110,14 @@ class Scheduler:
             self._batch.become(None)  # its adapters may be freed
         return self._engine.reload()
 
+    def close(self) -> None:
+        """End what is under way, and free the batch context, which holds the last mix's adapters."""
+        for number in list(self._jobs):
+            self.cancel(number)
+        if self._batch is not None:
+            self._batch.close()
+            self._batch = None
+
     def step(self) -> None:
         """Read one waiting prompt, if there is room, and one token more of the answers whose turn it is."""
         running = not all(job.waits for job in self._jobs.values())
