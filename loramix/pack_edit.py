@@ -115,7 +115,8 @@ def add_skill(
         raise InvalidArtifact(f"the adapter of {name} is not a GGUF file; convert it with `loramix convert`.")
     with _changing(directory) as before:
         others = tuple(skill for skill in before.skills if skill.name != name)
-        if len(others) < len(before.skills) and not replace_existing:
+        known = len(others) < len(before.skills)
+        if known and not replace_existing:
             raise UsageError(
                 f"pack {before.name} has a skill {name} already; remove it, or ask to replace it."
             )
@@ -129,13 +130,13 @@ def add_skill(
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
         )
-        if keep_gate and len(others) < len(before.skills):
-            skills = tuple(entry if skill.name == name else skill for skill in before.skills)
-            pack = _swap(directory, before, replace(before, skills=skills), files)
-            return Change(pack, f"skill {name} replaced" + (", and its gate stays." if before.gate else "."))
-        after = _with_gate(replace(before, skills=(*others, entry)), gate, files, directory)
-        pack = _swap(directory, before, after, files)
-        return Change(pack, _message(f"skill {name} added", before, gate))
+        if known and keep_gate:
+            after = replace(before, skills=tuple(entry if s.name == name else s for s in before.skills))
+            message = f"skill {name} replaced" + (", and its gate stays." if before.gate else ".")
+        else:
+            after = _with_gate(replace(before, skills=(*others, entry)), gate, files, directory)
+            message = _message(f"skill {name} added", before, gate)
+        return Change(_swap(directory, before, after, files), message)
 
 
 def remove_skill(directory: Path, name: str, *, gate: NewGate | None = None) -> Change:

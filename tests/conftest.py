@@ -79,6 +79,22 @@ def tiny_engine(tiny_pack: Path) -> Iterator[Any]:
         yield engine
 
 
+@pytest.fixture
+def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many answers each decoding in a batch context was for."""
+    from loramix.runtime.batch_context import BatchContext
+
+    sizes: list[int] = []
+    decode = BatchContext.decode
+
+    def counted(self: BatchContext, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return decode(self, tokens)
+
+    monkeypatch.setattr(BatchContext, "decode", counted)
+    return sizes
+
+
 @pytest.fixture(scope="session")
 def tiny_server(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """The tiny pack served, in a process of its own."""

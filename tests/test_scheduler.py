@@ -108,21 +108,9 @@ def test_prompts_that_fill_the_batch_alone(tiny_engine: Any) -> None:
     assert [heard.answers[number].tokens for number in range(5)] == alone
 
 
-def test_answers_of_one_mix_are_decoded_in_one_batch(
-    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from loramix.runtime.batch_context import BatchContext
-
-    sizes: list[int] = []
-    decode = BatchContext.decode
-
-    def counted(self: BatchContext, tokens: Any) -> Any:
-        sizes.append(len(tokens))
-        return decode(self, tokens)
-
-    monkeypatch.setattr(BatchContext, "decode", counted)
+def test_answers_of_one_mix_are_decoded_in_one_batch(tiny_engine: Any, batch_sizes: list[int]) -> None:
     run(tiny_engine, [(f"dog {i}", {"mix": "sentiment", "max_tokens": 30}) for i in range(8)], parallel=8)
-    assert max(sizes) == 8 and len(sizes) < 60  # one by one it would be 240
+    assert max(batch_sizes) == 8 and len(batch_sizes) < 60  # one by one it would be 240
 
 
 def test_one_that_is_cancelled_or_fails_leaves_the_others(tiny_engine: Any) -> None:

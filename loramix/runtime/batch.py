@@ -101,7 +101,7 @@ def _answers(
     if chosen.get("policy") == "token":
         parallel = 1  # its mix moves within an answer, so that no two share one
     with closing(_Together(engine, parallel)) as together:
-        for window in iter(lambda: list(islice(lines, WINDOW)), []):
+        while window := list(islice(lines, WINDOW)):
             routed: list[tuple[Route, dict[str, Any], Any]] = []
             for number, line in window:
                 row: dict[str, Any] = {"line": number}
