@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from loramix import Engine
 from loramix.convert.adapter import convert_adapter
 from loramix.errors import InvalidArtifact, UnknownSkill
 from loramix.models import bases
+from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.pack_edit import add_skill, remove_skill, set_gate
+from loramix.runtime.contributions import contributions
 
 PROMPT = "the quick brown fox"
 
@@ -71,6 +74,30 @@ def test_a_skill_is_removed_while_it_answers(engine: Any, pack: Path, tiny_base:
     list(other)
     with Engine.open(pack, n_ctx=256, n_threads=1) as fresh:
         assert other.answer.tokens == fresh.generate(PROMPT, mix="sentiment", max_tokens=8).tokens
+
+
+def test_a_skill_is_removed_before_its_answer_is_measured(engine: Any, pack: Path) -> None:
+    answer = engine.generate(PROMPT, mix="summarize", max_tokens=4)
+    remove_skill(pack, "summarize")
+    assert engine.reload() is True
+    with pytest.raises(UnknownSkill, match="summarize"):
+        contributions(engine, PROMPT, answer)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_gate_goes_while_it_moves_an_answer(
+    engine: Any, pack: Path, tiny_base: Path, gated: bool
+) -> None:
+    blend = engine.router.fixed(Mix.of({"sentiment": 1.0, "summarize": 0.0625}))  # the one alone at first
+    moving = engine.stream(PROMPT, route=replace(blend, policy="token"), max_tokens=8)
+    next(moving)
+    remove_skill(pack, "summarize")
+    if gated:
+        set_gate(pack, random_gate(["sentiment"], bases.digest(tiny_base)))
+    assert engine.reload() is True
+    list(moving)
+    assert moving.answer.mixes == [Mix.of({"sentiment": 1.0})] * len(moving.answer.tokens)
+    assert moving.answer.finish_reason == "length"
 
 
 def test_a_pack_that_cannot_be_used_changes_nothing(engine: Any, pack: Path, tiny_base: Path) -> None:

@@ -95,6 +95,8 @@ def measuring(
 
     Nobody else may reload the engine's pack meanwhile: close this first.
     """
+    for mix in set(answer.mixes):
+        engine._require(mix)  # the pack may have lost a skill since
     ids = engine._tokens(as_messages(prompt))
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)

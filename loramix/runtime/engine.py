@@ -379,10 +379,11 @@ class Engine:
         return self._pool.holding(wanted.mix, wanted.tokens[:-1])
 
     def reading(self, mix: Mix) -> dict[str, float]:
-        """What the gate says to the last token that a mix decoded, by skill."""
+        """What the gate says to the last token that a mix decoded, by skill; nothing where it cannot read that."""
         with self._open():
             gate = self.router.gate
-            assert gate is not None
+            if gate is None or gate.info.pooling != "last":  # another one since the answer began
+                return {}
             states = pool(self._pool.get(mix), gate.info.layers, "last")
             return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
 

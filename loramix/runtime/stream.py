@@ -189,6 +189,8 @@ class Stream(Iterator[str]):
                 self._first, self._cached = time.perf_counter() - self._began, decoded.cached
             if engine.model.is_end(token):
                 return "end"
+            if moving:
+                moving.follow(engine.reading(mix))  # now: after a yield the context may hold another answer
             tokens.append(token)
             self._tokens.append(token)
             self._mixes.append(mix)
@@ -205,7 +207,7 @@ class Stream(Iterator[str]):
             if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == limit:
                 return "length"
             if moving:
-                mix = moving.follow(engine.reading(mix))
+                mix = moving.mix
 
 
 def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:

@@ -41,12 +41,13 @@ class TokenMixer:
         """Move with what the gate reads in the last token's state.
 
         Args:
-            probabilities: by skill; those of other skills and of the base leave the mix as it is.
+            probabilities: by skill; those of other skills and of the base leave the mix as it is, and so does
+                a gate that has lost the two since.
 
         Returns:
             The mix for the next token.
         """
-        a, b = probabilities[self.first], probabilities[self.second]
+        a, b = probabilities.get(self.first, 0.0), probabilities.get(self.second, 0.0)
         if a + b > 0:
             self.share += RATE * (a + b) * (a / (a + b) - self.share)
         if abs(self.share - self.level) > HYSTERESIS:
