@@ -13,6 +13,8 @@ from loramix import Engine
 from loramix.errors import InvalidArtifact
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
+from loramix.runtime import adapters
+from loramix.runtime.adapters import AdapterFile
 
 PROMPT = "the quick brown fox"
 
@@ -50,6 +52,33 @@ def test_few_stay_and_come_back_the_same(engine: Any) -> None:
     first = [tokens(engine, mix) for mix in mixes]
     assert len(engine.model.adapters) == 2
     assert [tokens(engine, mix) for mix in mixes] == first
+
+
+def test_a_skill_is_read_once_for_all_scales_of_its_blends(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = AdapterFile.read
+
+    def counted(self: AdapterFile) -> bytes:
+        read.append(self.path.name)
+        return real(self)
+
+    monkeypatch.setattr(AdapterFile, "read", counted)
+    names = [Pack.load(engine.pack.directory).adapter_path(n).name for n in ("sentiment", "summarize")]
+    for i in range(1, 8):
+        tokens(engine, f"sentiment={i / 8},summarize={1 - i / 8}")
+    tokens(engine, "summarize")
+    assert read == names
+    assert len(engine._adapters._parts) == 2
+    monkeypatch.setattr(adapters, "PARTS", 1)
+    third = tokens(engine, "sentiment=0.3,summarize=0.3")
+    assert read == names, "what is there is used"
+    engine._adapters._parts.clear()
+    engine._adapters._size = 1
+    tokens(engine, "sentiment=0.2,summarize=0.2")
+    assert tokens(engine, "sentiment=0.3,summarize=0.3") == third
+    assert read == [*names, *names, *names] and len(engine._adapters._parts) == 1
 
 
 def test_a_pack_that_changes_on_disk_takes_nothing_away(engine: Any, pack: Path) -> None:

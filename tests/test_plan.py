@@ -28,7 +28,7 @@ def parts(made: plan.Plan) -> dict[str, int]:
 
 
 def test_the_constants_are_those_of_the_engine() -> None:
-    from loramix.runtime.adapters import AdapterCache
+    from loramix.runtime.adapters import PARTS, AdapterCache
     from loramix.runtime.context import Context
     from loramix.runtime.engine import Engine
     from loramix.runtime.session import ContextPool
@@ -40,6 +40,7 @@ def test_the_constants_are_those_of_the_engine() -> None:
     assert default(Engine.__init__, "contexts") == default(ContextPool.__init__, "size") == plan.CONTEXTS
     assert default(ContextPool.__init__, "saved_bytes") == plan.STORE_BYTES
     assert default(AdapterCache.__init__, "size") == plan.ADAPTERS
+    assert PARTS == plan.PARTS
 
 
 FORGET = """

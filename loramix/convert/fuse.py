@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,49 @@ _GGML_TYPES = {"float32": 0, "float16": 1, "uint8": Q8_0}
 
 Quantize = Callable[[npt.NDArray[Any], int], npt.NDArray[np.uint8]]
 
-Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 Value = str | float | tuple[int, ...]
 
 
+class Half(NamedTuple):
+    """What a skill adds to one base matrix."""
+
+    a: npt.NDArray[Any]
+    """(R, in) floats, or (R, in / 32 * 34) uint8, rows of Q8_0's blocks."""
+    b: npt.NDArray[Any]
+    """(out, R) floats."""
+    scaling: float
+    """alpha / R."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A skill's adapter, read and rounded once for all mixes that it is part of.
+
+    B stays in floats: it takes the mix's scale, and its blocks are shared with the skill beside it.
+    """
+
+    architecture: str
+    halves: dict[str, Half]
+    """By base tensor."""
+
+    @classmethod
+    def read(cls, data: bytes, quantize: Quantize | None = None) -> Part:
+        """Read a whole GGUF LoRA that `loramix.convert.validate.check_adapter` has passed.
+
+        Args:
+            data: the file; nothing of it is held where there is ``quantize``.
+            quantize: see `fuse`.
+        """
+        halves = {}
+        for target, (a, b, scaling) in read_pairs(data).items():
+            if quantize:
+                a, b = quantize(a, Q8_0) if a.shape[1] % BLOCK == 0 else a.copy(), b.copy()
+            halves[target] = Half(a, b, scaling)
+        return cls(read_gguf(data, "adapter").metadata["general.architecture"], halves)
+
+
 def fuse(
-    parts: Sequence[tuple[bytes, float]],
+    parts: Sequence[tuple[Part | bytes, float]],
     metadata: Mapping[str, Value] | None = None,
     *,
     quantize: Quantize | None = None,
@@ -38,8 +76,8 @@ def fuse(
     """Make one GGUF LoRA of several.
 
     Args:
-        parts: whole GGUF LoRA files that `loramix.convert.validate.check_adapter` has passed, with their scales.
-            Ranks and adapted matrices may differ.
+        parts: GGUF LoRA files, as `Part.read` takes them or read by it with the same ``quantize``, with their
+            scales. Ranks and adapted matrices may differ.
         metadata: what to write beside what llama.cpp needs.
         quantize: rounds rows of floats to a GGML type (`loramix.runtime.llama.quantize_rows`). With it the mix is
             Q8_0, ranks padded with zeros to multiples of 32: what runs fastest, and gives the same bits whether
@@ -49,22 +87,23 @@ def fuse(
         A GGUF LoRA for scale 1. Without ``quantize`` it is float32, or, for a single part at scale 1, that
         part's own numbers.
     """
-    stacks: dict[str, list[tuple[Pair, float]]] = {}
-    for data, scale in parts:
-        for target, (a, b, scaling) in read_pairs(data).items():
-            stacks.setdefault(target, []).append(((a, b), scale * scaling))
+    read = [(Part.read(part, quantize) if isinstance(part, bytes) else part, scale) for part, scale in parts]
+    stacks: dict[str, list[tuple[Half, float]]] = {}
+    for part, scale in read:
+        for target, half in part.halves.items():
+            stacks.setdefault(target, []).append((half, scale * half.scaling))
     (first, factor), *_ = next(iter(stacks.values()))
     step = BLOCK if quantize else 1
-    alpha = factor * padded(first[0].shape[0], step) if len(parts) == 1 else float(BLOCK)
+    alpha = factor * padded(first.a.shape[0], step) if len(read) == 1 else float(BLOCK)
     alpha = float(np.float32(alpha))
     tensors: dict[str, npt.NDArray[Any]] = {}
     for target, stack in stacks.items():
-        for half, values in zip("ab", _stacked(stack, alpha, step), strict=True):
-            if quantize and values.shape[1] % BLOCK == 0:
-                values = quantize(values, Q8_0)
-            tensors[f"{target}.lora_{half}"] = values
-    architecture = read_gguf(parts[0][0], "adapter").metadata["general.architecture"]
-    return write_lora(architecture, alpha, tensors, metadata)
+        width = padded(sum(half.a.shape[0] for half, _ in stack), step)
+        weighed = [(half, weight * width / alpha) for half, weight in stack]
+        a, b = _joined(weighed, width)
+        tensors[f"{target}.lora_a"] = a
+        tensors[f"{target}.lora_b"] = quantize(b, Q8_0) if quantize else b
+    return write_lora(read[0][0].architecture, alpha, tensors, metadata)
 
 
 def read_pairs(data: bytes) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any], float]]:
@@ -114,23 +153,23 @@ def padded(rank: int, step: int = BLOCK) -> int:
     return -(-rank // step) * step
 
 
-def _stacked(stack: Sequence[tuple[Pair, float]], alpha: float, step: int) -> Pair:
-    """A (R, in) and B (out, R) of one matrix; R is a multiple of ``step``."""
-    width = padded(sum(a.shape[0] for (a, _), _ in stack), step)
-    weighed = [(a, b, factor * width / alpha) for (a, b), factor in stack]
-    plain = len(stack) == 1 and math.isclose(weighed[0][2], 1.0, rel_tol=1e-7)
-    kind = np.result_type(weighed[0][0], weighed[0][1]) if plain else np.dtype(np.float32)
-    a_all = np.zeros((width, weighed[0][0].shape[1]), kind)
-    b_all = np.zeros((weighed[0][1].shape[0], width), kind)
+def _joined(weighed: Sequence[tuple[Half, float]], width: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """A (R, in) and B (out, R) of one matrix, B with its weights, both filled up with zeros to a rank."""
+    first, weight = weighed[0]
+    plain = len(weighed) == 1 and math.isclose(weight, 1.0, rel_tol=1e-7)
+    kind = np.result_type(first.a, first.b) if plain else np.dtype(np.float32)
+    a_all = np.zeros((width, first.a.shape[1]), np.uint8 if first.a.dtype == np.uint8 else kind)
+    b_all = np.empty((first.b.shape[0], width), kind)
     at = 0
-    for a, b, factor in weighed:
-        r = a.shape[0]
-        a_all[at : at + r] = a
+    for half, factor in weighed:
+        end = at + half.a.shape[0]
+        a_all[at:end] = half.a
         if plain:
-            b_all[:, :r] = b
+            b_all[:, :end] = half.b
         else:
-            np.multiply(b, np.float32(factor), out=b_all[:, at : at + r])
-        at += r
+            np.multiply(half.b, np.float32(factor), out=b_all[:, at:end])
+        at = end
+    b_all[:, at:] = 0
     return a_all, b_all
 
 

@@ -12,11 +12,15 @@ from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 
-from loramix.convert.fuse import fuse
+from loramix.convert.fuse import Part, fuse
 from loramix.convert.validate import MAX_ADAPTER_BYTES
 from loramix.errors import InvalidArtifact, NotFound
 from loramix.models.mixing import Mix
 from loramix.runtime.llama import Adapter, Model, quantize_rows
+
+PARTS = (
+    4  # skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales
+)
 
 
 class AdapterFile:
@@ -88,6 +92,7 @@ class AdapterCache:
         self._quantize = quantize_rows if rounded else None
         self._files: dict[str, AdapterFile] = {}
         self._loaded: OrderedDict[Mix, Adapter] = OrderedDict()
+        self._parts: OrderedDict[str, Part] = OrderedDict()
 
     def put(self, name: str, file: AdapterFile) -> None:
         """Know a skill; no bytes are loaded."""
@@ -105,12 +110,23 @@ class AdapterCache:
         skills = list(mix.scales)
         key, scale = (mix, 1.0) if len(skills) > 1 else (Mix.of({skills[0]: 1.0}), mix.scales[skills[0]])
         if key not in self._loaded:
-            parts = [(self._files[name].read(), weight) for name, weight in key.items()]
-            content = fuse(parts, quantize=self._quantize)
+            content = fuse(
+                [(self._part(name), weight) for name, weight in key.items()], quantize=self._quantize
+            )
             self._shrink(self._size - 1)
             self._loaded[key] = self._model.load_adapter(content, str(key))
         self._loaded.move_to_end(key)
         return [(self._loaded[key], scale)]
+
+    def _part(self, name: str) -> Part:
+        """A skill's numbers, kept for the next scale that a slider stands at."""
+        if name not in self._parts:
+            part = Part.read(self._files[name].read(), self._quantize)
+            while len(self._parts) >= PARTS:
+                self._parts.popitem(last=False)
+            self._parts[name] = part
+        self._parts.move_to_end(name)
+        return self._parts[name]
 
     def apart(self, mix: Mix) -> dict[str, Adapter]:
         """The adapters of a mix's skills, unfused, at scale 1; they stay at least until the next call."""
@@ -142,6 +158,7 @@ class AdapterCache:
         for key in [key for key in self._loaded if not key.scales.keys().isdisjoint(skills)]:
             self._loaded.pop(key).close()
         for name in skills:
+            self._parts.pop(name, None)
             if name in self._files:
                 self._files.pop(name).close()
 
@@ -150,4 +167,5 @@ class AdapterCache:
         for file in self._files.values():
             file.close()
         self._files.clear()
+        self._parts.clear()
         self._loaded.clear()

@@ -21,7 +21,7 @@ from loramix.pack import Pack
 from loramix.paths import data_dir, safe_join
 from loramix.runtime import cpu
 
-CONTEXTS, BATCH, ADAPTERS, STORE_BYTES = 3, 512, 8, 64 * 2**20
+CONTEXTS, BATCH, ADAPTERS, PARTS, STORE_BYTES = 3, 512, 8, 4, 64 * 2**20
 """What the engine keeps by default; importing it for them would load llama.cpp."""
 KV_BYTES = 2
 """Per number of the KV: float16."""
@@ -97,6 +97,8 @@ def make_plan(
     adapters = _adapters(shape, pack, n_skills, rank)
     held = sorted(adapters, key=lambda adapter: -adapter.native_bytes)[:ADAPTERS]
     gate = pack.gate() if pack else None
+    # halves as `loramix.convert.fuse.Part` keeps them: A in 8 bits, B in float16
+    kept = sorted((adapter.file_bytes * 3 // 4 for adapter in adapters), reverse=True)
     layers = gate.info.layers if gate else []
     contexts = min(CONTEXTS, 1 + n_skills)
     compute = _compute_bytes(file, shape, n_ctx, layers)
@@ -123,6 +125,7 @@ def make_plan(
         Part(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
         ),
+        Part("blends", sum(kept[:PARTS]), f"numbers of {min(PARTS, n_skills)} skills, to blend anew"),
         Part("gate", (gate_files[0] if gate_files else 0) + states, f"{len(layers)} layers read"),
         Part("KV store", STORE_BYTES, "at most; prompts that come again"),
         Part("slack", _slack_bytes(compute, len(held)), "what the allocator keeps after swaps"),
