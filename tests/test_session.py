@@ -61,6 +61,29 @@ def test_a_thousand_switches_answer_as_a_fresh_context_does(tiny_engine: Any) ->
     assert again > 200, "much is found again"
 
 
+@pytest.mark.parametrize("length", [2, 40, 100])  # llama.cpp attends to fewer than 64 by another kernel
+@pytest.mark.parametrize("mix", MIXES)
+def test_a_prompt_asked_again_is_not_read_again(pool: ContextPool, mix: Mix, length: int) -> None:
+    prompt, other = list(range(3, 3 + length)), list(range(120, 220))
+
+    def ask() -> tuple[list[int], list[float], list[float]]:
+        context, start, _ = pool.prepare(mix, prompt)
+        logits = context.decode(prompt[start:])
+        states = context.states(2)[-1].tolist()
+        starts.append(start)
+        said = [int(logits.argmax())]
+        said.append(int(context.decode(said).argmax()))  # what is behind the prompt now
+        return said, logits.tolist(), states
+
+    starts: list[int] = []
+    first = ask()
+    assert ask() == first and ask() == first
+    context = pool.prepare(mix, other).context
+    context.decode(other)
+    assert ask() == first
+    assert starts == [0, length, length, length if length >= WORTH_SAVING else 0]
+
+
 def test_a_conversation_is_found_again_after_others(pool: ContextPool) -> None:
     first, second = list(range(3, 103)), list(range(103, 203))
     for mix in MIXES:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,21 @@ from loramix.runtime.llama import Adapter, C, Model, why
 from loramix.runtime.native_context import NativeContext
 
 
+class Behind(NamedTuple):
+    """What the model said behind a prompt: asked again it is not read again, and gets the same bits."""
+
+    length: int
+    """Of the prompt."""
+    logits: npt.NDArray[np.float32]
+    states: dict[int, npt.NDArray[np.float32]]
+    """Its last token's, by tapped layer."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it holds."""
+        return self.logits.nbytes + sum(row.nbytes for row in self.states.values())
+
+
 @dataclass(frozen=True)
 class Saved:
     """A context's tokens with their KV, copied out; fits any context of the same model, mix and taps."""
@@ -26,11 +41,13 @@ class Saved:
     tokens: tuple[int, ...]
     kv: npt.NDArray[np.uint8] = field(repr=False)
     states: dict[int, npt.NDArray[np.float32]] = field(repr=False)
+    behind: Behind | None = field(repr=False, default=None)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        return self.kv.nbytes + sum(rows.nbytes for rows in self.states.values())
+        behind = self.behind.nbytes if self.behind else 0
+        return self.kv.nbytes + behind + sum(rows.nbytes for rows in self.states.values())
 
 
 class Context(NativeContext):
@@ -72,6 +89,7 @@ class Context(NativeContext):
                 raise NativeError(f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}.")
         self.taps, self.n_ctx = tuple(taps), n_ctx
         self.tokens: list[int] = []
+        self.behind: Behind | None = None  # of the last prompt that was read, while it is held
         self.acts_from = 0  # the bare base's KV before, see `adopt`
         # per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
         self.history, rows = history, n_ctx if history else 1
@@ -105,13 +123,14 @@ class Context(NativeContext):
         """Have room for so many tokens, in twice the memory if need be; what is held stays, bit for bit."""
         if n_tokens <= self.room:
             return
-        kv = self.get_kv() if self.tokens else None
+        kv, behind = self.get_kv() if self.tokens else None, self.behind
         self._parameters.n_ctx = room = min(self.n_ctx, max(n_tokens, 2 * self.room))
         self._make(self._parameters)
         self.room = room
         self._set_adapters(self._mix)
         if kv is not None:
             self._set_kv(kv, self.tokens)
+            self.behind = behind
 
     def become(self, mix: Sequence[tuple[Adapter, float]]) -> None:
         """Serve another mix from now on; all tokens are forgotten first, so that KV cannot cross mixes.
@@ -130,6 +149,8 @@ class Context(NativeContext):
                 C.llama_memory_clear(self._memory, True)
                 length = 0
             del self.tokens[length:]
+            if self.behind and self.behind.length > length:
+                self.behind = None
 
     def save(self) -> Saved:
         """Copy out the tokens held, their KV and tapped states.
@@ -138,7 +159,7 @@ class Context(NativeContext):
             NativeError: llama.cpp refuses.
         """
         states = {layer: self.states(layer).copy() for layer in self.taps if self.history}
-        return Saved(tuple(self.tokens), self.get_kv(), states)
+        return Saved(tuple(self.tokens), self.get_kv(), states, self.behind)
 
     def restore(self, saved: Saved) -> None:
         """Hold what `save` copied out instead of what is held now.
@@ -150,6 +171,7 @@ class Context(NativeContext):
             NativeError: llama.cpp refuses; the context is empty then.
         """
         self._set_kv(saved.kv, saved.tokens)
+        self.behind = saved.behind
         for layer, rows in saved.states.items():
             self._states[layer][: len(rows)] = rows
 
@@ -191,7 +213,7 @@ class Context(NativeContext):
         """Append tokens and run the model on them.
 
         Args:
-            tokens: ids, at least one; all within the context's room.
+            tokens: ids; all within the context's room. None where `behind` is of all that is held.
 
         Returns:
             Logits after the last token, (V,) float32, a copy.
@@ -200,6 +222,11 @@ class Context(NativeContext):
             InvalidPrompt: more tokens than the context holds.
             NativeError: llama.cpp fails, or the logits are not finite (the KV is cleared then).
         """
+        if not tokens:
+            assert self.behind and self.behind.length == len(self.tokens)
+            for layer, row in self.behind.states.items():
+                self.states(layer)[-1] = row
+            return self.behind.logits.copy()
         if len(self.tokens) + len(tokens) > self.n_ctx:
             raise InvalidPrompt(
                 f"prompt and answer need {len(self.tokens) + len(tokens)} tokens; "
@@ -225,6 +252,9 @@ class Context(NativeContext):
             raise NativeError(
                 f"the model gave numbers that are not finite under {names}; run 'loramix pack check'."
             )
+        if len(tokens) > 1:
+            last = {layer: self.states(layer)[-1].copy() for layer in self.taps}
+            self.behind = Behind(len(self.tokens), logits.copy(), last)
         return logits
 
     def _decode_chunk(self, chunk: Sequence[int]) -> None:

@@ -70,7 +70,7 @@ class Ready(NamedTuple):
 
     context: Context
     start: int
-    """Where decoding begins: fewer than all tokens, since the last one's logits are needed."""
+    """Where decoding begins; at the end for a prompt whose logits the context still knows."""
     cached: int
     """Tokens of the prompt that were not decoded for it."""
 
@@ -231,10 +231,11 @@ def reuse(context: Context, tokens: Sequence[int]) -> int:
         tokens: the whole prompt.
 
     Returns:
-        Tokens that need no decoding; fewer than all, since the last token's logits are needed.
+        Tokens that need no decoding; all of them only where the context knows the logits behind the last.
     """
     same = _common(context.tokens, tokens)
-    if same == len(tokens):  # two, since a token alone goes through other kernels than in its prompt
-        same = max(0, same - 2)
     context.truncate(same)
+    if same == len(tokens) and (context.behind is None or context.behind.length < same):
+        same = max(0, same - 2)  # two, since a token alone goes through other kernels than in its prompt
+        context.truncate(same)
     return same
