@@ -12,12 +12,13 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from loramix.errors import LoramixError
+from loramix.errors import LoramixError, RequestFailed
 from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
 from loramix.runtime.explaining import Explainer
@@ -25,17 +26,23 @@ from loramix.runtime.grammar import schema_to_grammar
 from loramix.runtime.scheduler import Scheduler, named
 from loramix.runtime.stream import Stream
 
+PACE_S = 0.02
+"""Least time between two pieces of one answer: each wakes server and client on cores that decode."""
+
 
 class Pipe:
-    """Says to the server what becomes of the answers.
+    """Says to the server what becomes of the answers; pieces that come faster than `PACE_S` go together.
 
     Args:
         descriptor: the pipe's end to write to.
+        pace_s: see `PACE_S`.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+    def __init__(self, descriptor: int, pace_s: float = PACE_S) -> None:
+        self._descriptor, self._pace_s = descriptor, pace_s
         self._scored: dict[int, int] = {}  # scores that were sent
+        self._held: dict[int, tuple[Stream, str, int]] = {}  # text that was not, and the scores up to it
+        self._sent: dict[int, float] = {}  # when an answer's last piece was
 
     def send(self, reply: m.Reply) -> None:
         """Write a reply."""
@@ -46,13 +53,30 @@ class Pipe:
         self.send(m.Started(number=number, route=stream.route.to_json(), timings=stream.route.timings))
 
     def said(self, number: int, stream: Stream, text: str) -> None:
-        """See `Listener`."""
+        """See `Listener`; the first piece goes at once."""
+        _, held, _ = self._held.get(number, (stream, "", 0))
+        self._held[number] = stream, held + text, len(stream.scores)
+        # the next skill's first piece stays apart from the last one's: the page tints by piece
+        if stream.route.then or time.monotonic() - self._sent.get(number, -1e9) >= self._pace_s:
+            self._say(number)
+
+    def flush(self) -> None:
+        """Send what has waited long enough."""
+        now = time.monotonic()
+        for number in [n for n in self._held if now - self._sent[n] >= self._pace_s]:
+            self._say(number)
+
+    def _say(self, number: int) -> None:
+        if number not in self._held:
+            return
+        stream, text, end = self._held.pop(number)
+        self._sent[number] = time.monotonic()
         piece = stream.piece
         done = self._scored.get(number, 0)
-        self._scored[number] = len(stream.scores)
+        self._scored[number] = end
         scores = [
             (piece(s.token), s.log_probability, [(piece(t), p) for t, p in s.top])
-            for s in stream.scores[done:]
+            for s in stream.scores[done:end]
         ]
         self.send(m.Said(number=number, text=text, scores=scores))
 
@@ -60,9 +84,10 @@ class Pipe:
         """See `Listener`; with what was measured, where that was asked for."""
         answer = stream.answer
         assert answer is not None
+        self._say(number)
         if len(stream.scores) > self._scored.get(number, 0):  # of tokens that gave no text of their own
-            self.said(number, stream, "")
-        self._scored.pop(number, None)
+            self._held[number] = stream, "", len(stream.scores)
+        self._end(number)
         mixes = [mix.to_json() for mix in answer.mixes] if len(set(answer.mixes)) > 1 else []
         self.send(
             m.Ended(
@@ -77,8 +102,13 @@ class Pipe:
 
     def failed(self, number: int, error: LoramixError) -> None:
         """See `Listener`."""
-        self._scored.pop(number, None)
+        self._end(number)
         self.send(m.Failed(number=number, message=str(error), status=error.http_status))
+
+    def _end(self, number: int) -> None:
+        self._say(number)
+        self._scored.pop(number, None)
+        self._sent.pop(number, None)
 
 
 class Worker:
@@ -109,6 +139,7 @@ class Worker:
                 )  # one only: to route takes a prompt's time, and others want their tokens
             self._scheduler.step()
             self._explainer.step()
+            self._pipe.flush()
 
     def _handle(self, request: m.Request) -> None:
         if isinstance(request, m.Answer):
@@ -118,7 +149,7 @@ class Worker:
         elif isinstance(request, m.Cancel):
             self._scheduler.cancel(request.number)
             self._explainer.cancel(request.number)
-            self._pipe.send(m.Failed(number=request.number, message="the request was cancelled.", status=499))
+            self._pipe.failed(request.number, RequestFailed("the request was cancelled.", 499))
         else:
             try:
                 self._pipe.send(self._result(request))
