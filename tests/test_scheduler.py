@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from loramix import Engine
 from loramix.errors import LoramixError, UnknownSkill
 from loramix.models import bases
 from loramix.pack_edit import remove_skill, set_gate
-from loramix.runtime.scheduler import Scheduler
+from loramix.runtime.batch_context import BatchContext
+from loramix.runtime.scheduler import SLICE, STARVED, Scheduler
 from loramix.runtime.stream import Stream
 
 MIXES: list[dict[str, Any]] = [
@@ -111,6 +113,48 @@ def test_prompts_that_fill_the_batch_alone(tiny_engine: Any) -> None:
 def test_answers_of_one_mix_are_decoded_in_one_batch(tiny_engine: Any, batch_sizes: list[int]) -> None:
     run(tiny_engine, [(f"dog {i}", {"mix": "sentiment", "max_tokens": 30}) for i in range(8)], parallel=8)
     assert max(batch_sizes) == 8 and len(batch_sizes) < 60  # one by one it would be 240
+
+
+def test_an_answer_that_shares_its_mix_with_none_keeps_a_context_of_its_own(
+    tiny_engine: Any, batch_sizes: list[int]
+) -> None:
+    asked = [("a dog", {"mix": mix, "max_tokens": 30}) for mix in ("base", "sentiment", "summarize")]
+    alone = [tiny_engine.generate(prompt, **how).tokens for prompt, how in asked]
+    heard = run(tiny_engine, asked, parallel=8)
+    assert [heard.answers[number].tokens for number in range(3)] == alone
+    assert batch_sizes == []
+
+
+def test_the_last_of_a_mix_goes_back_to_that_context(tiny_engine: Any, batch_sizes: list[int]) -> None:
+    asked = [("a dog " * n, {"mix": "sentiment", "max_tokens": limit}) for n, limit in ((2, 60), (20, 9))]
+    alone = [tiny_engine.generate(prompt, **how).tokens for prompt, how in asked]
+    heard = run(tiny_engine, [*asked, ("the fox", {"mix": "summarize", "max_tokens": 50})], parallel=8)
+    assert [heard.answers[number].tokens for number in range(2)] == alone
+    assert set(batch_sizes) == {2} and len(batch_sizes) < 10
+
+
+def test_the_mix_of_most_answers_goes_first_and_none_starves(
+    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[str] = []
+    real = BatchContext.decode
+
+    def noted(self: BatchContext, tokens: Any) -> Any:
+        turns.append(str(self.mix))
+        return real(self, tokens)
+
+    monkeypatch.setattr(BatchContext, "decode", noted)
+    rare = "sentiment=0.5,summarize=0.5"
+    mixes = ["sentiment"] * 4 + ["summarize"] * 3 + [rare] * 2
+    heard = run(
+        tiny_engine, [(f"dog {i}", {"mix": m, "max_tokens": 200}) for i, m in enumerate(mixes)], parallel=9
+    )
+    all_three = turns[turns.index(rare) :][:200]
+    kinds = [mix for mix, _ in itertools.groupby(all_three)]
+    assert kinds.count("sentiment=1") > kinds.count("summarize=1") > 1 < kinds.count(rare)
+    waits = [len(list(rest)) for mix, rest in itertools.groupby(all_three, rare.__eq__) if not mix]
+    assert SLICE < max(waits) <= STARVED + 2 * SLICE
+    assert len(heard.answers) == 9
 
 
 def test_one_that_is_cancelled_or_fails_leaves_the_others(tiny_engine: Any) -> None:

@@ -87,6 +87,10 @@ class BatchContext(NativeContext):
         self._lengths[sequence], self._mixes[sequence] = len(context.tokens), mix
         return sequence
 
+    def copy(self, sequence: int) -> KV:
+        """A sequence's KV, for a context to hold."""
+        return self._copy_kv(sequence, self._lengths[sequence])
+
     def release(self, sequence: int) -> None:
         """Forget a sequence."""
         self._dead += self._lengths.pop(sequence)

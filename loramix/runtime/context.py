@@ -189,6 +189,20 @@ class Context(NativeContext):
         self.truncate(length)
         self.acts_from = length
 
+    def hold(self, tokens: Sequence[int], kv: npt.NDArray[np.uint8], acts_from: int = 0) -> None:
+        """Hold tokens whose KV was made elsewhere; the gate's states are not among it.
+
+        Args:
+            tokens: ids.
+            kv: as `get_kv` and `BatchContext.copy` give it, of this model and mix.
+            acts_from: see `adopt`.
+
+        Raises:
+            NativeError: llama.cpp refuses; the context is empty then.
+        """
+        self._set_kv(kv, tokens)
+        self.acts_from = acts_from
+
     def get_kv(self) -> npt.NDArray[np.uint8]:
         """The KV of all tokens held, copied out as llama.cpp writes it."""
         return self._copy_kv(0, len(self.tokens))

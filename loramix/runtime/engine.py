@@ -370,9 +370,19 @@ class Engine:
             context, start, cached = self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
             return Decoded(context.decode(wanted.tokens[start:]), cached)
 
+    @property
+    def contexts(self) -> int:
+        """Most mixes whose KV is kept at once, the bare base's included."""
+        return self._pool.size
+
     def batch_context(self, n_seq: int, n_cells: int) -> BatchContext:
         """A context in which answers of this engine decode together; it is closed with the engine."""
         return BatchContext(self.model, n_seq=n_seq, n_cells=n_cells, n_threads=self.n_threads)
+
+    def hold(self, wanted: Wanted, kv: npt.NDArray[np.uint8]) -> None:
+        """Take the KV of all but the last of the wanted tokens into the engine's context of their mix."""
+        acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
+        self._pool.hold(wanted.mix, wanted.tokens[:-1], kv, acts_from)
 
     def holding(self, wanted: Wanted) -> Context | None:
         """The engine's context that holds all but the last of the wanted tokens, if one does."""

@@ -1,14 +1,16 @@
 """Several answers at once: those that share a mix decode together in one batch, mixes take turns.
 
-An answer alone stays in the engine's own context. When others come its KV moves into the batch context, where
-adapters belong to the call and not to a sequence: so a mix keeps its turn for some tokens. Where room is short
-the youngest answer gives its KV up and is read anew later. One thread calls all of this.
+An answer that is the only one of its mix stays in the engine's context of that mix, whose graph is there. When
+another of the mix comes, their KV moves into the batch context, where adapters belong to the call and not to a
+sequence: so a mix keeps its turn for some tokens, and the next turn is the mix's that most answers share. Where
+room is short the youngest answer gives its KV up and is read anew later. One thread calls all of this.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -20,6 +22,8 @@ from loramix.runtime.stream import Decoded, Stream, Wanted
 
 SLICE = 16
 """Tokens that a mix decodes in a row while others wait: a change of adapters costs about one token's time."""
+STARVED = 100
+"""Tokens that a mix waits at most, some turns' rest aside, while others are shared by more answers."""
 
 _log = logging.getLogger(__name__)
 
@@ -72,7 +76,7 @@ class Scheduler:
         self._jobs: dict[int, _Job] = {}
         self._batch: BatchContext | None = None
         self._turns = 0  # tokens that the batch's mix has had in a row
-        self._served: dict[Mix, int] = {}
+        self._waits_since: dict[Mix, int] = {}  # for a turn, by the clock, which counts the batch's tokens
         self._clock = 0
 
     def __len__(self) -> int:
@@ -85,7 +89,7 @@ class Scheduler:
             number: how the listener hears of it.
             open_stream: makes it, which routes the prompt.
         """
-        self._settle_held()  # the engine's contexts are needed to route
+        self._make_way(Mix.EMPTY)  # the bare base's context is needed to route
         try:
             stream = open_stream()
         except Exception as error:
@@ -123,13 +127,17 @@ class Scheduler:
         running = not all(job.waits for job in self._jobs.values())
         ready = (job for job in self._jobs.values() if job.waits and (not running or self._fits(job)))
         if (waiting := next(ready, None)) is not None:
-            self._settle_held()
+            self._make_way(waiting.wanted.mix, all_of_it=waiting.stream.moves)
             self._alone(waiting)
-            if waiting.held and not waiting.stream.moves and len(self._jobs) > 1 and self._fits(waiting):
+            if waiting.held and not waiting.stream.moves and self._shared(waiting) and self._fits(waiting):
                 self._settle(waiting)
         for job in [job for job in self._jobs.values() if job.held and job is not waiting]:
             self._alone(job)
-        self._together(self._turn())
+        group = self._turn()
+        if len(group) == 1 and self._may_return(group[0]):
+            self._return(group[0])
+        else:
+            self._together(group)
 
     def _fits(self, job: _Job) -> bool:
         if self._batch is None:
@@ -146,10 +154,26 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
 
-    def _settle_held(self) -> None:
-        """Move what can be moved out of the engine's contexts."""
-        for job in [job for job in self._jobs.values() if job.held and not job.stream.moves]:
-            self._settle(job)
+    def _shared(self, job: _Job) -> bool:
+        """Whether others of the same mix are in the batch context."""
+        others = (other for other in self._jobs.values() if other.sequence is not None)
+        return any(other.wanted.mix == job.wanted.mix for other in others)
+
+    def _make_way(self, mix: Mix, *, all_of_it: bool = False) -> None:
+        """Move out of the engine's contexts what an answer of a mix would displace there.
+
+        Args:
+            mix: of an answer that needs a context now.
+            all_of_it: it needs several.
+        """
+        held = [job for job in self._jobs.values() if job.held]
+        staying = [job for job in held if not job.stream.moves]
+        all_of_it = all_of_it or len(staying) < len(held)
+        room = self._engine.contexts - 1 - bool(mix)  # beside the bare base's
+        for job in staying:
+            skilled = sum(bool(other.wanted.mix) for other in staying if other.held)
+            if all_of_it or job.wanted.mix == mix or (job.wanted.mix and skilled > room):
+                self._settle(job)
 
     def _settle(self, job: _Job) -> None:
         """Move an answer's KV from the engine's context into the batch's."""
@@ -163,20 +187,39 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
 
+    def _may_return(self, job: _Job) -> bool:
+        """Whether an answer in the batch context is the only one of its mix, and the engine has a context for it."""
+        others = [other for other in self._jobs.values() if other is not job]
+        if not job.wanted.mix or any(other.wanted.mix == job.wanted.mix for other in others):
+            return False
+        held = [other for other in others if other.held and other.wanted.mix]
+        return len(held) < self._engine.contexts - 1 and not any(other.stream.moves for other in held)
+
+    def _return(self, job: _Job) -> None:
+        """Go on in the engine's own context, where a token alone costs less."""
+        assert self._batch is not None and job.sequence is not None
+        try:
+            self._engine.hold(job.wanted, self._batch.copy(job.sequence))
+        except Exception as error:
+            self._fail(job, error)
+            return
+        self._batch.release(job.sequence)
+        job.sequence = None
+        self._alone(job)
+
     def _turn(self) -> list[_Job]:
         """Answers of the mix that decodes now."""
         batched = [job for job in self._jobs.values() if job.sequence is not None]
         if not batched or self._batch is None:
             return []
-        mixes = {job.wanted.mix for job in batched}
+        sizes = Counter(job.wanted.mix for job in batched)
         mix = self._batch.mix
-        if mix is None or mix not in mixes or (self._turns >= SLICE and len(mixes) > 1):
-            self._served = {known: when for known, when in self._served.items() if known in mixes}
-            mix = min(mixes, key=lambda m: (self._served.get(m, 0), str(m)))
+        if mix is None or mix not in sizes or (self._turns >= SLICE and len(sizes) > 1):
+            mix = self._next(sizes, mix)
             self._turns = 0
         self._turns += 1
         self._clock += 1
-        self._served[mix] = self._clock
+        self._waits_since[mix] = self._clock
         group = [job for job in batched if job.wanted.mix == mix]
         while self._batch.used + len(group) > self._n_cells:
             youngest = max(batched, key=lambda job: job.number)
@@ -184,6 +227,15 @@ class Scheduler:
             batched.remove(youngest)
             group = [job for job in group if job is not youngest]
         return group
+
+    def _next(self, sizes: Mapping[Mix, int], last: Mix | None) -> Mix:
+        """The mix that decodes next: of the others that which most answers share, unless one has waited long."""
+        since = self._waits_since = {mix: self._waits_since.get(mix, self._clock) for mix in sizes}
+        longest = min(sizes, key=lambda mix: (since[mix], str(mix)))
+        if self._clock - since[longest] > STARVED:
+            return longest
+        others = [mix for mix in sizes if mix != last] or list(sizes)
+        return max(others, key=lambda mix: (sizes[mix], -since[mix], str(mix)))
 
     def _together(self, group: list[_Job]) -> None:
         """Decode one token for each of some answers of one mix."""

@@ -11,6 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
 from loramix.models.mixing import Mix
 from loramix.runtime.context import Context, Saved
 from loramix.runtime.llama import Adapter, Model
@@ -163,6 +166,18 @@ class ContextPool:
             context.restore(found)
         same = reuse(context, tokens)
         return Ready(context, same, same)
+
+    def hold(self, mix: Mix, tokens: Sequence[int], kv: npt.NDArray[np.uint8], acts_from: int) -> None:
+        """Let the context of a mix hold tokens whose KV was made elsewhere; what it held is copied out.
+
+        Args:
+            mix: some skills'; the bare base's context must know the gate's states too.
+            tokens, kv, acts_from: see `Context.hold`.
+        """
+        context = self.get(mix)
+        if len(context.tokens) - _common(context.tokens, tokens) >= WORTH_SAVING:
+            self._keep(mix, context)
+        context.hold(tokens, kv, acts_from)
 
     def _adopted(self, context: Context, prefix: list[int]) -> Ready:
         """A late mix's context with the bare base's KV of what is before its adapters act."""
