@@ -18,9 +18,8 @@ from loramix.errors import InvalidArtifact, NotFound
 from loramix.models.mixing import Mix
 from loramix.runtime.llama import Adapter, Model, quantize_rows
 
-PARTS = (
-    4  # skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales
-)
+PARTS = 4
+"""Skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales."""
 
 
 class AdapterFile:
