@@ -15,8 +15,9 @@ from loramix.errors import LoramixError, UnknownSkill
 from loramix.models import bases
 from loramix.pack_edit import remove_skill, set_gate
 from loramix.runtime.batch_context import BatchContext
-from loramix.runtime.scheduler import SLICE, STARVED, Scheduler
+from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
+from loramix.runtime.turns import SLICE, STARVED
 
 MIXES: list[dict[str, Any]] = [
     {"mix": "base"},

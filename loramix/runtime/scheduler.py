@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,11 +19,7 @@ from loramix.models.mixing import Mix
 from loramix.runtime.batch_context import BatchContext
 from loramix.runtime.engine import Engine
 from loramix.runtime.stream import Decoded, Stream, Wanted
-
-SLICE = 16
-"""Tokens that a mix decodes in a row while others wait: a change of adapters costs about one token's time."""
-STARVED = 100
-"""Tokens that a mix waits at most, some turns' rest aside, while others are shared by more answers."""
+from loramix.runtime.turns import SLICE, Turns
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +71,7 @@ class Scheduler:
         self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
         self._jobs: dict[int, _Job] = {}
         self._batch: BatchContext | None = None
-        self._turns = 0  # tokens that the batch's mix has had in a row
-        self._waits_since: dict[Mix, int] = {}  # for a turn, by the clock, which counts the batch's tokens
-        self._clock = 0
+        self._turns = Turns()
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -212,14 +206,7 @@ class Scheduler:
         batched = [job for job in self._jobs.values() if job.sequence is not None]
         if not batched or self._batch is None:
             return []
-        sizes = Counter(job.wanted.mix for job in batched)
-        mix = self._batch.mix
-        if mix is None or mix not in sizes or (self._turns >= SLICE and len(sizes) > 1):
-            mix = self._next(sizes, mix)
-            self._turns = 0
-        self._turns += 1
-        self._clock += 1
-        self._waits_since[mix] = self._clock
+        mix = self._turns.next(Counter(job.wanted.mix for job in batched), self._batch.mix)
         group = [job for job in batched if job.wanted.mix == mix]
         while self._batch.used + len(group) > self._n_cells:
             youngest = max(batched, key=lambda job: job.number)
@@ -227,15 +214,6 @@ class Scheduler:
             batched.remove(youngest)
             group = [job for job in group if job is not youngest]
         return group
-
-    def _next(self, sizes: Mapping[Mix, int], last: Mix | None) -> Mix:
-        """The mix that decodes next: of the others that which most answers share, unless one has waited long."""
-        since = self._waits_since = {mix: self._waits_since.get(mix, self._clock) for mix in sizes}
-        longest = min(sizes, key=lambda mix: (since[mix], str(mix)))
-        if self._clock - since[longest] > STARVED:
-            return longest
-        others = [mix for mix in sizes if mix != last] or list(sizes)
-        return max(others, key=lambda mix: (sizes[mix], -since[mix], str(mix)))
 
     def _together(self, group: list[_Job]) -> None:
         """Decode one token for each of some answers of one mix."""
