@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 from tiny import random_gate
 
 from loramix import Engine
-from loramix.errors import LoramixError, UnknownSkill
+from loramix.errors import InvalidPrompt, LoramixError, UnknownSkill
 from loramix.models import bases
 from loramix.pack_edit import remove_skill, set_gate
 from loramix.runtime.batch_context import BatchContext
+from loramix.runtime.context import Context
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
 from loramix.runtime.turns import SLICE, STARVED
@@ -114,6 +116,51 @@ def test_prompts_that_fill_the_batch_alone(tiny_engine: Any) -> None:
 def test_answers_of_one_mix_are_decoded_in_one_batch(tiny_engine: Any, batch_sizes: list[int]) -> None:
     run(tiny_engine, [(f"dog {i}", {"mix": "sentiment", "max_tokens": 30}) for i in range(8)], parallel=8)
     assert max(batch_sizes) == 8 and len(batch_sizes) < 60  # one by one it would be 240
+
+
+@pytest.mark.parametrize("how", [{}, {"policy": "blend"}, {"mix": "summarize"}, {"policy": "base"}])
+def test_a_long_prompt_is_read_between_the_tokens_of_others(
+    tiny_pack: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Context, "N_BATCH", 32)
+    heard, long, short = Heard(), "dog " * 45 + "fox", {"mix": "sentiment", "max_tokens": 60}
+    with Engine.open(tiny_pack, n_ctx=256, n_threads=1) as engine:
+        scheduler = Scheduler(engine, heard, parallel=4)
+        scheduler.add(1, lambda: engine.stream("a dog", **short))
+        before = partial(engine.before_routing, long, **{k: v for k, v in how.items() if k != "max_tokens"})
+        scheduler.add(2, lambda: engine.stream(long, max_tokens=6, **how), before)
+        said = [len(heard.texts[1])]
+        while 2 not in heard.texts or not heard.texts[2]:
+            scheduler.step()
+            said.append(len(heard.texts[1]))
+        while len(scheduler):
+            scheduler.step()
+    n_prompt = heard.answers[2].usage["prompt_tokens"]
+    assert n_prompt > 5 * 32 and len(set(said)) >= n_prompt // 32, "somebody had to wait for all of it"
+    with Engine.open(tiny_pack, n_ctx=256, n_threads=1) as engine:
+        alone = engine.generate(long, max_tokens=6, **how)
+    found = heard.answers[2]
+    assert (found.tokens, found.mixes, found.usage) == (alone.tokens, alone.mixes, alone.usage)
+    assert found.route.probabilities == alone.route.probabilities
+    assert found.timings["first_token"] > 0
+
+
+def test_a_long_prompt_can_be_given_up_while_it_is_read(
+    tiny_engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "N_BATCH", 32)
+    heard, long = Heard(), "dog " * 45
+    scheduler = Scheduler(tiny_engine, heard, parallel=4)
+    for number, how in ((1, {}), (2, {"mix": "sentiment"})):
+        before = partial(tiny_engine.before_routing, long, **how)
+        scheduler.add(number, lambda how=how: tiny_engine.stream(long, **how), before)
+        scheduler.step()
+        assert len(scheduler) == 1
+        scheduler.cancel(number)
+        assert len(scheduler) == 0
+    scheduler.add(3, lambda: tiny_engine.stream(long), partial(tiny_engine.before_routing, "dog " * 999))
+    assert isinstance(heard.errors[3], InvalidPrompt) and len(scheduler) == 0
+    assert heard.answers == {} and tiny_engine.generate(long, max_tokens=3).tokens
 
 
 def test_an_answer_that_shares_its_mix_with_none_keeps_a_context_of_its_own(

@@ -162,6 +162,7 @@ class Engine:
         stop: Sequence[str] = (),
         grammar: str | None = None,
         top_logprobs: int | None = None,
+        began: float | None = None,
         **sampling: Any,
     ) -> Stream:
         """Answer a prompt piece by piece.
@@ -175,12 +176,13 @@ class Engine:
             stop: texts that end the answer and are not part of it.
             grammar: GBNF that the answer follows; one mix alone answers then.
             top_logprobs: keep each token's log-probability and those of so many likeliest ones, at most 20.
+            began: `time.perf_counter` when it was asked for, which timings count from; by default now.
             **sampling: settings of `Sampling`.
 
         Returns:
             An iterator of text pieces, whole UTF-8 characters each, with ``route`` and, at the end, ``answer``.
         """
-        began = time.perf_counter()
+        began = time.perf_counter() if began is None else began
         messages = as_messages(prompt)
         try:
             settings = Sampling(**sampling)
@@ -369,6 +371,34 @@ class Engine:
             acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
             context, start, cached = self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
             return Decoded(context.decode(wanted.tokens[start:]), cached)
+
+    def before_routing(
+        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT, mix: MixLike | None = None
+    ) -> Wanted | None:
+        """What `route` reads under the bare base, for who reads long prompts ahead; None where it reads nothing."""
+        if mix is not None or policy == "base" or self.router.gate is None:
+            return None
+        with self._open():
+            tokens = self._tokens([as_messages(prompt)[-1]])
+            return Wanted(Mix.EMPTY, tokens, len(tokens))
+
+    def read(self, wanted: Wanted) -> int:
+        """Read a batch of a long prompt ahead, so that others get their tokens before the rest of it is read.
+
+        Args:
+            wanted: what `decode` or `route` will read; the answer is the same, bit for bit.
+
+        Returns:
+            Tokens read; 0 where no more than a batch is left.
+        """
+        with self._open():
+            acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
+            context, start, _ = self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
+            piece = wanted.tokens[start : start + context.N_BATCH]
+            if start + len(piece) == len(wanted.tokens):
+                return 0
+            context.decode(piece)
+            return len(piece)
 
     @property
     def contexts(self) -> int:

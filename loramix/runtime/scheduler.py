@@ -3,7 +3,8 @@
 An answer that is the only one of its mix stays in the engine's context of that mix, whose graph is there. When
 another of the mix comes, their KV moves into the batch context, where adapters belong to the call and not to a
 sequence: so a mix keeps its turn for some tokens, and the next turn is the mix's that most answers share. Where
-room is short the youngest answer gives its KV up and is read anew later. One thread calls all of this.
+room is short the youngest answer gives its KV up and is read anew later. Long prompts are read in pieces, with
+the others' tokens in between. One thread calls all of this.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from loramix.errors import LoramixError, NativeError
 from loramix.models.mixing import Mix
@@ -49,11 +50,21 @@ class _Job:
     """Where its KV is in the batch context."""
     held: bool = False
     """Whether its KV is in the engine's own context."""
+    read: int = 0
+    """Tokens of its prompt that were read ahead of the last piece."""
 
     @property
     def waits(self) -> bool:
         """Whether its tokens must be read before it can go on."""
         return self.sequence is None and not self.held
+
+
+class _Opening(NamedTuple):
+    """An answer whose prompt is not routed yet."""
+
+    open_stream: Callable[[], Stream]
+    wanted: Wanted | None
+    """What routing reads."""
 
 
 class Scheduler:
@@ -69,26 +80,47 @@ class Scheduler:
     def __init__(self, engine: Engine, listener: Listener, *, parallel: int, n_cells: int = 4096) -> None:
         self._engine, self._listener = engine, listener
         self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
+        self._opening: dict[int, _Opening] = {}
         self._jobs: dict[int, _Job] = {}
         self._batch: BatchContext | None = None
         self._turns = Turns()
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self._jobs) + len(self._opening)
 
-    def add(self, number: int, open_stream: Callable[[], Stream]) -> None:
+    def add(
+        self,
+        number: int,
+        open_stream: Callable[[], Stream],
+        before: Callable[[], Wanted | None] = lambda: None,
+    ) -> None:
         """Begin an answer.
 
         Args:
             number: how the listener hears of it.
             open_stream: makes it, which routes the prompt.
+            before: what that will read, see `Engine.before_routing`.
         """
-        self._make_way(Mix.EMPTY)  # the bare base's context is needed to route
         try:
-            stream = open_stream()
+            self._opening[number] = _Opening(open_stream, before())
         except Exception as error:
             self._listener.failed(number, named(error))
             return
+        self._open(number)
+
+    def _open(self, number: int) -> None:
+        """Route a prompt, or read a piece of a long one for that."""
+        self._make_way(Mix.EMPTY)  # the bare base's context is needed
+        open_stream, wanted = self._opening[number]
+        try:
+            if wanted is not None and self._engine.read(wanted):
+                return
+            stream = open_stream()
+        except Exception as error:
+            del self._opening[number]
+            self._listener.failed(number, named(error))
+            return
+        del self._opening[number]
         self._listener.started(number, stream)
         wanted = self._listen(number, stream, stream.advance())
         if wanted is not None:
@@ -96,6 +128,7 @@ class Scheduler:
 
     def cancel(self, number: int) -> None:
         """End an answer here; one that has ended already is no error."""
+        self._opening.pop(number, None)
         if (job := self._jobs.get(number)) is not None:
             job.stream.close()
             self._forget(job)
@@ -110,19 +143,22 @@ class Scheduler:
 
     def close(self) -> None:
         """End what is under way, and free the batch context, which holds the last mix's adapters."""
-        for number in list(self._jobs):
+        for number in [*self._jobs, *self._opening]:
             self.cancel(number)
         if self._batch is not None:
             self._batch.close()
             self._batch = None
 
     def step(self) -> None:
-        """Read one waiting prompt, if there is room, and one token more of the answers whose turn it is."""
+        """Read a piece of one prompt, if there is room, and one token more of the answers whose turn it is."""
+        if self._opening:
+            self._open(next(iter(self._opening)))
         running = not all(job.waits for job in self._jobs.values())
         ready = (job for job in self._jobs.values() if job.waits and (not running or self._fits(job)))
         if (waiting := next(ready, None)) is not None:
             self._make_way(waiting.wanted.mix, all_of_it=waiting.stream.moves)
-            self._alone(waiting)
+            if not self._reads_on(waiting):
+                self._alone(waiting)
             if waiting.held and not waiting.stream.moves and self._shared(waiting) and self._fits(waiting):
                 self._settle(waiting)
         for job in [job for job in self._jobs.values() if job.held and job is not waiting]:
@@ -144,9 +180,19 @@ class Scheduler:
         try:
             decoded = self._engine.decode(job.wanted)
             job.held = True
-            self._feed(job, decoded)
+            self._feed(job, decoded._replace(cached=max(0, decoded.cached - job.read)))
         except Exception as error:
             self._fail(job, error)
+
+    def _reads_on(self, job: _Job) -> bool:
+        """Whether there was more than a batch to read, and there is more still."""
+        try:
+            read = self._engine.read(job.wanted)
+        except Exception as error:
+            self._fail(job, error)
+            return True
+        job.read += read
+        return read > 0
 
     def _shared(self, job: _Job) -> bool:
         """Whether others of the same mix are in the batch context."""

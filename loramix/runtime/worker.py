@@ -145,7 +145,12 @@ class Worker:
         if isinstance(request, m.Answer):
             if request.explain:
                 self._explainer.expect(request.number, request.messages)
-            self._scheduler.add(request.number, lambda: self._open(request))
+            came = time.perf_counter()
+            self._scheduler.add(
+                request.number,
+                lambda: self._open(request, came),
+                lambda: self._engine.before_routing(request.messages, policy=request.policy, mix=request.mix),
+            )
         elif isinstance(request, m.Cancel):
             self._scheduler.cancel(request.number)
             self._explainer.cancel(request.number)
@@ -156,7 +161,7 @@ class Worker:
             except Exception as error:
                 self._pipe.failed(request.number, named(error))
 
-    def _open(self, request: m.Answer) -> Stream:
+    def _open(self, request: m.Answer, came: float) -> Stream:
         schema = request.json_schema
         sampling: dict[str, Any] = dict(request.sampling)
         return self._engine.stream(
@@ -167,6 +172,7 @@ class Worker:
             stop=request.stop,
             grammar=schema_to_grammar(schema) if schema is not None else None,
             top_logprobs=request.top_logprobs,
+            began=came,
             **sampling,
         )
 
