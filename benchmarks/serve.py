@@ -1,6 +1,6 @@
 """What the server costs and what it survives; each measure is a command, results are JSON.
 
-    python benchmarks/serve.py overhead|throughput|isolation|queue|leaving|killed|memory|openapi|batch [--pack PACK]
+    python benchmarks/serve.py overhead|throughput|isolation|queue|leaving|killed|memory|openapi|batch|long_prompt
 
 The server runs in a process of its own with its default settings and is asked over loopback. Times want an idle
 machine; counts do not.
@@ -248,9 +248,57 @@ def batch(pack: Pack, rounds: int) -> dict[str, Any]:
     }
 
 
+def long_prompt(pack: Pack, rounds: int) -> dict[str, Any]:
+    """How long a stream pauses at worst while somebody else's routed prompt of some 1,500 tokens is read."""
+    calm, disturbed, first = [], [], []
+    story: Body = {"model": f"{pack.name}:base", "max_tokens": 800}
+    with served(pack.directory) as server, connect(server) as other, ThreadPoolExecutor(1) as threads:
+        for number in range(rounds):
+            text = f"Summarize: {number}. " + "The council met for six hours and did not decide. " * 130
+            asked: Body = {
+                "model": pack.name,
+                "messages": [{"role": "user", "content": text}],
+                "max_tokens": 4,
+            }
+            body = {
+                **story,
+                "messages": [{"role": "user", "content": f"Tell me a long story, number {number}."}],
+            }
+            at: list[float] = []
+            began, reading = 0.0, None
+            for when, _ in pieces(server.http, body):
+                at.append(when)
+                if len(at) == 8:
+                    began, reading = when, threads.submit(other.post, CHAT, json=asked)
+                if reading is not None and reading.done():
+                    break
+            assert reading is not None
+            reading.result().raise_for_status()
+            gaps = [(b - a, b > began > 0) for a, b in itertools.pairwise(at)]
+            calm.append(max(gap for gap, during in gaps[1:] if not during))
+            disturbed.append(max(gap for gap, during in gaps if during))
+            first.append(reading.result().elapsed.total_seconds())
+    return {
+        "worst_pause_alone_ms": 1000 * max(calm),
+        "worst_pause_ms": 1000 * statistics.median(disturbed),
+        "long_prompt_answered_s": statistics.median(first),
+    }
+
+
 MEASURES: dict[str, Callable[[Pack, int], dict[str, Any]]] = {
     measure.__name__: measure
-    for measure in (overhead, throughput, isolation, queue, leaving, killed, memory, openapi, batch)
+    for measure in (
+        overhead,
+        throughput,
+        isolation,
+        queue,
+        leaving,
+        killed,
+        memory,
+        openapi,
+        batch,
+        long_prompt,
+    )
 }
 
 
