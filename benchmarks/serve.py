@@ -41,12 +41,12 @@ def overhead(pack: Pack, rounds: int) -> dict[str, Any]:
             began = time.perf_counter()
             stream = engine.stream(body["messages"], mix=name, max_tokens=64)
             direct = [time.perf_counter() - began for _ in stream]
-            served_ = [
-                at for at, chunk in pieces(server.http, body) if chunk["choices"][0]["delta"].get("content")
-            ]
+            end = time.perf_counter() - began
+            chunks = list(pieces(server.http, body))  # the last one says why it ended
+            first = next(at for at, chunk in chunks if chunk["choices"][0]["delta"].get("content"))
             if number:
-                later.append(served_[0] - direct[0])
-                slower.append((served_[-1] - served_[0]) / (direct[-1] - direct[0]) - 1)
+                later.append(first - direct[0])
+                slower.append((chunks[-1][0] - first) / (end - direct[0]) - 1)
     return {
         "first_token_ms": 1000 * statistics.median(later),
         "slower_percent": 100 * statistics.median(slower),

@@ -117,7 +117,7 @@ def _answers(
 
 
 class _Together:
-    """Answers side by side, and hears of them; see `loramix.runtime.scheduler.Listener`."""
+    """Answers side by side, and hears of them; see `loramix.runtime.listener.Listener`."""
 
     def __init__(self, engine: Engine, parallel: int) -> None:
         self._engine, self._parallel = engine, parallel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from loramix.errors import LoramixError
 from loramix.runtime.contributions import Contributions, measuring
 from loramix.runtime.engine import Engine
-from loramix.runtime.scheduler import named
+from loramix.runtime.listener import named
 from loramix.runtime.stream import Stream
 
 if TYPE_CHECKING:

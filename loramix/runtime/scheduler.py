@@ -9,36 +9,18 @@ the others' tokens in between. One thread calls all of this.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from loramix.errors import LoramixError, NativeError
 from loramix.models.mixing import Mix
 from loramix.runtime.batch_context import BatchContext
+from loramix.runtime.context import Context
 from loramix.runtime.engine import Engine
+from loramix.runtime.listener import Listener, named
 from loramix.runtime.stream import Decoded, Stream, Wanted
 from loramix.runtime.turns import SLICE, Turns
-
-_log = logging.getLogger(__name__)
-
-
-class Listener(Protocol):
-    """Who hears what becomes of the answers."""
-
-    def started(self, number: int, stream: Stream) -> None:
-        """The route is known."""
-
-    def said(self, number: int, stream: Stream, text: str) -> None:
-        """A piece of text."""
-
-    def ended(self, number: int, stream: Stream) -> None:
-        """The answer is whole."""
-
-    def failed(self, number: int, error: LoramixError) -> None:
-        """It will not be."""
 
 
 @dataclass(eq=False)
@@ -66,6 +48,11 @@ class _Opening(NamedTuple):
     wanted: Wanted | None
     """What routing reads."""
 
+    @property
+    def is_long(self) -> bool:
+        """Whether it takes more than one piece."""
+        return self.wanted is not None and len(self.wanted.tokens) > Context.N_BATCH
+
 
 class Scheduler:
     """Runs answers side by side on an engine.
@@ -81,6 +68,7 @@ class Scheduler:
         self._engine, self._listener = engine, listener
         self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
         self._opening: dict[int, _Opening] = {}
+        self._opened = False  # whether the last step read for routing
         self._jobs: dict[int, _Job] = {}
         self._batch: BatchContext | None = None
         self._turns = Turns()
@@ -102,20 +90,21 @@ class Scheduler:
             before: what that will read, see `Engine.before_routing`.
         """
         try:
-            self._opening[number] = _Opening(open_stream, before())
+            self._opening[number] = opening = _Opening(open_stream, before())
         except Exception as error:
             self._listener.failed(number, named(error))
             return
-        self._open(number)
+        if not opening.is_long:
+            self._open(number)
 
     def _open(self, number: int) -> None:
         """Route a prompt, or read a piece of a long one for that."""
         self._make_way(Mix.EMPTY)  # the bare base's context is needed
-        open_stream, wanted = self._opening[number]
+        opening = self._opening[number]
         try:
-            if wanted is not None and self._engine.read(wanted):
+            if opening.wanted is not None and self._engine.read(opening.wanted):
                 return
-            stream = open_stream()
+            stream = opening.open_stream()
         except Exception as error:
             del self._opening[number]
             self._listener.failed(number, named(error))
@@ -151,8 +140,21 @@ class Scheduler:
 
     def step(self) -> None:
         """Read a piece of one prompt, if there is room, and one token more of the answers whose turn it is."""
-        if self._opening:
+        # one piece a step, since others wait for their tokens: to route prompts and to read routed ones in turn
+        waiting = self._read_one() if self._opened or not self._opening else None
+        self._opened = waiting is None and bool(self._opening)
+        if self._opened:
             self._open(next(iter(self._opening)))
+        for job in [job for job in self._jobs.values() if job.held and job is not waiting]:
+            self._alone(job)
+        group = self._turn()
+        if len(group) == 1 and self._may_return(group[0]):
+            self._return(group[0])
+        else:
+            self._together(group)
+
+    def _read_one(self) -> _Job | None:
+        """Read a prompt that waits, or a piece of it; which, if any."""
         running = not all(job.waits for job in self._jobs.values())
         ready = (job for job in self._jobs.values() if job.waits and (not running or self._fits(job)))
         if (waiting := next(ready, None)) is not None:
@@ -161,13 +163,7 @@ class Scheduler:
                 self._alone(waiting)
             if waiting.held and not waiting.stream.moves and self._shared(waiting) and self._fits(waiting):
                 self._settle(waiting)
-        for job in [job for job in self._jobs.values() if job.held and job is not waiting]:
-            self._alone(job)
-        group = self._turn()
-        if len(group) == 1 and self._may_return(group[0]):
-            self._return(group[0])
-        else:
-            self._together(group)
+        return waiting
 
     def _fits(self, job: _Job) -> bool:
         if self._batch is None:
@@ -316,11 +312,3 @@ class Scheduler:
         job.stream.close()
         self._forget(job)
         self._listener.failed(job.number, named(error))
-
-
-def named(error: Exception) -> LoramixError:
-    """The error as a client may see it; what nobody foresaw is logged whole."""
-    if isinstance(error, LoramixError):
-        return error
-    _log.error("an answer failed", exc_info=error)
-    return NativeError(f"the answer failed ({type(error).__name__}); the server's log says more.")

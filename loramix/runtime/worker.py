@@ -23,7 +23,8 @@ from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
 from loramix.runtime.explaining import Explainer
 from loramix.runtime.grammar import schema_to_grammar
-from loramix.runtime.scheduler import Scheduler, named
+from loramix.runtime.listener import named
+from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
 
 PACE_S = 0.02
