@@ -69,6 +69,23 @@ def test_slow_pieces_go_one_by_one(tiny_engine: Any, tmp_path: Path) -> None:
     assert [reply.text for reply in said.replies()[1:-1]] == pieces
 
 
+def test_who_wants_the_whole_answer_gets_it_at_its_end(tiny_engine: Any, tmp_path: Path) -> None:
+    said = Said(tmp_path / "pipe", 0.0)
+    said.pipe.expect_whole(7)
+    stream = tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9)
+    said.pipe.started(7, stream)
+    first = next(stream)
+    said.pipe.said(7, stream, first)
+    rest = [piece for piece in stream if said.pipe.said(7, stream, piece) is None]
+    said.pipe.flush()
+    assert [reply.text for reply in said.replies()[1:]] == [first]
+    said.pipe.ended(7, stream)
+    last, ended = said.replies()
+    assert last.text == "".join(rest) and isinstance(ended, m.Ended)
+    pieces = tell(said, tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9))
+    assert [reply.text for reply in said.replies()[1:-1]] == pieces, "the next of that number is another"
+
+
 def test_what_has_waited_long_enough_goes_without_another_piece(said: Said, tiny_engine: Any) -> None:
     stream = tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9)
     for _ in range(3):

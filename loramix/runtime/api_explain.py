@@ -40,6 +40,7 @@ def router(service: Service) -> APIRouter:
             policy=policy,
             mix=mix,
             max_tokens=body.max_tokens,
+            whole=True,
             explain=True,
         )
         (job,) = jobs = service.submit([asked])

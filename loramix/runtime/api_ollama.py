@@ -48,6 +48,7 @@ def router(service: Service) -> APIRouter:
             stop=body.options.stops,
             sampling=body.options.sampling(),
             json_schema=body.schema_for_grammar(),
+            whole=not body.stream,
         )
         jobs = service.submit([asked])
         if body.stream:

@@ -44,6 +44,7 @@ def router(service: Service) -> APIRouter:
                 max_tokens=limit,
                 stop=body.stops,
                 sampling=body.sampling(choice),
+                whole=not body.stream,
                 **extra,
             )
             for prompt in prompts

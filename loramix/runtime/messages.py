@@ -44,6 +44,8 @@ class Answer(_Message, frozen=True, kw_only=True):
     json_schema: dict[str, Any] | None = None
     top_logprobs: int | None = None
     sampling: dict[str, int | float] = {}
+    whole: bool = False
+    """Nobody reads along: what comes after the first piece is said at the end."""
     explain: bool = False
     """Measure what each skill added, before it ends; see `loramix.runtime.contributions`."""
 

@@ -44,10 +44,15 @@ class Pipe:
         self._scored: dict[int, int] = {}  # scores that were sent
         self._held: dict[int, tuple[Stream, str, int]] = {}  # text that was not, and the scores up to it
         self._sent: dict[int, float] = {}  # when an answer's last piece was
+        self._whole: set[int] = set()
 
     def send(self, reply: m.Reply) -> None:
         """Write a reply."""
         m.write_all(self._descriptor, m.frame(reply))
+
+    def expect_whole(self, number: int) -> None:
+        """After its first piece nobody wants that answer before it ends."""
+        self._whole.add(number)
 
     def started(self, number: int, stream: Stream) -> None:
         """See `Listener`."""
@@ -58,14 +63,17 @@ class Pipe:
         _, held, _ = self._held.get(number, (stream, "", 0))
         self._held[number] = stream, held + text, len(stream.scores)
         # the next skill's first piece stays apart from the last one's: the page tints by piece
-        if stream.route.then or time.monotonic() - self._sent.get(number, -1e9) >= self._pace_s:
+        apart = stream.route.then and number not in self._whole
+        if number not in self._sent or apart or self._is_due(number):
             self._say(number)
 
     def flush(self) -> None:
         """Send what has waited long enough."""
-        now = time.monotonic()
-        for number in [n for n in self._held if now - self._sent[n] >= self._pace_s]:
+        for number in list(filter(self._is_due, self._held)):
             self._say(number)
+
+    def _is_due(self, number: int) -> bool:
+        return number not in self._whole and time.monotonic() - self._sent[number] >= self._pace_s
 
     def _say(self, number: int) -> None:
         if number not in self._held:
@@ -110,6 +118,7 @@ class Pipe:
         self._say(number)
         self._scored.pop(number, None)
         self._sent.pop(number, None)
+        self._whole.discard(number)
 
 
 class Worker:
@@ -144,6 +153,8 @@ class Worker:
 
     def _handle(self, request: m.Request) -> None:
         if isinstance(request, m.Answer):
+            if request.whole:
+                self._pipe.expect_whole(request.number)
             if request.explain:
                 self._explainer.expect(request.number, request.messages)
             came = time.perf_counter()
