@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, read_gguf, tensor_values
+from loramix.convert.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, GGUFFile, read_gguf, tensor_values
 
 BLOCK = 32  # numbers that share a scale in Q8_0, and so what ranks are padded to
 BLOCK_BYTES = 34
@@ -59,12 +59,13 @@ class Part:
             data: the file; nothing of it is held where there is ``quantize``.
             quantize: see `fuse`.
         """
-        halves = {}
-        for target, (a, b, scaling) in read_pairs(data).items():
-            if quantize:
-                a, b = quantize(a, Q8_0) if a.shape[1] % BLOCK == 0 else a.copy(), b.copy()
-            halves[target] = Half(a, b, scaling)
-        return cls(read_gguf(data, "adapter").metadata["general.architecture"], halves)
+        file = read_gguf(data, "adapter")
+        halves = _halves(data, file)
+        if quantize:
+            for target, (a, b, scaling) in halves.items():
+                a = quantize(a, Q8_0) if a.shape[1] % BLOCK == 0 else a.copy()
+                halves[target] = Half(a, b.copy(), scaling)
+        return cls(file.metadata["general.architecture"], halves)
 
 
 def fuse(
@@ -106,7 +107,7 @@ def fuse(
     return write_lora(read[0][0].architecture, alpha, tensors, metadata)
 
 
-def read_pairs(data: bytes) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any], float]]:
+def read_pairs(data: bytes) -> dict[str, Half]:
     """A (R, in), B (out, R) and scaling of each matrix that a GGUF LoRA adapts.
 
     Args:
@@ -116,12 +117,15 @@ def read_pairs(data: bytes) -> dict[str, tuple[npt.NDArray[Any], npt.NDArray[Any
         By base tensor. The scaling is alpha / R, or 1 where the file names no alpha, as in llama.cpp
         (src/llama-adapter.h, ``get_scale``).
     """
-    file = read_gguf(data, "adapter")
+    return _halves(data, read_gguf(data, "adapter"))
+
+
+def _halves(data: bytes, file: GGUFFile) -> dict[str, Half]:
     alpha = file.metadata.get("adapter.lora.alpha")
     found = {}
     for target in dict.fromkeys(name.rpartition(".")[0] for name in file.tensors):
         a, b = (tensor_values(data, file.tensors[f"{target}.lora_{half}"]) for half in "ab")
-        found[target] = a, b, 1.0 if alpha is None else float(alpha) / a.shape[0]
+        found[target] = Half(a, b, 1.0 if alpha is None else float(alpha) / a.shape[0])
     return found
 
 

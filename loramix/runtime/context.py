@@ -185,9 +185,8 @@ class Context(NativeContext):
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
-        self._set_kv(other.get_kv(), other.tokens)
+        self.hold(other.tokens, other.get_kv(), acts_from=length)
         self.truncate(length)
-        self.acts_from = length
 
     def hold(self, tokens: Sequence[int], kv: npt.NDArray[np.uint8], acts_from: int = 0) -> None:
         """Hold tokens whose KV was made elsewhere; the gate's states are not among it.

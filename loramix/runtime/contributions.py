@@ -95,8 +95,6 @@ def measuring(
 
     Nobody else may reload the engine's pack meanwhile: close this first.
     """
-    for mix in set(answer.mixes):
-        engine._require(mix)  # the pack may have lost a skill since
     ids = engine._tokens(as_messages(prompt))
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
@@ -136,6 +134,7 @@ def _measure(
     watch = _Watch()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
     with engine._open(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
+        acts_from = engine._acts_from(mix, prompt)  # first: the pack may have lost a skill since
         adapters = engine._adapters.apart(mix)
         owner: dict[int, str] = {}
         for name, adapter in adapters.items():  # a node names its matrix, not whose it is
@@ -144,7 +143,6 @@ def _measure(
             context.decode(prompt[:1])
             owner |= {part.matrix: name for part in watch.parts}
         context.become([(adapter, mix.scales[name]) for name, adapter in adapters.items()])
-        acts_from = engine._acts_from(mix, prompt)
         if acts_from:
             with closing(Context(engine.model, **options)) as bare:
                 bare.decode(prompt[:acts_from])

@@ -34,7 +34,7 @@ from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import DEFAULT, MixLike, Route, Router, as_mix
 from loramix.runtime.sampling import Picker, Sampler, Sampling
-from loramix.runtime.session import ContextPool
+from loramix.runtime.session import ContextPool, Ready
 from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
 from loramix.runtime.tokenwise import CONTEXTS
 
@@ -360,6 +360,10 @@ class Engine:
             )
         return len(prompt) - len(invocation)
 
+    def _prepared(self, wanted: Wanted) -> Ready:
+        acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
+        return self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
+
     def decode(self, wanted: Wanted) -> Decoded:
         """Logits behind tokens under a mix, in the engine's context of that mix.
 
@@ -368,8 +372,7 @@ class Engine:
             NativeError: llama.cpp fails.
         """
         with self._open():
-            acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
-            context, start, cached = self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
+            context, start, cached = self._prepared(wanted)
             return Decoded(context.decode(wanted.tokens[start:]), cached)
 
     def before_routing(
@@ -392,8 +395,7 @@ class Engine:
             Tokens read; 0 where no more than a batch is left.
         """
         with self._open():
-            acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
-            context, start, _ = self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
+            context, start, _ = self._prepared(wanted)
             piece = wanted.tokens[start : start + context.N_BATCH]
             if start + len(piece) == len(wanted.tokens):
                 return 0

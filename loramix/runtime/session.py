@@ -160,8 +160,7 @@ class ContextPool:
         live = _common(context.tokens, tokens)
         length, saved = self.saved.best(mix, tokens)
         found = saved if saved is not None and length >= live + WORTH_SAVING else None
-        if len(context.tokens) - live >= WORTH_SAVING:
-            self._keep(mix, context)
+        self._keep(mix, context, live)
         if found is not None:
             context.restore(found)
         same = reuse(context, tokens)
@@ -175,8 +174,7 @@ class ContextPool:
             tokens, kv, acts_from: see `Context.hold`.
         """
         context = self.get(mix)
-        if len(context.tokens) - _common(context.tokens, tokens) >= WORTH_SAVING:
-            self._keep(mix, context)
+        self._keep(mix, context, _common(context.tokens, tokens))
         context.hold(tokens, kv, acts_from)
 
     def _adopted(self, context: Context, prefix: list[int]) -> Ready:
@@ -189,11 +187,12 @@ class ContextPool:
         context.adopt(base, len(prefix))
         return Ready(context, len(prefix), cached)
 
-    def _keep(self, mix: Mix, context: Context) -> None:
+    def _keep(self, mix: Mix, context: Context, staying: int = 0) -> None:
+        """Copy out what a context holds, if more than its first ``staying`` tokens are worth it."""
         tokens = context.tokens
         if context.acts_from:  # the prompt's KV is the bare base's, and found there
             return
-        if len(tokens) >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
+        if len(tokens) - staying >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
             self.saved.put(mix, context.save())
 
     def tidy(self) -> None:
