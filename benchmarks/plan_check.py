@@ -49,9 +49,9 @@ def child(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
         return {
             "opened": opened,
             **{name: status()[name] for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")},
-            "rooms": [engine._pool.get(mix).room for mix in engine._pool.mixes],
-            "adapters": len(engine._adapters.mixes),
-            "kept": engine._pool.saved.nbytes,
+            "rooms": [engine.decoder.pool.get(mix).room for mix in engine.decoder.pool.mixes],
+            "adapters": len(engine.decoder.adapters.mixes),
+            "kept": engine.decoder.pool.saved.nbytes,
         }
 
 

@@ -149,7 +149,7 @@ def switches(engine: Any, rounds: int) -> dict[str, Any]:
 
     def to(mix: Mix) -> float:
         began = time.perf_counter()
-        context = engine._pool.get(mix)
+        context = engine.decoder.pool.get(mix)
         took = time.perf_counter() - began
         context.decode(prompt)
         context.truncate(0)

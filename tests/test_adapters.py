@@ -39,15 +39,18 @@ def test_nothing_is_loaded_before_it_is_asked_for(engine: Any) -> None:
 
 def test_a_skill_alone_is_one_adapter_at_any_scale_and_a_blend_another(engine: Any) -> None:
     half, whole = tokens(engine, "sentiment=0.5"), tokens(engine, "sentiment=1")
-    assert engine._adapters.mixes == [Mix.parse("sentiment")]
+    assert engine.decoder.adapters.mixes == [Mix.parse("sentiment")]
     blend = tokens(engine, "sentiment=0.5,summarize=0.5")
-    assert [str(mix) for mix in engine._adapters.mixes] == ["sentiment=1", "sentiment=0.5,summarize=0.5"]
+    assert [str(mix) for mix in engine.decoder.adapters.mixes] == [
+        "sentiment=1",
+        "sentiment=0.5,summarize=0.5",
+    ]
     assert all(len(context.adapters) <= 1 for context in engine.model.contexts)
     assert len({tuple(found) for found in (half, whole, blend)}) == 3
 
 
 def test_few_stay_and_come_back_the_same(engine: Any) -> None:
-    engine._adapters._size = 2
+    engine.decoder.adapters._size = 2
     mixes = [f"sentiment={i / 8},summarize={1 - i / 8}" for i in range(1, 8)]
     first = [tokens(engine, mix) for mix in mixes]
     assert len(engine.model.adapters) == 2
@@ -70,15 +73,15 @@ def test_a_skill_is_read_once_for_all_scales_of_its_blends(
         tokens(engine, f"sentiment={i / 8},summarize={1 - i / 8}")
     tokens(engine, "summarize")
     assert read == names
-    assert len(engine._adapters._parts) == 2
+    assert len(engine.decoder.adapters._parts) == 2
     monkeypatch.setattr(adapters, "PARTS", 1)
     third = tokens(engine, "sentiment=0.3,summarize=0.3")
     assert read == names, "what is there is used"
-    engine._adapters._parts.clear()
-    engine._adapters._size = 1
+    engine.decoder.adapters._parts.clear()
+    engine.decoder.adapters._size = 1
     tokens(engine, "sentiment=0.2,summarize=0.2")
     assert tokens(engine, "sentiment=0.3,summarize=0.3") == third
-    assert read == [*names, *names, *names] and len(engine._adapters._parts) == 1
+    assert read == [*names, *names, *names] and len(engine.decoder.adapters._parts) == 1
 
 
 def test_a_pack_that_changes_on_disk_takes_nothing_away(engine: Any, pack: Path) -> None:

@@ -49,7 +49,7 @@ def test_random_switches_of_mix_and_prefix(tiny_engine: Any, tiny_pack: Path) ->
     for _ in range(150):
         prompt, mix = rng.choice(prompts), rng.choice(MIXES)
         assert tokens(tiny_engine, prompt, mix, 4) == wanted[prompt, mix], (prompt, mix)
-    assert len(tiny_engine._pool.mixes) <= 3
+    assert len(tiny_engine.decoder.pool.mixes) <= 3
 
 
 def test_interleaved_streams_give_what_each_gives_alone(tiny_engine: Any, tiny_pack: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_conversation_decodes_no_token_twice(tiny_engine: Any, tiny_pack: Path
 
 
 def test_scale_zero_is_the_base_exactly(tiny_engine: Any) -> None:
-    model, [(adapter, _)] = tiny_engine.model, tiny_engine._adapters.get(Mix.parse("sentiment"))
+    model, [(adapter, _)] = tiny_engine.model, tiny_engine.decoder.adapters.get(Mix.parse("sentiment"))
     ids = model.tokenize(LONG)
     logits = []
     for mix in ([], [(adapter, 0.0)], [(adapter, 1.0)]):
@@ -279,7 +279,7 @@ def test_closing(tiny_pack: Path) -> None:
 def test_an_adapter_in_use_is_not_freed(tiny_engine: Any) -> None:
     tiny_engine.generate("x", mix="sentiment", max_tokens=1)
     with pytest.raises(NativeError, match="in use"):
-        tiny_engine._adapters.get(Mix.parse("sentiment"))[0][0].close()
+        tiny_engine.decoder.adapters.get(Mix.parse("sentiment"))[0][0].close()
     assert tiny_engine.generate("x", mix="sentiment", max_tokens=1).tokens
 
 

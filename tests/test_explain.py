@@ -93,7 +93,7 @@ def test_measuring_leaves_the_engine_as_it_was(engine: Any) -> None:
     before = engine.generate(PROMPT, mix="query=1,sentiment=0.5", max_tokens=6)
     contributions(engine, PROMPT, before)
     assert engine.generate(PROMPT, mix="query=1,sentiment=0.5", max_tokens=6).tokens == before.tokens
-    assert len(engine.model.adapters) <= engine._adapters._size
+    assert len(engine.model.adapters) <= engine.decoder.adapters._size
 
 
 def test_the_command_shows_and_writes(tiny_pack: Path, tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_the_gates_pass_is_the_prefill(engine: Any) -> None:
     prompt = "the quick brown fox jumps over the lazy dog"
     engine.route(prompt)
     answer = engine.generate(prompt, mix="first", max_tokens=4)
-    header_length = len(engine._adapters.invocation(Mix.parse("first")))
+    header_length = len(engine.decoder.adapters.invocation(Mix.parse("first")))
     assert answer.usage["cached_tokens"] == answer.usage["prompt_tokens"] - header_length
     again = engine.generate(prompt, mix="second", max_tokens=4)
     assert again.usage["cached_tokens"] == again.usage["prompt_tokens"] - header_length

@@ -13,9 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from loramix.convert.fuse import Part, fuse
-from loramix.convert.validate import MAX_ADAPTER_BYTES
-from loramix.errors import InvalidArtifact, NotFound
+from loramix.convert.validate import MAX_ADAPTER_BYTES, BaseShape, check_adapter
+from loramix.errors import InvalidArtifact, NotFound, UnknownSkill
 from loramix.models.mixing import Mix
+from loramix.pack import Pack
 from loramix.runtime.llama import Adapter, Model, quantize_rows
 
 PARTS = 4
@@ -40,6 +41,16 @@ class AdapterFile:
             raise NotFound(f"{path} is not there; get the pack again, or remove the skill and add it again.")
         self.path, self.sha256, self._check = path, sha256, check
         self._file = path.open("rb")
+
+    @classmethod
+    def of(cls, pack: Pack, name: str, shape: BaseShape) -> AdapterFile:
+        """A skill's file in a pack, to be checked against the base's shape."""
+        where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
+
+        def check(content: bytes) -> tuple[int, ...]:
+            return check_adapter(content, shape, where, base_sha256=base).invocation
+
+        return cls(pack.adapter_path(name), pack.skill(name).sha256, check)
 
     @cached_property
     def invocation(self) -> tuple[int, ...]:
@@ -100,9 +111,10 @@ class AdapterCache:
     def get(self, mix: Mix) -> list[tuple[Adapter, float]]:
         """The adapter that acts as a mix does, with its scale; none for the empty mix.
 
-        Args:
-            mix: of known skills.
+        Raises:
+            UnknownSkill: the mix names a skill that is not there; it may have been removed meanwhile.
         """
+        self._require(mix)
         if not mix:
             return []
         # one skill alone is one adapter at any scale; a blend has its scales folded in
@@ -137,8 +149,15 @@ class AdapterCache:
 
     def invocation(self, mix: Mix) -> tuple[int, ...]:
         """Tokens from which on a mix acts, where all of its skills do from these same; else empty."""
+        self._require(mix)
         found = {self._files[name].invocation for name in mix.scales}
         return found.pop() if len(found) == 1 else ()
+
+    def _require(self, mix: Mix) -> None:
+        if unknown := sorted(mix.scales.keys() - self._files.keys()):
+            raise UnknownSkill(
+                f"no skill {unknown[0]!r} here; there are: {', '.join(self._files) or 'none'}."
+            )
 
     @property
     def mixes(self) -> list[Mix]:

@@ -6,7 +6,6 @@ kills the process, so prompts go in chunks; the KV of one mix must never meet an
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt, NativeError
+from loramix.runtime.chunks import chunks
 from loramix.runtime.llama import Adapter, C, Model, why
 from loramix.runtime.native_context import NativeContext
+from loramix.runtime.taps import tap, tapped
 
 
 class Behind(NamedTuple):
@@ -41,6 +42,8 @@ class Saved:
     tokens: tuple[int, ...]
     kv: npt.NDArray[np.uint8] = field(repr=False)
     states: dict[int, npt.NDArray[np.float32]] = field(repr=False)
+    whole: int
+    """See `Context.whole`."""
     behind: Behind | None = field(repr=False, default=None)
 
     @property
@@ -89,6 +92,7 @@ class Context(NativeContext):
                 raise NativeError(f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}.")
         self.taps, self.n_ctx = tuple(taps), n_ctx
         self.tokens: list[int] = []
+        self.whole = 0  # length of the prompt whose bits the tokens up to there have, see `chunks`
         self.behind: Behind | None = None  # of the last prompt that was read, while it is held
         self.acts_from = 0  # the bare base's KV before, see `adopt`
         # per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
@@ -96,7 +100,7 @@ class Context(NativeContext):
         self._states = {layer: np.zeros((rows, model.n_embd), np.float32) for layer in self.taps}
         parameters = C.llama_context_default_params()
         self.room = parameters.n_ctx = min(self.FIRST, n_ctx)
-        parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
+        self.n_batch = parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
@@ -117,7 +121,7 @@ class Context(NativeContext):
         super()._make(parameters)
         with self.model.lock:
             for layer in self.taps:
-                _tap(self.pointer, layer)
+                tap(self.pointer, layer)
 
     def _reserve(self, n_tokens: int) -> None:
         """Have room for so many tokens, in twice the memory if need be; what is held stays, bit for bit."""
@@ -159,7 +163,7 @@ class Context(NativeContext):
             NativeError: llama.cpp refuses.
         """
         states = {layer: self.states(layer).copy() for layer in self.taps if self.history}
-        return Saved(tuple(self.tokens), self.get_kv(), states, self.behind)
+        return Saved(tuple(self.tokens), self.get_kv(), states, self.whole, self.behind)
 
     def restore(self, saved: Saved) -> None:
         """Hold what `save` copied out instead of what is held now.
@@ -171,7 +175,7 @@ class Context(NativeContext):
             NativeError: llama.cpp refuses; the context is empty then.
         """
         self._set_kv(saved.kv, saved.tokens)
-        self.behind = saved.behind
+        self.whole, self.behind = saved.whole, saved.behind
         for layer, rows in saved.states.items():
             self._states[layer][: len(rows)] = rows
 
@@ -185,22 +189,25 @@ class Context(NativeContext):
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
-        self.hold(other.tokens, other.get_kv(), acts_from=length)
+        self.hold(other.tokens, other.get_kv(), whole=other.whole, acts_from=length)
         self.truncate(length)
 
-    def hold(self, tokens: Sequence[int], kv: npt.NDArray[np.uint8], acts_from: int = 0) -> None:
+    def hold(
+        self, tokens: Sequence[int], kv: npt.NDArray[np.uint8], *, whole: int, acts_from: int = 0
+    ) -> None:
         """Hold tokens whose KV was made elsewhere; the gate's states are not among it.
 
         Args:
             tokens: ids.
             kv: as `get_kv` and `BatchContext.copy` give it, of this model and mix.
+            whole: length of the prompt among them.
             acts_from: see `adopt`.
 
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
         self._set_kv(kv, tokens)
-        self.acts_from = acts_from
+        self.whole, self.acts_from = whole, acts_from
 
     def get_kv(self) -> npt.NDArray[np.uint8]:
         """The KV of all tokens held, copied out as llama.cpp writes it."""
@@ -246,12 +253,10 @@ class Context(NativeContext):
                 f"the context holds {self.n_ctx}: shorten the prompt or give --ctx more."
             )
         self._reserve(len(self.tokens) + len(tokens))
-        size = min(self.N_BATCH, self.n_ctx)
-        for start in range(0, len(tokens), size):
-            chunk = tokens[start : start + size]
+        for chunk in chunks(len(self.tokens), tokens, self.n_batch):
             self._decode_chunk(chunk)
             for layer, states in self._states.items():
-                rows = _tapped(self.pointer, layer)
+                rows = tapped(self.pointer, layer)
                 view = np.ctypeslib.as_array(rows, shape=(len(chunk), self.model.n_embd))
                 if self.history:
                     states[len(self.tokens) - len(chunk) : len(self.tokens)] = view
@@ -286,25 +291,3 @@ class Context(NativeContext):
             self.truncate(0)
             raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
         self.tokens += chunk
-
-
-def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any:
-    for name in names:
-        if (function := getattr(C._lib, name, None)) is not None:
-            function.argtypes, function.restype = arguments, result
-            return function
-    raise NativeError("this llama.cpp has no layer tap; install llama-cpp-python==0.3.36.")
-
-
-def _tap(context: Any, layer: int) -> None:
-    """Keep a layer's input (src/llama-ext.h, llama_set_embeddings_layer_inp)."""
-    names = ("llama_set_embeddings_layer_inp", "_Z30llama_set_embeddings_layer_inpP13llama_contextjb")
-    arguments = [C.llama_context_p_ctypes, ctypes.c_uint32, ctypes.c_bool]
-    _extension(names, arguments, None)(context, layer, True)
-
-
-def _tapped(context: Any, layer: int) -> Any:
-    """Rows of a tapped layer for all tokens of the last batch (llama_get_embeddings_layer_inp)."""
-    names = ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj")
-    arguments = [C.llama_context_p_ctypes, ctypes.c_uint32]
-    return _extension(names, arguments, ctypes.POINTER(ctypes.c_float))(context, layer)

@@ -134,8 +134,8 @@ def _measure(
     watch = _Watch()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
     with engine._open(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
-        acts_from = engine._acts_from(mix, prompt)  # first: the pack may have lost a skill since
-        adapters = engine._adapters.apart(mix)
+        acts_from = engine.decoder.acts_from(mix, prompt)  # first: the pack may have lost a skill since
+        adapters = engine.decoder.adapters.apart(mix)
         owner: dict[int, str] = {}
         for name, adapter in adapters.items():  # a node names its matrix, not whose it is
             context.become([(adapter, 1.0)])

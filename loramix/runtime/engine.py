@@ -17,24 +17,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import check_adapter, read_base
-from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError, WrongBase
+from loramix.convert.validate import read_base
+from loramix.errors import InvalidPrompt, Unsupported, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
 from loramix.prompts import ChatTemplate, Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
-from loramix.runtime.batch_context import BatchContext
-from loramix.runtime.context import Context
 from loramix.runtime.cpu import default_threads, repacked_types
+from loramix.runtime.decoder import Decoder
 from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
 from loramix.runtime.grammar import GrammarSampler
-from loramix.runtime.llama import Adapter, Model
+from loramix.runtime.llama import Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import DEFAULT, MixLike, Route, Router, as_mix
 from loramix.runtime.sampling import Picker, Sampler, Sampling
-from loramix.runtime.session import ContextPool, Ready
 from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
 from loramix.runtime.tokenwise import CONTEXTS
 
@@ -73,8 +71,8 @@ class Engine:
                 f"'loramix pull {pack.manifest.base.name}'."
             )
         _, self._shape = read_base(self.base_path)
-        self.router = self._router(pack)
-        files = {skill.name: self._file(pack, skill.name) for skill in pack.skills}
+        self.router = Router.of(pack, self._shape)
+        files = {skill.name: AdapterFile.of(pack, skill.name, self._shape) for skill in pack.skills}
         extra = verdict_for(self.base_path).use_extra_bufts
         self._lock = threading.RLock()
         self._closed = False
@@ -87,16 +85,16 @@ class Engine:
             self._controls = self.model.controls
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
             self.n_threads = n_threads or default_threads()
-            self._adapters = AdapterCache(self.model, rounded=self._shape.is_quantized)
+            adapters = AdapterCache(self.model, rounded=self._shape.is_quantized)
             for name, file in files.items():
-                self._adapters.put(name, file)
-            self._pool = ContextPool(
+                adapters.put(name, file)
+            self.decoder = Decoder(
                 self.model,
-                self.adapters_of,
+                adapters,
                 n_ctx=self.n_ctx,
                 n_threads=self.n_threads,
                 taps=self.router.layers,
-                size=contexts,
+                contexts=contexts,
             )
         except BaseException:
             self.model.close()
@@ -233,18 +231,18 @@ class Engine:
                 return False
             if pack.manifest.base.sha256 != self.pack.manifest.base.sha256:
                 raise WrongBase(f"pack {pack.name} has another base now; open a new engine on it.")
-            router = self._router(pack)
+            router = Router.of(pack, self._shape)
             known = {skill.name: skill.sha256 for skill in self.pack.skills}
             changed = [s.name for s in pack.skills if known.get(s.name) != s.sha256]
-            fresh = {name: self._file(pack, name) for name in changed}
+            fresh = {name: AdapterFile.of(pack, name, self._shape) for name in changed}
             for file in fresh.values():
                 _ = file.invocation  # checked now: a bad one must leave the old in use
             names = {skill.name for skill in pack.skills}
             gone = {name for name in known if name in fresh or name not in names}
-            self._pool.drop(gone, taps=router.layers)
-            self._adapters.drop(gone)
+            self.decoder.pool.drop(gone, taps=router.layers)
+            self.decoder.adapters.drop(gone)
             for name, file in fresh.items():
-                self._adapters.put(name, file)
+                self.decoder.adapters.put(name, file)
             self.pack, self.router = pack, router
             return True
 
@@ -252,14 +250,13 @@ class Engine:
         """Give memory back that answers left behind; called at the end of each."""
         with self._lock:
             if not self._closed:
-                self._pool.tidy()
+                self.decoder.pool.tidy()
 
     def close(self) -> None:
         """Free everything native; may be called again."""
         with self._lock:
             self._closed = True
-            self.model.close()
-            self._adapters.close()
+            self.decoder.close()
 
     def __enter__(self) -> Engine:
         return self
@@ -269,40 +266,14 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _router(self, pack: Pack) -> Router:
-        """A router on the pack's gate, which must read layers that the base has."""
-        gate = pack.gate()
-        if gate is not None:
-            width = len(gate.info.layers) * len(gate.info.pooling.split("+")) * self._shape.n_embd
-            if max(gate.info.layers) >= self._shape.n_layer or gate.n_features != width:
-                raise InvalidArtifact(
-                    f"the gate of {pack.name} reads layers {gate.info.layers} in {gate.n_features} numbers; the "
-                    f"base has {self._shape.n_layer} layers of {self._shape.n_embd}: run 'loramix train gate'."
-                )
-        return Router([skill.name for skill in pack.skills], gate)
-
     def _open(self) -> threading.RLock:
         if self._closed:
             raise UsageError("the engine is closed; open it again.")
         return self._lock
 
-    def _file(self, pack: Pack, name: str) -> AdapterFile:
-        """A skill's file, held open; checked to fit this base before native code sees it."""
-        where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
-
-        def check(content: bytes) -> tuple[int, ...]:
-            return check_adapter(content, self._shape, where, base_sha256=base).invocation
-
-        return AdapterFile(pack.adapter_path(name), pack.skill(name).sha256, check)
-
     def _require(self, mix: Mix) -> None:
         for skill in mix.scales:
             self.pack.skill(skill)
-
-    def adapters_of(self, mix: Mix) -> list[tuple[Adapter, float]]:
-        """What acts as a mix does, with scales."""
-        self._require(mix)  # a skill may have been removed while it answered
-        return self._adapters.get(mix)
 
     def _route(self, messages: list[dict[str, str]], policy: str, mix: MixLike | None) -> Route:
         if mix is not None:
@@ -324,7 +295,7 @@ class Engine:
         middle = time.perf_counter()
         route = self.router.decide(features, policy)
         if policy == "token" and len(route.mix) > 1:
-            self._pool.size = max(self._pool.size, CONTEXTS)
+            self.decoder.pool.size = max(self.decoder.pool.size, CONTEXTS)
         timings = {"features": middle - began, "gate": time.perf_counter() - middle}
         return replace(route, timings=timings)
 
@@ -334,7 +305,7 @@ class Engine:
         if gate is None:
             return np.zeros(0, np.float32)
         tokens = self._tokens([messages[-1]])
-        context, start, _ = self._pool.prepare(Mix.EMPTY, tokens)
+        context, start, _ = self.decoder.pool.prepare(Mix.EMPTY, tokens)
         context.decode(tokens[start:])
         return pool(context, gate.info.layers, gate.info.pooling)
 
@@ -347,33 +318,10 @@ class Engine:
             )
         return tokens
 
-    def _acts_from(self, mix: Mix, prompt: list[int]) -> int:
-        """Where the adapters of a mix begin to act: behind the prompt where all of them are late ones, else 0."""
-        self._require(mix)  # a skill may have been removed while it answered
-        invocation = self._adapters.invocation(mix)
-        if not invocation:
-            return 0
-        if tuple(prompt[-len(invocation) :]) != invocation:
-            raise InvalidArtifact(
-                f"{mix} acts from tokens {list(invocation)} on, which prompts of this base do not end with; "
-                "use the base that it was trained on."
-            )
-        return len(prompt) - len(invocation)
-
-    def _prepared(self, wanted: Wanted) -> Ready:
-        acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
-        return self._pool.prepare(wanted.mix, wanted.tokens, acts_from)
-
     def decode(self, wanted: Wanted) -> Decoded:
-        """Logits behind tokens under a mix, in the engine's context of that mix.
-
-        Raises:
-            UnknownSkill: the pack has lost a skill of the mix since.
-            NativeError: llama.cpp fails.
-        """
+        """See `Decoder.decode`; streams of several threads may ask in turn."""
         with self._open():
-            context, start, cached = self._prepared(wanted)
-            return Decoded(context.decode(wanted.tokens[start:]), cached)
+            return self.decoder.decode(wanted)
 
     def before_routing(
         self, prompt: str | Sequence[Message], *, policy: str = DEFAULT, mix: MixLike | None = None
@@ -385,48 +333,13 @@ class Engine:
             tokens = self._tokens([as_messages(prompt)[-1]])
             return Wanted(Mix.EMPTY, tokens, len(tokens))
 
-    def read(self, wanted: Wanted) -> int:
-        """Read a batch of a long prompt ahead, so that others get their tokens before the rest of it is read.
-
-        Args:
-            wanted: what `decode` or `route` will read; the answer is the same, bit for bit.
-
-        Returns:
-            Tokens read; 0 where no more than a batch is left.
-        """
-        with self._open():
-            context, start, _ = self._prepared(wanted)
-            piece = wanted.tokens[start : start + context.N_BATCH]
-            if start + len(piece) == len(wanted.tokens):
-                return 0
-            context.decode(piece)
-            return len(piece)
-
-    @property
-    def contexts(self) -> int:
-        """Most mixes whose KV is kept at once, the bare base's included."""
-        return self._pool.size
-
-    def batch_context(self, n_seq: int, n_cells: int) -> BatchContext:
-        """A context in which answers of this engine decode together; it is closed with the engine."""
-        return BatchContext(self.model, n_seq=n_seq, n_cells=n_cells, n_threads=self.n_threads)
-
-    def hold(self, wanted: Wanted, kv: npt.NDArray[np.uint8]) -> None:
-        """Take the KV of all but the last of the wanted tokens into the engine's context of their mix."""
-        acts_from = self._acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
-        self._pool.hold(wanted.mix, wanted.tokens[:-1], kv, acts_from)
-
-    def holding(self, wanted: Wanted) -> Context | None:
-        """The engine's context that holds all but the last of the wanted tokens, if one does."""
-        return self._pool.holding(wanted.mix, wanted.tokens[:-1])
-
     def reading(self, mix: Mix) -> dict[str, float]:
         """What the gate says to the last token that a mix decoded, by skill; nothing where it cannot read that."""
         with self._open():
             gate = self.router.gate
             if gate is None or gate.info.pooling != "last":  # another one since the answer began
                 return {}
-            states = pool(self._pool.get(mix), gate.info.layers, "last")
+            states = pool(self.decoder.pool.get(mix), gate.info.layers, "last")
             return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
 
     def _max_tokens(self, mix: Mix) -> int:

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.convert.validate import BaseShape
 from loramix.errors import InvalidArtifact, InvalidMix, UsageError
 from loramix.models import mixing
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
+from loramix.pack import Pack
 
 BASE = "base"
 DEFAULT = "each"
@@ -74,6 +76,27 @@ class Router:
 
     def __init__(self, skills: Sequence[str], gate: NumpyGate | None) -> None:
         self.skills, self.gate = tuple(skills), gate
+
+    @classmethod
+    def of(cls, pack: Pack, shape: BaseShape) -> Router:
+        """A router on a pack's gate.
+
+        Args:
+            pack: its skills and its gate, if it has one.
+            shape: of the base.
+
+        Raises:
+            InvalidArtifact: the gate reads layers that the base does not have.
+        """
+        gate = pack.gate()
+        if gate is not None:
+            width = len(gate.info.layers) * len(gate.info.pooling.split("+")) * shape.n_embd
+            if max(gate.info.layers) >= shape.n_layer or gate.n_features != width:
+                raise InvalidArtifact(
+                    f"the gate of {pack.name} reads layers {gate.info.layers} in {gate.n_features} numbers; the "
+                    f"base has {shape.n_layer} layers of {shape.n_embd}: run 'loramix train gate'."
+                )
+        return cls([skill.name for skill in pack.skills], gate)
 
     @property
     def layers(self) -> tuple[int, ...]:

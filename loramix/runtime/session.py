@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.models.mixing import Mix
+from loramix.runtime.chunks import as_if_whole
 from loramix.runtime.context import Context, Saved
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.native_context import give_back
@@ -166,16 +167,18 @@ class ContextPool:
         same = reuse(context, tokens)
         return Ready(context, same, same)
 
-    def hold(self, mix: Mix, tokens: Sequence[int], kv: npt.NDArray[np.uint8], acts_from: int) -> None:
+    def hold(
+        self, mix: Mix, tokens: Sequence[int], kv: npt.NDArray[np.uint8], *, whole: int, acts_from: int
+    ) -> None:
         """Let the context of a mix hold tokens whose KV was made elsewhere; what it held is copied out.
 
         Args:
             mix: some skills'; the bare base's context must know the gate's states too.
-            tokens, kv, acts_from: see `Context.hold`.
+            tokens, kv, whole, acts_from: see `Context.hold`.
         """
         context = self.get(mix)
         self._keep(mix, context, _common(context.tokens, tokens))
-        context.hold(tokens, kv, acts_from)
+        context.hold(tokens, kv, whole=whole, acts_from=acts_from)
 
     def _adopted(self, context: Context, prefix: list[int]) -> Ready:
         """A late mix's context with the bare base's KV of what is before its adapters act."""
@@ -238,18 +241,22 @@ def _common(held: Sequence[int], tokens: Sequence[int]) -> int:
 
 
 def reuse(context: Context, tokens: Sequence[int]) -> int:
-    """Keep the longest common prefix of what a context holds and what is asked, and drop the rest.
+    """Keep what a context holds of a prompt, and drop the rest.
 
     Args:
-        context: its KV is cut to the prefix.
+        context: its KV is cut to a prefix of the prompt, from which the rest gets the bits of a fresh read.
         tokens: the whole prompt.
 
     Returns:
         Tokens that need no decoding; all of them only where the context knows the logits behind the last.
     """
     same = _common(context.tokens, tokens)
+    # behind a whole prompt comes an answer, which was written and not read: a conversation just goes on
+    goes_on = 0 < context.whole <= same < len(tokens)
     context.truncate(same)
-    if same == len(tokens) and (context.behind is None or context.behind.length < same):
-        same = max(0, same - 2)  # two, since a token alone goes through other kernels than in its prompt
-        context.truncate(same)
+    if goes_on or (same == len(tokens) and context.behind is not None and context.behind.length == same):
+        return same
+    same = as_if_whole(min(same, len(tokens) - 1), context.whole, len(tokens), context.n_batch)
+    context.truncate(same)
+    context.whole = len(tokens)
     return same

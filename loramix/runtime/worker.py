@@ -13,7 +13,9 @@ import signal
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -31,6 +33,26 @@ PACE_S = 0.02
 """Least time between two pieces of one answer: each wakes server and client on cores that decode."""
 
 
+@dataclass
+class _Said:
+    """What the server knows of an answer, and what waits to be sent."""
+
+    whole: bool = False
+    """Nobody wants it before it ends."""
+    at: float | None = None
+    """When its last piece was sent."""
+    n_scores: int = 0
+    """Scores that were sent."""
+    text: str = ""
+    stream: Stream | None = None
+    """None where nothing waits."""
+    scored: int = 0
+    """Scores that belong to what was sent and to what waits."""
+
+    def is_due(self, pace_s: float) -> bool:
+        return not self.whole and self.at is not None and time.monotonic() - self.at >= pace_s
+
+
 class Pipe:
     """Says to the server what becomes of the answers; pieces that come faster than `PACE_S` go together.
 
@@ -41,10 +63,7 @@ class Pipe:
 
     def __init__(self, descriptor: int, pace_s: float = PACE_S) -> None:
         self._descriptor, self._pace_s = descriptor, pace_s
-        self._scored: dict[int, int] = {}  # scores that were sent
-        self._held: dict[int, tuple[Stream, str, int]] = {}  # text that was not, and the scores up to it
-        self._sent: dict[int, float] = {}  # when an answer's last piece was
-        self._whole: set[int] = set()
+        self._answers: defaultdict[int, _Said] = defaultdict(_Said)
 
     def send(self, reply: m.Reply) -> None:
         """Write a reply."""
@@ -52,7 +71,7 @@ class Pipe:
 
     def expect_whole(self, number: int) -> None:
         """After its first piece nobody wants that answer before it ends."""
-        self._whole.add(number)
+        self._answers[number].whole = True
 
     def started(self, number: int, stream: Stream) -> None:
         """See `Listener`."""
@@ -60,33 +79,30 @@ class Pipe:
 
     def said(self, number: int, stream: Stream, text: str) -> None:
         """See `Listener`; the first piece goes at once."""
-        _, held, _ = self._held.get(number, (stream, "", 0))
-        self._held[number] = stream, held + text, len(stream.scores)
+        said = self._answers[number]
+        said.text, said.stream, said.scored = said.text + text, stream, len(stream.scores)
         # the next skill's first piece stays apart from the last one's: the page tints by piece
-        apart = stream.route.then and number not in self._whole
-        if number not in self._sent or apart or self._is_due(number):
+        apart = stream.route.then and not said.whole
+        if said.at is None or apart or said.is_due(self._pace_s):
             self._say(number)
 
     def flush(self) -> None:
         """Send what has waited long enough."""
-        for number in list(filter(self._is_due, self._held)):
-            self._say(number)
-
-    def _is_due(self, number: int) -> bool:
-        return number not in self._whole and time.monotonic() - self._sent[number] >= self._pace_s
+        for number, said in self._answers.items():
+            if said.is_due(self._pace_s):
+                self._say(number)
 
     def _say(self, number: int) -> None:
-        if number not in self._held:
+        said = self._answers[number]
+        if said.stream is None:
             return
-        stream, text, end = self._held.pop(number)
-        self._sent[number] = time.monotonic()
-        piece = stream.piece
-        done = self._scored.get(number, 0)
-        self._scored[number] = end
+        piece = said.stream.piece
         scores = [
             (piece(s.token), s.log_probability, [(piece(t), p) for t, p in s.top])
-            for s in stream.scores[done:end]
+            for s in said.stream.scores[said.n_scores : said.scored]
         ]
+        text, said.text, said.stream, said.n_scores = said.text, "", None, said.scored
+        said.at = time.monotonic()
         self.send(m.Said(number=number, text=text, scores=scores))
 
     def ended(self, number: int, stream: Stream, contributions: dict[str, Any] | None = None) -> None:
@@ -94,9 +110,11 @@ class Pipe:
         answer = stream.answer
         assert answer is not None
         self._say(number)
-        if len(stream.scores) > self._scored.get(number, 0):  # of tokens that gave no text of their own
-            self._held[number] = stream, "", len(stream.scores)
-        self._end(number)
+        said = self._answers[number]
+        if len(stream.scores) > said.n_scores:  # of tokens that gave no text of their own
+            said.stream, said.scored = stream, len(stream.scores)
+            self._say(number)
+        self._answers.pop(number)
         mixes = [mix.to_json() for mix in answer.mixes] if len(set(answer.mixes)) > 1 else []
         self.send(
             m.Ended(
@@ -111,14 +129,9 @@ class Pipe:
 
     def failed(self, number: int, error: LoramixError) -> None:
         """See `Listener`."""
-        self._end(number)
-        self.send(m.Failed(number=number, message=str(error), status=error.http_status))
-
-    def _end(self, number: int) -> None:
         self._say(number)
-        self._scored.pop(number, None)
-        self._sent.pop(number, None)
-        self._whole.discard(number)
+        self._answers.pop(number)
+        self.send(m.Failed(number=number, message=str(error), status=error.http_status))
 
 
 class Worker:
@@ -144,9 +157,7 @@ class Worker:
                 request = inbox.get()
                 if request is None:
                     return
-                self._handle(
-                    request
-                )  # one only: to route takes a prompt's time, and others want their tokens
+                self._handle(request)  # one only: others want their tokens
             self._scheduler.step()
             self._explainer.step()
             self._pipe.flush()
