@@ -17,6 +17,7 @@ LoramixError                 exit 1  HTTP 500
 ├── NoSpace                  exit 1  HTTP 507   the disk or the memory cannot hold it
 ├── RequestFailed            exit 1  HTTP …     a request to the server, with the status that it gets
 └── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
+    └── Interrupted          exit 1  HTTP 499   what it computed was not wanted any more
 
 A message is one sentence or two: what was found, what is needed, and the command that mends it.
 """
@@ -96,3 +97,7 @@ class RequestFailed(LoramixError):
 
 class NativeError(LoramixError):
     pass
+
+
+class Interrupted(NativeError):
+    http_status = 499

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidPrompt, NativeError
+from loramix.errors import Interrupted, InvalidPrompt, NativeError
 from loramix.runtime.chunks import chunks
 from loramix.runtime.llama import Adapter, C, Model, why
 from loramix.runtime.native_context import NativeContext
@@ -113,6 +113,7 @@ class Context(NativeContext):
         if exact:
             parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
             parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
+        model.interrupt.watch(parameters)
         self._parameters = parameters
         super().__init__(model, parameters)
         self._set_adapters(mix)
@@ -241,6 +242,7 @@ class Context(NativeContext):
         Raises:
             InvalidPrompt: more tokens than the context holds.
             NativeError: llama.cpp fails, or the logits are not finite (the KV is cleared then).
+            Interrupted: by the model's `Interrupt`; what was held stays, as do whole chunks.
         """
         if not tokens:
             assert self.behind and self.behind.length == len(self.tokens)
@@ -287,6 +289,8 @@ class Context(NativeContext):
             batch.logits[i] = self._all_tokens or i == len(chunk) - 1
         with self.model.lock:
             code = C.llama_decode(self.pointer, batch)
+        if code == 2:  # llama.cpp has taken the chunk's tokens out again
+            raise Interrupted("the answer is not wanted any more.")
         if code != 0:
             self.truncate(0)
             raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")

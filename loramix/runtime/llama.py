@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt, NativeError, Unsupported
 from loramix.prompts import Segment
+from loramix.runtime.interrupt import Interrupt
 
 # OpenMP threads that spin for long starve each other when another program computes: eight tokens took
 # 26 s beside a training run, 0.3 s with this, at no loss on an idle machine; it is read when the library loads
@@ -75,6 +76,7 @@ class Model:
         )  # adapters are listed by every context's graph: no change while one decodes
         self.adapters: dict[int, Adapter] = {}
         self.contexts: set[NativeContext] = set()
+        self.interrupt = Interrupt()
         parameters = C.llama_model_default_params()
         parameters.vocab_only = vocab_only
         parameters.use_extra_bufts = use_extra_bufts

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from loramix.errors import Interrupted
 from loramix.models.mixing import Mix
 from loramix.runtime.batch_context import BatchContext
 from loramix.runtime.context import Context
@@ -66,6 +67,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, listener: Listener, *, parallel: int, n_cells: int = 4096) -> None:
         self._engine, self._listener = engine, listener
+        self._interrupt = engine.model.interrupt
         self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
         self._opening: dict[int, _Opening] = {}
         self._opened = False  # whether the last step read for routing
@@ -102,9 +104,12 @@ class Scheduler:
         self._make_way(Mix.EMPTY)  # the bare base's context is needed
         opening = self._opening[number]
         try:
-            if opening.wanted is not None and self._engine.decoder.read(opening.wanted):
-                return
-            stream = opening.open_stream()
+            with self._interrupt.during(number):
+                if opening.wanted is not None and self._engine.decoder.read(opening.wanted):
+                    return
+                stream = opening.open_stream()
+        except Interrupted:
+            return  # who stopped it cancels it
         except Exception as error:
             del self._opening[number]
             self._listener.failed(number, named(error))
@@ -117,6 +122,7 @@ class Scheduler:
 
     def cancel(self, number: int) -> None:
         """End an answer here; one that has ended already is no error."""
+        self._interrupt.forget(number)
         self._opening.pop(number, None)
         if (job := self._jobs.get(number)) is not None:
             job.stream.close()
@@ -174,16 +180,22 @@ class Scheduler:
     def _alone(self, job: _Job) -> None:
         """Decode in the engine's own context."""
         try:
-            decoded = self._engine.decode(job.wanted)
+            with self._interrupt.during(job.number):
+                decoded = self._engine.decode(job.wanted)
             job.held = True
             self._feed(job, decoded._replace(cached=max(0, decoded.cached - job.read)))
+        except Interrupted:
+            job.held = False
         except Exception as error:
             self._fail(job, error)
 
     def _reads_on(self, job: _Job) -> bool:
         """Whether there was more than a batch to read, and there is more still."""
         try:
-            read = self._engine.decoder.read(job.wanted)
+            with self._interrupt.during(job.number):
+                read = self._engine.decoder.read(job.wanted)
+        except Interrupted:
+            return True
         except Exception as error:
             self._fail(job, error)
             return True

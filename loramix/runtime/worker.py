@@ -25,6 +25,7 @@ from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
 from loramix.runtime.explaining import Explainer
 from loramix.runtime.grammar import schema_to_grammar
+from loramix.runtime.interrupt import Interrupt
 from loramix.runtime.listener import named
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
@@ -210,10 +211,12 @@ class Worker:
         return m.Result(number=request.number, value=self._scheduler.reload())
 
 
-def _listen(inbox: queue.SimpleQueue[m.Request | None]) -> None:
+def _listen(inbox: queue.SimpleQueue[m.Request | None], interrupt: Interrupt) -> None:
     """Hand requests on; where the server has gone nobody is left to answer."""
     with os.fdopen(0, "rb", closefd=False) as file:
         while (request := m.read_request(file)) is not None:
+            if isinstance(request, m.Cancel):
+                interrupt.stop(request.number)  # now: its prompt may be read for a while yet
             inbox.put(request)
     inbox.put(None)
     threading.Event().wait(5)
@@ -239,7 +242,7 @@ def main(arguments: Sequence[str]) -> int:
         return error.exit_code
     with engine:
         inbox: queue.SimpleQueue[m.Request | None] = queue.SimpleQueue()
-        threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
+        threading.Thread(target=_listen, args=(inbox, engine.model.interrupt), daemon=True).start()
         pipe.send(m.Ready(number=0, n_ctx=engine.n_ctx, n_ctx_train=engine.model.n_ctx_train))
         Worker(engine, pipe, settings).run(inbox)
     return 0
