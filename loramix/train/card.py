@@ -33,7 +33,11 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
     targets = ", ".join(_SHORT.get(name, name) for name in shape.target_modules)
     layers = f"the upper {1 - shape.skip_lowest:.0%} of layers" if shape.skip_lowest else "every layer"
     phrasings = len({text for group in recipe.instructions.values() for text in group})
-    epochs = f"{training.epochs:g} epochs" + (f" in {training.rounds} rounds" if training.rounds > 1 else "")
+    epochs = f"{training.epochs:g} epochs"
+    if (rounds := len(training.parts)) > 1:
+        epochs += f" in {rounds} rounds"
+        if len(set(training.parts)) > 1:
+            epochs += f" ({' to '.join(map(str, training.parts))})"
     kept = f" whose answers are perfect by {recipe.keep}" if recipe.keep else ""
     hub = f" (on the hub: `{recipe.data.hub}`)" if recipe.data.hub else ""
     lines = [

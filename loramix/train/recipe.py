@@ -58,9 +58,9 @@ class Training(_Table, frozen=True):
     """Highest rate, reached after the warm-up; cosine decay to a tenth of it."""
     warmup: Fraction = 0.05
     """Share of a round's steps."""
-    rounds: Positive = 1
-    """Equal parts of the run, each with its own warm-up and decay and an optimizer that remembers nothing
-    of the one before: warm restarts (arXiv 1608.03983)."""
+    rounds: Positive | Annotated[tuple[Positive, ...], Meta(min_length=1)] = 1
+    """Parts of the run, each with its own warm-up and decay and an optimizer that remembers nothing of the one
+    before: warm restarts (arXiv 1608.03983); so many equal ones, or their lengths in proportion."""
     batch_size: Positive = 16
     """Examples in an optimizer step."""
     micro_batch_tokens: Positive = 2048
@@ -76,6 +76,11 @@ class Training(_Table, frozen=True):
     dev_rows: Positive = 256
     """Rows of dev that are measured."""
     seed: int = 0
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Lengths of the rounds, in proportion."""
+        return self.rounds if isinstance(self.rounds, tuple) else (1,) * self.rounds
 
 
 class Recipe(_Table, frozen=True):

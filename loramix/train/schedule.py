@@ -20,8 +20,8 @@ class Schedule:
 
     def __init__(self, settings: Training, steps: int, last: int) -> None:
         self.settings, self.steps, self.last = settings, steps, last
-        rounds = min(settings.rounds, steps)
-        self.bounds = [round(steps * i / rounds) for i in range(rounds + 1)]
+        parts = settings.parts[:steps]
+        self.bounds = [round(steps * sum(parts[:i]) / sum(parts)) for i in range(len(parts) + 1)]
 
     def is_start(self, step: int) -> bool:
         """Whether a round begins at this step, counted from 0."""
