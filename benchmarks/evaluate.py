@@ -55,6 +55,8 @@ def save(name: str, value: dict[str, Any]) -> None:
 def _command() -> str:
     hidden = {"--data": "DATA", "--out": "RUN", "--runs": "RUNS", "--shape": "FILE", "--llama-server": "FILE"}
     words = [hidden.get(sys.argv[i - 1], word) for i, word in enumerate(sys.argv)]
+    if "--skill" in words:  # one after another they are what the whole command gives
+        words = words[: words.index("--skill")]
     return " ".join(["python", f"benchmarks/{Path(words[0]).name}", *words[1:]])
 
 
@@ -65,7 +67,8 @@ def main() -> None:
 
 @main.command()
 @click.option("--pack", default=bases.DEFAULT, show_default=True)
-def parity(pack: str) -> None:
+@click.option("--skill", "anew", multiple=True, help="Measure this one alone; the others' figures stay.")
+def parity(pack: str, anew: tuple[str, ...]) -> None:
     """The pack's adapters and a mix against PyTorch, on a float32 copy of the base and on the base itself."""
     from loramix.convert.adapter import convert_adapter
     from loramix.convert.base import requantize
@@ -76,9 +79,9 @@ def parity(pack: str) -> None:
     found = Pack.load(pack)
     base = bases.resolve(found.manifest.base.name)
     _, shape = read_base(base)
-    names = [skill.name for skill in found.skills]
-    mixes = [((name, 1.0),) for name in names] + [MIX]
-    result: dict[str, Any] = {}
+    names = [found.skill(name).name for name in anew] or [skill.name for skill in found.skills]
+    mixes = [((name, 1.0),) for name in names] + [MIX] * (not anew)
+    result: dict[str, Any] = json.loads(RESULTS.read_text())["parity"]["mixes"] if anew else {}
     with tempfile.TemporaryDirectory() as directory:
         peft, wide = Path(directory) / "peft", Path(directory) / "float32.gguf"
         for name in names:
@@ -245,7 +248,8 @@ def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
     kl = max(places["default base"]["mean_kl"] for places in mixes)
     run, routing = known["runtime"], found["routing"]
     rows = [
-        f"Measured on {found['machine']}; more, with intervals and commands, in [docs/results.md](docs/results.md).",
+        f"Measured on {found['machine']}; more, with intervals and commands, in [docs/results.md](docs/results.md); "
+        "what was tried, in [docs/skills.md](docs/skills.md).",
         "",
         "| skill, test rows | measure | bare base | 5 shots | adapter | routed |",
         "|---|---|---|---|---|---|",
