@@ -15,13 +15,12 @@ import statistics
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import click
 import httpx
-from load import CHAT, bodies, connect, pieces, resident, talkers
-from serving import Served, served
+from load import CHAT, bodies, connect, files, pieces, resident, talkers
+from serving import served
 
 from loramix.pack import Pack
 
@@ -53,11 +52,6 @@ def one(client: httpx.Client, kind: str, body: dict[str, Any]) -> tuple[str, int
     }
     path, content = sent[kind]
     return kind, client.post(path, json=content).status_code
-
-
-def files(server: Served) -> int:
-    """Files that the server has open."""
-    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
 
 
 def soaked(pack: Pack, requests: int) -> dict[str, Any]:

@@ -44,10 +44,10 @@ PROMPT = "Is this review positive or negative? I liked it."
 MIX = (("sentiment", 0.7), ("summarize", 0.3))
 
 
-def save(name: str, value: dict[str, Any]) -> None:
-    """Put one measure into results.json, with the command and the machine that gave it, and print it."""
+def save(name: str, value: dict[str, Any], command: str | None = None) -> None:
+    """Put one measure into results.json, with the command (by default this one) and the machine, and print it."""
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
-    known[name] = {**value, "command": _command(), "machine": machine()}
+    known[name] = {**value, "command": command or _command(), "machine": machine()}
     write_text(RESULTS, json.dumps(known, indent=1, sort_keys=True) + "\n")
     click.echo(json.dumps({name: value}, indent=1))
 
@@ -55,8 +55,6 @@ def save(name: str, value: dict[str, Any]) -> None:
 def _command() -> str:
     hidden = {"--data": "DATA", "--out": "RUN", "--runs": "RUNS", "--shape": "FILE", "--llama-server": "FILE"}
     words = [hidden.get(sys.argv[i - 1], word) for i, word in enumerate(sys.argv)]
-    if "--skill" in words:  # one after another they are what the whole command gives
-        words = words[: words.index("--skill")]
     return " ".join(["python", f"benchmarks/{Path(words[0]).name}", *words[1:]])
 
 
@@ -100,7 +98,8 @@ def parity(pack: str, anew: tuple[str, ...]) -> None:
                     "same_argmax": one.same_argmax,
                 }
                 click.echo(f"{place}: {label}: {one}", err=True)
-    save("parity", {"mixes": result})
+    # skills measured anew one by one make what the whole command gives
+    save("parity", {"mixes": result}, command="python benchmarks/evaluate.py parity")
 
 
 @main.command()

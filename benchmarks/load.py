@@ -91,3 +91,8 @@ def resident(server: Served) -> int:
         for pid in (server.process.pid, *server.workers())
     ]
     return sum(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def files(server: Served) -> int:
+    """Files that the server has open."""
+    return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))

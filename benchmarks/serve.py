@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 import httpx
-from load import CHAT, Body, ask, bodies, connect, first_text, many, pieces, resident, said, talkers
+from load import CHAT, Body, ask, bodies, connect, files, first_text, many, pieces, resident, said, talkers
 from serving import openapi_cases, served
 
 from loramix.pack import Pack
@@ -200,12 +200,12 @@ def memory(pack: Pack, rounds: int) -> dict[str, Any]:
     skills = [*(skill.name for skill in pack.skills), "base"]
     with served(pack.directory, "--queue", "64") as server:
         many(server, bodies(pack, skills, 100, max_tokens=8), 8)
-        files = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))
+        open_files = files(server)
         before = resident(server)
         many(server, bodies(pack, skills, 200 * rounds, max_tokens=8), 8)
         time.sleep(1)
         after = resident(server)
-        left = len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) - files
+        left = files(server) - open_files
     return {
         "mb_before": before / 2**20,
         "mb_after": after / 2**20,

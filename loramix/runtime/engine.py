@@ -323,6 +323,11 @@ class Engine:
         with self._open():
             return self.decoder.decode(wanted)
 
+    def read(self, wanted: Wanted) -> int:
+        """See `Decoder.read`; as `decode`, refused where the engine is closed."""
+        with self._open():
+            return self.decoder.read(wanted)
+
     def before_routing(
         self, prompt: str | Sequence[Message], *, policy: str = DEFAULT, mix: MixLike | None = None
     ) -> Wanted | None:

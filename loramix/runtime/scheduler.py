@@ -67,7 +67,7 @@ class Scheduler:
 
     def __init__(self, engine: Engine, listener: Listener, *, parallel: int, n_cells: int = 4096) -> None:
         self._engine, self._listener = engine, listener
-        self._interrupt = engine.model.interrupt
+        self._decoder, self._interrupt = engine.decoder, engine.model.interrupt
         self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
         self._opening: dict[int, _Opening] = {}
         self._opened = False  # whether the last step read for routing
@@ -105,7 +105,7 @@ class Scheduler:
         opening = self._opening[number]
         try:
             with self._interrupt.during(number):
-                if opening.wanted is not None and self._engine.decoder.read(opening.wanted):
+                if opening.wanted is not None and self._engine.read(opening.wanted):
                     return
                 stream = opening.open_stream()
         except Interrupted:
@@ -193,7 +193,7 @@ class Scheduler:
         """Whether there was more than a batch to read, and there is more still."""
         try:
             with self._interrupt.during(job.number):
-                read = self._engine.decoder.read(job.wanted)
+                read = self._engine.read(job.wanted)
         except Interrupted:
             return True
         except Exception as error:
@@ -217,7 +217,7 @@ class Scheduler:
         held = [job for job in self._jobs.values() if job.held]
         staying = [job for job in held if not job.stream.moves]
         all_of_it = all_of_it or len(staying) < len(held)
-        room = self._engine.decoder.pool.size - 1 - bool(mix)  # beside the bare base's
+        room = self._decoder.pool.size - 1 - bool(mix)  # beside the bare base's
         for job in staying:
             skilled = sum(bool(other.wanted.mix) for other in staying if other.held)
             if all_of_it or job.wanted.mix == mix or (job.wanted.mix and skilled > room):
@@ -226,10 +226,10 @@ class Scheduler:
     def _settle(self, job: _Job) -> None:
         """Move an answer's KV from the engine's context into the batch's."""
         job.held = False
-        context = self._engine.decoder.holding(job.wanted)
+        context = self._decoder.holding(job.wanted)
         try:
             if self._batch is None:
-                self._batch = self._engine.decoder.batch_context(self._parallel, self._n_cells)
+                self._batch = self._decoder.batch_context(self._parallel, self._n_cells)
             if context is not None and self._fits(job):
                 job.sequence = self._batch.take(context, job.wanted.mix)
         except Exception as error:
@@ -241,15 +241,13 @@ class Scheduler:
         if not job.wanted.mix or any(other.wanted.mix == job.wanted.mix for other in others):
             return False
         held = [other for other in others if other.held and other.wanted.mix]
-        return len(held) < self._engine.decoder.pool.size - 1 and not any(
-            other.stream.moves for other in held
-        )
+        return len(held) < self._decoder.pool.size - 1 and not any(other.stream.moves for other in held)
 
     def _return(self, job: _Job) -> None:
         """Go on in the engine's own context, where a token alone costs less."""
         assert self._batch is not None and job.sequence is not None
         try:
-            self._engine.decoder.hold(job.wanted, self._batch.copy(job.sequence))
+            self._decoder.hold(job.wanted, self._batch.copy(job.sequence))
         except Exception as error:
             self._fail(job, error)
             return
@@ -278,7 +276,7 @@ class Scheduler:
         mix = group[0].wanted.mix
         try:
             if self._batch.mix != mix:
-                self._batch.become(mix, self._engine.decoder.adapters.get(mix))
+                self._batch.become(mix, self._decoder.adapters.get(mix))
             tokens = {job.sequence: job.wanted.tokens[-1] for job in group if job.sequence is not None}
             logits = self._batch.decode(tokens)
         except Exception as error:
