@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,23 +59,6 @@ def test_interleaved_streams_give_what_each_gives_alone(tiny_engine: Any, tiny_p
     while live:
         live = [stream for stream in live if next(stream, None) is not None]
     assert [stream.answer.tokens for stream in streams] == wanted
-
-
-def test_threads_give_the_serial_answers(tiny_engine: Any, tiny_pack: Path) -> None:
-    wanted = {mix: fresh(tiny_pack, LONG, mix) for mix in MIXES[:4]}
-    wrong: list[str] = []
-
-    def work(mix: str) -> None:
-        for _ in range(5):
-            if tokens(tiny_engine, LONG, mix) != wanted[mix]:
-                wrong.append(mix)
-
-    threads = [threading.Thread(target=work, args=(mix,)) for mix in MIXES[:4]]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 def test_a_conversation_decodes_no_token_twice(tiny_engine: Any, tiny_pack: Path) -> None:

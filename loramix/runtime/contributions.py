@@ -133,7 +133,7 @@ def _measure(
     """(L, T) ratios by skill, where each of the T tokens said was chosen."""
     watch = _Watch()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
-    with engine._open(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
+    with engine.alone(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
         acts_from = engine.decoder.acts_from(mix, prompt)  # first: the pack may have lost a skill since
         adapters = engine.decoder.adapters.apart(mix)
         owner: dict[int, str] = {}

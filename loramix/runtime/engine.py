@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -129,7 +130,7 @@ class Engine:
             UnknownSkill: the mix names a skill that the pack lacks.
         """
         messages = as_messages(prompt)
-        with self._open():
+        with self.alone():
             return self._route(messages, policy, mix)
 
     def generate(self, prompt: str | Sequence[Message], **options: Any) -> Answer:
@@ -197,7 +198,7 @@ class Engine:
             _check_range("max_tokens", max_tokens, 1, 1_000_000)
         if top_logprobs is not None:
             _check_range("top_logprobs", top_logprobs, 0, 20)
-        with self._open():
+        with self.alone():
             if route is None:
                 route = self._route(messages, policy, mix)
             sampler = Sampler(settings)
@@ -209,7 +210,7 @@ class Engine:
 
     def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], int]:
         """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
-        with self._open():
+        with self.alone():
             if self._embedder is None:
                 self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self.n_threads)
             return self._embedder.embed(texts)
@@ -226,7 +227,7 @@ class Engine:
             NotFound, InvalidArtifact, WrongBase: the pack on disk cannot be used; the old one stays in use.
         """
         pack = Pack.load(self.pack.directory)
-        with self._open():
+        with self.alone():
             if pack.manifest == self.pack.manifest:
                 return False
             if pack.manifest.base.sha256 != self.pack.manifest.base.sha256:
@@ -266,10 +267,17 @@ class Engine:
     ) -> None:
         self.close()
 
-    def _open(self) -> threading.RLock:
-        if self._closed:
-            raise UsageError("the engine is closed; open it again.")
-        return self._lock
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other threads out meanwhile.
+
+        Raises:
+            UsageError: the engine is closed.
+        """
+        with self._lock:
+            if self._closed:  # asked once it is ours: who had it may have closed it
+                raise UsageError("the engine is closed; open it again.")
+            yield
 
     def _require(self, mix: Mix) -> None:
         for skill in mix.scales:
@@ -320,12 +328,12 @@ class Engine:
 
     def decode(self, wanted: Wanted) -> Decoded:
         """See `Decoder.decode`; streams of several threads may ask in turn."""
-        with self._open():
+        with self.alone():
             return self.decoder.decode(wanted)
 
     def read(self, wanted: Wanted) -> int:
         """See `Decoder.read`; as `decode`, refused where the engine is closed."""
-        with self._open():
+        with self.alone():
             return self.decoder.read(wanted)
 
     def before_routing(
@@ -334,13 +342,13 @@ class Engine:
         """What `route` reads under the bare base, for who reads long prompts ahead; None where it reads nothing."""
         if mix is not None or policy == "base" or self.router.gate is None:
             return None
-        with self._open():
+        with self.alone():
             tokens = self._tokens([as_messages(prompt)[-1]])
             return Wanted(Mix.EMPTY, tokens, len(tokens))
 
     def reading(self, mix: Mix) -> dict[str, float]:
         """What the gate says to the last token that a mix decoded, by skill; nothing where it cannot read that."""
-        with self._open():
+        with self.alone():
             gate = self.router.gate
             if gate is None or gate.info.pooling != "last":  # another one since the answer began
                 return {}

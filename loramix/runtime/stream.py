@@ -105,11 +105,11 @@ class Stream(Iterator[str]):
         item = self.advance()
         while isinstance(item, Wanted):
             try:
-                decoded = self._engine.decode(item)
+                with self._engine.alone():  # until the token is picked, what its context holds is read too
+                    item = self.advance(self._engine.decode(item))
             except BaseException:
                 self.close()
                 raise
-            item = self.advance(decoded)
         if item is None:
             raise StopIteration
         return item
