@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from loramix.convert.hf import Config, expected
+from loramix.convert.hf_config import Config, expected
 from loramix.paths import write_text
 
 SHARD_VALUES = 250 * 10**6  # bfloat16: 500 MB

@@ -229,6 +229,7 @@ def doctor(as_json: bool) -> None:
 def _add_tools() -> None:
     from loramix import (
         cli_batch,
+        cli_convert,
         cli_eval,
         cli_explain,
         cli_export,
@@ -240,7 +241,7 @@ def _add_tools() -> None:
     )
 
     main.add_command(cli_train.train)
-    main.add_command(cli_train.convert)
+    main.add_command(cli_convert.convert)
     main.add_command(cli_export.export)
     main.add_command(cli_pack.pack)
     main.add_command(cli_skill.skill)

@@ -86,13 +86,14 @@ def _add(
     with training_extra(), Display() as display:
         from loramix.train import skill as work
         from loramix.train.data import limited, read_rows
+        from loramix.train.own_recipe import recipe_of_data
 
         if adapter is not None:
             work.check_import(adapter)
         rows = limited(read_rows(data, split="train" if adapter else None), max_rows)
         change = work.add(
             opened.directory,
-            work.recipe_of_data(name, rows, instructions, opened.manifest.base.name),
+            recipe_of_data(name, rows, instructions, opened.manifest.base.name),
             rows,
             out or Path("runs") / name,
             adapter=adapter,

@@ -6,7 +6,6 @@ manifest is replaced in one step.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,8 @@ from loramix.manifest import (
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.pack import Pack, check_gate
-from loramix.paths import safe_join, safe_name, sha256_file, write_bytes
+from loramix.pack_files import NewFiles, digest_of, digests
+from loramix.paths import safe_join, safe_name, write_bytes
 
 
 class Change(NamedTuple):
@@ -120,12 +120,12 @@ def add_skill(
             raise UsageError(
                 f"pack {before.name} has a skill {name} already; remove it, or ask to replace it."
             )
-        files = _Files(before, directory)
+        files = NewFiles(before, directory)
         entry = SkillEntry(
             name=name,
             description=description,
             file=files.put(f"skills/{name}.gguf", adapter),
-            sha256=_digest(adapter),
+            sha256=digest_of(adapter),
             max_tokens=max_tokens,
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
@@ -150,7 +150,7 @@ def remove_skill(directory: Path, name: str, *, gate: NewGate | None = None) -> 
     """
     with _changing(directory) as before:
         Pack(directory, before).skill(name)
-        files = _Files(before, directory)
+        files = NewFiles(before, directory)
         after = replace(before, skills=tuple(s for s in before.skills if s.name != name))
         pack = _swap(directory, before, _with_gate(after, gate, files, directory), files)
         return Change(pack, _message(f"skill {name} removed", before, gate))
@@ -171,7 +171,7 @@ def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pac
         Busy: another process is changing the pack.
     """
     with _changing(directory) as before:
-        files = _Files(before, directory)
+        files = NewFiles(before, directory)
         return _swap(directory, before, _with_gate(before, NewGate(gate, features), files, directory), files)
 
 
@@ -192,7 +192,7 @@ def put_pack(directory: Path, source: Pack) -> Pack:
         with _locked(directory):
             there = (directory / MANIFEST).is_file()
             before = read_manifest(directory) if there else replace(source.manifest, skills=(), gate=None)
-            files = _Files(before, directory)
+            files = NewFiles(before, directory)
             skills = [
                 replace(
                     skill,
@@ -241,56 +241,22 @@ def _locked(directory: Path) -> Iterator[None]:
         raise Busy(f"another process is changing {directory}; run the command again after it.") from None
 
 
-class _Files:
-    """New files of a pack, under names that no file of the old manifest has with another content."""
-
-    def __init__(self, before: Manifest, directory: Path) -> None:
-        self.contents: dict[str, bytes] = {}
-        there = {name: safe_join(directory, name) for name, digest in _digests(before).items() if not digest}
-        cards = {name: sha256_file(path) for name, path in there.items() if path.is_file()}
-        self._taken = {**_digests(before), **cards}
-
-    def put(self, name: str, content: bytes) -> str:
-        """Note a file to write; returns the name it will have."""
-        digest = _digest(content)
-        if self._taken.get(name, digest) != digest:
-            stem, dot, suffix = name.rpartition(".")
-            name = f"{stem}-{digest[:8]}{dot}{suffix}"
-        self.contents[name] = content
-        return name
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _digests(manifest: Manifest) -> dict[str, str]:
-    """Digest of each file that a manifest names; empty for cards, which have none."""
-    found = {skill.file: skill.sha256 for skill in manifest.skills}
-    found |= {skill.card: "" for skill in manifest.skills if skill.card}
-    if manifest.gate:
-        found[manifest.gate.file] = manifest.gate.sha256
-        if manifest.gate.features and manifest.gate.features_sha256:
-            found[manifest.gate.features] = manifest.gate.features_sha256
-    return found
-
-
-def _with_gate(after: Manifest, gate: NewGate | None, files: _Files, directory: Path) -> Manifest:
+def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory: Path) -> Manifest:
     """``after`` with the gate, or without any."""
     if gate is None:
         return replace(after, gate=None)
     check_gate(NumpyGate.from_bytes(gate.gate), after, directory)
-    reference = GateReference(file=files.put("gate.npz", gate.gate), sha256=_digest(gate.gate))
+    reference = GateReference(file=files.put("gate.npz", gate.gate), sha256=digest_of(gate.gate))
     if gate.features is not None:
         name = files.put("gate-features.npz", gate.features)
-        reference = replace(reference, features=name, features_sha256=_digest(gate.features))
+        reference = replace(reference, features=name, features_sha256=digest_of(gate.features))
     return replace(after, gate=reference)
 
 
-def _swap(directory: Path, before: Manifest, after: Manifest, files: _Files) -> Pack:
+def _swap(directory: Path, before: Manifest, after: Manifest, files: NewFiles) -> Pack:
     """New files, then the manifest, then the old files: at each moment one of the two packs is whole."""
     check_manifest(after, directory)  # refuse before anything is written
-    held = _digests(before).keys()
+    held = digests(before).keys()
     try:
         for name, content in files.contents.items():
             write_bytes(directory / name, content)
@@ -299,7 +265,7 @@ def _swap(directory: Path, before: Manifest, after: Manifest, files: _Files) -> 
             (directory / name).unlink(missing_ok=True)
         raise
     pack = Pack(directory, write_manifest(directory, after))
-    for file in _digests(before).keys() - _digests(after).keys():
+    for file in digests(before).keys() - digests(after).keys():
         safe_join(directory, file)
         (directory / file).unlink(missing_ok=True)  # a link itself, not the file it leads to
     return pack

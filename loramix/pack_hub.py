@@ -18,7 +18,7 @@ from loramix.convert.validate import MAX_ADAPTER_BYTES
 from loramix.errors import InvalidArtifact, MissingExtra, NotFound, UsageError, WrongBase
 from loramix.hub_card import write_card
 from loramix.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_manifest, write_manifest
-from loramix.models import bases, hub
+from loramix.models import bases, hub, hub_errors
 from loramix.models.gate_numpy import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote
 from loramix.pack import MAX_FEATURES_BYTES, SHIPPED, Pack
@@ -116,11 +116,11 @@ def push_pack(pack: Pack, text: str, *, skill: str = "", private: bool = False) 
     if skill:
         contents |= _peft(pack, skill, base, base_model)
         card = contents.get(manifest.skills[0].card or "", b"").decode("utf-8", "replace")
-    with hub.asking(place):
+    with hub_errors.asking(place):
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
         if not get_token():
-            raise NotFound(f"the hub takes nothing without a token: {hub.LOG_IN}.")
+            raise NotFound(f"the hub takes nothing without a token: {hub_errors.LOG_IN}.")
         contents["README.md"] = write_card(manifest, place.repository, base_model, card).encode()
         api = HfApi()
         api.create_repo(place.repository, private=private or None, exist_ok=True)

@@ -18,7 +18,8 @@ from tiny import write_peft
 from loramix.cli import main
 from loramix.errors import InvalidData, InvalidRecipe, NotFound, UsageError
 from loramix.eval.answers import AnswerStore, source
-from loramix.eval.composed import METHODS, Kind, cases, kinds_of, part_score
+from loramix.eval.composed import METHODS, part_score
+from loramix.eval.composed_cases import Kind, cases, kinds_of
 from loramix.eval.report import METHODS as METHOD_NAMES
 from loramix.eval.report import read_report
 from loramix.eval.rival import rival

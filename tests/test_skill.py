@@ -26,7 +26,7 @@ from loramix.train.gate import cached_features, converted, gate_info, groups_of,
 from loramix.train.gate_bank import Bank, Projection
 from loramix.train.gate_data import BASE, Prompt
 from loramix.train.gate_fit import train
-from loramix.train.skill import recipe_of_data
+from loramix.train.own_recipe import recipe_of_data
 
 pytestmark = pytest.mark.train
 LAYERS = [1, 2]

@@ -31,8 +31,8 @@ from loramix.train import recipe as recipes
 from loramix.train.data import Example, batches, micro_batches, read_rows
 from loramix.train.examples import common_prefix, cut
 from loramix.train.forward import collate, hidden_states
-from loramix.train.frozen import autocast_dtype, digest, load_base
-from loramix.train.lora import attach, train_skill
+from loramix.train.frozen import attach, autocast_dtype, digest, load_base
+from loramix.train.lora import train_skill
 from loramix.train.recipe import load_recipe
 
 pytestmark = pytest.mark.train
@@ -150,7 +150,7 @@ def test_only_answers_are_learned() -> None:
 
 
 def test_a_shared_prefix_changes_nothing(recipe: Path, tiny_base: Path) -> None:
-    model = attach(load_base(tiny_base), load_recipe(str(recipe)))
+    model = attach(load_base(tiny_base), load_recipe(str(recipe)).lora)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.adapter import permute
-from loramix.convert.hf import Checkpoint, rope_factors
+from loramix.convert.hf import Checkpoint
+from loramix.convert.hf_config import rope_factors
 from loramix.convert.hf_vocab import Vocabulary
 from loramix.convert.safetensors_reader import widened
 from loramix.errors import NoSpace, Unsupported

@@ -11,23 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loramix.convert.hf import read_json
+from loramix.convert.hf_config import read_json
+from loramix.convert.hf_pretokenizer import listed, pre_tokenizer, space_prefix
 from loramix.convert.spm_reader import BPE, Piece, read_sentencepiece
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 SPACE = "▁"
-LLAMA3_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# (pre-tokenizer's parts, ignore_merges): llama.cpp's name for it (src/llama-vocab.cpp)
-PRE_TOKENIZERS = {
-    ((("ByteLevel", True),), False): "gpt-2",
-    ((("Digits", True), ("ByteLevel", True)), False): "smollm",
-    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
-    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "smaug-bpe",
-}
 _NEVER = -1e9  # score of what no merge makes: tried last, so it changes nothing
 
 
@@ -121,9 +111,9 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
         raise InvalidArtifact(f"{path} has token ids that are no numbers; download it again.")
     pieces = {i: Piece(text, 0.0, NORMAL) for text, i in vocab.items()}
     if not model.get("byte_fallback"):
-        return _Found("gpt2", _pre_tokenizer(tokenizer, path), pieces)
+        return _Found("gpt2", pre_tokenizer(tokenizer, path), pieces)
     order: dict[str, float] = {}
-    for merge in _listed(model.get("merges")):
+    for merge in listed(model.get("merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
             raise InvalidArtifact(f"{path} has a merge that is no pair: {merge!r:.60}; download it again.")
@@ -134,78 +124,7 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
         byte = len(piece.text) == 6 and piece.text.startswith("<0x")
         kind = BYTE if byte else UNKNOWN if piece.text == unknown else NORMAL
         pieces[i] = Piece(piece.text, order.get(piece.text, _NEVER), kind)
-    return _Found("llama", "default", pieces, _space_prefix(tokenizer, path))
-
-
-def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, out of their sequence."""
-    if not isinstance(part, dict):
-        return []
-    steps = _listed(part.get(inner)) if part.get("type") == "Sequence" else [part]
-    return [step if isinstance(step, dict) else {} for step in steps]
-
-
-def _listed(value: Any) -> list[Any]:
-    """A list of an untrusted file, or none where it holds something else."""
-    return value if isinstance(value, list) else []
-
-
-def _pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
-    """llama.cpp's name of a byte-level BPE's pre-tokenizer."""
-    parts: list[tuple[str, Any]] = []
-    for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
-        kind, what = step.get("type"), None
-        if kind == "ByteLevel" and not step.get("add_prefix_space"):
-            what = step.get("use_regex", True)
-        elif kind == "Digits":
-            what = step.get("individual_digits")
-        elif kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
-            pattern = step.get("pattern")
-            what = pattern.get("Regex") if isinstance(pattern, dict) else None
-        parts.append((str(kind), what if isinstance(what, bool | str) else None))
-    normal = _steps(tokenizer.get("normalizer"), "normalizers")
-    merged = bool(tokenizer["model"].get("ignore_merges"))
-    name = PRE_TOKENIZERS.get((tuple(parts), merged))
-    if name is None or normal:
-        shown = " then ".join(str(step.get("type")) for step in normal) or "no normalizer"
-        shown += ", " + (
-            " then ".join(kind if what is not False else f"{kind} (off)" for kind, what in parts)
-        )
-        known = ", ".join(sorted(PRE_TOKENIZERS.values()))
-        raise Unsupported(
-            f"{path} cuts text in a way that is not known here ({shown}, ignore_merges {merged}); "
-            f"supported are the pre-tokenizers that llama.cpp calls {known}."
-        )
-    return name
-
-
-def _space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before the text.
-
-    Raises:
-        Unsupported: it changes the text otherwise.
-    """
-    spaced = prefix = False
-    for step in [
-        *_steps(tokenizer.get("normalizer"), "normalizers"),
-        *_steps(tokenizer.get("pre_tokenizer"), "pretokenizers"),
-    ]:
-        match step:
-            case {"type": "Prepend", "prepend": "▁"}:
-                prefix = True
-            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
-                spaced = True
-            case {"type": "Metaspace", "replacement": "▁"} if not step.get("split"):
-                spaced = True
-                prefix = prefix or step.get("prepend_scheme", "always") != "never"
-            case _:
-                spaced = False
-                break
-    if not spaced:
-        raise Unsupported(
-            f"{path} changes text otherwise than SentencePiece does for Llama; it is not supported."
-        )
-    return prefix
+    return _Found("llama", "default", pieces, space_prefix(tokenizer, path))
 
 
 def _from_sentencepiece(path: Path) -> _Found:
@@ -251,7 +170,7 @@ def _filled(found: _Found, n_vocab: int, path: Path) -> tuple[list[str], list[in
 
 def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
     """Put added tokens in: special ones are control tokens, others are found in any text."""
-    for token in _listed(added):
+    for token in listed(added):
         match token:
             case {"content": str(text), "id": int(i)} if i >= 0:
                 pass

@@ -1,4 +1,4 @@
-"""Prompts that ask for two skills at once: what mixing gives, beside one skill, the bare base, and two calls.
+"""What mixing gives on prompts that ask for two skills at once, beside one skill, the bare base, and two calls.
 
 The mixes compared are those that Loramix can serve; the oracle's scales come from a grid search on ``dev``.
 Where a part of an answer has no gold, the pinned specialist's answer on the same text stands in for it.
@@ -6,18 +6,16 @@ Where a part of an answer has no gold, the pinned specialist's answer on the sam
 
 from __future__ import annotations
 
-import random
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from loramix.eval.answers import AnswerStore
+from loramix.eval.composed_cases import Case, Kind, cases, kinds_of
 from loramix.eval.skills import ask, tidy
 from loramix.models.mixing import Mix
-from loramix.prompts import fill
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row
 from loramix.train.metrics import Estimate, bootstrap, measure, normal, share
@@ -25,137 +23,7 @@ from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "gate_each", "each", "sequence")
-VALENCE = {
-    "joy": "positive",
-    "sadness": "negative",
-    "anger": "negative",
-    "fear": "negative",
-    "disgust": "negative",
-}
-JOINED = 4  # review sentences make a review that is worth a summary
-LONGEST = 900  # characters of a text
 MAX_TOKENS = 96  # of an answer; blends that have lost the thread would go on much longer
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """One composed prompt, and what each part of its answer should be."""
-
-    text: str
-    prompt: str
-    wanted: dict[str, Row | None]
-    """Row with the gold by skill; None where the specialist's answer stands in."""
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """Two skills asked for at once; ``chain``: the second works on what the first gave."""
-
-    first: str
-    second: str
-    chain: bool = False
-
-    @property
-    def name(self) -> str:
-        """As the report calls it."""
-        return f"{self.first} → {self.second}" if self.chain else f"{self.first} + {self.second}"
-
-
-def kinds_of(composed: Mapping[str, Sequence[str]], skills: Sequence[str]) -> dict[Kind, Sequence[str]]:
-    """Kinds whose skills are there, with their phrasings.
-
-    Args:
-        composed: phrasings by the skills' names joined with ``+``.
-        skills: that the pack has.
-    """
-    found = {}
-    for names, templates in composed.items():
-        first, _, second = names.partition("+")
-        if first in skills and second in skills:
-            chain = {first, second} == {"summarize", "translate_fr"}
-            if chain:
-                first, second = "summarize", "translate_fr"
-            found[Kind(first, second, chain)] = templates
-    return found
-
-
-def cases(
-    kind: Kind,
-    templates: Sequence[str],
-    recipes: Mapping[str, Recipe],
-    rows: Mapping[str, Sequence[Row]],
-    split: str,
-    limit: int,
-) -> list[Case]:
-    """Composed prompts on real texts.
-
-    Args:
-        kind: what is asked for.
-        templates: phrasings, taken in turn.
-        recipes: of both skills.
-        rows: of both skills.
-        split: of the texts: ``dev`` or ``test``.
-        limit: most prompts.
-    """
-    pool = list(_texts(kind, recipes, rows, split))
-    random.Random(f"{kind.name}-{split}").shuffle(pool)
-    return [
-        Case(text, fill(templates[i % len(templates)], text), wanted)
-        for i, (text, wanted) in enumerate(pool[:limit])
-    ]
-
-
-def _texts(
-    kind: Kind, recipes: Mapping[str, Recipe], rows: Mapping[str, Sequence[Row]], split: str
-) -> Iterator[tuple[str, dict[str, Row | None]]]:
-    """Texts with the golds that they have."""
-    if kind.chain:
-        yield from _chained(rows, split)
-        return
-    # texts of the skill that is judged by labels or names: those have a gold that no model wrote
-    names = sorted((kind.first, kind.second), key=lambda name: _rank(name, recipes[name]))
-    own, other = names
-    chosen = [row for row in rows[own] if row.split == split and len(row.input) <= LONGEST]
-    if own == "sentiment" and other == "summarize":
-        chosen = list(_joined(chosen))
-    for row in chosen:
-        gold: Row | None = None
-        if (own, other) == ("emotion", "sentiment"):
-            if row.target not in VALENCE:
-                continue
-            valence = VALENCE[row.target]
-            gold = replace(row, target=valence, references=(valence,))
-        if recipes[own].metrics[0] == "entity_f1" and ":" not in row.target:
-            continue  # a post without names asks for nothing
-        yield row.input, {own: row, other: gold}
-
-
-def _rank(name: str, recipe: Recipe) -> tuple[int, int]:
-    """Emotion before sentiment: its classes tell the valence, and not the other way round."""
-    kind = 0 if recipe.labels else 1 if recipe.metrics[0] == "entity_f1" else 2
-    return kind, -len(recipe.labels)
-
-
-def _joined(rows: Sequence[Row]) -> Iterator[Row]:
-    for label in sorted({row.target for row in rows}):
-        same = [row for row in rows if row.target == label]
-        for i in range(0, len(same) - JOINED + 1, JOINED):
-            yield replace(same[i], input=" ".join(row.input for row in same[i : i + JOINED]))
-
-
-def _chained(rows: Mapping[str, Sequence[Row]], split: str) -> Iterator[tuple[str, dict[str, Row | None]]]:
-    """Long descriptions whose synopsis has a French translation by people."""
-
-    def key(text: str) -> str:
-        return re.sub(r"\W+", " ", text.casefold()).strip()
-
-    french = {key(row.input): row for row in rows["translate_fr"]}
-    for row in rows["summarize"]:
-        known = french.get(key(row.target))
-        # one of the two adapters has seen its half of most pairs; no pair is whole in training data
-        unseen = known and split in (row.split, known.split) and {row.split, known.split} <= {split, "train"}
-        if known and unseen and len(row.input) <= LONGEST:
-            yield row.input, {"translate_fr": known}
 
 
 def part_score(recipe: Recipe, answer: str, row: Row) -> float:

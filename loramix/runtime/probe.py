@@ -2,7 +2,7 @@
 
 Some builds crash on the first prompt: GCC drops the set-up of AMX tiles, or a wheel was built for another
 CPU. A crash cannot be caught, so a child decodes first, and the verdict is remembered for this library,
-CPU and kind of base. ``python -m loramix.runtime.probe BASE 0|1`` is that child.
+CPU and kind of base. ``python -m loramix.runtime.trial BASE 0|1`` is that child.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from loramix.errors import LoramixError, NativeError, UsageError
+from loramix.errors import NativeError, UsageError
 from loramix.paths import cache_dir, sha256_file, write_text
 from loramix.runtime.cpu import cpu_flags, cpu_model
+from loramix.runtime.trial import REFUSED
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
+    pass
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 ENVIRONMENT = "LORAMIX_EXTRA_BUFTS"
 TIMEOUT_S = 60.0
-_REFUSED = 3  # the child's exit code for an error of ours, whose sentence is on stderr
-_WRONG = 4  # and for logits that cannot be right
 _REMEMBERED = 32  # entries of each kind
 
 
@@ -127,7 +125,7 @@ def verdict(
         return Verdict(known.use_extra_bufts, known.reason, key, 0.0)
     started = time.monotonic()
     # -P: a module in the user's current directory must not be imported in place of ours
-    command = command or [sys.executable, "-P", "-m", "loramix.runtime.probe"]
+    command = command or [sys.executable, "-P", "-m", "loramix.runtime.trial"]
     packed = _try(command, base, True, timeout_s)
     if packed.trouble:
         plain = _try(command, base, False, timeout_s)
@@ -242,7 +240,7 @@ def _try(command: Sequence[str], base: Path, use_extra_bufts: bool, timeout_s: f
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1].strip()[:300] if lines else ""
     said = f" ({last})" if last else ""
-    if child.returncode == _REFUSED:
+    if child.returncode == REFUSED:
         return _Trial(f"failed{said}", refused=last)
     if 0 < child.returncode < 256:
         return _Trial(f"ended with exit code {child.returncode}{said}")
@@ -278,48 +276,3 @@ def _keep(cache: Path, memory: _Memory) -> None:
         write_text(cache, msgspec.json.encode(memory).decode())
     except OSError:
         pass  # a read-only cache costs a trial at each start
-
-
-def agree(together: npt.NDArray[np.float32], apart: npt.NDArray[np.float32]) -> bool:
-    """Whether two rows of logits are the same but for rounding: correlation over 0.99.
-
-    Args:
-        together: logits after a batch, (V,) float32.
-        apart: logits after the same tokens one by one, (V,) float32.
-    """
-    x, y = together - together.mean(dtype="f8"), apart - apart.mean(dtype="f8")
-    return bool(x @ y >= 0.99 * float((x @ x) * (y @ y)) ** 0.5)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Load a base, decode a batch as the runtime does, and check the logits."""
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an expected crash leaves no core file
-    except (ImportError, OSError, ValueError):
-        pass  # Windows, or not allowed here
-    from loramix.runtime.context import Context
-    from loramix.runtime.llama import Model
-
-    try:
-        with Model(Path(arguments[0]), use_extra_bufts=arguments[1] == "1") as model:
-            tokens = [token % model.n_vocab for token in range(1, 9)]
-            # one thread: two take half a minute where another program holds a core
-            context = Context(model, n_ctx=64, n_threads=1)
-            together = context.decode(tokens)  # raises if not finite
-            # one token at a time takes other kernels: a batch that is silently wrong differs
-            context.truncate(0)
-            apart = [context.decode([token]) for token in tokens][-1]
-            if not agree(together, apart):
-                print("other logits for a batch than for single tokens", file=sys.stderr)
-                return _WRONG
-    except LoramixError as error:
-        print(error, file=sys.stderr)
-        return _REFUSED
-    print('{"ok": true}')
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -26,7 +26,7 @@ from loramix.train import checkpoint
 from loramix.train.data import Example, Row, batches, micro_batches, prompts, take
 from loramix.train.examples import common_prefix, header_of, tokenize
 from loramix.train.forward import collate, hidden_states
-from loramix.train.frozen import autocast_dtype, device, digest, load_base, quiet
+from loramix.train.frozen import attach, autocast_dtype, device, digest, load_base, quiet
 from loramix.train.late import late_states
 from loramix.train.memory import checkpoint_layers, is_short
 from loramix.train.metrics import kept
@@ -132,7 +132,7 @@ class _Run:
         self.dtype = autocast_dtype()
         base = load_base(self.base, self.dtype)
         before = digest(base)
-        self.model = attach(base, self.recipe)
+        self.model = attach(base, self.recipe.lora)
         if not self.header:  # a late adapter's gradients pass the answer alone, over a cache
             if checkpointing is None:
                 layers = len(self.recipe.lora.layers(base.config.num_hidden_layers))
@@ -291,25 +291,3 @@ class _Run:
     def _log(self, row: dict[str, Any]) -> None:
         with (self.out / "log.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
-
-
-def attach(base: Any, recipe: Recipe) -> Any:
-    """Put a fresh LoRA of the recipe's shape on the base; its matrices are float32 and alone learn."""
-    from peft import LoraConfig, get_peft_model
-
-    shape = recipe.lora
-    config = LoraConfig(
-        r=shape.r,
-        lora_alpha=shape.lora_alpha,  # PEFT takes floats too
-        lora_dropout=shape.lora_dropout,
-        use_rslora=shape.use_rslora,
-        target_modules=list(shape.target_modules),
-        layers_to_transform=shape.layers(base.config.num_hidden_layers),
-        task_type="CAUSAL_LM",
-    )
-    with quiet():
-        model = get_peft_model(base, config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model

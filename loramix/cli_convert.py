@@ -1,0 +1,98 @@
+"""Commands that convert what was trained elsewhere or here: ``loramix convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loramix.cli_train import PATH, training_extra
+from loramix.errors import MissingExtra
+
+
+@click.group()
+def convert() -> None:
+    """Convert what training made into what the runtime loads."""
+
+
+@convert.command("adapter")
+@click.argument("directory", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
+@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
+def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: bool) -> None:
+    """Convert the PEFT or mlx-lm LoRA in DIRECTORY, and check that it does the same in llama.cpp."""
+    from loramix.convert import adapter, peft, selfcheck
+    from loramix.models import bases
+
+    base_path = bases.resolve(base)
+    named = base if base in bases.BASES else base_path.name
+    adapter.convert_adapter(
+        directory,
+        base_path,
+        out,
+        base_name=named,
+        base_sha256=bases.digest(base_path),
+        outtype=outtype,
+    )
+    if check:
+        try:
+            with training_extra(), peft.as_peft(directory) as source:
+                found = selfcheck.check(base_path, out, source, exact=False)
+            click.echo(
+                f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions; "
+                f"it moves logits by up to {found.effect:.2f}",
+                err=True,
+            )
+        except MissingExtra as error:
+            effect = selfcheck.applied(base_path, out)
+            click.echo(f"applied (moves logits by up to {effect:.2f}); {error}", err=True)
+    click.echo(str(out))
+
+
+@convert.command("base")
+@click.argument("hf_dir", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="GGUF file to write.")
+@click.option(
+    "--quant",
+    type=click.Choice(["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"]),
+    default="Q4_K_M",
+    show_default=True,
+    help="Type of the matrices.",
+)
+@click.option("--imatrix-text", type=PATH, help="UTF-8 text to weigh columns by when rounding to 4 bits.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
+def convert_base(hf_dir: Path, out: Path, quant: str, imatrix_text: Path | None, check: bool) -> None:
+    """Convert the Hugging Face checkpoint in HF_DIR (Llama architecture) to a GGUF base."""
+    from loramix.convert import selfcheck
+    from loramix.convert.from_hf import convert_base as work
+
+    work(hf_dir, out, quant, imatrix_text)
+    if check:
+        if n_texts := selfcheck.check_tokens(hf_dir, out):
+            click.echo(f"cuts {n_texts} texts as its tokenizer.json does", err=True)
+        try:
+            found = selfcheck.check_base(hf_dir, out, quant)
+            before, after = found.perplexity
+            click.echo(
+                f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions, "
+                f"perplexity {before:.2f} → {after:.2f} on {found.n_tokens} tokens",
+                err=True,
+            )
+        except MissingExtra as error:
+            click.echo(f"runs in llama.cpp, logits are finite; {error}", err=True)
+    click.echo(str(out))
+
+
+@convert.command("gate")
+@click.argument("directory", type=PATH)
+@click.option("--out", "-o", type=PATH, required=True, help="gate.npz to write.")
+def convert_gate(directory: Path, out: Path) -> None:
+    """Convert the torch gate in DIRECTORY to NumPy, and compare the two."""
+    with training_extra():
+        from loramix.convert.gate import convert_gate as work
+
+        difference = work(directory, out)
+    click.echo(f"largest difference to torch {difference:.1e}", err=True)
+    click.echo(str(out))

@@ -1,0 +1,194 @@
+"""Settings of a Hugging Face checkpoint of the Llama architecture, and what tensors they call for.
+
+Knows nothing of the files that hold the tensors.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from loramix.errors import InvalidArtifact, NotFound, Unsupported
+
+ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
+ROPE_TYPES = ("default", "linear", "llama3")
+MAX_JSON = 64 * 2**20
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
+T = TypeVar("T")
+
+
+class Rope(msgspec.Struct):
+    """``rope_parameters``, or ``rope_scaling`` of older checkpoints (transformers, modeling_rope_utils.py)."""
+
+    rope_type: str = ""
+    type: str = ""
+    """The older name of ``rope_type``."""
+    rope_theta: Positive | None = None
+    factor: Positive = 1.0
+    low_freq_factor: Positive = 1.0
+    high_freq_factor: Positive = 4.0
+    original_max_position_embeddings: Count | None = None
+    partial_rotary_factor: float = 1.0
+
+
+class Config(msgspec.Struct):
+    """What of ``config.json`` decides how the model computes; names and defaults are those of LlamaConfig."""
+
+    architectures: list[str]
+    hidden_size: Count
+    intermediate_size: Count
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    num_attention_heads: Count
+    vocab_size: Count
+    num_key_value_heads: Count | None = None
+    head_dim: Count | None = None
+    max_position_embeddings: Count = 2048
+    rms_norm_eps: Positive = 1e-6
+    rope_theta: Positive = 10000.0
+    rope_scaling: Rope | None = None
+    rope_parameters: Rope | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    hidden_act: str = "silu"
+    quantization_config: dict[str, Any] | None = None
+
+    @property
+    def n_head_kv(self) -> int:
+        """Key-value heads; as many as heads where nothing is said."""
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_size(self) -> int:
+        """Width of one head."""
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def rope(self) -> Rope:
+        """Rotary settings, with type and base filled in."""
+        found = self.rope_parameters or self.rope_scaling or Rope()
+        kind = found.rope_type or found.type or "default"
+        return msgspec.structs.replace(found, rope_type=kind, rope_theta=found.rope_theta or self.rope_theta)
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """Read a JSON file of a checkpoint.
+
+    Args:
+        path: the file.
+        kind: what it must hold.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidArtifact: larger than `MAX_JSON`, not JSON, or not what it must hold.
+    """
+    try:
+        size = path.stat().st_size if path.is_file() else -1
+        if size < 0:
+            raise NotFound(f"no {path.name} in {path.parent}; download the whole checkpoint.")
+        if size > MAX_JSON:
+            raise InvalidArtifact(f"{path} has {size} bytes; at most {MAX_JSON} are read.")
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidArtifact(f"{path} cannot be used ({error}); download it again.") from None
+
+
+def read_config(directory: Path) -> Config:
+    """Read and check ``config.json``.
+
+    Args:
+        directory: the checkpoint.
+
+    Raises:
+        NotFound: no such directory or file.
+        InvalidArtifact: damaged, or numbers that do not fit each other.
+        Unsupported: another architecture, or a part that this conversion does not know.
+    """
+    if not directory.is_dir():
+        raise NotFound(f"no directory {directory}; give one that holds a checkpoint's config.json.")
+    path = directory / "config.json"
+    named = read_json(path, dict[str, Any]).get("architectures")
+    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
+        what = ", ".join(map(str, named)) if isinstance(named, list) and named else "no architecture"
+        raise Unsupported(f"{path} names {what[:80]}; supported: {', '.join(ARCHITECTURES)}.")
+    config = read_json(path, Config)
+    rope = config.rope
+    for refused, why in (
+        (config.quantization_config, "it is quantized already; convert the original in full precision"),
+        (config.hidden_act != "silu", f"its activation is {config.hidden_act!r}, llama.cpp has 'silu'"),
+        (
+            rope.rope_type not in ROPE_TYPES,
+            f"its RoPE is {rope.rope_type!r}; supported: {', '.join(ROPE_TYPES)}",
+        ),
+        (rope.partial_rotary_factor != 1.0, "it turns a part of each head only (partial_rotary_factor)"),
+    ):
+        if refused:
+            raise Unsupported(f"{directory} cannot be converted: {why}.")
+    if rope.rope_type == "llama3" and (
+        not rope.original_max_position_embeddings or rope.low_freq_factor >= rope.high_freq_factor
+    ):
+        raise InvalidArtifact(
+            f"{path}: llama3 RoPE needs original_max_position_embeddings and low < high factor."
+        )
+    heads, kv, size = config.num_attention_heads, config.n_head_kv, config.head_size
+    if heads % kv or size % 2 or (config.head_dim is None and config.hidden_size % heads):
+        raise InvalidArtifact(
+            f"{path}: {heads} heads, {kv} key-value heads and a width of {config.hidden_size} do not fit."
+        )
+    return config
+
+
+def expected(config: Config) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that a checkpoint of these settings has, by name.
+
+    Args:
+        config: as read.
+    """
+    width, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_attention_heads * config.head_size, config.n_head_kv * config.head_size
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
+    for layer in range(config.num_hidden_layers):
+        stem = f"model.layers.{layer}"
+        for module, shape, bias in (
+            ("self_attn.q_proj", (q, width), config.attention_bias),
+            ("self_attn.k_proj", (kv, width), config.attention_bias),
+            ("self_attn.v_proj", (kv, width), config.attention_bias),
+            ("self_attn.o_proj", (width, q), config.attention_bias),
+            ("mlp.gate_proj", (inner, width), config.mlp_bias),
+            ("mlp.up_proj", (inner, width), config.mlp_bias),
+            ("mlp.down_proj", (width, inner), config.mlp_bias),
+        ):
+            shapes[f"{stem}.{module}.weight"] = shape
+            if bias:
+                shapes[f"{stem}.{module}.bias"] = shape[:1]
+        shapes[f"{stem}.input_layernorm.weight"] = (width,)
+        shapes[f"{stem}.post_attention_layernorm.weight"] = (width,)
+    shapes["model.norm.weight"] = (width,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, width)
+    return shapes
+
+
+def rope_factors(config: Config) -> npt.NDArray[np.float32] | None:
+    """What each pair's frequency is divided by under llama3 scaling, (head / 2,) float32; None without it.
+
+    As in llama.cpp's converter (conversion/llama.py, ``generate_extra_tensors``).
+    """
+    rope = config.rope
+    if rope.rope_type != "llama3":
+        return None
+    assert rope.rope_theta and rope.original_max_position_embeddings  # filled in by read_config
+    exponents = np.arange(0, config.head_size, 2, dtype=np.float32) / np.float32(config.head_size)
+    wavelengths = 2 * np.pi * np.power(np.float32(rope.rope_theta), exponents, dtype=np.float32)
+    low, high, context = rope.low_freq_factor, rope.high_freq_factor, rope.original_max_position_embeddings
+    smooth = (context / wavelengths - low) / (high - low)
+    between = 1 / ((1 - smooth) / rope.factor + smooth)
+    factors = np.where(
+        wavelengths < context / high, 1.0, np.where(wavelengths > context / low, rope.factor, between)
+    )
+    return factors.astype(np.float32)

@@ -1,0 +1,94 @@
+"""How a ``tokenizer.json`` cuts and changes text before its merges: recognised by its parts, or refused.
+
+llama.cpp has its pre-tokenizers built in and picks one by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loramix.errors import Unsupported
+
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# (pre-tokenizer's parts, ignore_merges): llama.cpp's name for it (src/llama-vocab.cpp)
+PRE_TOKENIZERS = {
+    ((("ByteLevel", True),), False): "gpt-2",
+    ((("Digits", True), ("ByteLevel", True)), False): "smollm",
+    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
+    ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "smaug-bpe",
+}
+
+
+def pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
+    """llama.cpp's name of a byte-level BPE's pre-tokenizer."""
+    parts: list[tuple[str, Any]] = []
+    for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
+        kind, what = step.get("type"), None
+        if kind == "ByteLevel" and not step.get("add_prefix_space"):
+            what = step.get("use_regex", True)
+        elif kind == "Digits":
+            what = step.get("individual_digits")
+        elif kind == "Split" and step.get("behavior") == "Isolated" and not step.get("invert"):
+            pattern = step.get("pattern")
+            what = pattern.get("Regex") if isinstance(pattern, dict) else None
+        parts.append((str(kind), what if isinstance(what, bool | str) else None))
+    normal = _steps(tokenizer.get("normalizer"), "normalizers")
+    merged = bool(tokenizer["model"].get("ignore_merges"))
+    name = PRE_TOKENIZERS.get((tuple(parts), merged))
+    if name is None or normal:
+        shown = " then ".join(str(step.get("type")) for step in normal) or "no normalizer"
+        shown += ", " + (
+            " then ".join(kind if what is not False else f"{kind} (off)" for kind, what in parts)
+        )
+        known = ", ".join(sorted(PRE_TOKENIZERS.values()))
+        raise Unsupported(
+            f"{path} cuts text in a way that is not known here ({shown}, ignore_merges {merged}); "
+            f"supported are the pre-tokenizers that llama.cpp calls {known}."
+        )
+    return name
+
+
+def space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:
+    """Whether a SentencePiece tokenizer puts a space before the text.
+
+    Raises:
+        Unsupported: it changes the text otherwise.
+    """
+    spaced = prefix = False
+    for step in [
+        *_steps(tokenizer.get("normalizer"), "normalizers"),
+        *_steps(tokenizer.get("pre_tokenizer"), "pretokenizers"),
+    ]:
+        match step:
+            case {"type": "Prepend", "prepend": "▁"}:
+                prefix = True
+            case {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}:
+                spaced = True
+            case {"type": "Metaspace", "replacement": "▁"} if not step.get("split"):
+                spaced = True
+                prefix = prefix or step.get("prepend_scheme", "always") != "never"
+            case _:
+                spaced = False
+                break
+    if not spaced:
+        raise Unsupported(
+            f"{path} changes text otherwise than SentencePiece does for Llama; it is not supported."
+        )
+    return prefix
+
+
+def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
+    """The parts of a normalizer or pre-tokenizer, out of their sequence."""
+    if not isinstance(part, dict):
+        return []
+    steps = listed(part.get(inner)) if part.get("type") == "Sequence" else [part]
+    return [step if isinstance(step, dict) else {} for step in steps]
+
+
+def listed(value: Any) -> list[Any]:
+    """A list of an untrusted file, or none where it holds something else."""
+    return value if isinstance(value, list) else []

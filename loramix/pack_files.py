@@ -1,0 +1,43 @@
+"""Files that a change of a pack writes: names and digests; no file of the old pack is overwritten."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from loramix.manifest import Manifest
+from loramix.paths import safe_join, sha256_file
+
+
+class NewFiles:
+    """New files of a pack, under names that no file of the old manifest has with another content."""
+
+    def __init__(self, before: Manifest, directory: Path) -> None:
+        self.contents: dict[str, bytes] = {}
+        there = {name: safe_join(directory, name) for name, digest in digests(before).items() if not digest}
+        cards = {name: sha256_file(path) for name, path in there.items() if path.is_file()}
+        self._taken = {**digests(before), **cards}
+
+    def put(self, name: str, content: bytes) -> str:
+        """Note a file to write; returns the name it will have."""
+        digest = digest_of(content)
+        if self._taken.get(name, digest) != digest:
+            stem, dot, suffix = name.rpartition(".")
+            name = f"{stem}-{digest[:8]}{dot}{suffix}"
+        self.contents[name] = content
+        return name
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def digests(manifest: Manifest) -> dict[str, str]:
+    """Digest of each file that a manifest names; empty for cards, which have none."""
+    found = {skill.file: skill.sha256 for skill in manifest.skills}
+    found |= {skill.card: "" for skill in manifest.skills if skill.card}
+    if manifest.gate:
+        found[manifest.gate.file] = manifest.gate.sha256
+        if manifest.gate.features and manifest.gate.features_sha256:
+            found[manifest.gate.features] = manifest.gate.features_sha256
+    return found

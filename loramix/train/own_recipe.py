@@ -1,0 +1,75 @@
+"""A recipe for data that come without one: instructions from a file, or plain wording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from loramix.errors import InvalidData, NotFound
+from loramix.prompts import fill
+from loramix.train.data import Row
+from loramix.train.recipe import RECIPES, Recipe, Source, changed_for, load_recipe, recipe_for
+
+
+def recipe_of_data(name: str, rows: Sequence[Row], instructions: Path | None, base: str) -> Recipe:
+    """A recipe for a skill that is known by its data alone, as it is trained on a base.
+
+    Args:
+        name: the skill.
+        rows: its data; few short distinct answers are taken for labels.
+        instructions: a text file with one instruction a line, ``{input}`` where the text goes (else it is put
+            behind), or a recipe; None for a recipe that ships with Loramix under that name, or plain wording.
+        base: name of the pack's.
+
+    Raises:
+        InvalidData: no usable instruction.
+        NotFound: no such file.
+    """
+    if instructions is not None and instructions.suffix == ".toml":
+        return msgspec.structs.replace(load_recipe(str(instructions)), name=name)
+    if instructions is None and (RECIPES / f"{name}.toml").is_file():
+        return recipe_for(name, base)
+    answers = [row.target for row in rows if row.split == "train"]
+    labels = sorted(set(answers))
+    few = len(labels) <= 20 and len(answers) >= 5 * len(labels) and max(map(len, labels)) < 40
+    asked = _read_instructions(instructions) if instructions else _plain(name)
+    longest = max((len(answer) for answer in answers), default=80)
+    recipe = Recipe(
+        name=name,
+        description=f"{name.replace('_', ' ').replace('-', ' ').capitalize()}.",
+        metrics=["accuracy" if few else "rouge_l"],
+        data=Source(license="as its data", how="One's own file of split, input and target."),
+        instructions={"any": asked},
+        labels=labels if few else [],
+        any_text=True,
+        max_tokens=max(8, min(256, longest // 2)),
+        example=fill(asked[0], next((row.input for row in rows), "…"))[:2000],
+    )
+    return changed_for(recipe, base)
+
+
+def _read_instructions(path: Path) -> list[str]:
+    if not path.is_file():
+        raise NotFound(f"no instructions file {path}; write one instruction a line, or leave the option out.")
+    lines = [line.strip().replace("\\n", "\n") for line in path.read_text(encoding="utf-8").splitlines()]
+    asked = [line if "{input}" in line else f"{line}\n{{input}}" for line in dict.fromkeys(lines) if line]
+    if not asked or any(text.count("{input}") != 1 for text in asked):
+        raise InvalidData(
+            f"{path} needs one instruction a line, each with '{{input}}' at most once; mend it."
+        )
+    return asked
+
+
+def _plain(name: str) -> list[str]:
+    """Wording that names the skill: a start, where the user gives none."""
+    said = name.replace("_", " ").replace("-", " ")
+    return [
+        f"{said}: {{input}}",
+        f"{said.capitalize()}:\n{{input}}",
+        f"{{input}}\n\n{said}?",
+        f"Do this: {said}.\n\n{{input}}",
+        f"Please do {said} on the following text. {{input}}",
+        f"Task: {said}\nInput: {{input}}\nOutput:",
+    ]
