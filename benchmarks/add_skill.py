@@ -32,6 +32,7 @@ from loramix.train import skill as work
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.gate import select
 from loramix.train.lora import train_skill
+from loramix.train.own_recipe import recipe_of_data
 from loramix.train.recipe import recipe_beside
 
 NAME = "translate_de"
@@ -77,7 +78,7 @@ def main(data: Path, out: Path, pack: str, max_rows: int, per_template: int, row
     source = Pack.load(pack)
     base = bases.resolve(source.manifest.base.name)
     everything = read_rows(data / "extra" / f"{NAME}.jsonl.gz")
-    recipe = work.recipe_for(NAME, everything, RECIPE)
+    recipe = recipe_of_data(NAME, everything, RECIPE, source.manifest.base.name)
     with Display() as display:
         train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=display.update)
     known = [skill.name for skill in source.skills]

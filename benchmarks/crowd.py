@@ -67,8 +67,8 @@ def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
         resident = Context(model, [(loaded[0], 1.0)], n_ctx=2048, n_threads=default_threads())
         return paired(
             {
-                "the only skill": partial(decode, few._pool.get(mix), ids),
-                "among many, loaded when asked for": partial(decode, many._pool.get(mix), ids),
+                "the only skill": partial(decode, few.decoder.pool.get(mix), ids),
+                "among many, loaded when asked for": partial(decode, many.decoder.pool.get(mix), ids),
                 "among many, all in native memory": partial(decode, resident, ids),
             },
             rounds,

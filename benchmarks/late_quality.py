@@ -42,7 +42,7 @@ def main(runs: Path, data: Path, out: Path, rows: int, threads: int | None, reco
     late = pack_of(out.absolute() / "late", bases.DEFAULT, adapters)
     names = [skill.name for skill in late.skills]
     packs = {"plain": Pack.load(bases.DEFAULT).directory, "late": late.directory}
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for kind, directory in packs.items():
         store = AnswerStore(out / f"{kind}.jsonl")
         with Engine.open(directory, n_threads=threads) as engine:

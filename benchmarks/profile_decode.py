@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -56,7 +56,7 @@ def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, thr
         threads: for llama.cpp.
     """
     describe, title = ggml("ggml_op_desc", ctypes.c_char_p), ggml("ggml_get_name", ctypes.c_char_p)
-    spent: Counter[str] = Counter()
+    spent: dict[str, float] = defaultdict(float)
     count: Counter[str] = Counter()
     began = 0.0
 
@@ -79,8 +79,9 @@ def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, thr
         count.clear()
         for token in ids[32 : 32 + tokens]:
             context.decode([token])
+    by_time = sorted(spent.items(), key=lambda item: -item[1])
     return {
-        "us": {what: round(1e6 * seconds / tokens, 1) for what, seconds in spent.most_common()},
+        "us": {what: round(1e6 * seconds / tokens, 1) for what, seconds in by_time},
         "nodes": {what: round(number / tokens) for what, number in count.most_common()},
     }
 

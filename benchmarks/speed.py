@@ -261,7 +261,7 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
             found["switches"] = switches(plain, rounds)
             found["token-wise"] = tokenwise(plain, rounds)
             first, second = (plain._tokens([{"role": "user", "content": text}]) for text in "ab")
-            for file in late._adapters._files.values():  # it costs what a pack trained so costs
+            for file in late.decoder.adapters._files.values():  # it costs what a pack trained so costs
                 file.invocation = tuple(header(first, second))
             found |= requests(plain, late, rounds)
         found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
