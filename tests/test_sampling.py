@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramix.errors import UsageError
-from loramix.runtime.sampling import Sampler, Sampling, log_probability
+from loramix.runtime.sampling import FEW, Sampler, Sampling, score
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40).map(
     lambda x: np.asarray(x, np.float32)
@@ -87,9 +87,33 @@ def test_repeat_penalty_weakens_recent_tokens_only() -> None:
     assert logits.tolist() == [2.0, np.float32(1.9), -1.0]
 
 
-def test_log_probability() -> None:
-    logits = np.log(np.asarray([0.5, 0.25, 0.25], np.float32))
-    assert log_probability(logits, 1) == pytest.approx(np.log(0.25), abs=1e-6)
+@pytest.mark.parametrize("spread", [0.0, 0.01, 1.0, 5.0])
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"top_p": 0.2}, {"min_p": 0.02}, {"top_k": 3000}])
+def test_a_large_vocabulary_is_drawn_from_as_if_all_of_it_were_sorted(
+    spread: float, options: dict[str, Any]
+) -> None:
+    """What is drawn lies among the likeliest few, behind them, or at their end where many are equal."""
+    logits = np.random.default_rng(5).normal(0, spread, 6 * FEW).astype(np.float32)
+    p = softmax(logits)
+    order = np.argsort(-logits, kind="stable")[: options.get("top_k", len(p))]
+    order = order[p[order] >= options.get("min_p", 0.0) * p.max()]
+    sums = np.cumsum(p[order]) / p[order].sum()
+    order = order[: int(np.searchsorted(sums, options.get("top_p", 1.0))) + 1]
+    sums = np.cumsum(p[order]) / p[order].sum()
+    sampler, draws = Sampler(Sampling(temperature=1.0, seed=2, **options)), np.random.default_rng(2)
+    places = [int(np.searchsorted(sums, draws.random())) for _ in range(60)]
+    assert [sampler.pick(logits, []) for _ in range(60)] == [int(order[place]) for place in places]
+    if spread < 1 and not options:
+        assert max(places) > FEW > min(places)  # both ways were taken
+
+
+def test_scores() -> None:
+    logits = np.log(np.asarray([0.25, 0.5, 0.125, 0.125], np.float32))
+    found = score(logits, 3, 3)
+    assert found.log_probability == pytest.approx(np.log(0.125), abs=1e-6)
+    assert [token for token, _ in found.top] == [1, 0, 2]  # of equals the first
+    assert [p for _, p in found.top] == pytest.approx(np.log([0.5, 0.25, 0.125]), abs=1e-6)
+    assert score(logits, 0, 0).top == []
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "top_k", "repeat_penalty", "seed"])

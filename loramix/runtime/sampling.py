@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 from loramix.errors import UsageError
 
+FEW = 1024
+"""Tokens that are sorted at first: what is drawn is nearly always among them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -92,26 +95,57 @@ class Sampler:
             logits[seen] = np.where(values > 0, values / s.repeat_penalty, values * s.repeat_penalty)
         if s.temperature == 0.0:
             return int(logits.argmax())
-        keep = s.top_k if 0 < s.top_k < len(logits) else len(logits)
-        chosen = np.argpartition(logits, -keep)[-keep:] if keep < len(logits) else np.arange(len(logits))
-        # likeliest first; equal logits by token id, so that a seed gives the same text everywhere
-        chosen = chosen[np.lexsort((chosen, -logits[chosen]))]
-        scaled = (logits[chosen].astype(np.float64) - float(logits[chosen[0]])) / s.temperature
-        p = np.exp(scaled)
-        p /= p.sum()
-        if s.min_p > 0:
-            kept = p >= s.min_p * p[0]
-            chosen, p = chosen[kept], p[kept] / p[kept].sum()
-        if s.top_p < 1:
-            reach = int(np.searchsorted(np.cumsum(p), s.top_p)) + 1
-            chosen, p = chosen[:reach], p[:reach] / p[:reach].sum()
-        return int(chosen[min(int(np.searchsorted(np.cumsum(p), self._random.random())), len(p) - 1)])
+        if 0 < s.top_k < len(logits):
+            kept = likeliest(logits, s.top_k)
+            return int(kept[self._drawn(logits[kept])])
+        return self._drawn(logits)
+
+    def _drawn(self, logits: npt.NDArray[np.float32]) -> int:
+        """The place of what is drawn."""
+        s = self.settings
+        odds = np.exp(
+            (logits.astype(np.float64) - float(logits.max())) / s.temperature
+        )  # 1 for the likeliest
+        count = int(np.count_nonzero(odds >= s.min_p)) if s.min_p > 0 else len(odds)
+        draw = self._random.random()
+        # sorting all tokens takes as long as decoding one
+        for n in (min(FEW, count) if count == len(odds) else count, count):
+            ids = likeliest(logits, n)
+            sums = np.cumsum(odds[ids])
+            place = _place(sums, float(odds.sum() if n < count else sums[-1]), s.top_p, draw)
+            if place < n:
+                break
+        return int(ids[min(place, n - 1)])
 
 
-def log_probability(logits: npt.NDArray[np.float32], token: int) -> float:
-    """Natural logarithm of a token's probability under (V,) logits."""
-    top = float(logits.max())
-    return float(logits[token]) - top - math.log(float(np.exp(logits.astype(np.float64) - top).sum()))
+def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Ids of the likeliest tokens, those first; equal ones by id, so that a seed gives the same text everywhere.
+
+    Args:
+        logits: (V,) float32.
+        count: how many, 1 to V.
+    """
+    ids = np.arange(len(logits))
+    if count < len(logits):
+        ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
+    return ids[np.argsort(-logits[ids], kind="stable")][:count]
+
+
+def _place(sums: npt.NDArray[np.float64], total: float, top_p: float, draw: float) -> int:
+    """Which of the likeliest tokens is drawn; their number where it is none of them.
+
+    Args:
+        sums: odds of each and all before it.
+        total: odds of all that may be drawn, before ``top_p``.
+        top_p: see `Sampling`.
+        draw: 0 to 1.
+    """
+    if top_p < 1:
+        reach = int(np.searchsorted(sums, top_p * total))
+        if reach == len(sums):
+            return reach
+        total = float(sums[reach])
+    return int(np.searchsorted(sums, draw * total))
 
 
 class TokenScore(NamedTuple):
@@ -131,7 +165,8 @@ def score(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenScore:
         token: the one that was chosen.
         top: how many others; 0 for none.
     """
-    best = np.argpartition(logits, -top)[-top:] if top else np.zeros(0, np.intp)
-    best = best[np.lexsort((best, -logits[best]))]
-    pairs = [(int(i), log_probability(logits, int(i))) for i in best]
-    return TokenScore(token, log_probability(logits, token), pairs)
+    top_logit = float(logits.max())
+    total = top_logit + math.log(float(np.exp(logits.astype(np.float64) - top_logit).sum()))
+    best = [int(i) for i in likeliest(logits, top)] if top else []
+    pairs = [(i, float(logits[i]) - total) for i in best]
+    return TokenScore(token, float(logits[token]) - total, pairs)
