@@ -227,7 +227,9 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
         nonlocal moves
         found = engine.generate(text, policy=policy, repeat_penalty=1.3, max_tokens=DECODE)
         moves += sum(a != b for a, b in itertools.pairwise(found.mixes))
-        return float(found.timings["total"] - found.timings["first_token"]) / max(1, len(found.tokens) - 1)
+        # the end of an answer is decoded too, and is no token of it
+        steps = len(found.tokens) - (found.finish_reason == "length")
+        return float(found.timings["total"] - found.timings["first_token"]) / max(1, steps)
 
     def all_of(policy: str) -> float:
         return statistics.mean(answer(policy, text) for text in asked)
