@@ -85,7 +85,8 @@ def _pack_rows(pack: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         pack["first token, 100-token prompt"],
         pack["first token after a switch, 1,000-token chat"],
     )
-    wise = pack["token-wise"]["per token"]["token"]["ratio"]
+    wise = pack["token-wise"]["per token"]
+    ratios = " / ".join(f"{wise[name]['ratio']:.2f}" for name in ("blend", "token", "token, moved"))
     known = f"{switches['seen_p50_ms']:.3f} / {switches['seen_p99_ms']:.2f} ms"
     yield "switch to a mix that was used before, p50 / p99", known
     yield "switch to a new blend, p50", f"{switches['new_blend_p50_ms']:.0f} ms"
@@ -93,7 +94,7 @@ def _pack_rows(pack: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     yield "first token of a 100-token prompt, with the gate / skill named", late
     ratio = f"{switch['late adapter']['ratio']:.3f}"
     yield "first token after a switch of skill in a 1,000-token chat, late / plain adapter", ratio
-    yield "a token under `token` / under `top1`", f"{wise:.2f}"
+    yield "a token under `blend` / under `token` / where that moves every 8 tokens, against `top1`", ratios
 
 
 def _crowd_rows(crowd: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,6 @@ for shapes that no pack has.
 
 from __future__ import annotations
 
-import itertools
 import json
 import resource
 import statistics
@@ -34,7 +33,9 @@ from loramix.runtime.cpu import default_threads, machine
 from loramix.runtime.llama import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
+from loramix.runtime.stream import Wanted
 from loramix.runtime.tokenize import header
+from loramix.runtime.tokenwise import TokenMixer
 
 PREFILL, DECODE = 256, 32
 fused = partial(fuse, quantize=quantize_rows)  # adapters as an engine runs them on a quantized base
@@ -218,23 +219,44 @@ TWO_THINGS = (
 )
 
 
+MOVED = "token, moved"
+ANSWER = (
+    "The film tells of a family and its summer by the sea, the actors are charming, and the writer was so happy "
+    "with all of it that nobody could call this review anything but positive."
+)
+
+
 def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
-    """Milliseconds a token behind the first, when the mix may move at each, against the same prompts' top-1."""
+    """Milliseconds a token behind a prompt, when the mix may move at each, against the same tokens under top-1.
+
+    Last with a gate that is sure of one skill for eight tokens and then of the other, so that the mix does move.
+    """
     asked = [text for text in TWO_THINGS if len(engine.route(text, policy="token").mix) > 1]
+    said = engine.model.tokenize(ANSWER)[:DECODE]
     moves = 0
 
-    def answer(policy: str, text: str) -> float:
+    def follow(policy: str, text: str) -> float:
         nonlocal moves
-        found = engine.generate(text, policy=policy, repeat_penalty=1.3, max_tokens=DECODE)
-        moves += sum(a != b for a, b in itertools.pairwise(found.mixes))
-        # the end of an answer is decoded too, and is no token of it
-        steps = len(found.tokens) - (found.finish_reason == "length")
-        return float(found.timings["total"] - found.timings["first_token"]) / max(1, steps)
+        prompt = engine._tokens([{"role": "user", "content": text}])
+        route = engine.route(text, policy=policy.partition(",")[0])
+        moving = TokenMixer(route.key) if policy.startswith("token") else None
+        mix = moving.mix if moving else route.key
+        engine.decode(Wanted(mix, prompt, len(prompt)))
+        began = time.perf_counter()
+        for i in range(len(said)):
+            engine.decode(Wanted(mix, prompt + said[: i + 1], len(prompt)))
+            if moving:
+                reading = engine.reading(mix)
+                if policy == MOVED:
+                    reading = {(moving.first, moving.second)[i // 8 % 2]: 1.0}
+                before, mix = mix, moving.follow(reading)
+                moves += policy == "token" and mix != before
+        return (time.perf_counter() - began) / len(said)
 
     def all_of(policy: str) -> float:
-        return statistics.mean(answer(policy, text) for text in asked)
+        return statistics.mean(follow(policy, text) for text in asked)
 
-    found = paired({policy: partial(all_of, policy) for policy in ("top1", "blend", "token")}, rounds)
+    found = paired({policy: partial(all_of, policy) for policy in ("top1", "blend", "token", MOVED)}, rounds)
     return {"per token": found, "changes of mix": moves / (rounds + 1), "prompts": len(asked)}
 
 
