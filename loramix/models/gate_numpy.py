@@ -169,7 +169,9 @@ class NumpyGate:
             everything: dict[str, npt.NDArray[Any]] = {"info": info, **self.arrays}
             for key, array in everything.items():
                 member = io.BytesIO()
-                np.lib.format.write_array(member, array, version=(1, 0), allow_pickle=False)
+                np.lib.format.write_array(
+                    member, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+                )
                 archive.writestr(zipfile.ZipInfo(f"{key}.npy", _EPOCH), member.getvalue())
         return buffer.getvalue()
 
