@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Engine", "LoramixError", "Mix", "Pack", "Route", "__version__"]
+DEFAULT = "smollm2-135m"
+"""Name of the default base, and of the pack on it that ships with Loramix."""
+__all__ = ["DEFAULT", "Answer", "Engine", "LoramixError", "Mix", "Pack", "Route", "__version__"]
 
 if TYPE_CHECKING:
     from loramix.errors import LoramixError

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from loramix.runtime.router import Route
     from loramix.runtime.stream import Answer
 
-DEFAULT_PACK = "smollm2-135m"
 POLICIES = ("top1", "blend", "each", "token", "base")  # those of models.mixing, which would load NumPy
 policy_option = click.option("--policy", type=click.Choice(POLICIES), default="each", show_default=True)
 
@@ -60,7 +59,7 @@ def engine_options(command: Any) -> Any:
             "--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens."
         ),
         click.option(
-            "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."
+            "--pack", "-p", default=loramix.DEFAULT, show_default=True, help="Pack: name or directory."
         ),
     ):
         command = option(command)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from loramix import DEFAULT
 from loramix.cli_train import PATH, training_extra
 from loramix.errors import MissingExtra
 
@@ -18,7 +19,7 @@ def convert() -> None:
 @convert.command("adapter")
 @click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
-@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--base", default=DEFAULT, show_default=True, help="Base: name or GGUF.")
 @click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
 def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: bool) -> None:

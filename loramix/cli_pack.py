@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-DEFAULT_PACK = "smollm2-135m"
+from loramix import DEFAULT
+
 PATH = click.Path(path_type=Path)
 
 
@@ -40,7 +41,7 @@ def pack_list(as_json: bool) -> None:
 
 
 @pack.command("show")
-@click.argument("name", default=DEFAULT_PACK)
+@click.argument("name", default=DEFAULT)
 @click.option("--json", "as_json", is_flag=True)
 def pack_show(name: str, as_json: bool) -> None:
     """What the pack NAME holds."""
@@ -63,7 +64,7 @@ def pack_show(name: str, as_json: bool) -> None:
 
 
 @pack.command("check")
-@click.argument("name", default=DEFAULT_PACK)
+@click.argument("name", default=DEFAULT)
 def pack_check(name: str) -> None:
     """Check every file of the pack NAME, against its base too where that is here."""
     from loramix.models import bases
@@ -79,7 +80,7 @@ def pack_check(name: str) -> None:
 
 @pack.command("new")
 @click.argument("directory", type=PATH)
-@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--base", default=DEFAULT, show_default=True, help="Base: name or GGUF.")
 @click.option("--description", default="", help="One line.")
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:

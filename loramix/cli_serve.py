@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from loramix.cli_pack import DEFAULT_PACK
+from loramix import DEFAULT
 from loramix.errors import MissingExtra, NotFound, UsageError
 
 PORT = 11435
@@ -37,7 +37,7 @@ def serving_extra() -> Iterator[None]:
 
 
 @click.command()
-@click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
+@click.option("--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; another one needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one.")
 @click.option(

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import click
 
+from loramix import DEFAULT
 from loramix.cli_train import PATH, Display, training_extra
 
-PACK = click.option(
-    "--pack", "-p", default="smollm2-135m", show_default=True, help="Pack: name or directory."
-)
+PACK = click.option("--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory.")
 INSTRUCTIONS = click.option(
     "--instructions", type=PATH, help="Ways to ask, one a line with {input} in it, or a recipe (TOML)."
 )

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from loramix import DEFAULT
 from loramix.errors import InvalidData, MissingExtra
 
 PATH = click.Path(path_type=Path)
@@ -42,7 +43,7 @@ def train() -> None:
 @train.command("skill")
 @click.argument("recipe")
 @click.option("--data", type=PATH, help="JSONL or JSONL.gz of split, input, target.")
-@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name, GGUF or HF directory.")
+@click.option("--base", default=DEFAULT, show_default=True, help="Base: name, GGUF or HF directory.")
 @click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
@@ -102,7 +103,7 @@ def train_skill(
 @click.option(
     "--skill", "skills", multiple=True, help="Recipe (name or file); again for more. By default all."
 )
-@click.option("--base", default="smollm2-135m", show_default=True, help="Base: name or GGUF.")
+@click.option("--base", default=DEFAULT, show_default=True, help="Base: name or GGUF.")
 @click.option("--out", type=PATH, default=Path("runs"), show_default=True, help="Run directories.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
 @click.option("--description", default="", help="One line on a new pack.")

