@@ -79,8 +79,9 @@ def main(data: Path, out: Path, pack: str, max_rows: int, per_template: int, row
     base = bases.resolve(source.manifest.base.name)
     everything = read_rows(data / "extra" / f"{NAME}.jsonl.gz")
     recipe = recipe_of_data(NAME, everything, RECIPE, source.manifest.base.name)
-    with Display() as display:
-        train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=display.update)
+    if not (out / "adapter").is_dir():  # else from an earlier run: what is measured comes behind it
+        with Display() as display:
+            train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=display.update)
     known = [skill.name for skill in source.skills]
     recipes = {name: recipe_beside(data / "skills", name) for name in known}
     test = {n: take(read_rows(data_file(data / "skills", n)), "test") for n in known}

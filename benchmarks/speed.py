@@ -29,7 +29,7 @@ from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import write_text
 from loramix.runtime.context import Context
-from loramix.runtime.cpu import default_threads, machine
+from loramix.runtime.cpu import cpu_count, default_threads, machine
 from loramix.runtime.llama import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
@@ -129,6 +129,21 @@ def mixes(base: Path, contents: Mapping[str, bytes], threads: int, rounds: int) 
         return {
             work.__name__: paired({n: partial(work, c, ids) for n, c in contexts.items()}, rounds)
             for work in (prefill, decode)
+        }
+
+
+def threads_of(base: Path, rounds: int) -> dict[str, Any]:
+    """The bare base by number of threads: one, as many as by default, one per logical processor."""
+    counts = sorted({1, default_threads(), cpu_count()})
+    with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
+        contexts = {str(n): Context(model, n_ctx=512, n_threads=n) for n in counts}
+        ids = (model.tokenize("The quick brown fox jumps over the lazy dog. " * 40))[:PREFILL]
+        return {
+            "default": default_threads(),
+            **{
+                work.__name__: paired({n: partial(work, c, ids) for n, c in contexts.items()}, rounds)
+                for work in (prefill, decode)
+            },
         }
 
 
@@ -281,6 +296,7 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
         source = Pack.load(pack)
         path = bases.resolve(source.manifest.base.name)
         found["pack"] = mixes(path, pack_mixes(source), threads, rounds)
+        found["threads"] = threads_of(path, rounds)
         with Engine(source) as plain, Engine(source) as late:
             found["switches"] = switches(plain, rounds)
             found["token-wise"] = tokenwise(plain, rounds)
