@@ -10,7 +10,12 @@ from loramix.paths import safe_join, sha256_file
 
 
 class NewFiles:
-    """New files of a pack, under names that no file of the old manifest has with another content."""
+    """New files of a pack, under names that no file of the old manifest has with another content.
+
+    Args:
+        before: the old manifest.
+        directory: the pack.
+    """
 
     def __init__(self, before: Manifest, directory: Path) -> None:
         self.contents: dict[str, bytes] = {}
@@ -29,6 +34,7 @@ class NewFiles:
 
 
 def digest_of(content: bytes) -> str:
+    """SHA-256 of bytes, as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
