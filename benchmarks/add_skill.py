@@ -67,21 +67,27 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
 @click.command()
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--pack", default="smollm2-135m", show_default=True)
+@click.option("--pack", default=bases.DEFAULT, show_default=True)
+@click.option(
+    "--adapter", type=click.Path(exists=True, path_type=Path), help="Trained before; none is trained then."
+)
 @click.option("--max-rows", default=4000, show_default=True)
 @click.option(
     "--per-template", default=3, show_default=True, help="Texts put into each phrasing of the others."
 )
 @click.option("--rows", default=100, show_default=True, help="Test rows that the new skill answers.")
-def main(data: Path, out: Path, pack: str, max_rows: int, per_template: int, rows: int) -> None:
+def main(
+    data: Path, out: Path, pack: str, adapter: Path | None, max_rows: int, per_template: int, rows: int
+) -> None:
     """Measure, and write into results.json."""
     source = Pack.load(pack)
     base = bases.resolve(source.manifest.base.name)
     everything = read_rows(data / "extra" / f"{NAME}.jsonl.gz")
     recipe = recipe_of_data(NAME, everything, RECIPE, source.manifest.base.name)
-    if not (out / "adapter").is_dir():  # else from an earlier run: what is measured comes behind it
+    if adapter is None:
         with Display() as display:
             train_skill(recipe, everything, base, out, resume=True, max_rows=max_rows, report=display.update)
+        adapter = out / "adapter"
     known = [skill.name for skill in source.skills]
     recipes = {name: recipe_beside(data / "skills", name) for name in known}
     test = {n: take(read_rows(data_file(data / "skills", n)), "test") for n in known}
@@ -104,7 +110,7 @@ def main(data: Path, out: Path, pack: str, max_rows: int, per_template: int, row
         with Engine.open(copy) as engine:
             engine.generate(PROMPT, max_tokens=4)
             began = time.perf_counter()
-            change = work.add(copy, recipe, everything, out, adapter=out / "adapter", say=click.echo)
+            change = work.add(copy, recipe, everything, out, adapter=adapter, say=click.echo)
             update = time.perf_counter() - began
             began = time.perf_counter()
             engine.reload()

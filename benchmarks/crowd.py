@@ -20,7 +20,7 @@ from typing import Any
 import click
 import msgspec
 import numpy as np
-from speed import PREFILL, decisions, decode, fused, paired, report
+from speed import PREFILL, TEXT, decisions, decode, fused, paired, report
 
 from loramix import Engine
 from loramix.models import bases
@@ -58,7 +58,7 @@ def memory_mb() -> float:
 
 def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
     """Decoding under one skill: alone in its pack, among many, and with all of them in native memory."""
-    ids = few.model.tokenize("The quick brown fox jumps over the lazy dog. " * 40)[:PREFILL]
+    ids = few.model.tokenize(TEXT)[:PREFILL]
     mix = Mix.of({name: 1.0})
     base = few.base_path
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:

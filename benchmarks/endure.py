@@ -22,6 +22,7 @@ import httpx
 from load import CHAT, bodies, connect, files, pieces, resident, talkers
 from serving import served
 
+import loramix
 from loramix.pack import Pack
 
 BUSY = {429, 503}
@@ -126,7 +127,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--pack", "-p", default="smollm2-135m", show_default=True)
+@click.option("--pack", "-p", default=loramix.DEFAULT, show_default=True)
 @click.option("--requests", default=10_000, show_default=True)
 def soak(pack: str, requests: int) -> None:
     """Thousands of mixed requests."""
@@ -134,7 +135,7 @@ def soak(pack: str, requests: int) -> None:
 
 
 @main.command()
-@click.option("--pack", "-p", default="smollm2-135m", show_default=True)
+@click.option("--pack", "-p", default=loramix.DEFAULT, show_default=True)
 @click.option("--times", default=20, show_default=True)
 def signals(pack: str, times: int) -> None:
     """Signals in the middle of answers."""

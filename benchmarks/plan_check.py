@@ -19,6 +19,7 @@ from typing import Any
 
 import click
 
+import loramix
 from loramix.paths import write_text
 
 WORDS = (
@@ -108,7 +109,7 @@ def main(
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for n_skills in skills or (1, 12):
-            pack = "smollm2-135m"
+            pack = loramix.DEFAULT
             if base is not None:
                 pack = str(random_pack(Path(temporary) / f"pack{n_skills}", base, n_skills))
             for n_ctx in ctx or (512, 2048, 8192):

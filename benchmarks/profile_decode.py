@@ -18,7 +18,7 @@ from typing import Any
 
 import click
 import numpy as np
-from speed import fused, random_adapter, report
+from speed import TEXT, fused, random_adapter, report
 
 from loramix.convert.validate import read_base
 from loramix.models import bases
@@ -73,7 +73,7 @@ def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, thr
         return True
 
     with closing(Context(model, mix, n_ctx=512, n_threads=threads, observe=watch)) as context:
-        ids = model.tokenize("The quick brown fox jumps over the lazy dog. " * 40)
+        ids = model.tokenize(TEXT)
         context.decode(ids[:32])
         spent.clear()
         count.clear()

@@ -27,6 +27,7 @@ import httpx
 from load import CHAT, Body, ask, bodies, connect, files, first_text, many, pieces, resident, said, talkers
 from serving import openapi_cases, served
 
+import loramix
 from loramix.pack import Pack
 
 
@@ -304,7 +305,7 @@ MEASURES: dict[str, Callable[[Pack, int], dict[str, Any]]] = {
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, type=click.Choice(list(MEASURES)))
-@click.option("--pack", "-p", default="smollm2-135m", show_default=True)
+@click.option("--pack", "-p", default=loramix.DEFAULT, show_default=True)
 @click.option("--rounds", default=5, show_default=True, help="5 are the whole measure.")
 def main(names: Sequence[str], pack: str, rounds: int) -> None:
     """Measure NAMES."""

@@ -38,6 +38,8 @@ from loramix.runtime.tokenize import header
 from loramix.runtime.tokenwise import TokenMixer
 
 PREFILL, DECODE = 256, 32
+TEXT = "The quick brown fox jumps over the lazy dog. " * 40
+"""More than `PREFILL` tokens."""
 fused = partial(fuse, quantize=quantize_rows)  # adapters as an engine runs them on a quantized base
 
 
@@ -111,6 +113,16 @@ def decode(context: Context, tokens: Sequence[int]) -> float:
     return (time.perf_counter() - began) / DECODE
 
 
+def prefill_and_decode(contexts: Mapping[str, Context], rounds: int) -> dict[str, Any]:
+    """Both works in contexts of one model, compared as `paired` does."""
+    model = next(iter(contexts.values())).model
+    ids = model.tokenize(TEXT)[:PREFILL]
+    return {
+        work.__name__: paired({n: partial(work, c, ids) for n, c in contexts.items()}, rounds)
+        for work in (prefill, decode)
+    }
+
+
 def mixes(base: Path, contents: Mapping[str, bytes], threads: int, rounds: int) -> dict[str, Any]:
     """Prefill and decoding under adapters, against the bare base.
 
@@ -125,11 +137,7 @@ def mixes(base: Path, contents: Mapping[str, bytes], threads: int, rounds: int) 
         for name, content in contents.items():
             mix = [(model.load_adapter(content, name), 1.0)]
             contexts[name] = Context(model, mix, n_ctx=512, n_threads=threads)
-        ids = (model.tokenize("The quick brown fox jumps over the lazy dog. " * 40))[:PREFILL]
-        return {
-            work.__name__: paired({n: partial(work, c, ids) for n, c in contexts.items()}, rounds)
-            for work in (prefill, decode)
-        }
+        return prefill_and_decode(contexts, rounds)
 
 
 def threads_of(base: Path, rounds: int) -> dict[str, Any]:
@@ -137,14 +145,7 @@ def threads_of(base: Path, rounds: int) -> dict[str, Any]:
     counts = sorted({1, default_threads(), cpu_count()})
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
         contexts = {str(n): Context(model, n_ctx=512, n_threads=n) for n in counts}
-        ids = (model.tokenize("The quick brown fox jumps over the lazy dog. " * 40))[:PREFILL]
-        return {
-            "default": default_threads(),
-            **{
-                work.__name__: paired({n: partial(work, c, ids) for n, c in contexts.items()}, rounds)
-                for work in (prefill, decode)
-            },
-        }
+        return {"default": default_threads(), **prefill_and_decode(contexts, rounds)}
 
 
 def pack_mixes(pack: Pack) -> dict[str, bytes]:
@@ -234,7 +235,6 @@ TWO_THINGS = (
 )
 
 
-MOVED = "token, moved"
 ANSWER = (
     "The film tells of a family and its summer by the sea, the actors are charming, and the writer was so happy "
     "with all of it that nobody could call this review anything but positive."
@@ -250,11 +250,11 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
     said = engine.model.tokenize(ANSWER)[:DECODE]
     moves = 0
 
-    def follow(policy: str, text: str) -> float:
+    def follow(policy: str, moved: bool, text: str) -> float:
         nonlocal moves
         prompt = engine._tokens([{"role": "user", "content": text}])
-        route = engine.route(text, policy=policy.partition(",")[0])
-        moving = TokenMixer(route.key) if policy.startswith("token") else None
+        route = engine.route(text, policy=policy)
+        moving = TokenMixer(route.key) if policy == "token" else None
         mix = moving.mix if moving else route.key
         engine.decode(Wanted(mix, prompt, len(prompt)))
         began = time.perf_counter()
@@ -262,21 +262,22 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
             engine.decode(Wanted(mix, prompt + said[: i + 1], len(prompt)))
             if moving:
                 reading = engine.reading(mix)
-                if policy == MOVED:
+                if moved:
                     reading = {(moving.first, moving.second)[i // 8 % 2]: 1.0}
                 before, mix = mix, moving.follow(reading)
-                moves += policy == "token" and mix != before
+                moves += not moved and mix != before
         return (time.perf_counter() - began) / len(said)
 
-    def all_of(policy: str) -> float:
-        return statistics.mean(follow(policy, text) for text in asked)
+    def all_of(policy: str, moved: bool = False) -> float:
+        return statistics.mean(follow(policy, moved, text) for text in asked)
 
-    found = paired({policy: partial(all_of, policy) for policy in ("top1", "blend", "token", MOVED)}, rounds)
+    variants = {policy: partial(all_of, policy) for policy in ("top1", "blend", "token")}
+    found = paired({**variants, "token, moved": partial(all_of, "token", moved=True)}, rounds)
     return {"per token": found, "changes of mix": moves / (rounds + 1), "prompts": len(asked)}
 
 
 @click.command()
-@click.option("--pack", default="smollm2-135m", show_default=True)
+@click.option("--pack", default=bases.DEFAULT, show_default=True)
 @click.option("--base", type=click.Path(exists=True, path_type=Path), help="Another base: shapes alone.")
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)

@@ -8,8 +8,7 @@ from pathlib import Path
 import click
 
 from loramix import DEFAULT
-
-PATH = click.Path(path_type=Path)
+from loramix.cli_train import PATH
 
 
 @click.group()

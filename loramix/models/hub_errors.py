@@ -24,7 +24,7 @@ def asking(place: Place) -> Iterator[None]:
 
     Raises:
         MissingExtra: the client is not installed.
-        NotFound, NoSpace, UsageError: see `fetch`.
+        NotFound, NoSpace, UsageError: see `loramix.models.hub.fetch`.
     """
     try:
         from huggingface_hub import errors

@@ -18,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -26,9 +25,6 @@ from loramix.errors import NativeError, UsageError
 from loramix.paths import cache_dir, sha256_file, write_text
 from loramix.runtime.cpu import cpu_flags, cpu_model
 from loramix.runtime.trial import REFUSED
-
-if TYPE_CHECKING:
-    pass
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 ENVIRONMENT = "LORAMIX_EXTRA_BUFTS"

@@ -103,9 +103,8 @@ class Sampler:
     def _drawn(self, logits: npt.NDArray[np.float32]) -> int:
         """The place of what is drawn."""
         s = self.settings
-        odds = np.exp(
-            (logits.astype(np.float64) - float(logits.max())) / s.temperature
-        )  # 1 for the likeliest
+        # 1 for the likeliest token
+        odds = np.exp((logits.astype(np.float64) - float(logits.max())) / s.temperature)
         count = int(np.count_nonzero(odds >= s.min_p)) if s.min_p > 0 else len(odds)
         draw = self._random.random()
         # sorting all tokens takes as long as decoding one
@@ -125,9 +124,10 @@ def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int
         logits: (V,) float32.
         count: how many, 1 to V.
     """
-    ids = np.arange(len(logits))
     if count < len(logits):
         ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
+    else:
+        ids = np.arange(len(logits))
     return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
