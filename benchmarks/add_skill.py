@@ -26,6 +26,7 @@ from loramix.eval.skills import score
 from loramix.models import bases
 from loramix.models.mixing import decide
 from loramix.pack import Pack
+from loramix.pack_edit import remove_skill
 from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train import skill as work
@@ -121,7 +122,7 @@ def main(
                 engine.generate(fill(HELD_OUT[0], row.input), mix=f"{NAME}=1").text for row in german[:rows]
             ]
         began = time.perf_counter()
-        removed = work.remove(copy, NAME, out).pack
+        removed = remove_skill(copy, NAME).pack
         removal = time.perf_counter() - began
         after = chosen(removed, features)[: len(old)]
     wanted = [question.wanted for question in old]

@@ -19,7 +19,7 @@ REPLACE = click.option("--replace", is_flag=True, help="Take the place of a skil
 
 @click.group()
 def skill() -> None:
-    """Add a skill to a pack, or take one out (needs the extra [train])."""
+    """Add a skill to a pack (needs the extra [train]), or take one out."""
 
 
 @skill.command("add")
@@ -106,16 +106,9 @@ def _add(
 @skill.command("remove")
 @click.argument("name")
 @PACK
-@click.option(
-    "--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Directory for the gate."
-)
-def skill_remove(name: str, pack: str, out: Path) -> None:
-    """Take NAME out of the pack; the gate is fitted anew for the others."""
+def skill_remove(name: str, pack: str) -> None:
+    """Take NAME out of the pack; what the gate would have sent to it goes to the bare base."""
     from loramix.pack import Pack
+    from loramix.pack_edit import remove_skill
 
-    directory = Pack.load(pack).directory
-    with training_extra():
-        from loramix.train import skill as work
-
-        change = work.remove(directory, name, out, lambda line: click.echo(line, err=True))
-    click.echo(change.message)
+    click.echo(remove_skill(Pack.load(pack).directory, name).message)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill, WrongBase
 from loramix.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
+from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
 
@@ -142,6 +143,16 @@ class Pack:
         if gate is None or gate.features is None or gate.features_sha256 is None:
             return None
         return self._read(gate.features, gate.features_sha256, MAX_FEATURES_BYTES, "run `loramix train gate`")
+
+    def gate_bank(self) -> Bank | None:
+        """The feature bank, or None if the pack has none.
+
+        Raises:
+            NotFound: the file is not there.
+            InvalidArtifact: another digest, a path that leads outside the pack, or no usable bank.
+        """
+        data = self.gate_features()
+        return None if data is None else Bank.from_bytes(data, str(self.directory / "gate-features.npz"))
 
     def check(self, base: Path | None = None) -> list[str]:
         """Check every file of the pack.

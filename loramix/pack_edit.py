@@ -15,7 +15,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
-from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
+from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UsageError
 from loramix.manifest import (
     MANIFEST,
     BaseReference,
@@ -135,25 +135,29 @@ def add_skill(
             message = f"skill {name} replaced" + (", and its gate stays." if before.gate else ".")
         else:
             after = _with_gate(replace(before, skills=(*others, entry)), gate, files, directory)
-            message = _message(f"skill {name} added", before, gate)
+            message = _message(f"skill {name} added", before, after)
         return Change(_swap(directory, before, after, files), message)
 
 
-def remove_skill(directory: Path, name: str, *, gate: NewGate | None = None) -> Change:
-    """Remove a skill and its files from a pack, with a gate for the others; without one the old gate goes.
+def remove_skill(directory: Path, name: str) -> Change:
+    """Remove a skill and its files from a pack; what the gate would have sent to it goes to the base.
+
+    A gate that cannot be used goes too.
 
     Raises:
         UnknownSkill: the pack has no such skill.
-        InvalidArtifact: a gate for other skills than those that stay.
         NotFound: no such pack.
         Busy: another process is changing the pack.
     """
     with _changing(directory) as before:
-        Pack(directory, before).skill(name)
-        files = NewFiles(before, directory)
+        pack = Pack(directory, before)
+        pack.skill(name)
+        files, gate = NewFiles(before, directory), _gate_without(pack, name)
         after = replace(before, skills=tuple(s for s in before.skills if s.name != name))
-        pack = _swap(directory, before, _with_gate(after, gate, files, directory), files)
-        return Change(pack, _message(f"skill {name} removed", before, gate))
+        after = _with_gate(after, gate, files, directory)
+        return Change(
+            _swap(directory, before, after, files), _message(f"skill {name} removed", before, after)
+        )
 
 
 def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pack:
@@ -253,6 +257,18 @@ def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory
     return replace(after, gate=reference)
 
 
+def _gate_without(pack: Pack, skill: str) -> NewGate | None:
+    """A pack's gate and bank without one of its skills, or None where nothing is left to choose, or they are bad."""
+    try:
+        gate, bank = pack.gate(), pack.gate_bank()
+    except LoramixError:
+        return None
+    if gate is None or len(pack.skills) == 1:
+        return None
+    features = None if bank is None else bank.without(skill).to_bytes()
+    return NewGate(gate.without(skill).to_bytes(), features)
+
+
 def _swap(directory: Path, before: Manifest, after: Manifest, files: NewFiles) -> Pack:
     """New files, then the manifest, then the old files: at each moment one of the two packs is whole."""
     check_manifest(after, directory)  # refuse before anything is written
@@ -271,8 +287,10 @@ def _swap(directory: Path, before: Manifest, after: Manifest, files: NewFiles) -
     return pack
 
 
-def _message(what: str, before: Manifest, gate: NewGate | None) -> str:
-    if gate is not None:
+def _message(what: str, before: Manifest, after: Manifest) -> str:
+    if after.gate is not None:
         return f"{what}, and the gate knows it."
+    if not after.skills:
+        return f"{what}."
     gone = "its gate is dropped, " if before.gate else ""
     return f"{what}; {gone}run `loramix train gate` so that prompts find their skill."

@@ -86,6 +86,20 @@ def test_forward_is_the_reference(shape: dict[str, Any]) -> None:
         np.testing.assert_allclose(gate.probabilities(row), expected, atol=1e-6)
 
 
+def test_without_a_skill_its_share_is_the_bases_and_the_others_stay() -> None:
+    gate = small_gate(skills=["a", "b", "c"])
+    features = np.random.default_rng(2).standard_normal((50, 12)).astype(np.float32)
+    before = gate.probabilities(features)
+    once = NumpyGate.from_bytes(gate.without("b").to_bytes())
+    assert (once.info.skills, once.info.base_classes) == (["a", "c"], 2)
+    np.testing.assert_allclose(once.probabilities(features)[:, :2], before[:, [0, 2]], atol=1e-6)
+    np.testing.assert_allclose(once.probabilities(features)[:, 2], before[:, 1] + before[:, 3], atol=1e-6)
+    twice = once.without("a")
+    np.testing.assert_allclose(twice.probabilities(features)[:, 0], before[:, 2], atol=1e-6)
+    assert twice.probabilities(features[0]).shape == (2,)
+    assert gate.info.skills == ["a", "b", "c"]
+
+
 def test_large_features_do_not_overflow() -> None:
     gate = small_gate()
     assert np.isfinite(gate.probabilities(np.full(12, 1e6, np.float32))).all()

@@ -21,6 +21,7 @@ import loramix.pack as packs
 from loramix.cli import main
 from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UnknownSkill, UsageError, WrongBase
 from loramix.manifest import BaseReference, Manifest, SkillEntry, read_manifest, write_manifest
+from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.pack import Pack, list_packs
 from loramix.pack_edit import NewGate, add_skill, remove_skill, set_gate
@@ -28,6 +29,7 @@ from loramix.paths import write_bytes
 
 BASE = b"GGUF base"
 BASE_SHA = hashlib.sha256(BASE).hexdigest()
+NAMES = ["sentiment", "title"]
 
 
 def adapter(name: str) -> bytes:
@@ -345,15 +347,39 @@ def test_add_and_remove_give_back_the_pack(tmp_path: Path) -> None:
     assert change.pack.manifest == pack.manifest and snapshot(tmp_path) == before
 
 
-@pytest.mark.parametrize("remove", [True, False])
-def test_a_change_drops_the_gate(remove: bool, tmp_path: Path) -> None:
+def test_a_new_skill_drops_a_gate_that_does_not_know_it(tmp_path: Path) -> None:
     make(tmp_path / "p")
-    if remove:
-        change = remove_skill(tmp_path / "p", "title")
-    else:
-        change = add_skill(tmp_path / "p", "new", adapter("new"), description="", max_tokens=1)
+    change = add_skill(tmp_path / "p", "new", adapter("new"), description="", max_tokens=1)
     assert "gate is dropped" in change.message and "loramix train gate" in change.message
     assert change.pack.gate() is None and not (tmp_path / "p" / "gate.npz").exists()
+
+
+def test_the_gate_and_its_bank_outlive_a_skill_but_not_the_last(tmp_path: Path) -> None:
+    make(tmp_path / "p")
+    rng = np.random.default_rng(0)
+    targets = np.float32([[1, 0, 0], [0, 1, 0], [0.5, 0.5, 0], [0, 0, 1]])
+    bank = Bank.of(rng.random((4, 6), np.float32), targets, np.arange(4, dtype=np.int32), [*NAMES, "base"])
+    set_gate(tmp_path / "p", gate_for(NAMES), bank.to_bytes())
+    change = remove_skill(tmp_path / "p", "title")
+    gate, left = change.pack.gate(), change.pack.gate_bank()
+    assert gate is not None and gate.info.skills == ["sentiment"] and "gate knows it" in change.message
+    assert left is not None and left.classes == ("sentiment", "base")
+    assert left.targets.tolist() == [[1, 0], [0, 1], [1, 0], [0, 1]]
+    change = remove_skill(tmp_path / "p", "sentiment")
+    assert change.pack.gate() is None and change.message == "skill sentiment removed."
+
+
+@pytest.mark.parametrize("what", ["gate", "bank"])
+def test_a_gate_that_cannot_be_used_does_not_hinder_a_removal(what: str, tmp_path: Path) -> None:
+    pack = make(tmp_path / "p")
+    if what == "gate":
+        assert pack.gate_path is not None
+        pack.gate_path.write_bytes(b"PK")
+    else:
+        set_gate(tmp_path / "p", gate_for(NAMES), b"no bank")
+    change = remove_skill(tmp_path / "p", "title")
+    assert change.pack.gate() is None and "gate is dropped" in change.message
+    assert change.pack.check()
 
 
 def test_replacing_must_be_asked_for(tmp_path: Path) -> None:
@@ -437,7 +463,9 @@ def test_a_gate_comes_with_the_skill(tmp_path: Path) -> None:
     change = add_skill(tmp_path / "p", "new", adapter("n"), gate=NewGate(gate_for(names), b"f"), **values)
     gate = change.pack.gate()
     assert gate is not None and gate.info.skills == names and "gate knows it" in change.message
-    change = remove_skill(tmp_path / "p", "title", gate=NewGate(gate_for(["sentiment", "new"])))
+    change = add_skill(
+        tmp_path / "p", "new", adapter("m"), gate=NewGate(gate_for(names)), replace_existing=True, **values
+    )
     assert change.pack.gate() is not None and change.pack.gate_features() is None
     files = {path.name for path in (tmp_path / "p").iterdir()} - {".lock"}
     assert len(files) == 3  # skills, pack.toml and one gate: what is replaced goes

@@ -88,8 +88,11 @@ def test_a_pushed_change_is_one_commit_and_takes_away_what_has_gone(standin: Hub
     before = len(repo.commits)
     pack_edit.remove_skill(shared, "summarize")
     pushed(standin, shared)
+    gate = Pack.load(shared).gate_path
+    assert gate is not None
     assert set(repo.files) == {
         "pack.toml",
+        gate.name,
         "skills/sentiment.gguf",
         "skills/sentiment.md",
         "README.md",

@@ -18,12 +18,12 @@ from loramix import Engine
 from loramix.cli import main
 from loramix.errors import InvalidArtifact, InvalidData
 from loramix.models import bases
+from loramix.models.gate_bank import Bank, Projection
 from loramix.pack import Pack
 from loramix.pack_edit import set_gate
 from loramix.runtime.features import compute
 from loramix.train.data import Row
 from loramix.train.gate import cached_features, converted, gate_info, groups_of, select, targets_of
-from loramix.train.gate_bank import Bank, Projection
 from loramix.train.gate_data import BASE, Prompt
 from loramix.train.gate_fit import train
 from loramix.train.own_recipe import recipe_of_data
@@ -100,7 +100,7 @@ def test_a_skill_comes_and_goes(pack: Path, data: Path, tmp_path: Path) -> None:
     again = skill("add", "shout", *arguments)
     assert again.exit_code == 2 and "has a skill shout already" in again.stderr
 
-    gone = skill("remove", "shout", "--pack", pack, "--out", tmp_path / "gate")
+    gone = skill("remove", "shout", "--pack", pack)
     assert gone.exit_code == 0, gone.output
     assert [entry.name for entry in Pack.load(pack).skills] == ["sentiment", "summarize"]
     assert routes(pack) == before
@@ -216,6 +216,14 @@ def test_features_are_computed_once(tiny_base: Path, tmp_path: Path, monkeypatch
     assert asked == [2, 2]
     for key, array in compute(tiny_base, [prompt.text for prompt in second], LAYERS).items():
         assert found[key] == pytest.approx(array)
+
+
+def test_features_of_prompts_that_share_their_beginnings_are_in_order(tiny_base: Path) -> None:
+    prompts = ["two of a kind", "one", "two of another kind", "one", "zero"]
+    exact = compute(tiny_base, prompts, LAYERS)
+    for key, array in compute(tiny_base, prompts, LAYERS, share=True).items():
+        assert array == pytest.approx(exact[key], abs=0.02 * float(np.abs(exact[key]).max())), key
+        assert np.abs(array[0] - array[1]).max() > 0.1 * float(np.abs(exact[key]).max())
 
 
 def test_a_bank_survives_its_file() -> None:

@@ -58,7 +58,7 @@ class Gate(torch.nn.Module):  # type: ignore[misc]  # mypy does not follow torch
             features: (B, D) float32.
 
         Returns:
-            (B, M, K+1) float32; the last class is the base.
+            (B, M, classes) float32: the K skills, then the base's.
         """
         h = (features - self.mean) / self.std
         for i in range(len(self.info.hidden) + 1):
@@ -76,7 +76,9 @@ class Gate(torch.nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         Returns:
             (B, K+1) float32, each row summing to 1.
         """
-        return torch.softmax(self.forward(features) / self.gate_temperature, dim=-1).mean(dim=1)
+        classes = torch.softmax(self.forward(features) / self.gate_temperature, dim=-1).mean(dim=1)
+        k = len(self.info.skills)
+        return torch.cat([classes[:, :k], classes[:, k:].sum(1, keepdim=True)], 1)
 
     def calibrate(self, *, gate_temperature: float, threshold: float, metrics: dict[str, float]) -> None:
         """Set what is measured after training, in the buffer and in ``info`` alike.

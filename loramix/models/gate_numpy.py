@@ -44,7 +44,9 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     format: Literal[1] = 1
     skills: Annotated[list[str], Meta(max_length=256)]
-    """Names of the K skills, in the order of the classes; the class after them is the base."""
+    """Names of the K skills, in the order of the classes; those after them are the base."""
+    base_classes: Annotated[int, Meta(ge=1, le=257)] = 1
+    """Classes whose probabilities are the base's together: its own, and one for each skill that was taken out."""
     threshold: Annotated[float, Meta(ge=0, le=1)]
     """Least probability that the skills need together; below it the answer is the base."""
     layers: Annotated[list[int], Meta(max_length=256)]
@@ -94,7 +96,7 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
     def shapes(self, n_features: int) -> dict[str, tuple[int, ...]]:
         """Name and shape of every array of a gate that reads ``n_features`` features (D)."""
-        widths = [n_features, *self.hidden, len(self.skills) + 1]
+        widths = [n_features, *self.hidden, len(self.skills) + self.base_classes]
         shapes: dict[str, tuple[int, ...]] = {"mean": (n_features,), "std": (n_features,)}
         for i, (rows, columns) in enumerate(pairwise(widths)):
             shapes[f"w{i}"] = (self.members, rows, columns)
@@ -107,7 +109,7 @@ class NumpyGate:
 
     Args:
         info: what the classes mean.
-        arrays: float32: ``mean`` (D,), ``std`` (D,), ``w0`` (M, D, H), ``b0`` (M, H), … to K+1 columns.
+        arrays: float32: ``mean`` (D,), ``std`` (D,), ``w0`` (M, D, H), ``b0`` (M, H), … to a column per class.
         name: the file, for messages.
 
     Raises:
@@ -161,6 +163,18 @@ class NumpyGate:
             raise _refused(name, "it has no 'info' array of bytes")
         return cls(GateInfo.from_json(info.tobytes(), name), arrays, name)
 
+    def without(self, skill: str) -> NumpyGate:
+        """The gate without one of its skills: what that would have answered is the base's, all else is as it was."""
+        place, last = self.info.skills.index(skill), len(self.info.hidden)
+        order = [*range(place), *range(place + 1, self.arrays[f"b{last}"].shape[1]), place]
+        moved = {key: self.arrays[key][..., order] for key in (f"w{last}", f"b{last}")}
+        info = msgspec.structs.replace(
+            self.info,
+            skills=[name for name in self.info.skills if name != skill],
+            base_classes=self.info.base_classes + 1,
+        )
+        return NumpyGate(info, {**self.arrays, **moved})
+
     def to_bytes(self) -> bytes:
         """Content of a gate.npz; the same gate gives the same bytes."""
         info = np.frombuffer(self.info.to_json(), np.uint8)
@@ -203,7 +217,9 @@ class NumpyGate:
                 h = h @ w + b[:, None, :]  # (M, B, columns)
             logits = h / self._temperature
             odds = np.exp(logits - logits.max(axis=2, keepdims=True))
-            result: Floats = (odds / odds.sum(axis=2, keepdims=True)).mean(axis=0)  # (B, K+1)
+            classes = (odds / odds.sum(axis=2, keepdims=True)).mean(axis=0)
+        k = len(self.info.skills)
+        result: Floats = np.concatenate([classes[:, :k], classes[:, k:].sum(1, keepdims=True)], 1)
         if not (np.isfinite(x).all() and np.isfinite(result).all()):
             raise NativeError("the base gave features that are NaN, infinite or huge; check the base's file.")
         return result[0] if x.ndim == 1 else result

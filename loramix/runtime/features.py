@@ -1,6 +1,6 @@
 """What the gate reads: hidden states of the bare base where its answer would begin.
 
-``python -m loramix.runtime.features BASE OUT.npz --layers 15,29 < PROMPTS.jsonl`` writes them for training:
+``python -m loramix.runtime.features BASE OUT.npz 15,29 [--share] < PROMPTS.jsonl`` writes them for training:
 the runtime computes them in its own process, so training and serving see the same numbers.
 """
 
@@ -50,12 +50,15 @@ def pool(context: Context, layers: Sequence[int], pooling: str) -> npt.NDArray[n
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read ``{"prompt"}`` lines; write float16 arrays ``last:LAYER`` and ``mean:LAYER``, (prompts, D)."""
+    """Read ``{"prompt"}`` lines; write float16 arrays ``last:LAYER`` and ``mean:LAYER``, (prompts, D).
+
+    With ``--share``, whatever two prompts begin with is read once.
+    """
     from loramix.prompts import ChatTemplate
     from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
-    from loramix.runtime.session import reuse
+    from loramix.runtime.session import common_prefix, reuse
     from loramix.runtime.tokenize import chat_ids
 
     base, out = Path(arguments[0]), Path(arguments[1])
@@ -66,25 +69,39 @@ def main(arguments: Sequence[str]) -> None:
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
         template = ChatTemplate(model.chat_template, model.named_tokens)
         context = Context(model, n_ctx=2048, n_threads=default_threads(), taps=layers)
-        for number, line in enumerate(sys.stdin, 1):
-            ids = chat_ids(model, template, json.loads(line)["prompt"])[-2048:]
-            context.decode(ids[reuse(context, ids) :])
+        prompts = [chat_ids(model, template, json.loads(line)["prompt"])[-2048:] for line in sys.stdin]
+        order, share = list(range(len(prompts))), "--share" in arguments
+        if share:
+            order.sort(key=lambda i: prompts[i])  # the longest common beginnings come to lie side by side
+        for number, i in enumerate(order, 1):
+            ids = prompts[i]
+            if share:
+                held = min(common_prefix(context.tokens, ids), len(ids) - 1)
+                context.truncate(held)
+            else:
+                held = reuse(context, ids)
+            context.decode(ids[held:])
             for layer in layers:
                 for pooling in ("last", "mean"):
                     rows[f"{pooling}:{layer}"].append(pool(context, [layer], pooling).astype(np.float16))
             if number % 100 == 0:
                 print(number, file=sys.stderr, flush=True)
     with atomic_write(out) as file:
-        np.savez(file, **{key: np.stack(value) for key, value in rows.items()})  # type: ignore[arg-type]
+        back = np.argsort(order)
+        np.savez(file, **{key: np.stack(value)[back] for key, value in rows.items()})  # type: ignore[arg-type]
 
 
-def compute(base: Path, prompts: Sequence[str], layers: Sequence[int]) -> dict[str, npt.NDArray[np.float16]]:
+def compute(
+    base: Path, prompts: Sequence[str], layers: Sequence[int], *, share: bool = False
+) -> dict[str, npt.NDArray[np.float16]]:
     """Features of many prompts, from a child process.
 
     Args:
         base: the GGUF that serves.
         prompts: user's texts, one message each.
         layers: layers to tap.
+        share: read what prompts begin with once: nearly half of short ones, at the price of rounding, some 0.04
+            standard deviations of a feature.
 
     Returns:
         float16 arrays (prompts, D) by ``last:LAYER`` and ``mean:LAYER``.
@@ -95,10 +112,9 @@ def compute(base: Path, prompts: Sequence[str], layers: Sequence[int]) -> dict[s
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "features.npz"
         command = [sys.executable, "-m", "loramix.runtime.features", str(base), str(out)]
+        command += [",".join(map(str, layers)), *["--share"] * share]
         lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-        child = subprocess.run(
-            [*command, ",".join(map(str, layers))], input=lines, text=True, capture_output=True, check=False
-        )
+        child = subprocess.run(command, input=lines, text=True, capture_output=True, check=False)
         if child.returncode or not out.is_file():
             reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
             raise NativeError(f"computing features with {base} failed: {reason}; run 'loramix doctor'.")

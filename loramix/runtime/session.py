@@ -37,7 +37,7 @@ class SavedStore:
     def put(self, mix: Mix, saved: Saved) -> None:
         """Keep one, instead of what it begins with."""
         for key in [
-            key for key in self._known if key[0] == mix and _common(key[1], saved.tokens) == len(key[1])
+            key for key in self._known if key[0] == mix and common_prefix(key[1], saved.tokens) == len(key[1])
         ]:
             del self._known[key]
         self._known[mix, saved.tokens] = saved
@@ -48,7 +48,7 @@ class SavedStore:
         """The one that shares the longest prefix with ``tokens``, and how long that is."""
         length, best = 0, None
         for key in self._known:
-            if key[0] == mix and (same := _common(key[1], tokens)) > length:
+            if key[0] == mix and (same := common_prefix(key[1], tokens)) > length:
                 length, best = same, key
         if best is None:
             return 0, None
@@ -158,7 +158,7 @@ class ContextPool:
             return Ready(context, held, held)
         if acts_from:
             return self._adopted(context, tokens[:acts_from])
-        live = _common(context.tokens, tokens)
+        live = common_prefix(context.tokens, tokens)
         length, saved = self.saved.best(mix, tokens)
         found = saved if saved is not None and length >= live + WORTH_SAVING else None
         self._keep(mix, context, live)
@@ -177,13 +177,13 @@ class ContextPool:
             tokens, kv, whole, acts_from: see `Context.hold`.
         """
         context = self.get(mix)
-        self._keep(mix, context, _common(context.tokens, tokens))
+        self._keep(mix, context, common_prefix(context.tokens, tokens))
         context.hold(tokens, kv, whole=whole, acts_from=acts_from)
 
     def _adopted(self, context: Context, prefix: list[int]) -> Ready:
         """A late mix's context with the bare base's KV of what is before its adapters act."""
         base = self.get(Mix.EMPTY)
-        cached = _common(base.tokens, prefix)
+        cached = common_prefix(base.tokens, prefix)
         if cached < len(prefix):
             base, start, cached = self.prepare(Mix.EMPTY, prefix)
             base.decode(prefix[start:])
@@ -232,7 +232,7 @@ class ContextPool:
         self.saved.drop(stale)
 
 
-def _common(held: Sequence[int], tokens: Sequence[int]) -> int:
+def common_prefix(held: Sequence[int], tokens: Sequence[int]) -> int:
     """Length of the common prefix."""
     limit = min(len(held), len(tokens))
     if list(held[:limit]) == list(tokens[:limit]):
@@ -250,7 +250,7 @@ def reuse(context: Context, tokens: Sequence[int]) -> int:
     Returns:
         Tokens that need no decoding; all of them only where the context knows the logits behind the last.
     """
-    same = _common(context.tokens, tokens)
+    same = common_prefix(context.tokens, tokens)
     # behind a whole prompt comes an answer, which was written and not read: a conversation just goes on
     goes_on = 0 < context.whole <= same < len(tokens)
     context.truncate(same)

@@ -17,12 +17,12 @@ from loramix.convert.gate import convert_gate
 from loramix.convert.validate import read_base
 from loramix.models import bases
 from loramix.models.gate import Gate
+from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import GateInfo
 from loramix.pack import Pack
 from loramix.pack_edit import set_gate
 from loramix.paths import atomic_write
 from loramix.runtime.features import compute
-from loramix.train.gate_bank import Bank
 from loramix.train.gate_data import BASE, Prompt, collect
 from loramix.train.gate_fit import Scores, train
 

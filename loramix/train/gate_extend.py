@@ -1,8 +1,8 @@
-"""Change one class of a trained gate and leave the others as they are: for a skill that comes or goes.
+"""Give a trained gate one more class and leave the others as they are: for a skill that comes.
 
-The gate's own logits stay; beside them a few hidden units, fitted on the feature bank, move the logit of one
-class: the new skill's, or the base's where a skill goes. A gate fitted anew on the bank would pay for what the
-bank leaves out (four points on the default pack's held-out prompts).
+The gate's own logits stay; beside them a few hidden units, fitted on the feature bank, make the new skill's. A
+gate fitted anew on the bank would pay for what the bank leaves out (four points on the default pack's held-out
+prompts). A skill that goes needs no fit: see `NumpyGate.without`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from loramix.errors import InvalidArtifact
 from loramix.models.gate import Gate
+from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import NumpyGate
-from loramix.train.gate_bank import Bank
 from loramix.train.gate_fit import ensemble, folds, smoothed
 
 UNITS = 16
@@ -36,67 +36,71 @@ class Column:
     b0: torch.Tensor
     """(M, UNITS)."""
     w1: torch.Tensor
-    """(M, UNITS, 1)."""
+    """(M, UNITS)."""
     b1: torch.Tensor
-    """(M, 1)."""
+    """(M,)."""
 
     def __call__(self, components: torch.Tensor) -> torch.Tensor:
         """(B, P) → (B, M)."""
         h = F.gelu(components / self.scale @ self.w0 + self.b0[:, None], approximate="tanh")
-        found: torch.Tensor = (h @ self.w1 + self.b1[:, None])[..., 0].T
-        return found
+        return torch.einsum("mbu,mu->bm", h, self.w1) + self.b1
 
 
 def kept_logits(old: NumpyGate, bank: Bank) -> Floats:
-    """What a gate says to the bank's prompts, by the bank's classes: (N, M, K+1), 0 for one that it does not know."""
+    """What a gate says to the bank's prompts, by the bank's classes: (N, M, K+1), 0 for one that it does not know.
+
+    Several classes of the base count as one that is as likely as they are together.
+    """
     features = bank.components @ bank.projection.matrix.T * bank.projection.std + bank.projection.mean
     with torch.no_grad():
-        logits = Gate.from_arrays(old.info, old.arrays)(torch.from_numpy(features)).numpy()
-    known = [*old.info.skills, "base"]
+        logits = Gate.from_arrays(old.info, old.arrays)(torch.from_numpy(features))
+    known, temperature = old.info.skills, old.info.gate_temperature
     found = np.zeros((*logits.shape[:2], len(bank.classes)), np.float32)
-    for place, name in enumerate(bank.classes):
+    for place, name in enumerate(bank.classes[:-1]):
         if name in known:
             found[..., place] = logits[..., known.index(name)]
+    found[..., -1] = temperature * (logits[..., len(known) :] / temperature).logsumexp(-1)
     return found
 
 
-def fit_column(logits: Floats, components: Floats, targets: Floats, place: int, *, seed: int = 0) -> Column:
-    """Fit what is to be added to one class's logit.
+def fit_columns(
+    logits: Floats, components: Floats, targets: Floats, place: int, seen: npt.NDArray[np.bool_]
+) -> list[Column]:
+    """Fit what is to be added to one class's logit, several times at once, each time on some of the prompts.
 
     Args:
         logits: (N, M, K+1) that stay.
         components: (N, P) of the same prompts.
         targets: (N, K+1), rows sum to 1.
         place: the class.
-        seed: of weights and order.
+        seen: (N, F): which prompts each of the F fits learns from.
     """
-    generator = torch.Generator().manual_seed(seed)
-    x, fixed = torch.from_numpy(components), torch.from_numpy(logits)
+    generator = torch.Generator().manual_seed(0)
+    x, fixed, mask = torch.from_numpy(components), torch.from_numpy(logits), torch.from_numpy(seen).float()
     y, weight = smoothed(targets)
-    members, width = fixed.shape[1], x.shape[1]
-    column = Column(
-        float(x.std(0).square().mean().sqrt().clamp_min(1e-6)),
-        (torch.randn((members, width, UNITS), generator=generator) / width**0.5).requires_grad_(),
-        torch.zeros(members, UNITS, requires_grad=True),
-        torch.zeros(members, UNITS, 1, requires_grad=True),
-        torch.zeros(members, 1, requires_grad=True),
-    )
+    (members, width), fits = (fixed.shape[1], x.shape[1]), mask.shape[1]
+    scale = float(x.std(0).square().mean().sqrt().clamp_min(1e-6))
+    w0 = torch.randn((fits, members, width, UNITS), generator=generator) / width**0.5
+    b0, w1 = torch.zeros(2, fits, members, UNITS)
+    b1 = torch.zeros(fits, members)
+    weights = [tensor.clone().requires_grad_() for tensor in (w0, b0, w1, b1)]
+    w0, b0, w1, b1 = weights
     # with all other logits fixed, cross-entropy is that of two classes, but for a constant
     others = fixed.clone()
     others[..., place] = -torch.inf
-    rest, own, wanted = others.logsumexp(-1), fixed[..., place], y[:, place, None]
-    weights = [column.w0, column.b0, column.w1, column.b1]
+    rest, own, wanted = others.logsumexp(-1)[:, None], fixed[:, None, :, place], y[:, place, None, None]
     optimizer = torch.optim.AdamW(weights, lr=4e-3, weight_decay=0.05, fused=True)
     for _ in range(max(PASSES, STEPS // (len(x) // BATCH + 1))):
         for rows in torch.randperm(len(x), generator=generator).split(BATCH):
-            noisy = x[rows] + 0.1 * column.scale * torch.randn(x[rows].shape, generator=generator)
-            moved = own[rows] + column(noisy)
+            noisy = x[rows] / scale + 0.1 * torch.randn(x[rows].shape, generator=generator)
+            h = F.gelu(torch.einsum("bp,fmpu->bfmu", noisy, w0) + b0, approximate="tanh")
+            moved = own[rows] + torch.einsum("bfmu,fmu->bfm", h, w1) + b1
             loss = F.softplus(moved - rest[rows]) - wanted[rows] * moved
-            loss = (loss.mean(1) * weight[rows]).mean()
+            loss = loss.mean(2) * weight[rows, None] * mask[rows]
             optimizer.zero_grad()
-            loss.backward()
+            (loss.sum(0) / mask[rows].sum(0).clamp_min(1)).sum().backward()
             optimizer.step()
-    return column
+    return [Column(scale, *parts) for parts in zip(*(tensor.detach() for tensor in weights), strict=True)]
 
 
 def moved_probabilities(
@@ -104,28 +108,27 @@ def moved_probabilities(
 ) -> npt.NDArray[np.float64]:
     """(N, K+1) with one class's logit moved."""
     moved = logits.copy()
-    with torch.no_grad():
-        moved[..., place] += column(torch.from_numpy(components)).numpy()
+    moved[..., place] += column(torch.from_numpy(components)).numpy()
     return ensemble(moved, temperature)
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How a changed gate does on phrasings that the change was not fitted on."""
+    """How an extended gate does on phrasings that the change was not fitted on."""
 
     own: float
-    """Share of the prompts whose class was changed that it wins."""
+    """Share of the new skill's prompts that it wins."""
     others: float
     """Share of the other prompts whose likeliest class is what it was."""
 
 
 def extend(old: NumpyGate, bank: Bank, place: int) -> tuple[Gate, Changes]:
-    """A gate of the bank's classes that is the old one but for one class.
+    """A gate of the bank's classes that is the old one but for the new skill.
 
     Args:
-        old: knows all of the bank's classes but the new one, and perhaps one that is gone.
-        bank: with the prompts of the change.
-        place: among the bank's classes: the new skill, or the base where a skill is gone.
+        old: knows all of the bank's classes but the new one, or an earlier skill of its name.
+        bank: with the new skill's prompts.
+        place: of the new skill among the bank's classes.
 
     Raises:
         InvalidArtifact: a gate of several hidden layers, which none of ours has.
@@ -136,11 +139,13 @@ def extend(old: NumpyGate, bank: Bank, place: int) -> tuple[Gate, Changes]:
     temperature = float(old.info.gate_temperature)
     before, after = ensemble(logits, temperature), np.zeros(targets.shape)
     fold = folds(bank.groups)
-    for i in range(int(fold.max(initial=0)) + 1):
-        seen, left = fold != i, fold == i
-        column = fit_column(logits[seen], components[seen], targets[seen], place, seed=i)
-        after[left] = moved_probabilities(logits[left], column, components[left], place, temperature)
-    if bank.classes[place] not in (*old.info.skills, "base"):
+    # a fit without each of the folds, and one of everything
+    seen = fold[:, None] != np.arange(fold.max(initial=0) + 2)
+    *judges, column = fit_columns(logits, components, targets, place, seen)
+    for i, judge in enumerate(judges):
+        left = fold == i
+        after[left] = moved_probabilities(logits[left], judge, components[left], place, temperature)
+    if bank.classes[place] not in old.info.skills:
         before[:, place] = -1.0  # the old gate never chose it
     own = targets[:, place] > 0.999
     same = after.argmax(1) == before.argmax(1)
@@ -148,7 +153,6 @@ def extend(old: NumpyGate, bank: Bank, place: int) -> tuple[Gate, Changes]:
         own=float((after.argmax(1) == place)[own].mean()) if own.any() else 1.0,
         others=float(same[~own].mean()) if (~own).any() else 1.0,
     )
-    column = fit_column(logits, components, targets, place)
     return _joined(old, bank, place, column), changes
 
 
@@ -156,20 +160,23 @@ def _joined(old: NumpyGate, bank: Bank, place: int, column: Column) -> Gate:
     """The old gate's arrays with the column's units beside them, reading raw features."""
     arrays, projection = old.arrays, bank.projection
     members, hidden = arrays["w0"].shape[0], arrays["w0"].shape[2]
-    known = [*old.info.skills, "base"]
+    known, skills = old.info.skills, list(bank.classes[:-1])
     # components of what the gate standardizes in its own way
     turn = (arrays["std"] / projection.std)[:, None] * projection.matrix / column.scale
     shift = ((arrays["mean"] - projection.mean) / projection.std) @ projection.matrix / column.scale
-    w0, b0, w1, b1 = (tensor.detach().numpy() for tensor in (column.w0, column.b0, column.w1, column.b1))
-    out = np.zeros((members, hidden + UNITS, len(bank.classes)), np.float32)
-    bias = np.zeros((members, len(bank.classes)), np.float32)
-    for i, name in enumerate(bank.classes):
+    w0, b0, w1, b1 = (tensor.numpy() for tensor in (column.w0, column.b0, column.w1, column.b1))
+    n_classes = len(skills) + old.info.base_classes
+    out = np.zeros((members, hidden + UNITS, n_classes), np.float32)
+    bias = np.zeros((members, n_classes), np.float32)
+    out[:, :hidden, len(skills) :] = arrays["w1"][..., len(known) :]
+    bias[:, len(skills) :] = arrays["b1"][..., len(known) :]
+    for i, name in enumerate(skills):
         if name in known:
             out[:, :hidden, i] = arrays["w1"][..., known.index(name)]
             bias[:, i] = arrays["b1"][..., known.index(name)]
-    out[:, hidden:, place] = w1[..., 0]
-    bias[:, place] += b1[:, 0]
-    info = msgspec.structs.replace(old.info, skills=list(bank.classes[:-1]), hidden=[hidden + UNITS])
+    out[:, hidden:, place] = w1
+    bias[:, place] += b1
+    info = msgspec.structs.replace(old.info, skills=skills, hidden=[hidden + UNITS])
     wide = {
         "w0": np.concatenate([arrays["w0"], turn @ w0], 2),
         "b0": np.concatenate([arrays["b0"], b0 + shift @ w0], 1),

@@ -1,4 +1,4 @@
-"""Add a skill to a pack in minutes, or take one out: adapter, check, gate and files change as one.
+"""Add a skill to a pack in minutes: adapter, check, gate and files change as one.
 
 The gate is extended from the pack's feature bank: the other skills' data are not needed again.
 """
@@ -18,22 +18,22 @@ from loramix.convert.selfcheck import applied
 from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
 from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
 from loramix.models import bases
+from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import NumpyGate
 from loramix.pack import Pack
-from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name, remove_skill
+from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
 from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train.card import write_card
 from loramix.train.data import Row
 from loramix.train.gate import converted, groups_of, select, targets_of
-from loramix.train.gate_bank import Bank
 from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, templates_of
-from loramix.train.gate_extend import extend, fit_column, kept_logits, moved_probabilities
+from loramix.train.gate_extend import extend, fit_columns, kept_logits, moved_probabilities
 from loramix.train.gate_fit import folds
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import RECIPES, Recipe, load_recipe
 
-PROMPTS = 200  # features of a new skill's prompts are the update's cost: about 0.1 s each
+PROMPTS = 200  # their features are half of what an update costs
 CONTRADICTED = 0.5
 
 
@@ -112,48 +112,11 @@ def add(
     )
 
 
-def remove(directory: Path, name: str, out: Path, say: Callable[[str], None] = lambda line: None) -> Change:
-    """Take a skill out of a pack; the gate is fitted anew without it, where the pack has a feature bank.
-
-    Args:
-        directory: the pack.
-        name: the skill.
-        out: directory for the gate.
-        say: told how it goes, in lines.
-
-    Raises:
-        UnknownSkill: the pack has no such skill.
-        Busy: another process is changing the pack.
-    """
-    pack = Pack.load(directory)
-    pack.skill(name)
-    bank, old = _bank(pack), pack.gate()
-    left = [skill.name for skill in pack.skills if skill.name != name]
-    if bank is None or old is None or not left:
-        return remove_skill(directory, name)
-    return remove_skill(directory, name, gate=_fit(bank.without(name), old, BASE, out, say))
-
-
-def _bank(pack: Pack) -> Bank | None:
-    data = pack.gate_features()
-    return None if data is None else Bank.from_bytes(data, str(pack.directory / "gate-features.npz"))
-
-
-def _fit(bank: Bank, old: NumpyGate, changed: str, out: Path, say: Callable[[str], None]) -> NewGate:
-    out.mkdir(parents=True, exist_ok=True)
-    gate, changes = extend(old, bank, bank.classes.index(changed))
-    say(
-        f"gate: in phrasings that the change was not fitted on, {changes.own:.1%} of the prompts for {changed} "
-        f"are decided right, and {changes.others:.1%} of all others as before"
-    )
-    return NewGate(converted(gate, out)[0], bank.to_bytes())
-
-
 def _extended(
     pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
 ) -> NewGate | None:
     """A gate that knows the new skill too, or None where the pack has none that could be extended."""
-    bank, old = _bank(pack), pack.gate()
+    bank, old = pack.gate_bank(), pack.gate()
     if bank is None or old is None:
         say("the pack has no feature bank; run `loramix train gate` to make one.")
         return None
@@ -162,14 +125,20 @@ def _extended(
     known = list(bank.classes[:-1])
     prompts = prompts_for(recipe, rows, known)
     classes = [*known, recipe.name, BASE]
-    features = select(
-        compute(base, [p.text for p in prompts], old.info.layers), old.info.layers, old.info.pooling
-    )
+    states = compute(base, [p.text for p in prompts], old.info.layers, share=True)
+    features = select(states, old.info.layers, old.info.pooling)
     longer = bank.extended(features, targets_of(prompts, classes[:-1]), groups_of(prompts), classes)
     keep = uncontradicted(longer, old, recipe.name, len(bank.codes))
     if not keep.all():
         say(f"{int((~keep).sum())} prompts that were for no skill look like this one now, and are left out")
-    return _fit(longer.of_rows(keep), old, recipe.name, out, say)
+        longer = longer.of_rows(keep)
+    gate, changes = extend(old, longer, len(known))
+    say(
+        f"gate: in phrasings that it was not fitted on, {changes.own:.1%} of the prompts for {recipe.name} "
+        f"are decided right, and {changes.others:.1%} of all others as before"
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    return NewGate(converted(gate, out)[0], longer.to_bytes())
 
 
 def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
@@ -231,15 +200,14 @@ def uncontradicted(bank: Bank, gate: NumpyGate, skill: str, old: int) -> npt.NDA
     new = np.arange(len(bank.codes)) >= old
     was_none = (bank.targets[:, base] > 0.999) & ~new
     logits, components, fold = kept_logits(gate, bank), bank.components, folds(bank.groups)
+    # a judge sees half of the requests for none: not too sure that a new wish was for none
+    half = ~was_none | (np.arange(len(new)) % 2 == 0)
+    seen = half[:, None] & (fold[:, None] != np.arange(fold.max(initial=0) + 1))
     keep = np.ones(len(new), bool)
-    for i in range(int(fold.max(initial=0)) + 1):
-        judged = (fold == i) & was_none
-        if judged.any():
-            # the judge sees half of the requests for none: not too sure that a new wish was for none
-            seen = ~was_none & (fold != i) | was_none & (fold != i) & (np.arange(len(new)) % 2 == 0)
-            column = fit_column(logits[seen], components[seen], bank.targets[seen], place, seed=i)
-            table = moved_probabilities(logits[judged], column, components[judged], place, 1.0)
-            keep[np.flatnonzero(judged)] = table[:, place] < CONTRADICTED
+    for i, judge in enumerate(fit_columns(logits, components, bank.targets, place, seen)):
+        judged = np.flatnonzero((fold == i) & was_none)
+        table = moved_probabilities(logits[judged], judge, components[judged], place, 1.0)
+        keep[judged] = table[:, place] < CONTRADICTED
     return keep
 
 
