@@ -19,7 +19,7 @@ import click
 import numpy as np
 from evaluate import HERE, save
 
-from loramix import Engine
+from loramix import DEFAULT, Engine
 from loramix.cli_train import Display
 from loramix.eval import routing
 from loramix.eval.skills import score
@@ -68,7 +68,7 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
 @click.command()
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--pack", default=bases.DEFAULT, show_default=True)
+@click.option("--pack", default=DEFAULT, show_default=True)
 @click.option(
     "--adapter", type=click.Path(exists=True, path_type=Path), help="Trained before; none is trained then."
 )

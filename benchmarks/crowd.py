@@ -22,8 +22,7 @@ import msgspec
 import numpy as np
 from speed import PREFILL, TEXT, decisions, decode, fused, paired, report
 
-from loramix import Engine
-from loramix.models import bases
+from loramix import DEFAULT, Engine
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
@@ -76,7 +75,7 @@ def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--pack", default=bases.DEFAULT, show_default=True)
+@click.option("--pack", default=DEFAULT, show_default=True)
 @click.option("--skills", default=64, show_default=True)
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)

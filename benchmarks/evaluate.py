@@ -26,7 +26,7 @@ import click
 import numpy as np
 from speed import decisions
 
-from loramix import Engine
+from loramix import DEFAULT, Engine
 from loramix.eval.report import figure, read_report, to_markdown
 from loramix.models import bases
 from loramix.pack import Pack
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--pack", default=bases.DEFAULT, show_default=True)
+@click.option("--pack", default=DEFAULT, show_default=True)
 @click.option("--skill", "anew", multiple=True, help="Measure this one alone; the others' figures stay.")
 def parity(pack: str, anew: tuple[str, ...]) -> None:
     """The pack's adapters and a mix against PyTorch, on a float32 copy of the base and on the base itself."""

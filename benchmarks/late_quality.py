@@ -15,10 +15,9 @@ import click
 from evaluate import save
 from quantized_training import pack_of
 
-from loramix import Engine
+from loramix import DEFAULT, Engine
 from loramix.eval.answers import AnswerStore
 from loramix.eval.skills import ask, parts_of, score
-from loramix.models import bases
 from loramix.pack import Pack
 from loramix.train.data import data_file, read_rows
 from loramix.train.recipe import load_recipe
@@ -39,9 +38,9 @@ def main(runs: Path, data: Path, out: Path, rows: int, threads: int | None, reco
     adapters = {
         path.parent.name: (path, load_recipe(path.parent.name)) for path in sorted(runs.glob("*/adapter"))
     }
-    late = pack_of(out.absolute() / "late", bases.DEFAULT, adapters)
+    late = pack_of(out.absolute() / "late", DEFAULT, adapters)
     names = [skill.name for skill in late.skills]
-    packs = {"plain": Pack.load(bases.DEFAULT).directory, "late": late.directory}
+    packs = {"plain": Pack.load(DEFAULT).directory, "late": late.directory}
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for kind, directory in packs.items():
         store = AnswerStore(out / f"{kind}.jsonl")

@@ -23,6 +23,7 @@ import click
 import msgspec
 from evaluate import save
 
+from loramix import DEFAULT
 from loramix.cli_train import Display
 from loramix.convert.adapter import convert_adapter
 from loramix.convert.validate import check_adapter, read_base
@@ -111,9 +112,9 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
     rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)), share)]
     random.Random(0).shuffle(rows)
 
-    base = bases.resolve(bases.DEFAULT)
+    base = bases.resolve(DEFAULT)
     names = [recipe.name for recipe in recipes]
-    recipe = merged(recipes, rank_for(Pack.load(bases.DEFAULT), base, names))
+    recipe = merged(recipes, rank_for(Pack.load(DEFAULT), base, names))
     n_train = sum(row.split == "train" for row in rows)
     seen = min(n_train, max_steps * recipe.training.batch_size if max_steps else n_train)
     what = (
@@ -132,13 +133,13 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
 @click.option("--rows", type=int, help="Rows of a test set at most; as given to loramix eval.")
 def score_command(data: Path, out: Path, rows: int | None) -> None:
     """Answer all test sets with it."""
-    base = bases.resolve(bases.DEFAULT)
+    base = bases.resolve(DEFAULT)
     run = json.loads((out / WHAT).read_text())
     with tempfile.TemporaryDirectory() as directory:
         adapter, pack = out / "adapter.gguf", Path(directory) / NAME
         digest = bases.digest(base)
         convert_adapter(out / "adapter", base, adapter, base_sha256=digest)
-        new_pack(pack, bases.DEFAULT, digest)
+        new_pack(pack, DEFAULT, digest)
         add_skill(pack, NAME, adapter, description=NAME, max_tokens=128)
         found: dict[str, dict[str, Any]] = {}
         with (

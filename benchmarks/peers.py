@@ -27,6 +27,7 @@ from typing import Any
 
 import click
 
+from loramix import DEFAULT
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.paths import write_text
@@ -78,10 +79,10 @@ def with_llama_cpp_python() -> Answer:
     """llama-cpp-python's own class: one adapter an object, so an object for each skill."""
     from llama_cpp import Llama
 
-    pack = Pack.load(bases.DEFAULT)
+    pack = Pack.load(DEFAULT)
     made = {
         name: Llama(
-            model_path=str(bases.resolve(bases.DEFAULT)),
+            model_path=str(bases.resolve(DEFAULT)),
             lora_path=str(pack.adapter_path(name)),
             n_ctx=512,
             n_threads=default_threads(),
@@ -104,10 +105,10 @@ def with_llama_server(program: Path) -> Answer:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    pack, threads = Pack.load(bases.DEFAULT), str(default_threads())
+    pack, threads = Pack.load(DEFAULT), str(default_threads())
     options = [
         "-m",
-        str(bases.resolve(bases.DEFAULT)),
+        str(bases.resolve(DEFAULT)),
         "-c",
         "512",
         "-np",
@@ -164,7 +165,7 @@ def with_peft(kind: str) -> Answer:
     from loramix.train.frozen import load_base, quiet
 
     torch.set_num_threads(default_threads())
-    pack, base = Pack.load(bases.DEFAULT), bases.resolve(bases.DEFAULT)
+    pack, base = Pack.load(DEFAULT), bases.resolve(DEFAULT)
     tokenizer = AutoTokenizer.from_pretrained(str(base.parent), gguf_file=base.name)
     model: Any = None
     with tempfile.TemporaryDirectory() as directory, quiet():

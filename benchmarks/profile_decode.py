@@ -20,6 +20,7 @@ import click
 import numpy as np
 from speed import TEXT, fused, random_adapter, report
 
+from loramix import DEFAULT
 from loramix.convert.validate import read_base
 from loramix.models import bases
 from loramix.pack import Pack
@@ -104,7 +105,7 @@ def bandwidth() -> float:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(base: Path | None, tokens: int, threads: int, out: Path) -> None:
     """Measure, and write JSON."""
-    path = base or bases.resolve(bases.DEFAULT)
+    path = base or bases.resolve(DEFAULT)
     found: dict[str, Any] = {
         "machine": machine(),
         "read_gb_s": bandwidth(),
@@ -112,7 +113,7 @@ def main(base: Path | None, tokens: int, threads: int, out: Path) -> None:
     }
     with Model(path, use_extra_bufts=verdict_for(path).use_extra_bufts) as model:
         if base is None:
-            content = fused([(Pack.load(bases.DEFAULT).adapter_bytes("sentiment"), 1.0)])
+            content = fused([(Pack.load(DEFAULT).adapter_bytes("sentiment"), 1.0)])
         else:
             content = fused([(random_adapter(read_base(path)[1], 8), 1.0)])
         found["adapter_mb"] = len(content) / 1e6

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import click
 
-from loramix import Engine
+from loramix import DEFAULT, Engine
 from loramix.convert.adapter import convert_adapter
 from loramix.convert.base import requantize
 from loramix.eval.skills import ask, score
@@ -65,7 +65,7 @@ def main(skill: str, data: Path, out: Path, quant: str, max_rows: int | None, te
     """Print a Markdown table."""
     recipe, rows = load_recipe(skill), read_rows(data)
     out.mkdir(parents=True, exist_ok=True)
-    served = {FULL: bases.resolve(bases.DEFAULT), quant: out / f"base-{quant}.gguf"}
+    served = {FULL: bases.resolve(DEFAULT), quant: out / f"base-{quant}.gguf"}
     if not served[quant].is_file():
         requantize(served[FULL], served[quant], {"blk.": quant})
     adapters = {

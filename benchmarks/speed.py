@@ -21,7 +21,7 @@ from typing import Any
 import click
 import numpy as np
 
-from loramix import Engine
+from loramix import DEFAULT, Engine
 from loramix.convert.fuse import fuse, write_lora
 from loramix.convert.validate import BaseShape, read_base
 from loramix.models import bases
@@ -277,7 +277,7 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
 
 
 @click.command()
-@click.option("--pack", default=bases.DEFAULT, show_default=True)
+@click.option("--pack", default=DEFAULT, show_default=True)
 @click.option("--base", type=click.Path(exists=True, path_type=Path), help="Another base: shapes alone.")
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)

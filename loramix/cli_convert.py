@@ -9,6 +9,7 @@ import click
 from loramix import DEFAULT
 from loramix.cli_train import PATH, training_extra
 from loramix.errors import MissingExtra
+from loramix.models.known_bases import BASES
 
 
 @click.group()
@@ -28,7 +29,7 @@ def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: 
     from loramix.models import bases
 
     base_path = bases.resolve(base)
-    named = base if base in bases.BASES else base_path.name
+    named = base if base in BASES else base_path.name
     adapter.convert_adapter(
         directory,
         base_path,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from loramix import DEFAULT
     from loramix.runtime.plan import Plan
 
 
@@ -30,7 +31,7 @@ def plan(
     from loramix.runtime.plan import check_fits, make_plan
 
     pack = Pack.load(pack_name) if pack_name else None
-    name = base or (pack.manifest.base.name if pack else bases.DEFAULT)
+    name = base or (pack.manifest.base.name if pack else DEFAULT)
     made = make_plan(
         bases.resolve(name),
         n_ctx=ctx,

@@ -9,8 +9,7 @@ from typing import Any
 import llm
 from pydantic import Field
 
-from loramix import Engine
-from loramix.models import bases
+from loramix import DEFAULT, Engine
 from loramix.pack import list_packs
 
 
@@ -54,7 +53,7 @@ class Loramix(llm.Model):  # type: ignore[misc]
 def register_models(register: Any) -> None:
     """Every pack and every skill of it; the default pack is ``loramix``."""
     for name, pack in ((listing.name, listing.pack) for listing in list_packs() if listing.pack):
-        top = "loramix" if name == bases.DEFAULT else f"loramix/{name}"
+        top = "loramix" if name == DEFAULT else f"loramix/{name}"
         register(Loramix(top, name))
         for mix in ("base", *(skill.name for skill in pack.skills)):
             register(Loramix(f"{top}/{mix}", name, mix))

@@ -21,6 +21,7 @@ from loramix.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_mani
 from loramix.models import bases, hub, hub_errors
 from loramix.models.gate_numpy import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote
+from loramix.models.known_bases import BASES
 from loramix.pack import MAX_FEATURES_BYTES, SHIPPED, Pack
 from loramix.pack_edit import Change, add_skill, put_pack
 from loramix.paths import data_dir, safe_join, safe_name, write_text
@@ -227,8 +228,8 @@ def _add(target: Pack, source: Pack) -> Change:
 
 def _base_model(name: str) -> str:
     """The base's repository on the hub."""
-    if name in bases.BASES:
-        return bases.BASES[name].origin
+    if name in BASES:
+        return BASES[name].origin
     if "/" in name and not Path(name).exists() and (place := hub.parse(name)):
         return place.repository
     raise UsageError(

@@ -11,7 +11,9 @@ import pytest
 from hub_server import Hub, serve
 from tiny import random_gate, write_base, write_peft
 
-from loramix.models import bases
+from loramix import DEFAULT
+from loramix.models import bases, wheel
+from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir
 
 REAL_CACHE = cache_dir()  # before any test turns it elsewhere
@@ -156,7 +158,7 @@ def visit(browser: Any, page_server: Any) -> Iterator[Any]:
 @pytest.fixture(scope="session")
 def default_base() -> Path:
     """The default base, or a skip that says how to get it."""
-    found = REAL_CACHE / "bases" / bases.cached_path(bases.BASES[bases.DEFAULT]).name
+    found = REAL_CACHE / "bases" / wheel.cached_path(BASES[DEFAULT]).name
     if not found.is_file():
         pytest.skip("the default base is not here: loramix pull smollm2-135m")
     return found

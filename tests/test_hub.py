@@ -20,6 +20,7 @@ from tiny import write_base
 
 from loramix.errors import Busy, InvalidArtifact, NoSpace, NotFound, Unsupported, UsageError
 from loramix.models import bases, hub
+from loramix.models.known_bases import BASES, Base
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -247,23 +248,23 @@ def test_two_pulls_of_one_file_do_not_meet(standin: Hub, gguf: bytes, tmp_path: 
 
 def test_named_bases_are_pinned(standin: Hub, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tinyllama-1.1b", "tinyllama-1.1b:Q4_0", "tinyllama-1.1b:Q8_0"):
-        place = hub.parse(bases.BASES[name].hub)
-        assert place and len(place.revision) == 40 and len(bases.BASES[name].sha256) == 64
+        place = hub.parse(BASES[name].hub)
+        assert place and len(place.revision) == 40 and len(BASES[name].sha256) == 64
     refused(run("pull", "tinyllama-1.1b", "--quant", "Q9"), code=2, says="take one of Q4_K_M, Q4_0, Q8_0")
     refused(run("pull", "tinyllama-1.1b", "--revision", "main"), code=2, says="is pinned to one file")
     refused(run("pull", "smollm2-135m", "--quant", "Q4_0"), code=2, says="leave the quantization out")
     standin.add("TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", **{"tinyllama-1.1b-chat-v1.0.Q4_0.gguf": gguf})
     repo = standin.repos["TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF"]
-    commit = hub.parse(bases.BASES["tinyllama-1.1b"].hub).revision  # type: ignore[union-attr]
+    commit = hub.parse(BASES["tinyllama-1.1b"].hub).revision  # type: ignore[union-attr]
     monkeypatch.setattr(repo, "at", lambda revision: (commit, repo.files) if revision == commit else None)
     refused(run("pull", "tinyllama-1.1b", "--quant", "Q4_0"), says="needs da3087fb14ae; not fetched")
-    pinned = bases.Base(
+    pinned = Base(
         **{
-            **{k: getattr(bases.BASES["tinyllama-1.1b:Q4_0"], k) for k in bases.Base.__slots__},
+            **{k: getattr(BASES["tinyllama-1.1b:Q4_0"], k) for k in Base.__slots__},
             "sha256": digest(gguf),
         }
     )
-    monkeypatch.setitem(bases.BASES, "tinyllama-1.1b:Q4_0", pinned)
+    monkeypatch.setitem(BASES, "tinyllama-1.1b:Q4_0", pinned)
     path = bases.pull("tinyllama-1.1b", quant="Q4_0")
     assert path.read_bytes() == gguf
     assert bases.find("tinyllama-1.1b:Q4_0") == path and bases.find("tinyllama-1.1b") is None

