@@ -143,7 +143,7 @@ def report(source: Path) -> None:
         "",
         f"`{EVAL}{limits}`",
         body.rstrip(),
-        *_multitask(found, known.get("multitask")),
+        *_multitask(found, known),
         *_added(known.get("skill add")),
         *_parity(known.get("parity")),
         *_runtime(known.get("runtime")),
@@ -166,22 +166,29 @@ def first_measures(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Ma
             yield skill, name, next(iter(part["pinned"])), part
 
 
-def _multitask(found: Mapping[str, Any], section: Mapping[str, Any] | None) -> list[str]:
-    if section is None:
-        return []
-    lines = _section(
-        "One adapter for many skills",
-        section,
-        f"{section['what']}",
-        "",
-        "| skill | test set | measure | its own adapter | one for these | rows |",
-        "|---|---|---|---|---|---|",
-    )
-    for skill, parts in section["skills"].items():
-        for name, measures in parts.items():
-            for measure, value in measures.items():
-                own = figure(found["skills"][skill][name]["pinned"][measure])
-                lines.append(f"| {skill} | {name} | {measure} | {own} | {figure(value)} | {value['rows']} |")
+def _multitask(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for key in sorted(key for key in known if key.startswith("multitask of ")):
+        alone = known.get(f"alone beside {key}", {"skills": {}})["skills"]
+        columns = ["skill", "test set", "measure", "its own adapter", "one for these", "rows"]
+        if alone:
+            columns.insert(4, "its own, on as few rows")
+        lines += _section(
+            f"One adapter for {key.rpartition(' ')[2]} skills",
+            known[key],
+            known[key]["what"],
+            "",
+            f"| {' | '.join(columns)} |",
+            "|---" * len(columns) + "|",
+        )
+        for skill, parts in known[key]["skills"].items():
+            for name, measures in parts.items():
+                for measure, value in measures.items():
+                    cells = [figure(found["skills"][skill][name]["pinned"][measure]), figure(value)]
+                    if alone:
+                        cells.insert(1, figure(alone[skill][name][measure]) if skill in alone else "")
+                    row = [skill, name, measure, *cells, str(value["rows"])]
+                    lines.append(f"| {' | '.join(row)} |")
     return lines
 
 

@@ -2,19 +2,21 @@
 
     python benchmarks/multitask.py train --data DATA/skills --out RUN [--skill NAME]… [--share 1.0] [--max-steps N]
     python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
+    python benchmarks/multitask.py alone --data DATA/skills --out RUN [--skill NAME]… [--rows 400]
 
 The rival that needs no gate. Every skill brings the rows that its own adapter saw, or a share of them, in the
-same phrasings; ``score`` writes what it reaches on each test set into benchmarks/results.json. Killed, either
-goes on where it was.
+same phrasings; ``score`` writes what it reaches on each test set into benchmarks/results.json. Where it had but a
+share, ``alone`` trains skills' own adapters on no more. Killed, each goes on where it was.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,7 @@ def main() -> None:
 
 DATA = click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
+ROWS = click.option("--rows", type=int, help="Rows of a test set at most; as given to loramix eval.")
 
 
 @main.command()
@@ -117,11 +120,12 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
     recipe = merged(recipes, rank_for(Pack.load(DEFAULT), base, names))
     n_train = sum(row.split == "train" for row in rows)
     seen = min(n_train, max_steps * recipe.training.batch_size if max_steps else n_train)
+    share *= seen / n_train
     what = (
         f"Rank {recipe.lora.r}, as many parameters as the {len(names)} adapters together, trained on {seen} rows: "
-        f"{share * seen / n_train:.0%} of what the adapters saw."
+        f"{share:.0%} of what the adapters saw."
     )
-    write_text(out / WHAT, json.dumps({"what": what, "names": names}))
+    write_text(out / WHAT, json.dumps({"what": what, "names": names, "share": share}))
     with Display() as display:
         result = train_skill(recipe, rows, base, out, resume=True, max_steps=max_steps, report=display.update)
     click.echo(f"{result.directory}: dev loss {result.dev_loss:.4f}")
@@ -130,32 +134,72 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
 @main.command(name="score")
 @DATA
 @OUT
-@click.option("--rows", type=int, help="Rows of a test set at most; as given to loramix eval.")
+@ROWS
 def score_command(data: Path, out: Path, rows: int | None) -> None:
     """Answer all test sets with it."""
-    base = bases.resolve(DEFAULT)
     run = json.loads((out / WHAT).read_text())
+    found = measure({NAME: out / "adapter"}, dict.fromkeys(run["names"], NAME), data, out, rows)
+    save(f"multitask of {len(run['names'])}", {"skills": found, "what": run["what"]})
+
+
+@main.command()
+@DATA
+@OUT
+@ROWS
+@click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
+def alone(data: Path, out: Path, rows: int | None, skills: tuple[str, ...]) -> None:
+    """Train skills' own adapters on as many rows as the rival saw of theirs, and answer their test sets."""
+    run = json.loads((out / WHAT).read_text())
+    adapters, base = {}, bases.resolve(DEFAULT)
+    for name in skills or run["names"]:
+        own, own_rows = load_recipe(name), read_rows(data_file(data, name))
+        count = round(run["share"] * own.training.epochs * len(take(kept(own_rows, own), "train")))
+        third = math.ceil(count / own.training.batch_size / 3)
+        short = msgspec.structs.replace(
+            own.training, epochs=1, rounds=1, evaluate_every=third, save_every=third, dev_rows=100
+        )
+        recipe, where = msgspec.structs.replace(own, training=short), out / "alone" / name
+        with Display() as display:
+            result = train_skill(
+                recipe, own_rows, base, where, resume=True, max_rows=count, report=display.update
+            )
+        click.echo(f"{name}: {count} rows, dev loss {result.dev_loss:.4f}")
+        adapters[name] = result.directory
+    found = measure(adapters, {name: name for name in adapters}, data, out, rows)
+    save(f"alone beside multitask of {len(run['names'])}", {"skills": found})
+
+
+def measure(
+    adapters: Mapping[str, Path], asked: Mapping[str, str], data: Path, out: Path, rows: int | None
+) -> dict[str, dict[str, Any]]:
+    """What adapters reach on the test sets of skills.
+
+    Args:
+        adapters: PEFT directories by a name.
+        asked: by skill, the name of the adapter that answers.
+        data: of the skills.
+        out: keeps the answers.
+        rows: of a test set at most.
+    """
+    base = bases.resolve(DEFAULT)
+    digest = bases.digest(base)
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as directory:
-        adapter, pack = out / "adapter.gguf", Path(directory) / NAME
-        digest = bases.digest(base)
-        convert_adapter(out / "adapter", base, adapter, base_sha256=digest)
+        pack = Path(directory) / NAME
         new_pack(pack, DEFAULT, digest)
-        add_skill(pack, NAME, adapter, description=NAME, max_tokens=128)
-        found: dict[str, dict[str, Any]] = {}
-        with (
-            AnswerStore(out / "answers.jsonl") as store,
-            Engine(Pack.load(pack)) as engine,
-        ):
-            for name in run["names"]:
-                recipe = load_recipe(name)
-                parts = parts_of(recipe, read_rows(data_file(data, name)), rows)
-                found[name] = {}
-                for part in parts:
+        for name, peft in adapters.items():
+            adapter = Path(directory) / f"{name}.gguf"
+            convert_adapter(peft, base, adapter, base_sha256=digest)
+            add_skill(pack, name, adapter, description=name, max_tokens=128)
+        with AnswerStore(out / "answers.jsonl") as store, Engine(Pack.load(pack)) as engine:
+            for skill, name in asked.items():
+                recipe, found[skill] = load_recipe(skill), {}
+                for part in parts_of(recipe, read_rows(data_file(data, skill)), rows):
                     prompts = [ask(recipe, row) for row in part.rows]
-                    given = store.answers(engine, prompts, mix=f"{NAME}=1", max_tokens=recipe.max_tokens)
-                    found[name][part.name] = score(recipe, [answer.text for answer in given], part.rows)
-                click.echo(f"{name}: {found[name]}")
-    save("multitask", {"skills": found, "what": run["what"]})
+                    given = store.answers(engine, prompts, mix=f"{name}=1", max_tokens=recipe.max_tokens)
+                    found[skill][part.name] = score(recipe, [answer.text for answer in given], part.rows)
+                click.echo(f"{skill}: {found[skill]}")
+    return found
 
 
 if __name__ == "__main__":
