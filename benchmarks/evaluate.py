@@ -168,27 +168,27 @@ def first_measures(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Ma
 
 def _multitask(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
+    own = {
+        skill: {name: part["pinned"] for name, part in parts.items()}
+        for skill, parts in found["skills"].items()
+    }
     for key in sorted(key for key in known if key.startswith("multitask of ")):
-        alone = known.get(f"alone beside {key}", {"skills": {}})["skills"]
-        columns = ["skill", "test set", "measure", "its own adapter", "one for these", "rows"]
-        if alone:
-            columns.insert(4, "its own, on as few rows")
-        lines += _section(
-            f"One adapter for {key.rpartition(' ')[2]} skills",
-            known[key],
-            known[key]["what"],
-            "",
-            f"| {' | '.join(columns)} |",
-            "|---" * len(columns) + "|",
-        )
-        for skill, parts in known[key]["skills"].items():
+        rival, columns = known[key]["skills"], {"its own adapter": own}
+        if alone := known.get(f"alone beside {key}"):
+            columns["its own, on as few rows"] = alone["skills"]
+        columns["one for these"] = rival
+        heads = ["skill", "test set", "measure", *columns, "rows"]
+        head = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        title = f"One adapter for {len(rival)} skills"
+        lines += _section(title, known[key], known[key]["what"], "", *head)
+        for skill, parts in rival.items():
             for name, measures in parts.items():
                 for measure, value in measures.items():
-                    cells = [figure(found["skills"][skill][name]["pinned"][measure]), figure(value)]
-                    if alone:
-                        cells.insert(1, figure(alone[skill][name][measure]) if skill in alone else "")
-                    row = [skill, name, measure, *cells, str(value["rows"])]
-                    lines.append(f"| {' | '.join(row)} |")
+                    cells = [
+                        figure(column[skill][name][measure]) if skill in column else ""
+                        for column in columns.values()
+                    ]
+                    lines.append(f"| {' | '.join([skill, name, measure, *cells, str(value['rows'])])} |")
     return lines
 
 

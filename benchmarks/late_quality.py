@@ -12,14 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from adapters import pack_of, pinned_scores
 from evaluate import save
-from quantized_training import pack_of
 
 from loramix import DEFAULT, Engine
 from loramix.eval.answers import AnswerStore
-from loramix.eval.skills import ask, parts_of, score
 from loramix.pack import Pack
-from loramix.train.data import data_file, read_rows
 from loramix.train.recipe import load_recipe
 
 PATH = click.Path(exists=True, path_type=Path)
@@ -46,11 +44,8 @@ def main(runs: Path, data: Path, out: Path, rows: int, threads: int | None, reco
         store = AnswerStore(out / f"{kind}.jsonl")
         with Engine.open(directory, n_threads=threads) as engine:
             for name in names:
-                recipe = load_recipe(name)
-                for part in parts_of(recipe, read_rows(data_file(data, name)), rows):
-                    prompts = [ask(recipe, row) for row in part.rows]
-                    texts = [store.answer(engine, prompt, mix=f"{name}=1").text for prompt in prompts]
-                    found.setdefault(f"{name}, {part.name}", {})[kind] = score(recipe, texts, part.rows)
+                for part, scores in pinned_scores(engine, store, load_recipe(name), data, rows, name).items():
+                    found.setdefault(f"{name}, {part}", {})[kind] = scores
     print("| skill, test set | measure | plain | late |\n|---|---|---|---|")
     for name, both in found.items():
         for measure in both["plain"]:

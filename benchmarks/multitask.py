@@ -23,17 +23,15 @@ from typing import Any
 
 import click
 import msgspec
+from adapters import pack_of, pinned_scores
 from evaluate import save
 
 from loramix import DEFAULT
 from loramix.cli_train import Display
-from loramix.convert.adapter import convert_adapter
 from loramix.convert.validate import check_adapter, read_base
 from loramix.eval.answers import AnswerStore
-from loramix.eval.skills import ask, parts_of, score
 from loramix.models import bases
 from loramix.pack import Pack
-from loramix.pack_edit import add_skill, new_pack
 from loramix.paths import write_text
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows, take
@@ -138,7 +136,9 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
 def score_command(data: Path, out: Path, rows: int | None) -> None:
     """Answer all test sets with it."""
     run = json.loads((out / WHAT).read_text())
-    found = measure({NAME: out / "adapter"}, dict.fromkeys(run["names"], NAME), data, out, rows)
+    recipe = merged([load_recipe(name) for name in run["names"]], LORA.r)
+    asked = dict.fromkeys(run["names"], NAME)
+    found = measure({NAME: (out / "adapter", recipe)}, asked, data, out, rows)
     save(f"multitask of {len(run['names'])}", {"skills": found, "what": run["what"]})
 
 
@@ -164,40 +164,33 @@ def alone(data: Path, out: Path, rows: int | None, skills: tuple[str, ...]) -> N
                 recipe, own_rows, base, where, resume=True, max_rows=count, report=display.update
             )
         click.echo(f"{name}: {count} rows, dev loss {result.dev_loss:.4f}")
-        adapters[name] = result.directory
+        adapters[name] = (result.directory, recipe)
     found = measure(adapters, {name: name for name in adapters}, data, out, rows)
     save(f"alone beside multitask of {len(run['names'])}", {"skills": found})
 
 
 def measure(
-    adapters: Mapping[str, Path], asked: Mapping[str, str], data: Path, out: Path, rows: int | None
+    adapters: Mapping[str, tuple[Path, Recipe]],
+    asked: Mapping[str, str],
+    data: Path,
+    out: Path,
+    rows: int | None,
 ) -> dict[str, dict[str, Any]]:
     """What adapters reach on the test sets of skills.
 
     Args:
-        adapters: PEFT directories by a name.
+        adapters: PEFT directories and their recipes, by a name.
         asked: by skill, the name of the adapter that answers.
         data: of the skills.
         out: keeps the answers.
         rows: of a test set at most.
     """
-    base = bases.resolve(DEFAULT)
-    digest = bases.digest(base)
-    found: dict[str, dict[str, Any]] = {}
+    found = {}
     with tempfile.TemporaryDirectory() as directory:
-        pack = Path(directory) / NAME
-        new_pack(pack, DEFAULT, digest)
-        for name, peft in adapters.items():
-            adapter = Path(directory) / f"{name}.gguf"
-            convert_adapter(peft, base, adapter, base_sha256=digest)
-            add_skill(pack, name, adapter, description=name, max_tokens=128)
-        with AnswerStore(out / "answers.jsonl") as store, Engine(Pack.load(pack)) as engine:
+        pack = pack_of(Path(directory) / NAME, DEFAULT, adapters)
+        with AnswerStore(out / "answers.jsonl") as store, Engine(pack) as engine:
             for skill, name in asked.items():
-                recipe, found[skill] = load_recipe(skill), {}
-                for part in parts_of(recipe, read_rows(data_file(data, skill)), rows):
-                    prompts = [ask(recipe, row) for row in part.rows]
-                    given = store.answers(engine, prompts, mix=f"{name}=1", max_tokens=recipe.max_tokens)
-                    found[skill][part.name] = score(recipe, [answer.text for answer in given], part.rows)
+                found[skill] = pinned_scores(engine, store, load_recipe(skill), data, rows, name)
                 click.echo(f"{skill}: {found[skill]}")
     return found
 

@@ -9,21 +9,17 @@ Killed, the same command goes on.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import click
+from adapters import pack_of
 
 from loramix import DEFAULT, Engine
-from loramix.convert.adapter import convert_adapter
 from loramix.convert.base import requantize
 from loramix.eval.skills import ask, score
 from loramix.models import bases
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill, new_pack
 from loramix.train.data import read_rows, take
 from loramix.train.recipe import Recipe, load_recipe
 
@@ -39,19 +35,6 @@ def trained(recipe: Recipe, data: Path, base: Path, run: Path, max_rows: int | N
         limit = ["--max-rows", str(max_rows)] if max_rows else []
         subprocess.run([*command, *options, *limit], check=True)
     return run / "adapter"
-
-
-def pack_of(directory: Path, base: str, adapters: Mapping[str, tuple[Path, Recipe]]) -> Pack:
-    """A pack of PEFT adapters, converted, each with what its recipe says, on a base by name or path."""
-    path = bases.resolve(base)
-    digest = bases.digest(path)
-    shutil.rmtree(directory, ignore_errors=True)
-    new_pack(directory, base, digest)
-    for name, (adapter, recipe) in adapters.items():
-        file = directory.parent / f"{directory.name}-{name}.gguf"
-        convert_adapter(adapter, path, file, base_name=path.name, base_sha256=digest)
-        add_skill(directory, name, file, description=recipe.description, max_tokens=recipe.max_tokens)
-    return Pack.load(directory)
 
 
 @click.command()

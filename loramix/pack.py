@@ -10,13 +10,15 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill, WrongBase
 from loramix.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
-from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
+
+if TYPE_CHECKING:
+    from loramix.models.gate_bank import Bank
 
 MAX_ADAPTER_BYTES = 2**31
 MAX_FEATURES_BYTES = 2**28
@@ -151,6 +153,8 @@ class Pack:
             NotFound: the file is not there.
             InvalidArtifact: another digest, a path that leads outside the pack, or no usable bank.
         """
+        from loramix.models.gate_bank import Bank
+
         data = self.gate_features()
         return None if data is None else Bank.from_bytes(data, str(self.directory / "gate-features.npz"))
 

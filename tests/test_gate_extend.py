@@ -15,7 +15,7 @@ from loramix.models.gate import Gate
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import NumpyGate
 from loramix.train.gate import converted, gate_info
-from loramix.train.gate_extend import extend
+from loramix.train.gate_extend import extend, kept_logits
 from loramix.train.gate_fit import fit
 
 pytestmark = pytest.mark.train
@@ -44,7 +44,7 @@ def old(tmp_path_factory: pytest.TempPathFactory) -> NumpyGate:
 
 def test_a_new_class_leaves_the_others_logits_alone(old: NumpyGate, tmp_path: Path) -> None:
     bank, features = bank_of(["a", "b", "new", "base"], [0, 1, 2, 3], 1)
-    gate, changes = extend(old, bank, 2)
+    gate, changes = extend(old, bank, kept_logits(old, bank), 2)
     with torch.no_grad():
         before = Gate.from_arrays(old.info, old.arrays)(torch.from_numpy(features)).numpy()
         after = gate(torch.from_numpy(features)).numpy()
@@ -61,7 +61,7 @@ def test_a_new_class_leaves_the_others_logits_alone(old: NumpyGate, tmp_path: Pa
 def test_a_skill_that_was_taken_out_can_be_taught_again(old: NumpyGate, tmp_path: Path) -> None:
     gone = old.without("a")
     bank, features = bank_of(["b", "new", "base"], [0, 1, 2, 3], 3)
-    gate, changes = extend(gone, bank, 1)
+    gate, changes = extend(gone, bank, kept_logits(gone, bank), 1)
     served = NumpyGate.from_bytes(converted(gate, tmp_path)[0])
     assert (served.info.skills, served.info.base_classes) == (["b", "new"], 2)
     np.testing.assert_allclose(
@@ -72,6 +72,8 @@ def test_a_skill_that_was_taken_out_can_be_taught_again(old: NumpyGate, tmp_path
     assert changes.own > 0.9 and changes.others > 0.95
 
     bank, _ = bank_of(["b", "new", "a", "base"], [0, 1, 2, 3], 5)
-    again = NumpyGate.from_bytes(converted(extend(served, bank, 2)[0], tmp_path)[0])
+    again = NumpyGate.from_bytes(
+        converted(extend(served, bank, kept_logits(served, bank), 2)[0], tmp_path)[0]
+    )
     found = again.probabilities(bank_of(["b", "new", "a", "base"], [0, 1, 2, 3], 6)[1]).argmax(1)
     assert (found == np.repeat([2, 0, 1, 3], 40)).mean() > 0.95

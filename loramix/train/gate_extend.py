@@ -80,11 +80,11 @@ def fit_columns(
     y, weight = smoothed(targets)
     (members, width), fits = (fixed.shape[1], x.shape[1]), mask.shape[1]
     scale = float(x.std(0).square().mean().sqrt().clamp_min(1e-6))
-    w0 = torch.randn((fits, members, width, UNITS), generator=generator) / width**0.5
-    b0, w1 = torch.zeros(2, fits, members, UNITS)
-    b1 = torch.zeros(fits, members)
-    weights = [tensor.clone().requires_grad_() for tensor in (w0, b0, w1, b1)]
-    w0, b0, w1, b1 = weights
+    w0 = (torch.randn((fits, members, width, UNITS), generator=generator) / width**0.5).requires_grad_()
+    b0 = torch.zeros((fits, members, UNITS), requires_grad=True)
+    w1 = torch.zeros((fits, members, UNITS), requires_grad=True)
+    b1 = torch.zeros((fits, members), requires_grad=True)
+    weights = [w0, b0, w1, b1]
     # with all other logits fixed, cross-entropy is that of two classes, but for a constant
     others = fixed.clone()
     others[..., place] = -torch.inf
@@ -122,12 +122,13 @@ class Changes:
     """Share of the other prompts whose likeliest class is what it was."""
 
 
-def extend(old: NumpyGate, bank: Bank, place: int) -> tuple[Gate, Changes]:
+def extend(old: NumpyGate, bank: Bank, logits: Floats, place: int) -> tuple[Gate, Changes]:
     """A gate of the bank's classes that is the old one but for the new skill.
 
     Args:
         old: knows all of the bank's classes but the new one, or an earlier skill of its name.
         bank: with the new skill's prompts.
+        logits: (N, M, K+1), what the old gate says to them, see `kept_logits`.
         place: of the new skill among the bank's classes.
 
     Raises:
@@ -135,7 +136,7 @@ def extend(old: NumpyGate, bank: Bank, place: int) -> tuple[Gate, Changes]:
     """
     if len(old.info.hidden) != 1:
         raise InvalidArtifact("the pack's gate has several hidden layers; run `loramix train gate`.")
-    logits, components, targets = kept_logits(old, bank), bank.components, bank.targets
+    components, targets = bank.components, bank.targets
     temperature = float(old.info.gate_temperature)
     before, after = ensemble(logits, temperature), np.zeros(targets.shape)
     fold = folds(bank.groups)

@@ -19,7 +19,7 @@ from loramix.convert.validate import check_adapter, read_adapter_bytes, read_bas
 from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
 from loramix.models import bases
 from loramix.models.gate_bank import Bank
-from loramix.models.gate_numpy import NumpyGate
+from loramix.models.gate_numpy import Floats
 from loramix.pack import Pack
 from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
 from loramix.prompts import fill
@@ -128,11 +128,12 @@ def _extended(
     states = compute(base, [p.text for p in prompts], old.info.layers, share=True)
     features = select(states, old.info.layers, old.info.pooling)
     longer = bank.extended(features, targets_of(prompts, classes[:-1]), groups_of(prompts), classes)
-    keep = uncontradicted(longer, old, recipe.name, len(bank.codes))
+    logits = kept_logits(old, longer)
+    keep = uncontradicted(longer, logits, len(known), len(bank.codes))
     if not keep.all():
         say(f"{int((~keep).sum())} prompts that were for no skill look like this one now, and are left out")
-        longer = longer.of_rows(keep)
-    gate, changes = extend(old, longer, len(known))
+        longer, logits = longer.of_rows(keep), logits[keep]
+    gate, changes = extend(old, longer, logits, len(known))
     say(
         f"gate: in phrasings that it was not fitted on, {changes.own:.1%} of the prompts for {recipe.name} "
         f"are decided right, and {changes.others:.1%} of all others as before"
@@ -182,24 +183,23 @@ def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, se
     return prompts
 
 
-def uncontradicted(bank: Bank, gate: NumpyGate, skill: str, old: int) -> npt.NDArray[np.bool_]:
+def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDArray[np.bool_]:
     """Which prompts to keep: one that was for no skill and now looks like the new one was a request for it.
 
     "Translate this into German" is for none until a skill for it comes; nobody has the old texts to relabel.
 
     Args:
         bank: with the new skill's prompts behind the old ones.
-        gate: does not know the new skill.
-        skill: the new skill.
+        logits: (N, M, K+1), what the gate without it says to them.
+        place: of the new skill among the bank's classes.
         old: how many prompts there were before.
 
     Returns:
         (N,) bool.
     """
-    place, base = bank.classes.index(skill), len(bank.classes) - 1
     new = np.arange(len(bank.codes)) >= old
-    was_none = (bank.targets[:, base] > 0.999) & ~new
-    logits, components, fold = kept_logits(gate, bank), bank.components, folds(bank.groups)
+    was_none = (bank.targets[:, -1] > 0.999) & ~new
+    components, fold = bank.components, folds(bank.groups)
     # a judge sees half of the requests for none: not too sure that a new wish was for none
     half = ~was_none | (np.arange(len(new)) % 2 == 0)
     seen = half[:, None] & (fold[:, None] != np.arange(fold.max(initial=0) + 1))
