@@ -8,7 +8,7 @@ import click
 
 from loramix import DEFAULT
 from loramix.cli_train import PATH, training_extra
-from loramix.errors import MissingExtra
+from loramix.errors import MissingExtra, UsageError
 from loramix.models.known_bases import BASES
 
 
@@ -54,28 +54,54 @@ def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: 
 
 
 @convert.command("base")
-@click.argument("hf_dir", type=PATH)
+@click.argument("source", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF file to write.")
 @click.option(
     "--quant",
     type=click.Choice(["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"]),
-    default="Q4_K_M",
-    show_default=True,
-    help="Type of the matrices.",
+    help="Type of the matrices; only for a directory.  [default: Q4_K_M]",
 )
 @click.option("--imatrix-text", type=PATH, help="UTF-8 text to weigh columns by when rounding to 4 bits.")
+@click.option(
+    "--chat-template",
+    help="Jinja file to use instead of the base's own chat template; 'plain' for the bare texts.",
+)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
-def convert_base(hf_dir: Path, out: Path, quant: str, imatrix_text: Path | None, check: bool) -> None:
-    """Convert the Hugging Face checkpoint in HF_DIR (Llama architecture) to a GGUF base."""
+def convert_base(
+    source: Path,
+    out: Path,
+    quant: str | None,
+    imatrix_text: Path | None,
+    chat_template: str | None,
+    check: bool,
+) -> None:
+    """Convert the Hugging Face checkpoint in the directory SOURCE (Llama architecture) to a GGUF base.
+
+    SOURCE may be a GGUF base, to copy it with another chat template.
+    """
     from loramix.convert import selfcheck
     from loramix.convert.from_hf import convert_base as work
+    from loramix.convert.hf_template import given_template
 
-    work(hf_dir, out, quant, imatrix_text)
+    template = given_template(chat_template) if chat_template is not None else None
+    if source.is_file():
+        from loramix.convert.base_template import with_template
+
+        if template is None or quant or imatrix_text:
+            raise UsageError(
+                f"{source} is a file: a GGUF base is copied with --chat-template FILE and no other option; "
+                "give a directory to convert a checkpoint."
+            )
+        with_template(source, out, template)
+        click.echo(str(out))
+        return
+    quant = quant or "Q4_K_M"
+    work(source, out, quant, imatrix_text, template)
     if check:
-        if n_texts := selfcheck.check_tokens(hf_dir, out):
+        if n_texts := selfcheck.check_tokens(source, out):
             click.echo(f"cuts {n_texts} texts as its tokenizer.json does", err=True)
         try:
-            found = selfcheck.check_base(hf_dir, out, quant)
+            found = selfcheck.check_base(source, out, quant)
             before, after = found.perplexity
             click.echo(
                 f"as in PyTorch: mean KL {found.mean_kl:.5f}, same choice at {found.same_argmax:.1%} of positions, "

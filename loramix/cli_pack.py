@@ -84,11 +84,13 @@ def pack_check(name: str) -> None:
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
     """Make an empty pack in DIRECTORY, named like it."""
+    from loramix.convert.base_template import check_template
     from loramix.models import bases
     from loramix.pack_edit import new_pack
 
-    digest = bases.digest(bases.resolve(base))
-    new_pack(directory, base, digest, description=description, license=license_)
+    path = bases.resolve(base)
+    check_template(path)
+    new_pack(directory, base, bases.digest(path), description=description, license=license_)
     click.echo(str(directory))
 
 

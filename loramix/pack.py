@@ -187,6 +187,7 @@ class Pack:
         return notes
 
     def _check_base(self, base: Path) -> None:
+        from loramix.convert.base_template import check_template
         from loramix.convert.validate import check_adapter, read_base
 
         if not base.is_file():
@@ -197,6 +198,7 @@ class Pack:
                 f"{self.manifest.base.sha256[:12]}…: use {self.manifest.base.name}, which it was made for."
             )
         _, shape = read_base(base)
+        check_template(base)
         for skill in self.skills:
             name = str(self.directory / skill.file)
             check_adapter(self.adapter_bytes(skill.name), shape, name, base_sha256=found)

@@ -35,7 +35,9 @@ LLAMA3_ROPE = {
     "original_max_position_embeddings": 64,
 }
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-TEMPLATE = "{% for message in messages %}{{ '<|im_start|>' + message['role'] }}{% endfor %}"
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + message['content'] }}{% endfor %}"
+)
 _NUMPY = {"float32": np.float32, "float16": np.float16}
 
 

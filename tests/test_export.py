@@ -23,7 +23,7 @@ from loramix.convert.fuse import write_lora
 from loramix.convert.gguf_reader import read_gguf
 from loramix.convert.merge import merge, wanted_type
 from loramix.convert.validate import read_base
-from loramix.errors import NoSpace, SelfCheckFailed, Unsupported, UsageError, WrongBase
+from loramix.errors import InvalidArtifact, NoSpace, SelfCheckFailed, Unsupported, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack_edit import add_skill, new_pack
@@ -307,8 +307,8 @@ def test_a_merged_base_can_be_a_base(tiny_pack: Path, tmp_path: Path) -> None:
 
 def test_a_base_without_a_chat_template(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base.gguf", template="")
-    found = export_gguf(choose(str(pack_of(tmp_path, base)), "mood"), tmp_path / "out.gguf")
-    assert found.mean_kl < 1e-3 < found.bare_kl
+    with pytest.raises(InvalidArtifact, match=r"no chat template.*--chat-template FILE"):
+        choose(str(pack_of(tmp_path, base)), "mood")
 
 
 @pytest.mark.base

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from loramix.chat_template import ChatTemplate
+from loramix.convert.base_template import check_template
 from loramix.convert.fuse import Value, fuse
 from loramix.convert.merge import merge
 from loramix.convert.selfcheck import PROBES, logits_of, mean_kl, same_argmax
@@ -18,7 +20,7 @@ from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import atomic_path, need_space, write_bytes
-from loramix.prompts import ChatTemplate, as_messages
+from loramix.prompts import as_messages
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def choose(pack: str, mix: str) -> Chosen:
             f"get the right one with 'loramix pull {reference.name}'."
         )
     _, shape = read_base(base)
+    check_template(base)
     parts, late = list[tuple[bytes, float]](), dict[str, tuple[int, ...]]()
     for entry in entries:
         content = found.adapter_bytes(entry.name)
@@ -160,8 +163,6 @@ def distance(chosen: Chosen, merged: Path) -> Distance:
     texts = [text for name in chosen.mix.scales if (text := chosen.pack.skill(name).example)][:2]
     template = vocabulary(chosen.base).template
     prompts = [template.segments(as_messages(text)) for text in [*texts, *PROBES[:2]]]
-    if not prompts[0][0][0]:  # a base that was never tuned to chat has no template
-        prompts = [[(text, False)] for text in [*texts, *PROBES[:2]]]
     running, _ = logits_of(chosen.base, chosen.shape, [(fuse(chosen.parts), 1.0)], prompts)
     bare, _ = logits_of(chosen.base, chosen.shape, [], prompts)
     alone, _ = logits_of(merged, read_base(merged)[1], [], prompts)
@@ -174,7 +175,8 @@ class Vocabulary(NamedTuple):
     template: ChatTemplate
     bos: str
     """Text of the token that the tokenizer puts first; empty where it puts none."""
-    eos: str
+    ends: tuple[str, ...]
+    """Control tokens that end an answer and that llama.cpp does not know by itself, and those of the base's turns."""
 
 
 def vocabulary(base: Path) -> Vocabulary:
@@ -186,6 +188,6 @@ def vocabulary(base: Path) -> Vocabulary:
     from loramix.runtime.llama import Model
 
     with Model(base, vocab_only=True) as model:
-        special = model.named_tokens
-        template = ChatTemplate(model.chat_template, special)
-        return Vocabulary(template, special["bos_token"] if model.add_bos else "", special["eos_token"])
+        bos = model.text(model.bos) if model.add_bos and model.bos >= 0 else ""
+        ends = [model.eot, model.eos, *(i for i in model.unknown_ends if not model.piece(i))]
+        return Vocabulary(model.template, bos, tuple(model.text(i) for i in ends if i >= 0))

@@ -6,6 +6,7 @@ import math
 import secrets
 from pathlib import Path
 
+from loramix.chat_template import usable_template
 from loramix.convert.hf import Checkpoint
 from loramix.convert.hf_gguf import size_of, write_gguf
 from loramix.convert.hf_vocab import read_vocabulary
@@ -18,7 +19,13 @@ from loramix.paths import need_space
 QUANTS = ("F32", "F16", *FILE_TYPES)
 
 
-def convert_base(source: Path, out: Path, quant: str, imatrix_text: Path | None = None) -> None:
+def convert_base(
+    source: Path,
+    out: Path,
+    quant: str,
+    imatrix_text: Path | None = None,
+    chat_template: str | None = None,
+) -> None:
     """Convert a checkpoint of the Llama architecture.
 
     Args:
@@ -26,6 +33,7 @@ def convert_base(source: Path, out: Path, quant: str, imatrix_text: Path | None 
         out: GGUF file to write; nothing is left there if anything fails.
         quant: a name of `QUANTS`. Between, a file of the weights as they are stored lies beside ``out``.
         imatrix_text: UTF-8 text that tells which columns to round more finely, for the types of 4 bits.
+        chat_template: Jinja text instead of the checkpoint's own.
 
     Raises:
         NotFound, InvalidArtifact, Unsupported: the checkpoint cannot be converted, and why.
@@ -38,7 +46,8 @@ def convert_base(source: Path, out: Path, quant: str, imatrix_text: Path | None 
     if out.is_dir():
         raise UsageError(f"{out} is a directory; name the GGUF file to write with --out.")
     with Checkpoint(source) as checkpoint:
-        vocabulary = read_vocabulary(source, checkpoint.config.vocab_size)
+        vocabulary = read_vocabulary(source, checkpoint.config.vocab_size, chat_template)
+        usable_template(vocabulary.chat_template, vocabulary.named_tokens, str(source))
         if quant not in FILE_TYPES:
             write_gguf(checkpoint, vocabulary, out, quant)
             read_base(out)

@@ -74,6 +74,23 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 writer.close()
 
 
+def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
+    """Write a GGUF without tensors, for llama.cpp to tokenize with.
+
+    Args:
+        vocabulary: as read.
+        out: file to write.
+    """
+    import gguf
+
+    writer = gguf.GGUFWriter(out, "llama")
+    writer.add_type("model")
+    vocabulary.add_to(writer)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+
 @contextmanager
 def _told(out: Path) -> Iterator[None]:
     """Say that the disk is full where a write fails for that; NumPy's own error has no number."""

@@ -7,13 +7,16 @@ its pre-tokenizers built in and picks one by name, so a tokenizer is recognised 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loramix.convert.hf_config import read_json
 from loramix.convert.hf_pretokenizer import listed, pre_tokenizer, space_prefix
+from loramix.convert.hf_template import read_chat_template, read_end_tokens
 from loramix.convert.spm_reader import BPE, Piece, read_sentencepiece
+from loramix.end_tokens import END_TOKENS, end_tokens_text
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
@@ -34,9 +37,19 @@ class Vocabulary:
     scores: list[float]
     """Of SentencePiece; empty for byte-level BPE, whose merges are ordered."""
     special: Any
-    """``gguf.SpecialVocab``: merges, special tokens, whether BOS is put first, and the chat template."""
+    """``gguf.SpecialVocab``: merges, special tokens, and whether BOS is put first."""
+    chat_template: str
+    """Jinja text; empty where there is none."""
+    ends: tuple[int, ...]
+    """Tokens that end an answer, the end of sequence first."""
     space_prefix: bool = True
     """SentencePiece puts a space before the text."""
+
+    @property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens as text, by the names that chat templates give them."""
+        ids = self.special.special_token_ids
+        return {f"{name}_token": self.tokens[ids[name]] for name in ids if name not in ("eot", "eom")}
 
     def add_to(self, writer: Any) -> None:
         """Write all of it.
@@ -52,14 +65,19 @@ class Vocabulary:
             writer.add_token_scores(self.scores)
             writer.add_add_space_prefix(self.space_prefix)
         self.special.add_to_gguf(writer, quiet=True)
+        if self.chat_template:
+            writer.add_chat_template(self.chat_template)
+        if len(self.ends) > 1:
+            writer.add_string(END_TOKENS, end_tokens_text(self.ends))
 
 
-def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
+def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = None) -> Vocabulary:
     """Read a checkpoint's vocabulary.
 
     Args:
         directory: holds ``tokenizer.json`` or ``tokenizer.model``, and ``tokenizer_config.json``.
         n_vocab: rows of the token embedding; what the tokenizer does not fill becomes unused tokens.
+        chat_template: Jinja text instead of the checkpoint's own.
 
     Raises:
         NotFound: there is no tokenizer.
@@ -78,13 +96,19 @@ def read_vocabulary(directory: Path, n_vocab: int) -> Vocabulary:
     tokens, types, scores = _filled(found, n_vocab, path)
     _add(added, tokens, types, path)
     _check(found, tokens, types, path)
+    special = _special(directory, found.model, n_vocab)
+    ends = read_end_tokens(directory, special.special_token_ids["eos"], n_vocab)
+    for key, token in zip(("eot", "eom"), ends[1:], strict=False):  # so that other programs stop at them too
+        special.special_token_ids.setdefault(key, token)
     return Vocabulary(
         found.model,
         found.pre,
         tokens,
         types,
         scores if found.model == "llama" else [],
-        _special(directory, found.model, n_vocab),
+        special,
+        read_chat_template(directory) if chat_template is None else chat_template,
+        ends,
         found.space_prefix,
     )
 
@@ -215,7 +239,7 @@ def _check(found: _Found, tokens: list[str], types: list[int], path: Path) -> No
 
 
 def _special(directory: Path, model: str, n_vocab: int) -> Any:
-    """Merges, special tokens and chat template, read by ``gguf``.
+    """Merges and special tokens, read by ``gguf``.
 
     Raises:
         InvalidArtifact: one of the files is damaged, or no token ends a text.
@@ -234,11 +258,23 @@ def _special(directory: Path, model: str, n_vocab: int) -> Any:
         raise InvalidArtifact(
             f"no end-of-sequence token in {directory}: tokenizer_config.json or config.json must name eos_token."
         )
-    if model == "gpt2":
-        if not special.merges:
-            raise InvalidArtifact(f"no merges in {directory / 'tokenizer.json'}; download it again.")
-        ids.setdefault("bos", ids["eos"])  # llama.cpp's own default would be token 11
+    if model == "gpt2" and not special.merges:
+        raise InvalidArtifact(f"no merges in {directory / 'tokenizer.json'}; download it again.")
+    special.chat_template = None  # see `hf_template`: transformers looks for it elsewhere first
+    for name in _lacking(directory, ("bos", "unk", "sep", "pad", "cls", "mask")):
+        ids.pop(name, None)  # config.json may name one, but the tokenizer's templates do not print it
     # transformers puts BOS first for SentencePiece unless told otherwise, for BPE only if told so
     special.add_special_token.setdefault("bos", model == "llama")
     special.add_special_token.setdefault("eos", False)
+    special.add_special_token["bos"] &= "bos" in ids  # llama.cpp would put its default, token 11 or 1
     return special
+
+
+def _lacking(directory: Path, names: Sequence[str]) -> list[str]:
+    """Special tokens that the tokenizer has not, as transformers reads its settings."""
+    path, older = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
+    settings = read_json(path, dict[str, Any]) if path.is_file() else {}
+    known = {**(read_json(older, dict[str, Any]) if older.is_file() else {}), **settings}
+    # other classes have tokens of their own, such as <s> of LlamaTokenizer
+    plain = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
+    return [name for name in names if known.get(f"{name}_token", None if plain else "") is None]

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loramix.chat_template import ChatTemplate
 from loramix.convert.export import Chosen, Distance, export_gguf, vocabulary
 from loramix.convert.validate import read_base
 from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError
 from loramix.models.known_bases import BASES
 from loramix.paths import atomic_directory, write_text
-from loramix.prompts import ChatTemplate, Message
+from loramix.prompts import Message
 
 MODELFILE = "Modelfile"
 _QUOTES = '"""'
@@ -168,7 +169,7 @@ def export_ollama(chosen: Chosen, out: Path, *, quant: str | None = None, n_ctx:
     if out.exists():
         raise UsageError(f"{out} exists already; name a directory that does not.")
     metadata = read_base(chosen.base)[0].metadata
-    template, bos, eos = vocabulary(chosen.base)
+    template, bos, ends = vocabulary(chosen.base)
     turns = recognise(template, bos)
     pack = chosen.pack.manifest
     known = BASES.get(pack.base.name)
@@ -179,7 +180,7 @@ def export_ollama(chosen: Chosen, out: Path, *, quant: str | None = None, n_ctx:
         f"{chosen.name}.gguf",
         n_ctx=min(n_ctx, chosen.shape.context_length),
         max_tokens=max(chosen.pack.skill(name).max_tokens for name in chosen.mix.scales),
-        stops=list(dict.fromkeys(stop for stop in (turns.after.strip(), eos) if stop)),
+        stops=list(dict.fromkeys(stop for stop in (turns.after.strip(), *ends) if stop)),
         licenses=[*licenses, f"Adapters of pack {pack.name}: {pack.license}"],
     )
     with atomic_directory(out) as temporary:

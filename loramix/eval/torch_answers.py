@@ -10,11 +10,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from loramix.convert.reference import torch_child
 from loramix.errors import InvalidArtifact
 from loramix.paths import sha256_file, write_text
+from loramix.runtime.detokenize import detokenize
 from loramix.runtime.engine import Engine
 from loramix.runtime.tokenize import tokenize_rows
 
@@ -23,7 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read ``{"base", "adapter", "ids", "max_tokens", "eot"}``; write the answers' token ids, without the end."""
+    """Read ``{"base", "adapter", "ids", "max_tokens", "ends"}``; write the answers' token ids, without the end."""
     import torch
     from peft import PeftModel
 
@@ -33,13 +35,13 @@ def main(arguments: Sequence[str]) -> None:
     model = load_base(Path(job["base"]))
     with quiet():
         model = PeftModel.from_pretrained(model, job["adapter"])
-    prompts, eot = job["ids"], job["eot"]
+    prompts, ends = job["ids"], job["ends"]
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
         width = max(len(prompts[i]) for i in rows)
-        padded = [[eot] * (width - len(prompts[i])) + prompts[i] for i in rows]
+        padded = [[ends[0]] * (width - len(prompts[i])) + prompts[i] for i in rows]
         mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
         with torch.inference_mode():
             out = model.generate(
@@ -47,11 +49,11 @@ def main(arguments: Sequence[str]) -> None:
                 attention_mask=torch.tensor(mask),
                 max_new_tokens=job["max_tokens"],
                 do_sample=False,
-                eos_token_id=eot,
-                pad_token_id=eot,
+                eos_token_id=ends,
+                pad_token_id=ends[0],
             )
         for i, found in zip(rows, out[:, width:].tolist(), strict=True):
-            answers[i] = found[: found.index(eot)] if eot in found else found
+            answers[i] = list(takewhile(lambda token: token not in ends, found))
     write_text(Path(arguments[1]), json.dumps(answers))
 
 
@@ -74,23 +76,19 @@ def torch_answers(
     """
     if not (adapter / WEIGHTS).is_file():
         raise InvalidArtifact(f"no {WEIGHTS} in {adapter}; name the run directories that training wrote.")
-    pairs, eot = tokenize_rows(engine.base_path, [{"prompt": prompt} for prompt in prompts])
+    pairs, _ = tokenize_rows(engine.base_path, [{"prompt": prompt} for prompt in prompts])
     job = {
         "base": str(engine.base_path),
         "adapter": str(adapter),
         "ids": [ids.tolist() for ids, _ in pairs],
         "max_tokens": max_tokens,
-        "eot": eot,
+        "ends": sorted(engine.model.ends),
     }
     named = json.dumps({**job, "sha256": sha256_file(adapter / WEIGHTS)})
     out = cache / f"torch-{hashlib.sha256(named.encode()).hexdigest()[:16]}.json"
     if not out.is_file():
         _run(job, out)
-    texts = []
-    for ids in json.loads(out.read_text()):
-        pieces = b"".join(engine.model.piece(token) for token in ids)
-        texts.append(pieces.decode("utf-8", "replace"))
-    return texts
+    return [detokenize(engine.model, ids) for ids in json.loads(out.read_text())]
 
 
 def _run(job: dict[str, object], out: Path) -> None:

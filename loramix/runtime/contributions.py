@@ -12,7 +12,6 @@ import re
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from loramix.errors import Unsupported
 from loramix.models.mixing import Mix
 from loramix.prompts import Message, as_messages
 from loramix.runtime.context import Context
+from loramix.runtime.detokenize import Detokenizer
 from loramix.runtime.llama import C, ggml
 from loramix.runtime.stream import Answer
 
@@ -106,24 +106,18 @@ def measuring(
         found = yield from _measure(engine, mix, ids, said)
         for name, ratios in found.items():
             values[skills.index(name)][:, at] = ratios[:, at] if moving else ratios
-    pieces = _pieces(engine, answer.tokens)
-    for i, (before, after) in enumerate(pairwise(answer.mixes), 1):
-        if before != after and not moving:
-            pieces[i] = "\n" + pieces[i]  # the next mix's answer, on a line of its own
+    pieces = _pieces(engine, answer, moving)
     return Contributions(skills, pieces, list(answer.mixes), values)
 
 
-def _pieces(engine: Engine, tokens: Sequence[int]) -> list[str]:
-    pieces, rest = [], b""
-    for token in tokens:
-        rest += engine.model.piece(token)
-        try:
-            pieces.append(rest.decode())
-            rest = b""
-        except UnicodeDecodeError:
-            pieces.append("")
-    if rest:
-        pieces[-1] = rest.decode("utf-8", "replace")
+def _pieces(engine: Engine, answer: Answer, moving: bool) -> list[str]:
+    """The text that each token of an answer completes; together they are the answer."""
+    decoder, pieces = Detokenizer(engine.model), list[str]()
+    for i, (token, mix) in enumerate(zip(answer.tokens, answer.mixes, strict=True)):
+        before = ""
+        if i and mix != answer.mixes[i - 1] and not moving:  # the next mix's answer, on a line of its own
+            before, decoder = "\n", Detokenizer(engine.model)
+        pieces.append(before + decoder.add(token))
     return pieces
 
 

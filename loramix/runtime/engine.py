@@ -24,7 +24,7 @@ from loramix.errors import InvalidPrompt, Unsupported, UsageError, WrongBase
 from loramix.models import bases
 from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
-from loramix.prompts import ChatTemplate, Message, as_messages
+from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.cpu import default_threads, repacked_types
 from loramix.runtime.decoder import Decoder
@@ -83,8 +83,7 @@ class Engine:
         try:
             if extra and self._shape.tensor_types & repacked_types():
                 self.model.forget_file()
-            self._template = ChatTemplate(self.model.chat_template, self.model.named_tokens)
-            self._controls = self.model.controls
+            _ = self.model.template, self.model.ends  # refused now, not at the first prompt
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
             self.n_threads = n_threads or default_threads()
             adapters = AdapterCache(self.model, rounded=self._shape.is_quantized)
@@ -319,7 +318,7 @@ class Engine:
         return pool(context, gate.info.layers, gate.info.pooling)
 
     def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
-        tokens = self.model.with_bos(self.model.tokenize(self._template.segments(messages, self._controls)))
+        tokens = self.model.chat(messages)
         if len(tokens) >= self.n_ctx:
             raise InvalidPrompt(
                 f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}: "

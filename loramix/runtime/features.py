@@ -54,12 +54,11 @@ def main(arguments: Sequence[str]) -> None:
 
     With ``--share``, whatever two prompts begin with is read once.
     """
-    from loramix.prompts import ChatTemplate
+    from loramix.prompts import as_messages
     from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
     from loramix.runtime.session import common_prefix, reuse
-    from loramix.runtime.tokenize import chat_ids
 
     base, out = Path(arguments[0]), Path(arguments[1])
     layers = [int(text) for text in arguments[2].split(",")]
@@ -67,9 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         f"{p}:{i}": [] for i in layers for p in ("last", "mean")
     }
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
-        template = ChatTemplate(model.chat_template, model.named_tokens)
         context = Context(model, n_ctx=2048, n_threads=default_threads(), taps=layers)
-        prompts = [chat_ids(model, template, json.loads(line)["prompt"])[-2048:] for line in sys.stdin]
+        prompts = [model.chat(as_messages(json.loads(line)["prompt"]))[-2048:] for line in sys.stdin]
         order, share = list(range(len(prompts))), "--share" in arguments
         if share:
             order.sort(key=lambda i: prompts[i])  # the longest common beginnings come to lie side by side
@@ -107,8 +105,12 @@ def compute(
         float16 arrays (prompts, D) by ``last:LAYER`` and ``mean:LAYER``.
 
     Raises:
+        InvalidArtifact: the base has no chat template that can be used.
         NativeError: the child failed.
     """
+    from loramix.convert.base_template import check_template
+
+    check_template(base)
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "features.npz"
         command = [sys.executable, "-m", "loramix.runtime.features", str(base), str(out)]

@@ -46,7 +46,7 @@ class GrammarSampler:
         if not pointer:
             raise UsageError("the grammar of the response format cannot be used; make the schema simpler.")
         self._grammar, self._sampler = pointer, sampler
-        self._end = model.eot
+        self._end, self._other_ends = model.eot, sorted(model.unknown_ends)
         weakref.finalize(self, C.llama_sampler_free, pointer)
 
     def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
@@ -70,6 +70,9 @@ class GrammarSampler:
         data = table.ctypes.data_as(C.llama_token_data_p)
         candidates = C.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
         C.llama_sampler_apply(self._grammar, ctypes.byref(candidates))
+        table["logit"][
+            np.isin(tokens, self._other_ends)
+        ] = -np.inf  # text to llama.cpp, but they end the answer
         return table["logit"].copy()
 
 

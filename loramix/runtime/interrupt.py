@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import llama_cpp.llama_cpp as C
+from loramix.runtime.native import C
 
 
 class Interrupt:

@@ -1,4 +1,4 @@
-"""llama.cpp's model, vocabulary and adapters; with `loramix.runtime.context` the only owner of its handles.
+"""llama.cpp's model and adapters; with `loramix.runtime.context` the only owner of its handles.
 
 Measured traps it guards: an adapter that failed to load is a NULL pointer object and not None, and an
 adapter freed while in use kills the process.
@@ -11,9 +11,7 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -21,14 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidPrompt, NativeError, Unsupported
-from loramix.prompts import Segment
+from loramix.errors import NativeError, Unsupported
 from loramix.runtime.interrupt import Interrupt
-
-# OpenMP threads that spin for long starve each other when another program computes: eight tokens took
-# 26 s beside a training run, 0.3 s with this, at no loss on an idle machine; it is read when the library loads
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-import llama_cpp.llama_cpp as C
+from loramix.runtime.native import C
+from loramix.runtime.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from loramix.runtime.native_context import NativeContext
@@ -55,7 +49,7 @@ def why() -> str:
     return f" (llama.cpp: {_log_tail[-1]})" if _log_tail else ""
 
 
-class Model:
+class Model(Vocabulary):
     """A base model in memory, with its vocabulary.
 
     Args:
@@ -85,20 +79,10 @@ class Model:
         if not self.pointer:
             raise NativeError(f"llama.cpp cannot load the base {path}{why()}; run 'loramix doctor'.")
         self._stack.callback(C.llama_model_free, self.pointer)
-        self.vocab = C.llama_model_get_vocab(self.pointer)
+        super().__init__(self.pointer, str(path))
         self.n_layer = int(C.llama_model_n_layer(self.pointer))
         self.n_embd = int(C.llama_model_n_embd(self.pointer))
         self.n_ctx_train = int(C.llama_model_n_ctx_train(self.pointer))
-        self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
-        self.bos = int(C.llama_vocab_bos(self.vocab))
-        self.eos = int(C.llama_vocab_eos(self.vocab))
-        self.add_bos = bool(C.llama_vocab_get_add_bos(self.vocab))
-        template = C.llama_model_chat_template(self.pointer, None)
-        self.chat_template = template.decode("utf-8", "replace") if template else ""
-        # llama.cpp guesses the end of a turn by name and can miss the one the template writes
-        eot = int(C.llama_vocab_eot(self.vocab))
-        written = self.eos >= 0 and self.text(self.eos) in self.chat_template
-        self.eot = self.eos if written or eot < 0 else eot
 
     def forget_file(self) -> None:
         """Give back the pages of the mapped file; those that are used come again from the system's cache.
@@ -115,60 +99,6 @@ class Model:
             if len(fields) == 6 and fields[5] == real and fields[1].startswith("r--"):
                 start, end = (int(number, 16) for number in fields[0].split("-"))
                 libc.madvise(start, end - start, 4)  # MADV_DONTNEED
-
-    @cached_property
-    def controls(self) -> tuple[str, ...]:
-        """The vocabulary's control tokens as text."""
-        found = (i for i in range(self.n_vocab) if C.llama_vocab_is_control(self.vocab, i))
-        return tuple(text for i in found if len(text := self.text(i)) > 2)
-
-    @property
-    def named_tokens(self) -> dict[str, str]:
-        """Special tokens as text, by the names that chat templates give them."""
-        return {"bos_token": self.text(self.bos), "eos_token": self.text(self.eos)}
-
-    def text(self, token: int) -> str:
-        """A token as the vocabulary spells it."""
-        raw = C.llama_vocab_get_text(self.vocab, token)
-        return raw.decode("utf-8", "replace") if raw else ""
-
-    def is_end(self, token: int) -> bool:
-        """Whether a token ends an answer."""
-        return bool(C.llama_vocab_is_eog(self.vocab, token))
-
-    def tokenize(self, segments: Sequence[Segment] | str, *, special: bool = False) -> list[int]:
-        """Tokenize text, or a rendered conversation in segments.
-
-        Args:
-            segments: plain text, or (text, whether special tokens in it are meant) in order.
-            special: for plain text, whether special tokens in it are meant.
-        """
-        if isinstance(segments, str):
-            segments = [(segments, special)]
-        tokens: list[int] = []
-        for text, meant in segments:
-            raw = text.encode("utf-8", "replace")
-            room = len(raw) + 8
-            buffer = (C.llama_token * room)()
-            count = C.llama_tokenize(self.vocab, raw, len(raw), buffer, room, False, meant)
-            if count < 0:
-                raise InvalidPrompt("the prompt cannot be tokenized; shorten it.")
-            tokens += buffer[:count]
-        return tokens
-
-    def with_bos(self, tokens: list[int]) -> list[int]:
-        """Put the beginning-of-sequence token first where the vocabulary wants it and the template lacks it."""
-        wanted = self.add_bos and self.bos >= 0 and tokens[:1] != [self.bos]
-        return [self.bos, *tokens] if wanted else tokens
-
-    def piece(self, token: int) -> bytes:
-        """A token's bytes in the output; empty for control tokens."""
-        buffer = ctypes.create_string_buffer(64)
-        count = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
-        if count < 0:
-            buffer = ctypes.create_string_buffer(-count)
-            count = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
-        return buffer.raw[: max(count, 0)]
 
     def load_adapter(self, content: bytes, name: str) -> Adapter:
         """Load exactly these checked bytes as an adapter.

@@ -6,22 +6,26 @@ It says which tokens it wants decoded under which mix and is handed logits: by i
 
 from __future__ import annotations
 
-import codecs
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from loramix.models.mixing import Mix
+from loramix.runtime.detokenize import Detokenizer, shown
 from loramix.runtime.router import Route
 from loramix.runtime.sampling import Picker, TokenScore, score
 from loramix.runtime.tokenwise import TokenMixer
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
+
+
+Shown: TypeAlias = tuple[bytes, float, list[tuple[bytes, float]]]
+"""A token's bytes, its log-probability, and the likeliest ones with theirs."""
 
 
 class Wanted(NamedTuple):
@@ -94,6 +98,7 @@ class Stream(Iterator[str]):
         self.scores: list[TokenScore] = []
         self._tokens: list[int] = []
         self._mixes: list[Mix] = []
+        self._firsts: set[int] = set()  # where a mix's answer begins
         self._text, self._sent = "", 0
         self._first, self._cached = 0.0, 0
         self._pieces: Generator[str | Wanted, Decoded | None, None] = self._run()
@@ -119,9 +124,15 @@ class Stream(Iterator[str]):
         """Whether the mix changes with each token, by what the engine's own context holds."""
         return self.route.policy == "token" and len(self.route.mix) > 1
 
-    def piece(self, token: int) -> bytes:
-        """A token's bytes in the output."""
-        return self._engine.model.piece(token)
+    def scored(self, start: int, stop: int) -> list[Shown]:
+        """Scores from one place to another, with tokens as their bytes in the answer."""
+        model = self._engine.model
+        rows: list[Shown] = []
+        for i, (token, chance, top) in enumerate(self.scores[start:stop], start):
+            first = i in self._firsts
+            others = [(shown(model, other, first=first), p) for other, p in top]
+            rows.append((shown(model, token, first=first), chance, others))
+        return rows
 
     def advance(self, decoded: Decoded | None = None) -> str | Wanted | None:
         """Go one step.
@@ -179,7 +190,8 @@ class Stream(Iterator[str]):
         moving = TokenMixer(mix) if self.moves else None
         if moving:
             mix = moving.mix
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder = Detokenizer(engine.model)
+        self._firsts.add(len(self._tokens))
         tokens: list[int] = []
         while True:
             decoded = yield Wanted(mix, self._prompt + tokens, len(self._prompt))
@@ -196,7 +208,7 @@ class Stream(Iterator[str]):
             self._mixes.append(mix)
             if self._top is not None:
                 self.scores.append(score(decoded.logits, token, self._top))
-            self._text += decoder.decode(engine.model.piece(token))
+            self._text += decoder.add(token)
             if (end := _first_stop(self._text, self._stop)) is not None:
                 self._text = self._text[:end]
                 return "stop"

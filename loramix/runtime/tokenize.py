@@ -16,17 +16,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidArtifact, NativeError
+from loramix.errors import InvalidArtifact, InvalidData, LoramixError, NativeError
 from loramix.paths import atomic_write
-from loramix.prompts import ChatTemplate, as_messages
+from loramix.prompts import as_messages
 
-
-def chat_ids(model: object, template: ChatTemplate, prompt: str) -> list[int]:
-    """Tokens of a prompt as the runtime decodes it: the chat template applied, answer header last."""
-    from loramix.runtime.llama import Model
-
-    assert isinstance(model, Model)
-    return model.with_bos(model.tokenize(template.segments(as_messages(prompt), model.controls)))
+_REFUSED = 3  # exit code where a prompt is the reason
 
 
 def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
@@ -49,10 +43,13 @@ def main(arguments: Sequence[str]) -> None:
     ids: list[int] = []
     lengths: list[tuple[int, int]] = []
     with Model(base, vocab_only=True) as model:
-        template = ChatTemplate(model.chat_template, model.named_tokens)
-        for line in sys.stdin:
+        for number, line in enumerate(sys.stdin, 1):
             row = json.loads(line)
-            prompt = chat_ids(model, template, row["prompt"])
+            try:
+                prompt = model.chat(as_messages(row["prompt"]))
+            except LoramixError as error:
+                print(f"prompt {number} cannot be used: {error}", file=sys.stderr)
+                sys.exit(_REFUSED)
             answer = [*model.tokenize(row["answer"]), model.eot] if "answer" in row else []
             ids += prompt + answer
             lengths.append((len(prompt), len(answer)))
@@ -79,13 +76,27 @@ def tokenize_rows(
         end-of-turn token included; and the id of that token.
 
     Raises:
+        InvalidArtifact: the base has no chat template that can be used.
+        InvalidData: a prompt cannot be used.
         NativeError: the child failed.
     """
+    from loramix.convert.base_template import check_template
+
+    check_template(base)
+    return tokenized(base, rows)
+
+
+def tokenized(
+    base: Path, rows: Sequence[dict[str, str]]
+) -> tuple[list[tuple[npt.NDArray[np.int32], int]], int]:
+    """`tokenize_rows` of a base that has been checked, or of a vocabulary without tensors."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "tokens.npz"
         lines = "".join(json.dumps(row) + "\n" for row in rows)
         command = [sys.executable, "-m", "loramix.runtime.tokenize", str(base), str(out)]
         child = subprocess.run(command, input=lines, text=True, capture_output=True, check=False)
+        if child.returncode == _REFUSED:
+            raise InvalidData(child.stderr.strip().splitlines()[-1])
         if child.returncode or not out.is_file():
             reason = child.stderr.strip().splitlines()[-1:] or [f"exit code {child.returncode}"]
             raise NativeError(f"tokenizing with {base} failed: {reason[0]}; run 'loramix doctor'.")

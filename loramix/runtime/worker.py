@@ -97,11 +97,7 @@ class Pipe:
         said = self._answers[number]
         if said.stream is None:
             return
-        piece = said.stream.piece
-        scores = [
-            (piece(s.token), s.log_probability, [(piece(t), p) for t, p in s.top])
-            for s in said.stream.scores[said.n_scores : said.scored]
-        ]
+        scores = said.stream.scored(said.n_scores, said.scored)
         text, said.text, said.stream, said.n_scores = said.text, "", None, said.scored
         said.at = time.monotonic()
         self.send(m.Said(number=number, text=text, scores=scores))

@@ -1,7 +1,8 @@
-"""Prompts and answers → token ids to train on, from the runtime's tokenizer or Hugging Face's."""
+"""Prompts and answers → token ids to train on, from the runtime's tokenizer."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,13 @@ def common_prefix(examples: Sequence[Example]) -> int:
 
 
 def tokenize(base: Path, asked: Sequence[str], answers: Sequence[str], max_length: int) -> list[Example]:
-    """Token ids of prompts with answers, from the runtime (GGUF) or the tokenizer (directory).
+    """Token ids of prompts with answers, as the runtime has them.
+
+    Args:
+        base: a GGUF, or a Hugging Face directory.
+        asked: prompts.
+        answers: one for each.
+        max_length: most tokens of both together.
 
     Raises:
         InvalidData: an example is longer than ``max_length``.
@@ -63,13 +70,16 @@ def cut(example: Example, max_length: int) -> Example:
 
 
 def _tokenize_directory(base: Path, rows: list[dict[str, str]]) -> list[tuple[Any, int]]:
-    from transformers import AutoTokenizer
+    """Token ids as the base has them once it is converted: by the same code, from its vocabulary alone."""
+    from loramix.chat_template import usable_template
+    from loramix.convert.hf_config import read_config
+    from loramix.convert.hf_gguf import write_vocabulary
+    from loramix.convert.hf_vocab import read_vocabulary
+    from loramix.runtime.tokenize import tokenized
 
-    tokenizer = AutoTokenizer.from_pretrained(str(base))
-    pairs = []
-    for row in rows:
-        messages = [{"role": "user", "content": row["prompt"]}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-        answer = [*tokenizer(row["answer"], add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        pairs.append((np.asarray([*prompt, *answer], np.int32), len(answer)))
-    return pairs
+    vocabulary = read_vocabulary(base, read_config(base).vocab_size)
+    usable_template(vocabulary.chat_template, vocabulary.named_tokens, str(base))
+    with tempfile.TemporaryDirectory() as directory:
+        converted = Path(directory) / "vocabulary.gguf"
+        write_vocabulary(vocabulary, converted)
+        return tokenized(converted, rows)[0]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loramix.convert.adapter import convert_adapter
+from loramix.convert.base_template import check_template
 from loramix.errors import UsageError
 from loramix.manifest import MANIFEST
 from loramix.models import bases
@@ -70,6 +71,7 @@ def train_pack(
     if len(set(names)) != len(names):
         raise UsageError(f"a skill is named twice in {', '.join(names)}; train each once.")
     base_path = bases.resolve(base)
+    check_template(base_path)
     base_digest = bases.digest(base_path)
     _open(directory, base, base_digest, description)
     for number, (recipe, file) in enumerate(zip(recipes, files, strict=True), 1):

@@ -1,0 +1,202 @@
+"""A base's chat template: conversations as the text that the base was tuned on.
+
+Training, evaluation and run time render with this code alone. The template comes inside a GGUF, from a stranger:
+it runs in `loramix.template_sandbox`, and one that cannot render a prompt is refused when the base is loaded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeAlias
+
+from jinja2 import TemplateError, nodes
+
+from loramix.errors import InvalidArtifact, InvalidPrompt
+from loramix.prompts import Message
+from loramix.template_sandbox import Sandbox
+
+Segment: TypeAlias = tuple[str, bool]  # text, and whether special tokens in it are meant
+
+MAX_TEMPLATE_BYTES = 64 * 1024
+PLAIN = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
+"""For a base that was never tuned to chat: the texts, a line each."""
+GIVE_ONE = (
+    "give it one with 'loramix convert base SOURCE --out NEW.gguf --chat-template FILE' "
+    "(SOURCE: its directory or GGUF; FILE: a Jinja template, or 'plain' for the bare texts)"
+)
+_USER, _ANSWER, _AGAIN = "4091758263", "7315902846", "5820471936"  # what no template has or changes
+
+
+class ChatTemplate:
+    """A base's chat template, compiled once in the sandbox.
+
+    Args:
+        source: Jinja text, as in the GGUF key ``tokenizer.chat_template``.
+        special: names that templates use, such as ``bos_token`` and ``eos_token``.
+
+    Raises:
+        InvalidArtifact: too long, not valid Jinja, or what transformers renders otherwise.
+    """
+
+    def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
+        if len(source.encode("utf-8", "replace")) > MAX_TEMPLATE_BYTES:
+            raise InvalidArtifact(
+                f"the chat template has {len(source.encode('utf-8', 'replace'))} bytes; "
+                f"at most {MAX_TEMPLATE_BYTES} are accepted."
+            )
+        self._special = dict(special or {})
+        self._sandbox = Sandbox()
+        try:
+            self._template, tree = self._sandbox.compiled(source)
+        except (TemplateError, RecursionError) as error:
+            raise InvalidArtifact(f"the chat template is not valid Jinja: {error}.") from None
+        literals = {node.data for node in tree.find_all(nodes.TemplateData)}
+        literals |= {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
+        self._literals = "\0".join(literals)
+
+    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+        """Render a conversation as the text that the base was tuned on.
+
+        Args:
+            messages: checked messages, see `loramix.prompts.as_messages`.
+            add_generation_prompt: end with the header of the assistant's answer.
+
+        Raises:
+            InvalidArtifact: the template fails, reaches for what it may not, or runs too long.
+            InvalidPrompt: the template refuses the conversation.
+        """
+        pieces: list[str] = []
+        size = 0
+        self._sandbox.start()
+        try:
+            for piece in self._template.generate(
+                **self._special,
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+            ):
+                pieces.append(piece)
+                size += len(piece)
+                self._sandbox.check(size)
+        except (InvalidArtifact, InvalidPrompt):
+            raise
+        except Exception as error:  # a stranger's template may raise anything
+            raise InvalidArtifact(
+                f"the base's chat template failed: {type(error).__name__}: {error}"
+            ) from None
+        return "".join(pieces)
+
+    def after_answer(self) -> str:
+        """What the template writes behind an assistant's text; empty where it writes no such text."""
+        chat = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
+        try:
+            return self.render(chat, add_generation_prompt=False).rpartition(_ANSWER)[2]
+        except (InvalidArtifact, InvalidPrompt):
+            return ""
+
+    def writes(self, token: str) -> bool:
+        """Whether the template's own text has a token; white space is text and no token."""
+        return not token.isspace() and token in self._literals
+
+    def segments(self, messages: Sequence[Message], controls: Iterable[str] = ()) -> list[Segment]:
+        """Split a rendered conversation so that a user's text can never become a control token.
+
+        Args:
+            messages: checked messages.
+            controls: texts of the tokens that are control tokens where the template writes them.
+
+        Returns:
+            Texts in order, each with whether its special tokens are to be parsed. One segment in the usual case;
+            more only where a message has the text of a control token.
+
+        Raises:
+            InvalidPrompt: the template changes such a text, so that it cannot be told from its own.
+        """
+        text = self.render(messages)
+        controls = tuple(filter(None, controls))
+        contents = [message["content"] for message in messages]
+        pattern, first, last = _pattern(controls)
+        edges = any(c[:1] in last or c[-1:] in first for c in contents if c)
+        if not edges and not any(map(pattern.search, contents)):
+            return [(text, True)]
+        harmless = [_harmless(content, pattern, first, last) for content in contents]
+        wanted = len(pattern.findall(self.render(_with(messages, harmless))))
+        if len(pattern.findall(text)) == wanted:
+            return [(text, True)]
+        opening, closing = _marks("".join(contents))
+        marks = re.compile(f"{opening}({pattern.pattern}){closing}|[{opening}{closing}]")
+        inside = [pattern.sub(f"{opening}\\g<0>{closing}", content) for content in contents]
+        # marked at their ends too only where needed: a template that strips texts would not strip those
+        for quoted in (inside, [opening + content + closing for content in inside]):
+            parts = marks.split(self.render(_with(messages, quoted)))
+            found = [(part, i % 2 == 0) for i, part in enumerate(parts) if part]
+            if sum(len(pattern.findall(part)) for part, meant in found if meant) == wanted:
+                return found
+        raise InvalidPrompt(
+            "the prompt has the text of a control token, and the base's template changes it; leave it out."
+        )
+
+
+def usable_template(source: str, special: Mapping[str, str] | None, base: str) -> ChatTemplate:
+    """A base's chat template, tried on conversations: what fails here would fail at a prompt.
+
+    Args:
+        source: Jinja text; empty where the base has none.
+        special: see `ChatTemplate`.
+        base: for messages.
+
+    Raises:
+        InvalidArtifact: there is none, it fails, or it never prints what a user wrote.
+    """
+    if not source:
+        raise InvalidArtifact(f"{base} has no chat template, so it cannot be asked anything; {GIVE_ONE}.")
+    user, again = {"role": "user", "content": _USER}, {"role": "user", "content": _AGAIN}
+    chats: list[list[Message]] = [
+        [user],
+        [user, {"role": "assistant", "content": _ANSWER}, again],
+        [{"role": "system", "content": _ANSWER}, user],
+    ]
+    try:
+        template = ChatTemplate(source, special)
+        for number, chat in enumerate(chats):
+            try:
+                text = template.render(chat)
+            except InvalidPrompt as refusal:
+                if number:  # many refuse system messages
+                    continue
+                raise InvalidArtifact(f"{refusal}.") from None
+            if chat[-1]["content"] not in text:
+                raise InvalidArtifact("its chat template never prints what the user wrote.")
+    except InvalidArtifact as error:
+        raise InvalidArtifact(f"{base} cannot be used: {str(error).rstrip('.')}; {GIVE_ONE}.") from None
+    return template
+
+
+@lru_cache(maxsize=8)
+def _pattern(controls: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[str], frozenset[str]]:
+    """Finds control tokens, the longest first; and with which characters they begin and end."""
+    longest = sorted(controls, key=len, reverse=True)
+    found = re.compile("|".join(map(re.escape, longest)) or "(?!)")
+    return found, frozenset(c[0] for c in controls), frozenset(c[-1] for c in controls)
+
+
+def _harmless(content: str, pattern: re.Pattern[str], first: frozenset[str], last: frozenset[str]) -> str:
+    """A text in which nothing is a control token, nor becomes one beside the template's own text."""
+    text = pattern.sub("x", content)
+    if text[:1] in last:
+        text = "x" + text[1:]
+    return text[:-1] + "x" if text[-1:] in first else text
+
+
+def _with(messages: Sequence[Message], contents: Sequence[str]) -> list[dict[str, str]]:
+    return [{**message, "content": content} for message, content in zip(messages, contents, strict=True)]
+
+
+def _marks(text: str) -> tuple[str, str]:
+    """Two private characters that a text lacks."""
+    used = set(text)
+    free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in used)
+    return next(free), next(free)

@@ -1,0 +1,61 @@
+"""The chat template of a GGUF base: checked before anything is asked of it, or replaced."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from loramix.chat_template import usable_template
+from loramix.convert.base import copy_metadata
+from loramix.convert.validate import read_base
+from loramix.errors import UsageError
+from loramix.paths import atomic_path, need_space
+
+KEY = "tokenizer.chat_template"
+_NAMED = {"bos_token": "<s>", "eos_token": "</s>"}  # stand in for the base's own, which need its vocabulary
+
+
+def check_template(base: Path) -> None:
+    """Refuse a base that no prompt can be put to.
+
+    Args:
+        base: a GGUF base.
+
+    Raises:
+        InvalidArtifact: it has no chat template, or one that cannot be used; with what to do.
+        NotFound, Unsupported: see `read_base`.
+    """
+    found = read_base(base)[0].metadata.get(KEY)
+    usable_template(found if isinstance(found, str) else "", _NAMED, str(base))
+
+
+def with_template(source: Path, out: Path, template: str) -> None:
+    """Copy a GGUF base with another chat template.
+
+    Args:
+        source: a GGUF base.
+        out: file to write, through a temporary one.
+        template: Jinja text.
+
+    Raises:
+        UsageError: ``out`` is the source itself, or a directory.
+        InvalidArtifact: the template cannot be used, or the source is damaged.
+    """
+    import gguf
+
+    if out.is_dir() or (out.exists() and out.samefile(source)):
+        raise UsageError(f"{out} is a directory or the base itself; name another file with --out.")
+    read_base(source)
+    usable_template(template, _NAMED, "the base with this template")
+    reader = gguf.GGUFReader(source)
+    with atomic_path(out) as temporary:
+        need_space(out, source.stat().st_size, out.name)
+        writer = gguf.GGUFWriter(temporary, "llama")
+        copy_metadata(reader, writer, but={KEY})
+        writer.add_chat_template(template)
+        for tensor in reader.tensors:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    read_base(out)

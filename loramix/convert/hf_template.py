@@ -1,0 +1,109 @@
+"""What of a Hugging Face checkpoint says how a conversation is written, and which tokens end an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from loramix.chat_template import MAX_TEMPLATE_BYTES, PLAIN
+from loramix.convert.hf_config import read_json
+from loramix.errors import InvalidArtifact, NotFound
+
+NAME_OF_PLAIN = "plain"
+
+
+def read_chat_template(directory: Path) -> str:
+    """A checkpoint's chat template, found as transformers finds it; empty where there is none.
+
+    ``chat_template.jinja`` counts before ``tokenizer_config.json``; of several templates the one named ``default``.
+
+    Args:
+        directory: the checkpoint.
+
+    Raises:
+        InvalidArtifact: not a template, or several without a default.
+    """
+    found: Any = {}
+    if (path := directory / "chat_template.jinja").is_file():
+        found["default"] = _text(path, "utf-8")
+    for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = _text(path, "utf-8")
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        path = directory / name
+        if not found and path.is_file():
+            found = read_json(path, dict[str, Any]).get("chat_template")
+    match found:
+        case None:
+            return ""
+        case str(text):
+            return text
+        case list(entries) if all(isinstance(entry, dict) for entry in entries):
+            found = {str(entry.get("name")): entry.get("template") for entry in entries}
+    if isinstance(found, dict) and isinstance(default := found.get("default"), str):
+        return default
+    if found and isinstance(found, dict):
+        raise InvalidArtifact(
+            f"{directory} has chat templates {', '.join(sorted(found))[:200]} and none named 'default'; "
+            "choose one with --chat-template FILE."
+        )
+    if found:
+        raise InvalidArtifact(
+            f"the chat template in {directory} is no text; give one with --chat-template FILE."
+        )
+    return ""
+
+
+def given_template(value: str) -> str:
+    """The template that ``--chat-template`` names.
+
+    Args:
+        value: ``plain``, or a Jinja file in UTF-8.
+
+    Raises:
+        NotFound: no such file.
+        InvalidArtifact: too long, or not UTF-8.
+    """
+    if value == NAME_OF_PLAIN:
+        return PLAIN
+    path = Path(value)
+    if not path.is_file():
+        raise NotFound(f"no file {value!r}; give a Jinja file, or '{NAME_OF_PLAIN}'.")
+    return _text(path, "utf-8-sig")
+
+
+def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
+    """All tokens that end an answer: the tokenizer's, and those of generation_config.json and config.json.
+
+    Args:
+        directory: the checkpoint.
+        eos: the tokenizer's end of sequence, which comes first.
+        n_vocab: tokens of the vocabulary.
+
+    Raises:
+        InvalidArtifact: an id that is none.
+    """
+    found = [eos]
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        value = read_json(path, dict[str, Any]).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        for token in ids:
+            if type(token) is not int or not 0 <= token < n_vocab:
+                raise InvalidArtifact(
+                    f"{path} names {token!r:.40} as eos_token_id, the vocabulary has {n_vocab} tokens; "
+                    "download the checkpoint again."
+                )
+        found += ids
+    return tuple(dict.fromkeys(found))
+
+
+def _text(path: Path, encoding: str) -> str:
+    size = path.stat().st_size
+    if size > MAX_TEMPLATE_BYTES:
+        raise InvalidArtifact(f"{path} has {size} bytes; a chat template has at most {MAX_TEMPLATE_BYTES}.")
+    try:
+        return path.read_text(encoding)
+    except UnicodeDecodeError:
+        raise InvalidArtifact(f"{path} is not UTF-8; save it as UTF-8.") from None

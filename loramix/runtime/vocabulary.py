@@ -1,0 +1,211 @@
+"""A base's vocabulary: text and conversations to ids, ids to bytes, and which tokens end an answer.
+
+The only place that knows these, for training, evaluation and run time alike.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from loramix.chat_template import ChatTemplate, Segment, usable_template
+from loramix.end_tokens import END_TOKENS, parse_end_tokens
+from loramix.errors import InvalidArtifact, InvalidPrompt
+from loramix.prompts import Message
+from loramix.runtime.native import C
+
+_NAMED = {  # GGUF's keys by the names that transformers gives a template
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "sep_token": "seperator_token_id",
+    "pad_token": "padding_token_id",
+    "cls_token": "cls_token_id",
+    "mask_token": "mask_token_id",
+}
+_UNKNOWN, _CONTROL, _USER_DEFINED = 1, 8, 16  # llama_token_attr
+
+
+class Vocabulary:
+    """The tokens of a loaded model.
+
+    Args:
+        pointer: llama.cpp's model; the caller frees it.
+        name: of the base, for messages.
+    """
+
+    def __init__(self, pointer: Any, name: str) -> None:
+        self._model, self._base = pointer, name
+        self.vocab = C.llama_model_get_vocab(pointer)
+        self.n_vocab = int(C.llama_vocab_n_tokens(self.vocab))
+        self.bos = int(C.llama_vocab_bos(self.vocab))
+        self.eos = int(C.llama_vocab_eos(self.vocab))
+        self.add_bos = bool(C.llama_vocab_get_add_bos(self.vocab))
+        template = C.llama_model_chat_template(pointer, None)
+        self.chat_template = template.decode("utf-8", "replace") if template else ""
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The base's chat template.
+
+        Raises:
+            InvalidArtifact: there is none, or it cannot be used.
+        """
+        return usable_template(self.chat_template, self.named_tokens, self._base)
+
+    @cached_property
+    def named_tokens(self) -> dict[str, str]:
+        """Special tokens as text, by the names that chat templates give them; only those that the base names."""
+        found = {name: self._value(f"tokenizer.ggml.{key}") for name, key in _NAMED.items()}
+        return {
+            name: self.text(int(value))
+            for name, value in found.items()
+            if value.isdecimal() and int(value) < self.n_vocab
+        }
+
+    @cached_property
+    def _attributes(self) -> list[int]:
+        return [int(C.llama_vocab_get_attr(self.vocab, i)) for i in range(self.n_vocab)]
+
+    @cached_property
+    def controls(self) -> tuple[str, ...]:
+        """Texts that become one token where the template writes them, and stay text where a user does."""
+        special = (i for i, kind in enumerate(self._attributes) if kind & (_CONTROL | _UNKNOWN))
+        return tuple(text for i in special if (text := self.text(i)).strip()) + self._written
+
+    @cached_property
+    def _written(self) -> tuple[str, ...]:
+        """Tokens that are found in any text, but mean something where the template writes them."""
+        added = (self.text(i) for i, kind in enumerate(self._attributes) if kind & _USER_DEFINED)
+        try:
+            return tuple(text for text in added if len(text) > 1 and self.template.writes(text))
+        except InvalidArtifact:
+            return ()
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """All tokens that end an answer: those llama.cpp knows, those the base lists, and the template's own.
+
+        Raises:
+            InvalidArtifact: the base's list is damaged.
+        """
+        known = {i for i in range(self.n_vocab) if C.llama_vocab_is_eog(self.vocab, i)}
+        known |= parse_end_tokens(self._value(END_TOKENS), self.n_vocab, self._base)
+        return frozenset(known | {self._turn_end} - {-1})
+
+    @cached_property
+    def unknown_ends(self) -> frozenset[int]:
+        """Those of `ends` that llama.cpp takes for text."""
+        return frozenset(i for i in self.ends if not C.llama_vocab_is_eog(self.vocab, i))
+
+    @cached_property
+    def _turn_end(self) -> int:
+        """The special token that the template writes behind an answer, or -1."""
+        try:
+            rest = self.template.after_answer()
+        except InvalidArtifact:
+            return -1
+        for token in self.tokenize(rest.lstrip(), special=True):
+            if self._attributes[token] & (_CONTROL | _USER_DEFINED) and self.text(token).strip():
+                return token
+            if self.piece(token).strip():  # text of the next turn
+                break
+        return -1
+
+    @cached_property
+    def eot(self) -> int:
+        """The token that answers are trained to end with: the template's, else the base's end of sequence."""
+        # llama.cpp guesses the end of a turn by name and can miss the one that the template writes
+        if self._turn_end >= 0:
+            return self._turn_end
+        return self.eos if self.eos >= 0 else int(C.llama_vocab_eot(self.vocab))
+
+    def is_end(self, token: int) -> bool:
+        """Whether a token ends an answer."""
+        return token in self.ends
+
+    def text(self, token: int) -> str:
+        """A token as the vocabulary spells it."""
+        raw = C.llama_vocab_get_text(self.vocab, token)
+        return raw.decode("utf-8", "replace") if raw else ""
+
+    def piece(self, token: int) -> bytes:
+        """A token's bytes in the output; empty for control tokens."""
+        buffer = ctypes.create_string_buffer(64)
+        count = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        if count < 0:
+            buffer = ctypes.create_string_buffer(-count)
+            count = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
+        return buffer.raw[: max(count, 0)]
+
+    @cached_property
+    def space_prefix(self) -> bool:
+        """Whether a space is put before a text when it is tokenized, as SentencePiece does."""
+        return b"".join(map(self.piece, self._ids("a", False))) == b" a"
+
+    def chat(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of a conversation as training and run time read it: the template applied, the answer's header last.
+
+        Args:
+            messages: checked messages, see `loramix.prompts.as_messages`.
+
+        Raises:
+            InvalidArtifact, InvalidPrompt: see `ChatTemplate.segments`.
+        """
+        return self.with_bos(self.tokenize(self.template.segments(messages, self.controls)))
+
+    def with_bos(self, tokens: list[int]) -> list[int]:
+        """Put the beginning-of-sequence token first where the vocabulary wants it and the template lacks it."""
+        wanted = self.add_bos and self.bos >= 0 and tokens[:1] != [self.bos]
+        return [self.bos, *tokens] if wanted else tokens
+
+    def tokenize(self, segments: Sequence[Segment] | str, *, special: bool = False) -> list[int]:
+        """Tokenize text, or a rendered conversation in segments.
+
+        Args:
+            segments: plain text, or (text, whether special tokens in it are meant) in order.
+            special: for plain text, whether special tokens in it are meant.
+        """
+        if isinstance(segments, str):
+            segments = [(segments, special)]
+        tokens: list[int] = []
+        for text, meant in segments:
+            for part in [text] if meant else self._broken(text):
+                special_last = bool(tokens) and bool(
+                    self._attributes[tokens[-1]] & (_CONTROL | _UNKNOWN | _USER_DEFINED)
+                )
+                tokens += self._ids(part, meant, goes_on=bool(tokens) and not special_last)
+        return tokens
+
+    def _broken(self, text: str) -> list[str]:
+        """Plain text in parts, cut within each token that llama.cpp would find in any text."""
+        if not self._written:
+            return [text]
+        pattern = "|".join(map(re.escape, sorted(self._written, key=len, reverse=True)))
+        cuts = [0, *(found.start() + 1 for found in re.finditer(f"(?={pattern})", text)), len(text)]
+        return [text[a:b] for a, b in pairwise(cuts) if a < b]
+
+    def _ids(self, text: str, meant: bool, *, goes_on: bool = False) -> list[int]:
+        """Ids of a text; where it goes on from text before, SentencePiece's space is left out."""
+        if goes_on and self.space_prefix:
+            line = self._ids("\n", False)
+            ids = self._ids("\n" + text, meant)
+            if ids[: len(line)] == line:
+                return ids[len(line) :]
+        raw = text.encode("utf-8", "replace")
+        room = len(raw) + 8
+        buffer = (C.llama_token * room)()
+        count = C.llama_tokenize(self.vocab, raw, len(raw), buffer, room, False, meant)
+        if count < 0:
+            raise InvalidPrompt("the prompt cannot be tokenized; shorten it.")
+        return list(buffer[:count])
+
+    def _value(self, key: str) -> str:
+        """A metadata value as llama.cpp writes it; empty where there is none."""
+        buffer = ctypes.create_string_buffer(1024)
+        count = C.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
