@@ -118,11 +118,10 @@ class ChatTemplate:
         text = self.render(messages)
         controls = tuple(filter(None, controls))
         contents = [message["content"] for message in messages]
-        pattern, first, last = _pattern(controls)
-        edges = any(c[:1] in last or c[-1:] in first for c in contents if c)
-        if not edges and not any(map(pattern.search, contents)):
+        pattern = _pattern(controls)
+        harmless = [_harmless(content, controls) for content in contents]
+        if harmless == contents:
             return [(text, True)]
-        harmless = [_harmless(content, pattern, first, last) for content in contents]
         wanted = len(pattern.findall(self.render(_with(messages, harmless))))
         if len(pattern.findall(text)) == wanted:
             return [(text, True)]
@@ -176,19 +175,30 @@ def usable_template(source: str, special: Mapping[str, str] | None, base: str) -
 
 
 @lru_cache(maxsize=8)
-def _pattern(controls: tuple[str, ...]) -> tuple[re.Pattern[str], frozenset[str], frozenset[str]]:
-    """Finds control tokens, the longest first; and with which characters they begin and end."""
+def _pattern(controls: tuple[str, ...]) -> re.Pattern[str]:
+    """Finds control tokens, the longest first."""
     longest = sorted(controls, key=len, reverse=True)
-    found = re.compile("|".join(map(re.escape, longest)) or "(?!)")
-    return found, frozenset(c[0] for c in controls), frozenset(c[-1] for c in controls)
+    return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
 
-def _harmless(content: str, pattern: re.Pattern[str], first: frozenset[str], last: frozenset[str]) -> str:
+@lru_cache(maxsize=8)
+def _parts(controls: tuple[str, ...]) -> tuple[int, frozenset[str], frozenset[str]]:
+    """Length of the longest control token, and all their beginnings and ends."""
+    beginnings = frozenset(token[:i] for token in controls for i in range(1, len(token)))
+    ends = frozenset(token[i:] for token in controls for i in range(1, len(token)))
+    return max(map(len, controls), default=0), beginnings, ends
+
+
+def _harmless(content: str, controls: tuple[str, ...]) -> str:
     """A text in which nothing is a control token, nor becomes one beside the template's own text."""
-    text = pattern.sub("x", content)
-    if text[:1] in last:
-        text = "x" + text[1:]
-    return text[:-1] + "x" if text[-1:] in first else text
+    text = _pattern(controls).sub("x", content)
+    longest, beginnings, ends = _parts(controls)
+    for i in range(min(longest, len(text)), 0, -1):
+        if text[-i:] in beginnings:
+            text = text[:-i] + "x"
+        if text[:i] in ends:
+            text = "x" + text[i:]
+    return text
 
 
 def _with(messages: Sequence[Message], contents: Sequence[str]) -> list[dict[str, str]]:
