@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from loramix.cli import main
 from loramix.errors import UsageError
-from loramix.runtime.guard import MAX_BODY, Guard, Policy, Refusal, check_json
+from loramix.runtime.access import Policy
+from loramix.runtime.guard import MAX_BODY, Guard, Refusal, check_json
 
 KEY = "0123456789abcdef-right"
 JSON = {"content-type": "application/json"}
