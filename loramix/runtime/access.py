@@ -123,7 +123,8 @@ def host_of(text: str, option: str = "--allow-host") -> str:
         UsageError: no host, or more than one.
     """
     given = text.strip()
-    advice = f"{option} {text!r} can match no Host header: give one name or address, as 'box.lan'"
+    use = "can match no Host header" if option == "--allow-host" else "is no address to listen on"
+    advice = f"{option} {text!r} {use}: give one name or address, as 'box.lan'"
     if "://" in given or "/" in given:
         raise UsageError(f"{advice}, without a scheme or a path.")
     if "*" in given:
@@ -131,6 +132,8 @@ def host_of(text: str, option: str = "--allow-host") -> str:
     name, port = _split(given)
     if name is None or (port and not 0 < int(port) < 65_536):
         raise UsageError(f"{advice}.")
+    if port and option == "--host":
+        raise UsageError(f"{option} {text!r} holds a port; give it as --port {int(port)}.")
     found = _normal(name)
     if found is None:
         raise UsageError(f"{advice}.")
@@ -156,7 +159,8 @@ def origin_of(text: str) -> str:
         raise UsageError(f"{advice}.")
     place = rest.removesuffix("/")
     name, port = _split(place)
-    if name is None or (port and not 0 < int(port) < 65_536):
+    bare = ":" in (name or "") and not place.startswith("[")
+    if name is None or bare or (port and not 0 < int(port) < 65_536):
         raise UsageError(f"{advice}, without a path, a user or a query.")
     host = _normal(name)
     if host is None:

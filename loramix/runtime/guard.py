@@ -102,11 +102,8 @@ class Guard:
                 return {"type": "http.request", "body": body, "more_body": False}
             return await receive()
 
-        asked = (
-            {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
-        )  # all but the body is the same
         try:
-            await self._app(asked, replay, guarded)
+            await self._app(_as_json(scope), replay, guarded)
         except Exception:
             if not slow:  # a client that takes nothing any more is cut off, which is no fault of ours
                 raise
@@ -159,11 +156,24 @@ async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receiv
         raise Refusal(408, f"the body did not arrive within {BODY_S:g} s.") from None
     body = b"".join(pieces)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and (body or kind):
+    # curl and some clients send JSON under these; a browser tells of another site's page by its Origin
+    loose = kind in ("", "application/x-www-form-urlencoded") and not _of_a_page(headers)
+    if kind != "application/json" and (body or kind) and not loose:
         raise Refusal(415, "the body must be JSON: send 'Content-Type: application/json'.")
     if body:
         check_json(body)
     return body
+
+
+def _of_a_page(headers: dict[str, str]) -> bool:
+    return "origin" in headers or headers.get("sec-fetch-site", "none") != "none"
+
+
+def _as_json(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A request whose body was checked, under the type that it is and the method that answers HEAD too."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, "headers": [*headers, (b"content-type", b"application/json")]}
 
 
 def check_json(body: bytes) -> None:
