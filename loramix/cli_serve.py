@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import ipaddress
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
 from loramix import DEFAULT
 from loramix.errors import MissingExtra, NotFound, UsageError
+from loramix.runtime.access import Policy, host_of, origin_of
 
 PORT = 11435
 MIN_KEY = 16
@@ -36,6 +39,18 @@ def serving_extra() -> Iterator[None]:
         raise
 
 
+class Seconds(click.FloatRange):
+    """Seconds; unlike click's own range it has no place for what is no number."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """See `click.ParamType`."""
+        found = super().convert(value, param, ctx)
+        return self.fail(f"{value} is no number of seconds.", param, ctx) if math.isnan(found) else found
+
+
+SECONDS = Seconds(0.1, 86_400)
+
+
 @click.command()
 @click.option("--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; another one needs a key.")
@@ -49,19 +64,15 @@ def serving_extra() -> Iterator[None]:
     "--queue", type=click.IntRange(0, 10_000), default=16, show_default=True, help="Requests that wait."
 )
 @click.option("--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Answers at once.")
-@click.option(
-    "--queue-timeout", type=click.FloatRange(0.1, 86_400), default=60, show_default=True, help="Seconds."
-)
+@click.option("--queue-timeout", type=SECONDS, default=60, show_default=True, help="Seconds.")
 @click.option(
     "--first-token-timeout",
-    type=click.FloatRange(0.1, 86_400),
+    type=SECONDS,
     default=60,
     show_default=True,
     help="Seconds.",
 )
-@click.option(
-    "--timeout", type=click.FloatRange(0.1, 86_400), default=300, show_default=True, help="Seconds in all."
-)
+@click.option("--timeout", type=SECONDS, default=300, show_default=True, help="Seconds in all.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
 @click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
 @click.option(
@@ -92,6 +103,9 @@ def serve(
     contexts: int,
 ) -> None:
     """Serve a pack to OpenAI's and Ollama's clients."""
+    host = host_of(host, "--host")
+    hosts = frozenset((*map(host_of, allow_host), host))
+    origins = frozenset(map(origin_of, allow_origin))
     key = read_key(api_key_file)
     local = is_loopback(host)
     if not local and key is None:
@@ -100,12 +114,10 @@ def serve(
             "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
         )
     with serving_extra():
-        from loramix.runtime.guard import Policy
         from loramix.runtime.job import Limits
         from loramix.runtime.messages import Settings
         from loramix.runtime.server import serve as work
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    hosts = frozenset(name.lower() for name in (*allow_host, host))
     work(
         Settings(
             pack=pack,
@@ -116,7 +128,7 @@ def serve(
             n_cells=max(cells, ctx),
         ),
         Limits(queue=queue, queue_s=queue_timeout, first_token_s=first_token_timeout, total_s=timeout),
-        Policy(hosts=hosts, origins=frozenset(allow_origin), api_key=key, any_address=not local),
+        Policy(hosts=hosts, origins=origins, api_key=key, any_address=not local),
         host=host,
         port=port,
     )

@@ -21,7 +21,7 @@ EMBED: dict[str, Any] = {"model": "tiny", "input": "a dog"}
 BAD: list[tuple[str, dict[str, Any]]] = [
     *(("/v1/chat/completions", {**CHAT, **change}) for change in (
         {"n": 10**6}, {"n": 0}, {"n": -1}, {"n": 9}, {"n": "many"},
-        {"max_tokens": -1}, {"max_tokens": 0}, {"max_tokens": 10**9}, {"max_tokens": 1.5},
+        {"max_tokens": -2}, {"max_tokens": 0}, {"max_tokens": 10**10}, {"max_tokens": True}, {"max_tokens": 1.5},
         {"max_completion_tokens": 10**30}, {"max_completion_tokens": "all"},
         {"temperature": -0.1}, {"temperature": 3}, {"temperature": 1e400}, {"temperature": "hot"},
         {"top_p": 1.1}, {"top_p": -1}, {"top_p": []},
@@ -29,7 +29,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         {"stop": [""]}, {"stop": ["a"] * 17}, {"stop": "x" * 300}, {"stop": [1]}, {"stop": {"a": 1}},
         {"logprobs": "yes please"}, {"logprobs": True, "top_logprobs": 21}, {"top_logprobs": -1},
         {"messages": []}, {"messages": [ASK] * 10_000}, {"messages": "hello"}, {"messages": [1]},
-        {"messages": [{"role": "user"}]}, {"messages": [{"role": "tool", "content": "x"}]},
+        {"messages": [{"role": "user"}]}, {"messages": [{"role": "tool"}]},
         {"messages": [{"role": "user", "content": ""}]}, {"messages": [{"role": "user", "content": None}]},
         {"messages": [{"role": "assistant", "content": "x"}]},
         {"messages": [{"role": "user", "content": "a\u0000b"}]},
@@ -41,7 +41,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nonsense"}}}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"$ref": "https://x.example"}}}},
         {"response_format": {"type": "json_schema", "json_schema": {"schema": {"minLength": 10**9}}}},
-        {"tools": [{"type": "function"}]}, {"logit_bias": {"1": 100}}, {"frequency_penalty": 1},
+        {"tools": [{"type": "function"}]}, {"logit_bias": {"1": 100}}, {"frequency_penalty": 3},
         {"loramix": {"policy": "all"}}, {"loramix": {"mix": {"nobody": 1}}}, {"loramix": {"mix": {"sentiment": -1}}},
         {"loramix": {"mix": {"sentiment": 1e9}}}, {"loramix": {"mix": {"base": 1}}}, {"loramix": {"path": "/etc"}},
         {"loramix": {"mix": {f"s{i}": 1 for i in range(99)}}},
@@ -55,7 +55,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     )),
     ("/v1/route", {}), ("/v1/route", {"prompt": "a", "messages": [ASK]}), ("/v1/route", {"prompt": ""}),
     *(("/api/generate", {**GENERATE, **change}) for change in (
-        {"options": {"num_predict": -3}}, {"options": {"temperature": -1}}, {"options": {"top_k": -1}},
+        {"options": {"num_predict": -3}}, {"options": {"temperature": -1}}, {"options": {"top_k": -2}},
         {"options": []}, {"format": "xml"}, {"raw": True}, {"images": ["aGk="]}, {"model": 3}, {"stream": "no no"},
     )),
     ("/api/chat", {"model": "tiny", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}),

@@ -12,7 +12,8 @@ from click.testing import CliRunner
 
 from loramix.cli import main
 from loramix.errors import UsageError
-from loramix.runtime.guard import MAX_BODY, Guard, Policy, Refusal, check_json
+from loramix.runtime.access import Policy
+from loramix.runtime.guard import MAX_BODY, Guard, Refusal, check_json
 
 KEY = "0123456789abcdef-right"
 JSON = {"content-type": "application/json"}
@@ -142,9 +143,11 @@ def test_the_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
         ("application/json", b"{}", 200),
         ("application/json; charset=utf-8", b"{}", 200),
         ("text/plain", b"{}", 415),
-        ("application/x-www-form-urlencoded", b"{}", 415),
+        ("application/x-www-form-urlencoded", b"{}", 200),  # curl -d
+        ("application/x-www-form-urlencoded", b"a=b", 400),
         ("multipart/form-data", b"", 415),
-        (None, b"{}", 415),
+        (None, b"{}", 200),
+        (None, b"a", 400),
         (None, b"", 200),
         ("application/json", b"{", 400),
         ("application/json", b'"\xff"', 400),
@@ -161,6 +164,19 @@ def test_bodies(kind: str | None, body: bytes, status: int) -> None:
     answer = ask(Policy(), "POST", content=body, headers=headers)
     assert answer.status_code == status
     assert answer.content == body if status == 200 else "message" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_pages_must_say_that_they_send_json(kind: str | None) -> None:
+    """Else a page could send it without a preflight."""
+    headers = {"content-type": kind} if kind else {}
+    for page in (
+        {"origin": "http://localhost:3000"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ):
+        assert ask(Policy(), "POST", content=b"{}", headers={**headers, **page}).status_code == 415
+        assert ask(Policy(), "POST", content=b"{}", headers={**JSON, **page}).status_code == 200
 
 
 def test_a_body_without_a_length_is_bounded_too() -> None:

@@ -11,13 +11,14 @@ import httpx
 from serving import Served
 
 from loramix.explain import COLOURS
-from loramix.runtime.guard import Guard, Policy
+from loramix.runtime.access import Policy
+from loramix.runtime.guard import Guard
 
 WEB = Path(__file__).parent.parent / "loramix" / "runtime" / "web"
 
 
 def test_the_page_may_load_nothing_from_elsewhere(page_server: Served) -> None:
-    answer = page_server.http.get("/")
+    answer = page_server.http.get("/", headers={"Accept": "text/html,*/*;q=0.8"})
     policy = answer.headers["content-security-policy"]
     assert answer.status_code == 200 and policy.startswith("default-src 'self';")
     assert "unsafe" not in policy and "require-trusted-types-for 'script'" in policy

@@ -6,24 +6,27 @@ from typing import Annotated
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from loramix.runtime import messages as m
-from loramix.runtime.openai_bodies import ChatMessage
-from loramix.runtime.service import Name, Options, Service, giving_up, report, unless_left
+from loramix.runtime.body_types import Model
+from loramix.runtime.chat_messages import Messages, plain
+from loramix.runtime.fields import Body, says
+from loramix.runtime.service import Options, Service, giving_up, report, unless_left
 
 MAX_TOKENS = 512
 """Of an answer that is measured: each token gives a number per skill and layer."""
 
 
-class ExplainBody(BaseModel):
+class ExplainBody(Body):
     """Body of ``/v1/explain``; the answer is greedy, so that it is the chat's where that was."""
 
-    model: Name
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=512)]
-    max_tokens: Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None = None
-    loramix: Options | None = None
+    model: Model
+    messages: Messages
+    max_tokens: Annotated[int, says(f"a whole number from 1 to {MAX_TOKENS}", ge=1, le=MAX_TOKENS)] | None = (
+        None
+    )
+    loramix: Annotated[Options | None, says("an object with policy or mix")] = None
 
 
 def router(service: Service) -> APIRouter:
@@ -36,7 +39,7 @@ def router(service: Service) -> APIRouter:
         policy, mix = service.target(body.model, body.loramix)
         asked = m.Answer(
             number=0,
-            messages=[message.plain() for message in body.messages],
+            messages=plain(body.messages),
             policy=policy,
             mix=mix,
             max_tokens=body.max_tokens,

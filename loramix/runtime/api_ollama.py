@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +15,8 @@ from starlette.responses import Response, StreamingResponse
 import loramix
 from loramix.errors import LoramixError, UsageError
 from loramix.runtime import messages as m
+from loramix.runtime.body_types import limit_of, sampling_of
+from loramix.runtime.chat_messages import plain
 from loramix.runtime.job import Job
 from loramix.runtime.ollama_bodies import (
     ChatBody,
@@ -23,10 +26,13 @@ from loramix.runtime.ollama_bodies import (
     Generated,
     ShowBody,
 )
-from loramix.runtime.service import Events, Service, Whole, giving_up, report, unless_left
+from loramix.runtime.openai_forms import Score, score_list
+from loramix.runtime.service import Events, Service, Whole, giving_up, report, shortened, unless_left
 
 Form = Callable[[str], dict[str, Any]]
 NS = 1_000_000_000
+OLLAMA_VERSION = "0.13.0"
+"""Of the Ollama whose requests are understood here; some of its clients refuse older ones."""
 
 
 def router(service: Service) -> APIRouter:
@@ -39,14 +45,18 @@ def router(service: Service) -> APIRouter:
         policy, mix = service.target(body.model, body.loramix)
         if not messages:  # how Ollama's clients load a model
             return JSONResponse({**_head(body.model), **form(""), "done": True, "done_reason": "load"})
+        options, sampling = body.options, sampling_of(body.options)
+        if sampling.get("repeat_last_n") == -1:
+            sampling["repeat_last_n"] = service.n_ctx
         asked = m.Answer(
             number=0,
             messages=messages,
             policy=policy,
             mix=mix,
-            max_tokens=body.options.max_tokens(service.n_ctx),
-            stop=body.options.stops,
-            sampling=body.options.sampling(),
+            max_tokens=limit_of(options.num_predict, service.n_ctx),
+            stop=options.stop or [],
+            sampling=sampling,
+            top_logprobs=body.top_logprobs if body.logprobs else None,
             json_schema=body.schema_for_grammar(),
             whole=not body.stream,
         )
@@ -61,14 +71,18 @@ def router(service: Service) -> APIRouter:
             return StreamingResponse(lines, media_type="application/x-ndjson")
         async with giving_up(service, jobs):
             whole = await unless_left(request, service.whole(jobs[0]))
-        return JSONResponse({**_head(body.model), **form(whole.text), **_tail(whole, jobs[0])})
+        return JSONResponse(
+            {**_head(body.model), **form(whole.text), **_scores(whole.scores), **_tail(whole, jobs[0])}
+        )
 
     @api.post("/chat")
     async def chat(body: ChatBody, request: Request) -> Response:
         """Answer a conversation."""
-        messages = [{"role": message.role, "content": message.content} for message in body.messages]
         return await answer(
-            request, body, messages, lambda text: {"message": {"role": "assistant", "content": text}}
+            request,
+            body,
+            plain(body.messages),
+            lambda text: {"message": {"role": "assistant", "content": text}},
         )
 
     @api.post("/generate")
@@ -82,17 +96,24 @@ def router(service: Service) -> APIRouter:
     async def embed(body: EmbedBody, request: Request) -> Response:
         """Vectors of texts."""
         service.target(body.model)
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        result = await unless_left(request, service.result(m.Embed(number=0, texts=texts)))
+        began = time.perf_counter()
+        asked = m.Embed(number=0, texts=body.input, truncate=body.truncate)
+        result = await unless_left(request, service.result(asked))
         return JSONResponse(
-            {"model": body.model, "embeddings": result.value, "prompt_eval_count": result.tokens}
+            {
+                "model": body.model,
+                "embeddings": shortened(result.value, body.dimensions),
+                "total_duration": int((time.perf_counter() - began) * NS),
+                "load_duration": 0,
+                "prompt_eval_count": result.tokens,
+            }
         )
 
     @api.post("/embeddings")
     async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
         """Vector of one text, as older clients ask for it."""
         service.target(body.model)
-        asked = m.Embed(number=0, texts=[body.prompt])
+        asked = m.Embed(number=0, texts=[body.prompt], truncate=True)
         return JSONResponse({"embedding": (await unless_left(request, service.result(asked))).value[0]})
 
     @api.get("/tags")
@@ -111,20 +132,20 @@ def router(service: Service) -> APIRouter:
         """A model's details."""
         name = body.model or body.name
         if not name:
-            raise UsageError("give a model.")
+            raise UsageError("model is missing; it must be a model's name, as /api/tags lists them.")
         service.target(name)
         _, _, part = name.partition(":")
+        manifest = service.pack.manifest
         known = {skill.name: skill for skill in service.pack.skills}
         return {
-            "license": service.pack.manifest.license,
-            "modelfile": f"# {known[part].description if part in known else service.pack.manifest.description}\n",
+            "license": manifest.license,
+            "modelfile": f"# {known[part].description if part in known else manifest.description}\n",
             "parameters": f"num_predict {known[part].max_tokens}" if part in known else "",
-            "template": "",
-            "details": details(),
+            "template": service.base.template,
+            "details": service.base.details,
             "model_info": {
-                "general.architecture": "llama",
-                "general.basename": service.pack.manifest.base.name,
-                "llama.context_length": service.n_ctx,
+                **service.base.info,
+                f"{service.base.info.get('general.architecture', 'llama')}.context_length": service.n_ctx,
                 "loramix.skills": list(known),
             },
             "capabilities": ["completion", "embedding"],
@@ -133,27 +154,17 @@ def router(service: Service) -> APIRouter:
 
     @api.get("/version")
     async def version() -> dict[str, str]:
-        """Ours, in the place of Ollama's."""
-        return {"version": loramix.__version__}
+        """An Ollama version that its clients accept, and ours."""
+        return {"version": OLLAMA_VERSION, "loramix": loramix.__version__}
 
     def model(name: str) -> dict[str, Any]:
         return {
             "name": name,
             "model": name,
             "modified_at": _time(service.started),
-            "size": service.size,
+            "size": service.base.size,
             "digest": service.pack.manifest.base.sha256,
-            "details": details(),
-        }
-
-    def details() -> dict[str, Any]:
-        return {
-            "parent_model": service.pack.manifest.base.name,
-            "format": "gguf",
-            "family": "llama",
-            "families": ["llama"],
-            "parameter_size": "",
-            "quantization_level": "",
+            "details": service.base.details,
         }
 
     return api
@@ -166,7 +177,7 @@ async def _lines(service: Service, job: Job, begun: Events, model: str, form: Fo
         async for event in begun:
             whole.add(event)
             if isinstance(event, m.Said) and event.text:
-                yield _line({**_head(model), **form(event.text), "done": False})
+                yield _line({**_head(model), **form(event.text), **_scores(event.scores), "done": False})
         yield _line({**_head(model), **form(""), **_tail(whole, job)})
     except LoramixError as error:
         yield _line({"error": str(error), "done": True})
@@ -176,6 +187,10 @@ async def _lines(service: Service, job: Job, begun: Events, model: str, form: Fo
 
 def _head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(UTC).isoformat()}
+
+
+def _scores(scores: Sequence[Score]) -> dict[str, Any]:
+    return {"logprobs": score_list(scores)} if scores else {}
 
 
 def _tail(whole: Whole, job: Job) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from starlette.responses import Response
 
 from loramix.errors import UsageError
 from loramix.runtime import messages as m
+from loramix.runtime.body_types import limit_of
+from loramix.runtime.chat_messages import plain
 from loramix.runtime.job import Job
 from loramix.runtime.openai_bodies import (
     MAX_CHOICES,
@@ -23,7 +25,7 @@ from loramix.runtime.openai_bodies import (
     Sampled,
 )
 from loramix.runtime.openai_forms import Chat, Completion, Form, encoded, stream, usage_of
-from loramix.runtime.service import Events, Name, Service, giving_up, report, unless_left
+from loramix.runtime.service import Events, Service, giving_up, report, shortened, unless_left
 
 
 def router(service: Service) -> APIRouter:
@@ -32,9 +34,11 @@ def router(service: Service) -> APIRouter:
 
     def requests(body: Sampled, prompts: Sequence[list[dict[str, str]]], **extra: Any) -> list[m.Request]:
         policy, mix = service.target(body.model, body.loramix)
-        limit = getattr(body, "max_completion_tokens", None) or body.max_tokens
+        limit = limit_of(body.limit, service.n_ctx)
         if len(prompts) * (body.n or 1) > MAX_CHOICES:
-            raise UsageError(f"prompts times n may be {MAX_CHOICES} at most.")
+            raise UsageError(
+                f"prompt holds {len(prompts)} and n is {body.n or 1}; their product may be {MAX_CHOICES} at most."
+            )
         return [
             m.Answer(
                 number=0,
@@ -42,7 +46,7 @@ def router(service: Service) -> APIRouter:
                 policy=policy,
                 mix=mix,
                 max_tokens=limit,
-                stop=body.stops,
+                stop=body.stop or [],
                 sampling=body.sampling(choice),
                 whole=not body.stream,
                 **extra,
@@ -85,7 +89,7 @@ def router(service: Service) -> APIRouter:
         """Answer a conversation."""
         asked = requests(
             body,
-            [[message.plain() for message in body.messages]],
+            [plain(body.messages)],
             json_schema=body.response_format.schema_for_grammar() if body.response_format else None,
             top_logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
@@ -94,10 +98,9 @@ def router(service: Service) -> APIRouter:
     @api.post("/completions")
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Answer one prompt or several."""
-        prompts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
         asked = requests(
             body,
-            [[{"role": "user", "content": prompt}] for prompt in prompts],
+            [[{"role": "user", "content": prompt}] for prompt in body.prompt],
             top_logprobs=body.logprobs,
         )
         return await answer(request, body, asked, Completion(body.model))
@@ -106,9 +109,9 @@ def router(service: Service) -> APIRouter:
     async def embeddings(body: EmbeddingBody, request: Request) -> Response:
         """Vectors of texts."""
         service.target(body.model)
-        texts = [body.input] if isinstance(body.input, str) else body.input
-        result = await unless_left(request, service.result(m.Embed(number=0, texts=texts)))
-        rows = [encoded(row) if body.encoding_format == "base64" else row for row in result.value]
+        result = await unless_left(request, service.result(m.Embed(number=0, texts=body.input)))
+        vectors = shortened(result.value, body.dimensions)
+        rows = [encoded(row) if body.encoding_format == "base64" else row for row in vectors]
         data = [{"object": "embedding", "index": i, "embedding": row} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": result.tokens, "total_tokens": result.tokens}
         return JSONResponse({"object": "list", "data": data, "model": body.model, "usage": usage})
@@ -119,7 +122,7 @@ def router(service: Service) -> APIRouter:
         return {"object": "list", "data": [card(name) for name in service.models]}
 
     @api.get("/models/{name}")
-    async def model(name: Name) -> dict[str, Any]:
+    async def model(name: str) -> dict[str, Any]:
         """One of them."""
         service.target(name)
         return card(name)
@@ -130,9 +133,8 @@ def router(service: Service) -> APIRouter:
         if body.model is not None:
             service.target(body.model)
         if (body.prompt is None) == (body.messages is None):
-            raise UsageError("give either a prompt or messages.")
-        messages = [message.plain() for message in body.messages or ()]
-        messages = messages or [{"role": "user", "content": body.prompt or ""}]
+            raise UsageError("prompt and messages are both given or both missing; send one of them.")
+        messages = plain(body.messages or ()) or [{"role": "user", "content": body.prompt or ""}]
         asked = m.Route(number=0, messages=messages, policy=body.policy)
         return JSONResponse((await unless_left(request, service.result(asked))).value)
 
@@ -149,13 +151,13 @@ def router(service: Service) -> APIRouter:
         return {"data": [{**found, "base": base, "gate": manifest.gate is not None, "skills": skills}]}
 
     @api.get("/packs/{name}/skills/{skill}")
-    async def skill_card(name: Name, skill: Name) -> dict[str, Any]:
+    async def skill_card(name: str, skill: str) -> dict[str, Any]:
         """A skill's card, as Markdown."""
         service.target(f"{name}:{skill}")
         return {"name": skill, "card": service.card(skill)}
 
     @api.post("/packs/{name}/reload")
-    async def reload(name: Name) -> dict[str, Any]:
+    async def reload(name: str) -> dict[str, Any]:
         """Take the pack up as it is on disk now."""
         service.target(name)
         return {"name": name, "changed": await service.reload()}

@@ -29,8 +29,12 @@ class Embedder:
         self._model, self._layer = model, model.n_layer // 2
         self._context = Context(model, n_ctx=n_ctx, n_threads=n_threads, taps=[self._layer])
 
-    def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], int]:
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:
         """One vector a text.
+
+        Args:
+            texts: what to embed.
+            truncate: read the beginning alone of a text that is longer than the context.
 
         Returns:
             (texts, D) float32, rows of length 1; and how many tokens the texts have.
@@ -42,6 +46,8 @@ class Embedder:
         for text in texts:
             # a first token's state is huge whatever it is: a token of ours takes that place
             tokens = [max(self._model.bos, 0), *self._model.tokenize(text)]
+            if truncate:
+                tokens = tokens[: self._context.n_ctx]
             if not 1 < len(tokens) <= self._context.n_ctx:
                 raise InvalidPrompt(
                     f"a text to embed has {len(tokens) - 1} tokens; it must have 1 to {self._context.n_ctx - 1}."

@@ -201,19 +201,19 @@ class Engine:
         with self.alone():
             if route is None:
                 route = self._route(messages, policy, mix)
-            sampler = Sampler(settings)
+            tokens = self._tokens(messages)
+            sampler = Sampler(settings, len(tokens))
             picker: Picker = sampler
             if grammar is not None:
                 route, picker = replace(route, then=()), GrammarSampler(self.model, grammar, sampler)
-            tokens = self._tokens(messages)
             return Stream(self, route, tokens, max_tokens, tuple(stop), picker, began, top_logprobs)
 
-    def embed(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.float32], int]:
+    def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:
         """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
         with self.alone():
             if self._embedder is None:
                 self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self.n_threads)
-            return self._embedder.embed(texts)
+            return self._embedder.embed(texts, truncate=truncate)
 
     def reload(self) -> bool:
         """Take the pack up as it is on disk now: skills added, replaced or removed, another gate.

@@ -7,14 +7,13 @@ API key, the content type (pages can send text/plain anywhere without asking), s
 from __future__ import annotations
 
 import asyncio
-import hmac
-import ipaddress
 import json
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import Any
 
 import msgspec
+
+from loramix.runtime.access import Policy, preflight, same_origin
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -28,8 +27,6 @@ BODY_S = 20.0
 """For a whole body to arrive."""
 SEND_S = 30.0
 """For a client to take a piece of an answer."""
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN = ("/health",)
 KEYED = ("/v1", "/api", "/metrics", "/openapi.json")
 
 
@@ -39,74 +36,6 @@ class Refusal(Exception):
     def __init__(self, status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(message)
         self.status, self.headers = status, list(headers)
-
-
-class Policy(NamedTuple):
-    """Who may ask.
-
-    Args:
-        hosts: names that the Host header may give, beside those of this machine.
-        origins: web pages' origins that may ask, beside those of this machine.
-        api_key: what every request must bring; None for none.
-        any_address: any IP address may stand in the Host header, as where the server listens on all of them.
-    """
-
-    hosts: frozenset[str] = frozenset()
-    origins: frozenset[str] = frozenset()
-    api_key: str | None = None
-    any_address: bool = False
-
-    def host_allowed(self, header: str) -> bool:
-        """Whether a Host header names this server."""
-        name = _host(header)
-        if name is None:
-            return False
-        if name in LOOPBACK or name in self.hosts:
-            return True
-        try:  # only a name can be pointed at somebody else's machine
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return self.any_address
-
-    def origin_allowed(self, origin: str) -> bool:
-        """Whether a page of that origin may ask."""
-        if origin in self.origins:
-            return True
-        try:
-            parts = urlsplit(origin)
-            rest = parts.path or parts.query or parts.fragment or parts.username
-            return parts.scheme in ("http", "https") and not rest and _host(parts.netloc) in LOOPBACK
-        except ValueError:
-            return False
-
-    def key_allowed(self, header: str) -> bool:
-        """Whether an Authorization header brings the key; compared in constant time."""
-        if self.api_key is None:
-            return True
-        scheme, _, given = header.partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.api_key.encode())
-        return right and scheme.lower() == "bearer"
-
-
-def _host(header: str) -> str | None:
-    """The name in ``name:port``, lower case, or None where there is none."""
-    name, port = header.strip().lower(), ""
-    if name.startswith("["):
-        name, closed, port = name[1:].partition("]")
-        if not closed or (port and not port.startswith(":")):
-            return None
-        port = port[1:]
-    elif name.count(":") == 1:
-        name, _, port = name.partition(":")
-    if not name or (port and not (port.isascii() and port.isdigit())):
-        return None
-    return name
-
-
-def _same_origin(origin: str, host: str) -> bool:
-    scheme, _, place = origin.lower().partition("://")
-    return scheme in ("http", "https") and place == host.strip().lower()
 
 
 class Guard:
@@ -141,6 +70,8 @@ class Guard:
             nonlocal slow
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", []), *cors]}
+            elif scope["method"] == "HEAD":
+                message = {**message, "body": b""}
             try:
                 async with asyncio.timeout(SEND_S):
                     await send(message)
@@ -151,7 +82,7 @@ class Guard:
         try:
             self._check(scope, headers, origin)
             if scope["method"] == "OPTIONS":
-                await _reply(guarded, 204, None, _preflight())
+                await _reply(guarded, 204, None, preflight(headers))
                 return
             body = await _body(scope, headers, receive)
         except Refusal as refusal:
@@ -172,7 +103,7 @@ class Guard:
             return await receive()
 
         try:
-            await self._app(scope, replay, guarded)
+            await self._app(_as_json(scope), replay, guarded)
         except Exception:
             if not slow:  # a client that takes nothing any more is cut off, which is no fault of ours
                 raise
@@ -184,7 +115,7 @@ class Guard:
             raise Refusal(
                 403, "the Host header names another server; start with --allow-host NAME to allow it."
             )
-        own = origin is not None and _same_origin(origin, headers.get("host", ""))  # our page's
+        own = origin is not None and same_origin(origin, headers.get("host", ""))  # our page's
         if origin is not None and not own and not policy.origin_allowed(origin):
             raise Refusal(
                 403, "pages of this origin may not ask; start with --allow-origin ORIGIN to allow them."
@@ -225,11 +156,24 @@ async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receiv
         raise Refusal(408, f"the body did not arrive within {BODY_S:g} s.") from None
     body = b"".join(pieces)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json" and (body or kind):
+    # curl and some clients send JSON under these; a browser tells of another site's page by its Origin
+    loose = kind in ("", "application/x-www-form-urlencoded") and not _of_a_page(headers)
+    if kind != "application/json" and (body or kind) and not loose:
         raise Refusal(415, "the body must be JSON: send 'Content-Type: application/json'.")
     if body:
         check_json(body)
     return body
+
+
+def _of_a_page(headers: dict[str, str]) -> bool:
+    return "origin" in headers or headers.get("sec-fetch-site", "none") != "none"
+
+
+def _as_json(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """A request whose body was checked, under the type that it is and the method that answers HEAD too."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "method": method, "headers": [*headers, (b"content-type", b"application/json")]}
 
 
 def check_json(body: bytes) -> None:
@@ -241,10 +185,12 @@ def check_json(body: bytes) -> None:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        deep = isinstance(error, RecursionError)
-        raise Refusal(
-            400, "the JSON is nested too deep." if deep else "the body is not valid JSON."
-        ) from None
+        why = "is not valid JSON"
+        if isinstance(error, RecursionError):
+            why = "is nested too deep"
+        elif isinstance(error, msgspec.ValidationError):
+            why = "holds a number that is too large"
+        raise Refusal(400, f"the body {why}.") from None
     level, depth, count = [value], 0, 1
     while level:
         inner: list[Any] = []
@@ -252,11 +198,18 @@ def check_json(body: bytes) -> None:
             inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         depth, count, level = depth + 1, count + len(inner), inner
         if depth > MAX_DEPTH or count > MAX_VALUES:
-            raise Refusal(400, f"the JSON may have {MAX_DEPTH} levels and {MAX_VALUES} values at most.")
+            raise Refusal(400, f"the body may have {MAX_DEPTH} levels and {MAX_VALUES} values at most.")
 
 
-def error_body(path: str, message: str, status: int) -> dict[str, Any]:
-    """An error as the clients of a path expect it: Ollama's, or OpenAI's for all others."""
+def error_body(path: str, message: str, status: int, field: str | None = None) -> dict[str, Any]:
+    """An error as the clients of a path expect it: Ollama's, or OpenAI's for all others.
+
+    Args:
+        path: that was asked.
+        message: one sentence or two.
+        status: as HTTP counts.
+        field: of the body that is wrong.
+    """
     if path.startswith("/api/"):
         return {"error": message}
     kinds = {
@@ -266,15 +219,7 @@ def error_body(path: str, message: str, status: int) -> dict[str, Any]:
         429: "rate_limit_error",
     }
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message, "type": kind, "param": None, "code": status}}
-
-
-def _preflight() -> list[tuple[str, str]]:
-    return [
-        ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
-        ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
-        ("Access-Control-Max-Age", "600"),
-    ]
+    return {"error": {"message": message, "type": kind, "param": field, "code": status}}
 
 
 async def _reply(

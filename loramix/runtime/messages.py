@@ -61,6 +61,7 @@ class Embed(_Message, frozen=True, kw_only=True):
     """Vectors of texts; see `Engine.embed`."""
 
     texts: list[str]
+    truncate: bool = False
 
 
 class Reload(_Message, frozen=True, kw_only=True):

@@ -1,59 +1,101 @@
-"""Bodies that Ollama's clients send, with a bound on every number, length and list."""
+"""Bodies that Ollama's clients send: each field with its bounds, or with why it is refused."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, Field
+from pydantic import BeforeValidator, Field
 
-from loramix.runtime.service import Name, Options
+from loramix.runtime.body_types import (
+    NO_LIMIT,
+    Dimensions,
+    Flag,
+    Model,
+    Penalty,
+    RepeatPenalty,
+    Seed,
+    Share,
+    Stop,
+    Text,
+    Texts,
+    TopK,
+    TopLogprobs,
+)
+from loramix.runtime.chat_messages import MAX_MESSAGES, ChatMessage
+from loramix.runtime.fields import Body, Refusal, refused, says, shown
+from loramix.runtime.openai_bodies import TUNING
+from loramix.runtime.service import Options
 
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Empty = Annotated[list[Any], Field(max_length=0)]
 
+class RunOptions(Body):
+    """The body's ``options``."""
 
-class RunOptions(BaseModel):
-    """The body's ``options``; those that only llama.cpp's other samplers know are ignored."""
-
-    num_predict: Annotated[int, Field(ge=-2, le=65_536)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    ignored: ClassVar[frozenset[str]] = frozenset(
+        {  # of how Ollama loads a model, or of samplers that are refused below
+            "embedding_only",
+            "f16_kv",
+            "logits_all",
+            "low_vram",
+            "main_gpu",
+            "mirostat_eta",
+            "mirostat_tau",
+            "num_batch",
+            "num_ctx",
+            "num_gpu",
+            "num_keep",
+            "num_thread",
+            "numa",
+            "penalize_newline",
+            "use_mlock",
+            "use_mmap",
+            "vocab_only",
+        }
+    )
+    refusals: ClassVar = {name: TUNING[name] for name in ("mirostat", "tfs_z", "typical_p")}
+    num_predict: (
+        Annotated[
+            int, says(f"a whole number from -2 to {NO_LIMIT}, 0 and less for no limit", ge=-2, le=NO_LIMIT)
+        ]
+        | None
+    ) = None
+    temperature: (
+        Annotated[float, says("a number from 0 to 100", ge=0, le=100, allow_inf_nan=False)] | None
+    ) = None
+    top_k: TopK | None = None
     top_p: Share | None = None
     min_p: Share | None = None
-    repeat_penalty: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
-    repeat_last_n: Annotated[int, Field(ge=0, le=65_536)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-
-    def max_tokens(self, n_ctx: int) -> int | None:
-        """Longest answer; None for what the skill says; below 0, Ollama's "no limit", the whole context."""
-        if self.num_predict is None or self.num_predict == 0:
-            return None
-        return self.num_predict if self.num_predict > 0 else n_ctx
-
-    def sampling(self) -> dict[str, int | float]:
-        """Settings of `Sampling`; greedy where nothing is asked for."""
-        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "repeat_last_n", "seed")
-        found = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        if "seed" in found:
-            found["seed"] %= 2**63
-        return found
-
-    @property
-    def stops(self) -> list[str]:
-        """Texts that end the answer."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+    repeat_penalty: RepeatPenalty | None = None
+    repeat_last_n: (
+        Annotated[int, says("a whole number from 0 to 1000000, or -1 for the context", ge=-1, le=1_000_000)]
+        | None
+    ) = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
 
 
-class Generated(BaseModel):
+def _format(value: Any) -> Any:
+    if value in ("", "json") or isinstance(value, dict):
+        return value
+    raise refused(f'is {shown(value)}; it must be "json" or a JSON schema.')
+
+
+class Generated(Body):
     """What chat and generate have in common."""
 
-    model: Name
-    stream: bool = True
-    format: Literal["", "json"] | dict[str, Any] | None = None
-    options: RunOptions = RunOptions()
-    loramix: Options | None = None
+    # a prompt that is too long is refused in any case, never cut
+    ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "shift", "truncate"})
+    refusals: ClassVar = {
+        "think": Refusal("asks for thoughts, and these models have none; leave it out."),
+    }
+    model: Model
+    stream: Flag = True
+    format: Annotated[Any, BeforeValidator(_format), says('"json" or a JSON schema')] = None
+    options: Annotated[RunOptions, says("an object with settings")] = RunOptions()
+    logprobs: Flag = False
+    top_logprobs: TopLogprobs = 0
+    loramix: Annotated[Options | None, says("an object with policy or mix")] = None
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
         """The schema that the answer must follow, if any."""
@@ -62,48 +104,54 @@ class Generated(BaseModel):
         return {"type": "object"} if self.format == "json" else None
 
 
-class ChatMessage(BaseModel):
-    """One message."""
-
-    role: Literal["system", "user", "assistant"]
-    content: str
-    images: Empty | None = None
-
-
 class ChatBody(Generated):
-    """Body of ``/api/chat``."""
+    """Body of ``/api/chat``; without messages it loads the model."""
 
-    messages: Annotated[list[ChatMessage], Field(max_length=512)] = []
-    tools: Empty | None = None
+    refusals: ClassVar = {
+        **Generated.refusals,
+        "tools": Refusal("asks for tools, which these models cannot call; leave it out.", ([],)),
+    }
+    messages: Annotated[
+        list[ChatMessage], says(f"a list of at most {MAX_MESSAGES} messages", max_length=MAX_MESSAGES)
+    ] = Field(default=[])
 
 
 class GenerateBody(Generated):
     """Body of ``/api/generate``; the chat template is always applied, since skills are trained under it."""
 
-    prompt: str = ""
-    system: str = ""
-    suffix: Literal[""] | None = None
-    template: Literal[""] | None = None
-    raw: Literal[False] | None = None
-    images: Empty | None = None
+    refusals: ClassVar = {
+        **Generated.refusals,
+        "context": Refusal("is not supported here; send the conversation to /api/chat.", ([],)),
+        "images": Refusal("holds images, and only text is read here; leave them out.", ([],)),
+        "raw": Refusal("is not supported here: skills are trained under the chat template; leave it out."),
+        "suffix": Refusal("is not supported here; leave it out."),
+        "template": Refusal("is not supported here: the base's own is used; leave it out."),
+    }
+    prompt: Text = ""
+    system: Text = ""
 
 
-class EmbedBody(BaseModel):
+class EmbedBody(Body):
     """Body of ``/api/embed``."""
 
-    model: Name
-    input: str | Annotated[list[str], Field(min_length=1, max_length=256)]
+    ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "options"})
+    model: Model
+    input: Texts
+    truncate: Flag = True
+    dimensions: Dimensions | None = None
 
 
-class EmbeddingsBody(BaseModel):
+class EmbeddingsBody(Body):
     """Body of ``/api/embeddings``."""
 
-    model: Name
-    prompt: str
+    ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "options"})
+    model: Model
+    prompt: Text
 
 
-class ShowBody(BaseModel):
+class ShowBody(Body):
     """Body of ``/api/show``."""
 
-    model: Name | None = None
-    name: Name | None = None
+    ignored: ClassVar[frozenset[str]] = frozenset({"options", "system", "template", "verbose"})
+    model: Model | None = None
+    name: Model | None = None

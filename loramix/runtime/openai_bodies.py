@@ -1,135 +1,187 @@
-"""Bodies that OpenAI's clients send, with a bound on every number, length and list.
+"""Bodies that OpenAI's clients send: each field with its bounds, or with why it is refused.
 
-Fields that Loramix has no use for are ignored where that changes nothing, and refused where it would.
+Fields of other servers that change an answer are here too; what nobody knows is ignored.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from loramix.errors import UsageError
-from loramix.runtime.service import Name, Options
+from loramix.runtime.body_types import (
+    Dimensions,
+    Flag,
+    Limit,
+    Model,
+    Penalty,
+    RepeatPenalty,
+    Seed,
+    Share,
+    Stop,
+    Text,
+    Texts,
+    TopK,
+    TopLogprobs,
+    sampling_of,
+)
+from loramix.runtime.chat_messages import Messages
+from loramix.runtime.fields import Body, Refusal, says
+from loramix.runtime.service import Name, Options, PolicyName
 
 MAX_CHOICES = 8
-Stop = Annotated[str, Field(min_length=1, max_length=256)]
-Count = Annotated[int, Field(ge=1, le=65_536)]
+NO_TOOLS = "asks for tools, which these models cannot call; leave it out, or send {choice!r}: 'none'."
+OTHERS = {
+    name: Refusal("is not supported here; leave it out.")
+    for name in ("grammar", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "ignore_eos")
+}
+"""Settings of other servers that change an answer."""
+TUNING = {
+    "min_tokens": Refusal("is not supported here; leave it out.", (0,)),
+    "mirostat": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (0,)),
+    "tfs_z": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
+    "typical_p": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
+}
 
 
-class Part(BaseModel):
-    """A part of a message; of text alone."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(BaseModel):
-    """One message."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[Part], Field(max_length=64)]
-
-    def plain(self) -> dict[str, str]:
-        """As the engine takes it."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
-
-
-class JsonSchema(BaseModel):
+class JsonSchema(Body):
     """A schema with its name."""
 
-    name: Name | None = None
-    schema_: dict[str, Any] = Field(alias="schema")
+    ignored: ClassVar[frozenset[str]] = frozenset({"description", "strict"})
+    name: Annotated[Name | None, says("a name of at most 200 characters")] = None
+    schema_: Annotated[dict[str, Any], says("a JSON schema")] = Field(alias="schema")
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(Body):
     """What an answer must look like."""
 
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
+    type: Annotated[
+        Literal["text", "json_object", "json_schema"], says('"text", "json_object" or "json_schema"')
+    ]
+    json_schema: Annotated[JsonSchema | None, says("an object with name and schema")] = None
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
         """The schema that the answer must follow, if any."""
         if self.type == "json_schema":
             if self.json_schema is None:
-                raise UsageError("response_format json_schema needs its json_schema.")
+                raise UsageError(
+                    "response_format.json_schema is missing; it must be an object with a schema."
+                )
             return self.json_schema.schema_
         return {"type": "object"} if self.type == "json_object" else None
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Body):
     """What a stream holds beside text."""
 
-    include_usage: bool = False
+    ignored: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
+    include_usage: Flag = False
 
 
-class Sampled(BaseModel):
+class Sampled(Body):
     """What chat and completions have in common."""
 
-    model: Name
-    stream: bool = False
-    stream_options: StreamOptions | None = None
-    max_tokens: Count | None = None
-    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
-    frequency_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    presence_penalty: Annotated[float, Field(ge=0, le=0)] | None = None
-    logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
-    loramix: Options | None = None
+    ignored: ClassVar[frozenset[str]] = frozenset({"user"})
+    refusals: ClassVar = {
+        **OTHERS,
+        **TUNING,
+        "logit_bias": Refusal("is not supported here; leave it out."),
+    }
+    model: Model
+    stream: Flag = False
+    stream_options: Annotated[StreamOptions | None, says("an object with include_usage")] = None
+    max_tokens: Limit | None = None
+    temperature: Annotated[float, says("a number from 0 to 2", ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    seed: Seed | None = None
+    n: Annotated[int, says(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
+    stop: Stop | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    repetition_penalty: RepeatPenalty | None = None
+    loramix: Annotated[Options | None, says("an object with policy or mix")] = None
 
     def sampling(self, choice: int) -> dict[str, int | float]:
-        """Settings of `Sampling` for one of ``n`` choices; greedy where nothing is asked for."""
-        found: dict[str, int | float] = {}
-        if self.temperature is not None:
-            found["temperature"] = self.temperature
-        if self.top_p is not None:
-            found["top_p"] = self.top_p
-        if self.seed is not None:
-            found["seed"] = (self.seed + choice) % 2**63
+        """Settings of `Sampling` for one of ``n`` choices."""
+        found = sampling_of(self, choice)
+        if self.repetition_penalty is not None:
+            found.setdefault("repeat_penalty", self.repetition_penalty)
         return found
 
     @property
-    def stops(self) -> list[str]:
-        """Texts that end the answer."""
-        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+    def limit(self) -> int | None:
+        """Longest answer, as it was asked for."""
+        return self.max_tokens
 
 
 class ChatBody(Sampled):
     """Body of ``/v1/chat/completions``."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=512)]
-    max_completion_tokens: Count | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    response_format: ResponseFormat | None = None
-    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    ignored: ClassVar[frozenset[str]] = Sampled.ignored | {
+        "function_call",
+        "metadata",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "reasoning_effort",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "tool_choice",
+        "verbosity",
+    }
+    refusals: ClassVar = {
+        **Sampled.refusals,
+        "tools": Refusal(NO_TOOLS.format(choice="tool_choice"), ([],), ("tool_choice", "none")),
+        "functions": Refusal(NO_TOOLS.format(choice="function_call"), ([],), ("function_call", "none")),
+        "audio": Refusal("asks for sound, and answers are text; leave it out.", ({},)),
+        "modalities": Refusal("asks for more than text; leave it out.", ([], ["text"])),
+        "web_search_options": Refusal("asks for a search, and this server has none; leave it out."),
+    }
+    messages: Messages
+    max_completion_tokens: Limit | None = None
+    logprobs: Flag | None = None
+    top_logprobs: TopLogprobs | None = None
+    response_format: Annotated[ResponseFormat | None, says("an object with type")] = None
+
+    @property
+    def limit(self) -> int | None:
+        """Longest answer, as it was asked for; the newer field counts where both are given."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class CompletionBody(Sampled):
     """Body of ``/v1/completions``; the prompt is asked as a user's message, which is what skills are trained on."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=MAX_CHOICES)]
-    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
-    echo: Literal[False] | None = None
-    suffix: Literal[""] | None = None
+    refusals: ClassVar = {
+        **Sampled.refusals,
+        "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
+        "echo": Refusal("is not supported here; leave it out."),
+        "suffix": Refusal("is not supported here; leave it out."),
+    }
+    prompt: Texts
+    logprobs: Annotated[int, says("a whole number from 0 to 5", ge=0, le=5)] | None = None
 
 
-class EmbeddingBody(BaseModel):
+class EmbeddingBody(Body):
     """Body of ``/v1/embeddings``."""
 
-    model: Name
-    input: str | Annotated[list[str], Field(min_length=1, max_length=256)]
-    encoding_format: Literal["float", "base64"] = "float"
+    ignored: ClassVar[frozenset[str]] = frozenset({"input_type", "user"})
+    model: Model
+    input: Texts
+    encoding_format: Annotated[Literal["float", "base64"], says('"float" or "base64"')] = "float"
+    dimensions: Dimensions | None = None
 
 
-class RouteBody(BaseModel):
+class RouteBody(Body):
     """Body of ``/v1/route``: a prompt, or messages."""
 
-    model: Name | None = None
-    prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(max_length=512)] | None = None
-    policy: Literal["top1", "blend", "each", "token", "base"] = "each"
+    model: Model | None = None
+    prompt: Text | None = None
+    messages: Messages | None = None
+    policy: PolicyName = "each"

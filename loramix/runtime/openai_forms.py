@@ -90,10 +90,12 @@ class Completion:
 
 
 def _chat_scores(scores: Sequence[Score]) -> dict[str, Any] | None:
-    if not scores:
-        return None
-    content = [{**_token(t, p), "top_logprobs": [_token(*pair) for pair in top]} for t, p, top in scores]
-    return {"content": content, "refusal": None}
+    return {"content": score_list(scores), "refusal": None} if scores else None
+
+
+def score_list(scores: Sequence[Score]) -> list[dict[str, Any]]:
+    """Log-probabilities of tokens, as chats of both protocols have them."""
+    return [{**_token(t, p), "top_logprobs": [_token(*pair) for pair in top]} for t, p, top in scores]
 
 
 def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] | None:

@@ -6,7 +6,8 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 
@@ -30,11 +31,16 @@ class Page(StaticFiles):
         super().__init__(directory=WEB, html=True)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one."""
+        """Serve one; at ``/`` what is no browser gets what Ollama says there, which its clients look for."""
+        if scope["path"] == "/" and "text/html" not in Headers(scope=scope).get("accept", ""):
+            await PlainTextResponse("Ollama is running", headers={"Vary": "Accept"})(scope, receive, send)
+            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
+                headers = MutableHeaders(scope=message)
+                headers.update(HEADERS)
+                headers.add_vary_header("Accept")
             await send(message)
 
         await super().__call__(scope, receive, with_headers)

@@ -26,6 +26,8 @@ class Sampling:
         min_p: keep tokens at least so likely as this share of the likeliest (Nguyen et al. 2024).
         repeat_penalty: divides positive logits of recent tokens and multiplies negative ones (Keskar et al. 2019).
         repeat_last_n: how many tokens back count as recent.
+        presence_penalty: taken from the logits of tokens that the answer has already.
+        frequency_penalty: the same, times how often it has them.
         seed: of the random draws; None draws a new one.
 
     Raises:
@@ -38,6 +40,8 @@ class Sampling:
     min_p: float = 0.0
     repeat_penalty: float = 1.0
     repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
 
     def __post_init__(self) -> None:
@@ -48,6 +52,8 @@ class Sampling:
             ("min_p", 0.0, 1.0),
             ("repeat_penalty", 0.01, 100.0),
             ("repeat_last_n", 0, 1_000_000),
+            ("presence_penalty", -2.0, 2.0),
+            ("frequency_penalty", -2.0, 2.0),
             ("seed", 0, 2**63 - 1),
         ):
             value = getattr(self, name)
@@ -71,10 +77,11 @@ class Sampler:
 
     Args:
         settings: how.
+        n_prompt: tokens of the prompt, which no penalty for presence or frequency counts.
     """
 
-    def __init__(self, settings: Sampling) -> None:
-        self.settings = settings
+    def __init__(self, settings: Sampling, n_prompt: int = 0) -> None:
+        self.settings, self._n_prompt = settings, n_prompt
         self._random = np.random.default_rng(settings.seed)
 
     def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
@@ -93,6 +100,10 @@ class Sampler:
             seen = np.unique(np.asarray(recent[-s.repeat_last_n :], np.int64))
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / s.repeat_penalty, values * s.repeat_penalty)
+        if (s.presence_penalty or s.frequency_penalty) and len(recent) > self._n_prompt:
+            logits = logits.copy()
+            said, counts = np.unique(np.asarray(recent[self._n_prompt :], np.int64), return_counts=True)
+            logits[said] -= (s.presence_penalty + s.frequency_penalty * counts).astype(np.float32)
         if s.temperature == 0.0:
             return int(logits.argmax())
         if 0 < s.top_k < len(logits):

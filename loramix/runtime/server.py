@@ -26,9 +26,12 @@ from loramix.errors import LoramixError
 from loramix.pack import Pack
 from loramix.runtime import api_explain, api_ollama, api_openai
 from loramix.runtime import messages as m
-from loramix.runtime.guard import App, Guard, Message, Policy, Receive, Send, error_body
+from loramix.runtime.access import Policy
+from loramix.runtime.fields import sentence
+from loramix.runtime.guard import App, Guard, Message, Receive, Send, error_body
 from loramix.runtime.job import Limits
 from loramix.runtime.page import Place
+from loramix.runtime.request_table import BODIES
 from loramix.runtime.service import Service
 from loramix.runtime.supervisor import Supervisor
 
@@ -77,13 +80,18 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
-        return _error(request, f"{place}: {first['msg']}", 400)
+        found = [{**one, "loc": one["loc"][1:]} for one in error.errors()]
+        field, message = sentence(BODIES.get(request.scope["route"].path), found)
+        return _error(request, message, 400, field)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        return _error(request, str(error.detail), error.status_code)
+        asked = f"{request.method} {request.url.path[:80]}"
+        message = {
+            404: f"there is no {asked} here; /openapi.json lists the endpoints.",
+            405: f"{asked} is not possible; send {(error.headers or {}).get('Allow', 'another method')}.",
+        }.get(error.status_code, f"{asked} failed: {error.detail}.")
+        return _error(request, message, error.status_code)
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
@@ -93,12 +101,12 @@ def create_app(service: Service) -> FastAPI:
     return app
 
 
-def _error(request: Request, message: str, status: int) -> Response:
+def _error(request: Request, message: str, status: int, field: str | None = None) -> Response:
     path = request.url.path
     if path.startswith("/api/") and status == 429:
         status = 503  # what Ollama's clients know as "busy"
     headers = {"Retry-After": "1"} if status in (429, 503) else None
-    return JSONResponse(error_body(path, message, status), status, headers)
+    return JSONResponse(error_body(path, message, status, field), status, headers)
 
 
 class Counted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
@@ -10,14 +11,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from loramix.errors import NotFound, RequestFailed, UsageError
-from loramix.models import bases
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack import Pack
 from loramix.paths import safe_join
 from loramix.runtime import messages as m
+from loramix.runtime.base_details import BaseDetails
+from loramix.runtime.fields import Body, says
 from loramix.runtime.job import Job
 from loramix.runtime.metrics import Metrics
 from loramix.runtime.router import DEFAULT
@@ -27,15 +29,31 @@ T = TypeVar("T")
 Event = m.Started | m.Said | m.Ended | m.Result
 Events = AsyncIterator[Event]
 Name = Annotated[str, Field(max_length=200)]
-Scale = Annotated[float, Field(ge=0, le=MAX_SCALE, allow_inf_nan=False)]
+Scale = Annotated[
+    float, says(f"a number from 0 to {MAX_SCALE:g}", ge=0, le=MAX_SCALE, allow_inf_nan=False, strict=True)
+]
 
 
-class Options(BaseModel):
+PolicyName = Annotated[
+    Literal["top1", "blend", "each", "token", "base"], says('"top1", "blend", "each", "token" or "base"')
+]
+
+
+class Options(Body):
     """The body's field ``loramix``: how to route."""
 
     model_config = ConfigDict(extra="forbid")
-    policy: Literal["top1", "blend", "each", "token", "base"] | None = None
-    mix: Annotated[dict[Name, Scale], Field(max_length=MAX_ACTIVE)] | None = None
+    policy: PolicyName | None = None
+    mix: (
+        Annotated[
+            dict[Name, Scale],
+            says(
+                f"an object of at most {MAX_ACTIVE} skills with their scales, 0 to {MAX_SCALE:g}",
+                max_length=MAX_ACTIVE,
+            ),
+        ]
+        | None
+    ) = None
     """``{skill: scale}`` instead of the gate."""
 
 
@@ -72,8 +90,7 @@ class Service:
         self.metrics = Metrics(supervisor)
         self.started = int(time.time())
         self.n_ctx = supervisor.settings.n_ctx
-        base = bases.find(pack.manifest.base.name)
-        self.size = base.stat().st_size if base else 0
+        self.base = BaseDetails.of(pack.manifest.base.name)
 
     @property
     def models(self) -> list[str]:
@@ -166,6 +183,24 @@ def report(answer: Whole, waited: float) -> dict[str, Any]:
     timings = {"queue": waited, **(answer.ended.timings if answer.ended else {})}
     extra = {"mixes": answer.ended.mixes} if answer.ended and answer.ended.mixes else {}
     return {**route, **extra, "timings": {name: round(seconds, 6) for name, seconds in timings.items()}}
+
+
+def shortened(rows: list[list[float]], dimensions: int | None) -> list[list[float]]:
+    """Vectors cut to their first numbers, and of length 1 again.
+
+    Args:
+        rows: one vector a text.
+        dimensions: how many numbers to keep; None keeps all.
+
+    Raises:
+        UsageError: more than there are.
+    """
+    if dimensions is None:
+        return rows
+    if dimensions > len(rows[0]):
+        raise UsageError(f"dimensions is {dimensions}; it must be a whole number from 1 to {len(rows[0])}.")
+    cut = [row[:dimensions] for row in rows]
+    return [[x / max(math.hypot(*row), 1e-12) for x in row] for row in cut]
 
 
 async def unless_left(request: Request, work: Awaitable[T]) -> T:

@@ -201,7 +201,7 @@ class Worker:
             route = self._engine.route(request.messages, policy=request.policy)
             return m.Result(number=request.number, value={**route.to_json(), "timings": route.timings})
         if isinstance(request, m.Embed):
-            vectors, tokens = self._engine.embed(request.texts)
+            vectors, tokens = self._engine.embed(request.texts, truncate=request.truncate)
             return m.Result(number=request.number, value=[row.tolist() for row in vectors], tokens=tokens)
         self._explainer.restart()
         return m.Result(number=request.number, value=self._scheduler.reload())

@@ -1,0 +1,109 @@
+"""Types that the bodies of both protocols share, each with its words for a client."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator
+
+from loramix.runtime.fields import refused, says
+from loramix.runtime.service import Name
+
+NO_LIMIT = 2**31 - 1
+"""The largest limit that clients send; answers end with the context in any case."""
+MAX_TEXTS = 256
+
+Model = Annotated[Name, says("a model's name, as /v1/models lists them")]
+Flag = Annotated[bool, says("true or false")]
+Text = Annotated[str, says("text")]
+Share = Annotated[float, says("a number from 0 to 1", ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, says("a number from -2 to 2", ge=-2, le=2, allow_inf_nan=False)]
+RepeatPenalty = Annotated[float, says("a number from 0.01 to 100", ge=0.01, le=100, allow_inf_nan=False)]
+TopK = Annotated[
+    int, says("a whole number from 1 to 1000000, or 0 or -1 for all tokens", ge=-1, le=1_000_000)
+]
+Seed = Annotated[int, says("a whole number of 64 bits, or -1 for a random seed", ge=-(2**63), lt=2**63)]
+TopLogprobs = Annotated[int, says("a whole number from 0 to 20", ge=0, le=20)]
+Dimensions = Annotated[
+    int, says("a whole number from 1 to the length of the base's vectors", ge=1, le=NO_LIMIT)
+]
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _stops(value: Any) -> Any:
+    return [] if value == "" else _listed(value)
+
+
+def _texts(value: Any) -> Any:
+    if isinstance(value, list):
+        for item in value:
+            if isinstance(item, int | list):
+                raise refused("holds token ids, which belong to another tokenizer; send the text.")
+    return _listed(value)
+
+
+def _limit(value: int) -> int:
+    if value == 0:
+        raise ValueError
+    return value
+
+
+Limit = Annotated[
+    int,
+    AfterValidator(_limit),
+    says(f"a whole number from 1 to {NO_LIMIT}, or -1 for no limit", ge=-1, le=NO_LIMIT),
+]
+StopText = Annotated[str, says("a text of 1 to 256 characters", min_length=1, max_length=256)]
+Stop = Annotated[
+    list[StopText],
+    BeforeValidator(_stops),
+    says("a text or a list of at most 16, of 1 to 256 characters each", max_length=16),
+]
+Texts = Annotated[
+    list[str],
+    BeforeValidator(_texts),
+    says(f"a text or a list of 1 to {MAX_TEXTS}", min_length=1, max_length=MAX_TEXTS),
+]
+
+
+def sampling_of(body: Any, choice: int = 0) -> dict[str, int | float]:
+    """Settings of `Sampling` that a body's fields ask for; greedy where nothing is asked for.
+
+    Args:
+        body: with fields of `Sampling`'s names; those that it lacks are not set.
+        choice: number of the answer, for a seed of its own.
+    """
+    names = (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repeat_penalty",
+        "repeat_last_n",
+        "presence_penalty",
+        "frequency_penalty",
+        "seed",
+    )
+    found = {name: value for name in names if (value := getattr(body, name, None)) is not None}
+    if found.get("top_k") == -1:
+        found["top_k"] = 0
+    if found.get("seed") == -1:
+        del found["seed"]
+    elif "seed" in found:
+        found["seed"] = (found["seed"] + choice) % 2**63
+    return found
+
+
+def limit_of(asked: int | None, n_ctx: int) -> int | None:
+    """Longest answer in tokens; None for what the skill says.
+
+    Args:
+        asked: below 0 for no limit but the context.
+        n_ctx: tokens of the context.
+    """
+    if asked is None:
+        return None
+    return min(asked, n_ctx) if asked > 0 else n_ctx

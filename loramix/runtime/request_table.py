@@ -1,0 +1,39 @@
+"""Which body each endpoint takes: with `Body.table`, all that a request may hold."""
+
+from __future__ import annotations
+
+from loramix.runtime import ollama_bodies as ollama
+from loramix.runtime import openai_bodies as openai
+from loramix.runtime.api_explain import ExplainBody
+from loramix.runtime.fields import Body, Row
+
+BODIES: dict[str, type[Body]] = {
+    "/v1/chat/completions": openai.ChatBody,
+    "/v1/completions": openai.CompletionBody,
+    "/v1/embeddings": openai.EmbeddingBody,
+    "/v1/route": openai.RouteBody,
+    "/v1/explain": ExplainBody,
+    "/api/chat": ollama.ChatBody,
+    "/api/generate": ollama.GenerateBody,
+    "/api/embed": ollama.EmbedBody,
+    "/api/embeddings": ollama.EmbeddingsBody,
+    "/api/show": ollama.ShowBody,
+}
+WITHOUT = (
+    "/health",
+    "/metrics",
+    "/api/ps",
+    "/api/tags",
+    "/api/version",
+    "/v1/models",
+    "/v1/models/{name}",
+    "/v1/packs",
+    "/v1/packs/{name}/reload",
+    "/v1/packs/{name}/skills/{skill}",
+)
+"""Endpoints that take no body, and ignore one."""
+
+
+def table() -> dict[str, dict[str, Row]]:
+    """The fields of every endpoint's body, by path and name."""
+    return {path: body.table() for path, body in BODIES.items()} | {path: {} for path in WITHOUT}
