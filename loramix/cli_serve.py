@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base_of
 from loramix.errors import MissingExtra, NotFound, UsageError
 
 PORT = 11435
@@ -99,6 +100,7 @@ def serve(
             f"listening on {host} lets other machines ask, so a key is needed: "
             "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
         )
+    fetch_base_of(pack)
     with serving_extra():
         from loramix.runtime.guard import Policy
         from loramix.runtime.job import Limits

@@ -318,8 +318,16 @@ class Engine:
         context.decode(tokens[start:])
         return pool(context, gate.info.layers, gate.info.pooling)
 
+    def count_tokens(self, prompt: str | Sequence[Message]) -> int:
+        """How many tokens a prompt has under the base's chat template, however many the context holds."""
+        with self.alone():
+            return len(self._all_tokens(as_messages(prompt)))
+
+    def _all_tokens(self, messages: list[dict[str, str]]) -> list[int]:
+        return self.model.with_bos(self.model.tokenize(self._template.segments(messages, self._controls)))
+
     def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
-        tokens = self.model.with_bos(self.model.tokenize(self._template.segments(messages, self._controls)))
+        tokens = self._all_tokens(messages)
         if len(tokens) >= self.n_ctx:
             raise InvalidPrompt(
                 f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}: "
