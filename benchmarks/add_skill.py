@@ -27,6 +27,7 @@ from loramix.models import bases
 from loramix.models.mixing import decide
 from loramix.pack import Pack
 from loramix.pack_edit import remove_skill
+from loramix.pack_own import target_of
 from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train import skill as work
@@ -111,7 +112,7 @@ def main(
         with Engine.open(copy) as engine:
             engine.generate(PROMPT, max_tokens=4)
             began = time.perf_counter()
-            change = work.add(copy, recipe, everything, out, adapter=adapter, say=click.echo)
+            change = work.add(target_of(str(copy)), recipe, everything, out, adapter=adapter, say=click.echo)
             update = time.perf_counter() - began
             began = time.perf_counter()
             engine.reload()

@@ -6,19 +6,24 @@ from typing import Any
 
 import click
 
-from loramix.errors import LoramixError
+from loramix.chat_input import enable_line_editing, read_message
+from loramix.errors import InvalidPrompt, LoramixError
 from loramix.models.mixing import POLICIES, Mix
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import DEFAULT, Route
 
-HELP = """\
+HELP = '''\
+"""             begins and ends a message of several lines
 /skill NAME     answer with this skill until /policy is given
 /mix a=1,b=0.5  answer with this mix
 /policy NAME    let the gate choose again: top1, blend, each, token; or base
 /why            why the last answer came from the mix it did
 /history        the conversation so far
-/reset          begin anew
-/quit           leave (also Ctrl-D); Ctrl-C stops an answer"""
+/reset          forget the conversation
+/quit           leave (also Ctrl-D); Ctrl-C stops an answer'''
+
+ROOM = 256
+"""Tokens of the context that are kept for an answer; at most a quarter of it."""
 
 
 class Chat:
@@ -45,24 +50,27 @@ class Chat:
         self.system = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, str]] = []
         self.last: Route | None = None
+        self._full = False
+        room = options.get("max_tokens") or ROOM
+        self._room = min(room, engine.n_ctx // 4)
 
     def loop(self) -> None:
-        """Read lines until the end of input; what is wrong with one does not end the chat."""
-        _enable_line_editing()
+        """Read messages and commands until the end of input; what is wrong with one does not end the chat."""
+        enable_line_editing()
         click.echo(f"{self.engine.pack.name}: /help lists commands, Ctrl-D leaves", err=True)
         while True:
             try:
-                line = input("> ").strip()
+                line, plain = read_message()
             except EOFError:
                 click.echo(err=True)
                 return
             except KeyboardInterrupt:
                 click.echo(err=True)
                 continue
-            if line in ("/quit", "/exit"):
+            if plain and line in ("/quit", "/exit"):
                 return
             try:
-                if line.startswith("/"):
+                if plain and line.startswith("/"):
                     self.command(line)
                 elif line:
                     self.turn(line)
@@ -71,7 +79,7 @@ class Chat:
 
     def turn(self, text: str) -> None:
         """Answer one message; Ctrl-C keeps what was said so far."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = self._fitting(text)
         said = ""
         stream = self.engine.stream([*self.system, *asked], policy=self.policy, mix=self.mix, **self.options)
         self.last = stream.route
@@ -85,6 +93,32 @@ class Chat:
             click.echo(" …", nl=False, err=True)
         click.echo()
         self.messages = [*asked, {"role": "assistant", "content": said}]
+
+    def _fitting(self, text: str) -> list[dict[str, str]]:
+        """The conversation with a new message, without the oldest turns where the context cannot hold all.
+
+        Raises:
+            InvalidPrompt: the message alone is too long; the conversation stays as it was.
+        """
+        asked = [*self.messages, {"role": "user", "content": text}]
+        limit = self.engine.n_ctx - self._room
+        while (count := self.engine.count_tokens([*self.system, *asked])) > limit and len(asked) > 1:
+            asked = asked[2:]
+        if count >= self.engine.n_ctx:
+            beside = " with the system message" if self.system else ""
+            raise InvalidPrompt(
+                f"this message has {count} tokens{beside}, and the context holds {self.engine.n_ctx}: shorten it, or "
+                f"begin the chat with a larger --ctx (the base reads at most {self.engine.model.n_ctx_train}). The "
+                "earlier turns are kept; /reset forgets them."
+            )
+        if len(asked) <= len(self.messages) and not self._full:
+            self._full = True
+            click.echo(
+                f"the context of {self.engine.n_ctx} tokens is full: the oldest turns are forgotten from now on "
+                "(/reset forgets all of them; --ctx sets the size)",
+                err=True,
+            )
+        return asked
 
     def command(self, line: str) -> None:
         """Carry out a line that begins with ``/``."""
@@ -106,7 +140,7 @@ class Chat:
             for message in self.messages:
                 click.echo(f"{message['role']}: {message['content']}")
         elif name == "/reset":
-            self.messages, self.last = [], None
+            self.messages, self.last, self._full = [], None, False
         else:
             click.echo(HELP, err=True)
 
@@ -117,10 +151,3 @@ class Chat:
         for skill, p in sorted(self.last.probabilities.items(), key=lambda item: -item[1]):
             click.echo(f"  {skill}: {p:.1%}")
         click.echo(f"mix {self.last.named}: {self.last.reason}")
-
-
-def _enable_line_editing() -> None:
-    try:
-        import readline  # noqa: F401  # importing it gives input() editing and history
-    except ImportError:
-        pass

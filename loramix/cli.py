@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import loramix
+from loramix.cli_base import fetch_base_of
 from loramix.errors import LoramixError, UsageError
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def answer_options(command: Any) -> Any:
 
 
 def open_engine(pack: str, ctx: int, threads: int | None) -> Engine:
-    """The engine of a pack."""
+    """The engine of a pack; a base that is missing is fetched where the user wants that."""
+    fetch_base_of(pack)
     from loramix.runtime.engine import Engine
 
     return Engine.open(pack, n_ctx=ctx, n_threads=threads)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base
 from loramix.cli_train import PATH, training_extra
 from loramix.errors import MissingExtra, UsageError
 from loramix.models.known_bases import BASES
@@ -28,6 +29,7 @@ def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: 
     from loramix.convert import adapter, peft, selfcheck
     from loramix.models import bases
 
+    fetch_base(base)
     base_path = bases.resolve(base)
     named = base if base in BASES else base_path.name
     adapter.convert_adapter(

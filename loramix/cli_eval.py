@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base_of
 from loramix.cli_train import PATH, training_extra
 
 
@@ -54,6 +55,7 @@ def evaluate(
     """
     from loramix.pack import Pack
 
+    fetch_base_of(pack)
     with training_extra(), EvalDisplay() as display:
         from loramix.eval.report import write_html, write_markdown
         from loramix.eval.run import PARTS, evaluate_pack

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loramix.cli_base import fetch_base_of
 from loramix.cli_skill import PACK
 from loramix.cli_train import PATH, training_extra
 
@@ -41,6 +42,7 @@ def export_peft(skill: str, pack: str, out: Path) -> None:
     from loramix.models import bases
     from loramix.pack import Pack
 
+    fetch_base_of(pack)
     with training_extra():
         from loramix.convert import peft
 
@@ -59,6 +61,7 @@ def export_adapter(mix: str, pack: str, out: Path) -> None:
     from loramix.convert.export import choose
     from loramix.convert.export import export_adapter as work
 
+    fetch_base_of(pack)
     work(choose(pack, mix), out)
     click.echo(str(out))
 
@@ -73,6 +76,7 @@ def export_gguf(mix: str, pack: str, quant: str | None, out: Path) -> None:
     from loramix.convert.export import choose
     from loramix.convert.export import export_gguf as work
 
+    fetch_base_of(pack)
     _report(work(choose(pack, mix), out, quant))
     click.echo(str(out))
 
@@ -88,6 +92,7 @@ def export_ollama(mix: str, pack: str, quant: str | None, ctx: int, out: Path) -
     from loramix.convert.export import choose
     from loramix.convert.ollama import export_ollama as work
 
+    fetch_base_of(pack)
     _report(work(choose(pack, mix), out, quant=quant, n_ctx=ctx))
     click.echo(f"routing stays behind: ollama create NAME -f {out / 'Modelfile'}", err=True)
     click.echo(str(out))

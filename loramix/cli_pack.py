@@ -1,4 +1,4 @@
-"""Commands on packs: ``loramix pack list|show|check|new|add|remove|pull|push``."""
+"""Commands on packs: ``loramix pack list|show|check|new|copy|add|remove|pull|push``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base
+from loramix.cli_skill import TO, remove, say_how_to_use, target_of
 from loramix.cli_train import PATH
 
 
@@ -88,14 +90,27 @@ def pack_new(directory: Path, base: str, description: str, license_: str) -> Non
     from loramix.models import bases
     from loramix.pack_edit import new_pack
 
+    fetch_base(base)
     path = bases.resolve(base)
     check_template(path)
     new_pack(directory, base, bases.digest(path), description=description, license=license_)
     click.echo(str(directory))
 
 
-@pack.command("add")
+@pack.command("copy")
+@click.argument("name")
 @click.argument("directory", type=PATH)
+def pack_copy(name: str, directory: Path) -> None:
+    """Copy the pack NAME to DIRECTORY, to change it there; what is the same takes no room twice."""
+    from loramix.pack import Pack
+    from loramix.pack_own import copy_pack
+
+    copy_pack(Pack.load(name), directory)
+    click.echo(str(directory))
+
+
+@pack.command("add")
+@click.argument("name", metavar="PACK")
 @click.argument("skill")
 @click.argument("adapter", type=PATH)
 @click.option("--recipe", help="Recipe (name or file) to take description, length and example from.")
@@ -104,8 +119,9 @@ def pack_new(directory: Path, base: str, description: str, license_: str) -> Non
 @click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
 @click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
 @click.option("--keep-gate", is_flag=True, help="With --replace: prompts find the new one as the old.")
+@TO
 def pack_add(
-    directory: Path,
+    name: str,
     skill: str,
     adapter: Path,
     recipe: str | None,
@@ -114,11 +130,14 @@ def pack_add(
     card: Path | None,
     replace: bool,
     keep_gate: bool,
+    to: str,
 ) -> None:
-    """Add the GGUF LoRA file ADAPTER to the pack in DIRECTORY as SKILL."""
+    """Add the GGUF LoRA file ADAPTER to PACK (name or directory) as SKILL.
+
+    A pack that ships with Loramix stays as it is: a copy of it, my-PACK, gets the skill.
+    """
     from loramix.errors import NotFound, UsageError
     from loramix.models import bases
-    from loramix.pack import Pack
     from loramix.pack_edit import add_skill
 
     example = None
@@ -132,22 +151,24 @@ def pack_add(
         raise UsageError("a skill needs --recipe, or --description and --max-tokens.")
     if card is not None and not card.is_file():
         raise NotFound(f"no card at {card}; give a Markdown file.")
-    found = Pack.load(directory.absolute())
-    base = bases.find(found.manifest.base.name)
+    target = target_of(name, to, make=False)
+    base = bases.find(target.pack.manifest.base.name)
     if base is not None:
         _fits(adapter, base)
-    change = add_skill(
-        directory.absolute(),
-        skill,
-        adapter,
-        description=description,
-        max_tokens=max_tokens,
-        example=example,
-        card=card.read_text(encoding="utf-8") if card else None,
-        replace_existing=replace,
-        keep_gate=keep_gate,
-    )
+    with target.changing() as directory:
+        change = add_skill(
+            directory,
+            skill,
+            adapter,
+            description=description,
+            max_tokens=max_tokens,
+            example=example,
+            card=card.read_text(encoding="utf-8") if card else None,
+            replace_existing=replace,
+            keep_gate=keep_gate,
+        )
     click.echo(change.message)
+    say_how_to_use(target)
 
 
 def _fits(adapter: Path, base: Path) -> None:
@@ -160,19 +181,18 @@ def _fits(adapter: Path, base: Path) -> None:
 
 
 @pack.command("remove")
-@click.argument("directory", type=PATH)
+@click.argument("name", metavar="PACK")
 @click.argument("skill")
-def pack_remove(directory: Path, skill: str) -> None:
-    """Remove SKILL from the pack in DIRECTORY."""
-    from loramix.pack_edit import remove_skill
-
-    click.echo(remove_skill(directory.absolute(), skill).message)
+@TO
+def pack_remove(name: str, skill: str, to: str) -> None:
+    """Remove SKILL from PACK (name or directory); of a pack that ships with Loramix, from a copy of it."""
+    remove(target_of(name, to, make=False), skill)
 
 
 @pack.command("pull")
 @click.argument("repository")
 @click.option("--skill", default="", help="This skill alone, without a gate.")
-@click.option("--into", default="", help="With --skill: a pack of yours that gets it.")
+@click.option("--into", default="", help="With --skill: the pack that gets it, or a copy of one that ships.")
 @click.option("--name", default="", help="What to call the pack here.")
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
 def pack_pull(repository: str, **options: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base_of
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.runtime.access import Policy, host_of, origin_of
 
@@ -113,6 +114,7 @@ def serve(
             f"listening on {host} lets other machines ask, so a key is needed: "
             "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
         )
+    fetch_base_of(pack)
     with serving_extra():
         from loramix.runtime.job import Limits
         from loramix.runtime.messages import Settings

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base
 from loramix.cli_train import PATH, Display, training_extra
 
-PACK = click.option("--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory.")
+if TYPE_CHECKING:
+    from loramix.pack_own import Target
+
+PACK = click.option(
+    "--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory; see above."
+)
 INSTRUCTIONS = click.option(
     "--instructions", type=PATH, help="Ways to ask, one a line with {input} in it, or a recipe (TOML)."
 )
+TO = click.option("--to", default="", help="Change a copy of this name or directory; by default my-NAME.")
+BASE = click.option("--base", default="", help="Base of a new pack: name or GGUF.  [default: smollm2-135m]")
 OUT = click.option("--out", type=PATH, help="Run directory; by default runs/NAME.")
 REPLACE = click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
 
@@ -27,6 +37,8 @@ def skill() -> None:
 @click.option("--data", type=PATH, required=True, help="JSONL or JSONL.gz of split, input, target.")
 @INSTRUCTIONS
 @PACK
+@TO
+@BASE
 @OUT
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
 @REPLACE
@@ -35,15 +47,20 @@ def skill_add(
     data: Path,
     instructions: Path | None,
     pack: str,
+    to: str,
+    base: str,
     out: Path | None,
     max_rows: int | None,
     replace: bool,
 ) -> None:
     """Train NAME, convert it, teach it to the gate, and put it into the pack, all or nothing.
 
+    A pack that ships with Loramix stays as it is: a copy of it, my-NAME, gets the skill. A directory that is not
+    there yet becomes a new pack.
+
     Killed, the same command goes on from the last checkpoint; the pack stays as it was until the end.
     """
-    _add(name, data, instructions, pack, out, None, max_rows, replace)
+    _add(name, data, instructions, target_of(pack, to, base), out, None, max_rows, replace)
 
 
 @skill.command("import")
@@ -52,6 +69,8 @@ def skill_add(
 @click.option("--examples", type=PATH, required=True, help="JSONL of input and target, to teach the gate.")
 @INSTRUCTIONS
 @PACK
+@TO
+@BASE
 @OUT
 @REPLACE
 def skill_import(
@@ -60,28 +79,43 @@ def skill_import(
     examples: Path,
     instructions: Path | None,
     pack: str,
+    to: str,
+    base: str,
     out: Path | None,
     replace: bool,
 ) -> None:
-    """Put somebody's ADAPTER (a PEFT or mlx-lm directory, or a GGUF LoRA) into the pack as NAME."""
-    _add(name, examples, instructions, pack, out, adapter, None, replace)
+    """Put somebody's ADAPTER (a PEFT or mlx-lm directory, or a GGUF LoRA) into the pack as NAME.
+
+    The pack is the same as for 'skill add': a copy of one that ships with Loramix, or a new one.
+    """
+    _add(name, examples, instructions, target_of(pack, to, base), out, adapter, None, replace)
+
+
+def target_of(pack: str, to: str, base: str = "", *, make: bool = True) -> Target:
+    """The pack that a command changes; that it is not the one that was named is said on stderr."""
+    from loramix import pack_own
+
+    target = pack_own.target_of(pack, to=to, base=base, make=make)
+    if target.note:
+        click.echo(target.note, err=True)
+    return target
 
 
 def _add(
     name: str,
     data: Path,
     instructions: Path | None,
-    pack: str,
+    target: Target,
     out: Path | None,
     adapter: Path | None,
     max_rows: int | None,
     replace: bool,
 ) -> None:
-    from loramix.pack import Pack
     from loramix.pack_edit import check_skill_name
 
     check_skill_name(name)
-    opened = Pack.load(pack)
+    base = target.pack.manifest.base.name
+    fetch_base(base)
     with training_extra(), Display() as display:
         from loramix.train import skill as work
         from loramix.train.data import limited, read_rows
@@ -91,8 +125,8 @@ def _add(
             work.check_import(adapter)
         rows = limited(read_rows(data, split="train" if adapter else None), max_rows)
         change = work.add(
-            opened.directory,
-            recipe_of_data(name, rows, instructions, opened.manifest.base.name),
+            target,
+            recipe_of_data(name, rows, instructions, base),
             rows,
             out or Path("runs") / name,
             adapter=adapter,
@@ -101,14 +135,32 @@ def _add(
             replace_existing=replace,
         )
     click.echo(change.message)
+    say_how_to_use(target)
+
+
+def say_how_to_use(target: Target) -> None:
+    """What ``--pack`` takes for a pack that the command line did not name, on stderr."""
+    if target.note:
+        click.echo(f"to use it: loramix run --pack {shlex.quote(target.used_as)} PROMPT", err=True)
 
 
 @skill.command("remove")
 @click.argument("name")
 @PACK
-def skill_remove(name: str, pack: str) -> None:
-    """Take NAME out of the pack; what the gate would have sent to it goes to the bare base."""
-    from loramix.pack import Pack
+@TO
+def skill_remove(name: str, pack: str, to: str) -> None:
+    """Take NAME out of the pack; what the gate would have sent to it goes to the bare base.
+
+    A pack that ships with Loramix stays as it is: NAME is taken out of a copy of it, my-NAME.
+    """
+    remove(target_of(pack, to, make=False), name)
+
+
+def remove(target: Target, name: str) -> None:
+    """Remove a skill, and say so."""
     from loramix.pack_edit import remove_skill
 
-    click.echo(remove_skill(Pack.load(pack).directory, name).message)
+    with target.changing() as directory:
+        change = remove_skill(directory, name)
+    click.echo(change.message)
+    say_how_to_use(target)

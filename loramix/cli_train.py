@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from loramix import DEFAULT
+from loramix.cli_base import fetch_base, fetch_base_of
 from loramix.errors import InvalidData, MissingExtra
 
 PATH = click.Path(path_type=Path)
@@ -73,6 +74,8 @@ def train_skill(
         raise InvalidData(
             f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE."
         )
+    if not Path(base).is_dir():
+        fetch_base(base)
     base_path = Path(base) if Path(base).is_dir() else bases.resolve(base)
     with training_extra(), Display() as display:
         from loramix.train.data import read_rows
@@ -127,6 +130,7 @@ def train_pack(
     recipes = [recipe_for(name, base) for name in skills or shipped()]
     if not description and (known := base_recipe(base)):
         description = known.description
+    fetch_base(base)
     with training_extra(), Display() as display:
         from loramix.train.pack import train_pack as work
 
@@ -211,6 +215,7 @@ class Display:
 @click.option(
     "--per-skill", type=click.IntRange(20), help="Prompts a skill.  [default: 400 to 1,000, 8,000 in all]"
 )
+@click.option("--to", default="", help="Change a copy of this name or directory; by default my-PACK.")
 def train_gate(
     pack: str,
     data_dir: Path,
@@ -218,10 +223,15 @@ def train_gate(
     out: Path,
     search: bool,
     per_skill: int | None,
+    to: str,
 ) -> None:
-    """Train PACK's gate on prompts of its skills, and put it into the pack."""
+    """Train PACK's gate on prompts of its skills, and put it into the pack.
+
+    A pack that ships with Loramix stays as it is: a copy of it, my-PACK, gets the gate.
+    """
+    fetch_base_of(pack)
     with training_extra():
         from loramix.train.gate import train_gate as work
 
-        for line in work(pack, data_dir, none_files, out, search=search, per_skill=per_skill):
+        for line in work(pack, data_dir, none_files, out, search=search, per_skill=per_skill, to=to):
             click.echo(line, err=True)

@@ -59,8 +59,7 @@ class Pack:
             UsageError: a name that no pack can have.
         """
         text = str(name_or_directory)
-        separators = tuple(filter(None, (os.sep, os.altsep)))
-        if any(separator in text for separator in separators) or (text and (Path(text) / MANIFEST).is_file()):
+        if is_directory(text) or (text and (Path(text) / MANIFEST).is_file()):
             candidates = [Path(text)]
         else:
             candidates = [root / safe_name(text, "pack") for root in _roots()]
@@ -217,6 +216,11 @@ class Pack:
                 f"{MANIFEST} needs {sha256[:12]}…: {mend}."
             )
         return data
+
+
+def is_directory(text: str) -> bool:
+    """Whether a pack is given by its directory, and not by a name: a separator is in it."""
+    return any(separator in text for separator in (os.sep, os.altsep) if separator)
 
 
 def list_packs() -> list[Listing]:

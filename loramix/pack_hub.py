@@ -24,6 +24,7 @@ from loramix.models.hub import Place, Remote
 from loramix.models.known_bases import BASES
 from loramix.pack import MAX_FEATURES_BYTES, SHIPPED, Pack
 from loramix.pack_edit import Change, add_skill, put_pack
+from loramix.pack_own import Target, target_of
 from loramix.paths import data_dir, safe_join, safe_name, write_text
 
 MAX_CARD_BYTES = 2**20
@@ -38,7 +39,7 @@ def pull_pack(text: str, *, skill: str = "", name: str = "", into: str = "", rev
         text: ``OWNER/REPO[@REVISION]``.
         skill: this one alone, without a gate.
         name: what to call the pack here; by default as it is called there.
-        into: with ``skill``, a pack of the user's that gets it.
+        into: with ``skill``, the pack that gets it, or a copy of one that is read-only.
         revision: branch, tag or commit; by default main.
 
     Returns:
@@ -70,14 +71,15 @@ def pull_pack(text: str, *, skill: str = "", name: str = "", into: str = "", rev
             entry = Pack(staging, manifest).skill(skill)
             alone = manifest.name if len(manifest.skills) == 1 else f"{manifest.name}-{skill}"
             manifest = replace(manifest, name=alone, skills=(entry,), gate=None)
-        target = Pack.load(into).directory if into else _target(name or manifest.name, place)
+        own = target_of(into) if into else None
+        target = own.directory if own else _target(name or manifest.name, place)
         manifest = replace(manifest, name=target.name)
         _fetch_files(manifest, found.files, place, staging)
         write_manifest(staging, manifest)
         source = Pack.load(staging)
         source.check(bases.find(manifest.base.name))
-        if into:
-            return _add(Pack.load(target), source)
+        if own:
+            return _add(own, source)
         pack = put_pack(target, source)
     origin = {"repository": place.repository, "commit": place.revision}
     write_text(target / ORIGIN, json.dumps(origin) + "\n")
@@ -205,25 +207,30 @@ def _bounded(files: Mapping[str, Remote], file: str, limit: int, place: Place) -
         )
 
 
-def _add(target: Pack, source: Pack) -> Change:
-    if (SHIPPED / target.directory.name) == target.directory:
-        raise UsageError(f"{target.name} is a pack of Loramix's own; copy it, and add to the copy.")
-    if target.manifest.base.sha256 != source.manifest.base.sha256:
+def _add(target: Target, source: Pack) -> Change:
+    base = target.pack.manifest.base
+    if base.sha256 != source.manifest.base.sha256:
         raise WrongBase(
             f"the skill is for base {source.manifest.base.name} ({source.manifest.base.sha256[:12]}), "
-            f"pack {target.name} for {target.manifest.base.name} ({target.manifest.base.sha256[:12]}); "
-            "pull it as a pack of its own."
+            f"pack {target.pack.name} for {base.name} ({base.sha256[:12]}); pull it as a pack of its own."
         )
     (entry,) = source.skills
-    return add_skill(
-        target.directory,
-        entry.name,
-        source.adapter_bytes(entry.name),
-        description=entry.description,
-        max_tokens=entry.max_tokens,
-        example=entry.example,
-        card=safe_join(source.directory, entry.card).read_text("utf-8", "replace") if entry.card else None,
+    with target.changing() as directory:
+        change = add_skill(
+            directory,
+            entry.name,
+            source.adapter_bytes(entry.name),
+            description=entry.description,
+            max_tokens=entry.max_tokens,
+            example=entry.example,
+            card=safe_join(source.directory, entry.card).read_text("utf-8", "replace")
+            if entry.card
+            else None,
+        )
+    message = (
+        f"{change.message} {target.note[:1].upper()}{target.note[1:]}." if target.note else change.message
     )
+    return Change(Pack.load(target.directory), message)
 
 
 def _base_model(name: str) -> str:

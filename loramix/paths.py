@@ -178,6 +178,22 @@ def write_text(path: Path, content: str) -> None:
     write_bytes(path, content.encode())
 
 
+def share_file(source: Path, target: Path) -> None:
+    """Make ``target`` a hard link to ``source``, or a copy where the file system has no such links.
+
+    Args:
+        source: a file that is replaced and never written into.
+        target: not there yet.
+    """
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or another user's file
+        with source.open("rb") as file, atomic_write(target) as copy:
+            shutil.copyfileobj(file, copy)
+    else:
+        sync_directory(target.parent)
+
+
 def open_lines(path: Path, head: bytes) -> tuple[IO[bytes], list[bytes]] | None:
     """Open a file that grows line by line, for more; what a kill has torn at its end is cut off.
 

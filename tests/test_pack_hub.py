@@ -207,7 +207,9 @@ def test_no_pack_loses_its_name_to_a_strangers(standin: Hub, shared: Path) -> No
     refused(run("pack", "pull", REPO, "--revision", "v9"), says="no revision 'v9'")
 
 
-def test_one_skill_of_a_pack_alone_or_into_another(standin: Hub, shared: Path) -> None:
+def test_one_skill_of_a_pack_alone_or_into_another(
+    standin: Hub, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pushed(standin, shared)
     standin.requests.clear()
     done = run("pack", "pull", REPO, "--skill", "sentiment")
@@ -223,9 +225,15 @@ def test_one_skill_of_a_pack_alone_or_into_another(standin: Hub, shared: Path) -
     refused(run("pack", "pull", REPO, "--into", "mine"), code=2, says="name it with --skill")
     refused(
         run("pack", "pull", REPO, "--skill", "sentiment", "--into", "smollm2-135m"),
-        code=2,
-        says="of Loramix's own",
+        says="pack smollm2-135m for smollm2-135m",
     )
+    assert not (data_dir() / "packs" / "my-smollm2-135m").exists()
+    pack_edit.new_pack(tmp_path / "ship" / "ours", BASE, bases.digest(bases.resolve(BASE)))
+    for module in ("pack", "pack_own", "pack_hub"):
+        monkeypatch.setattr(f"loramix.{module}.SHIPPED", tmp_path / "ship")
+    done = run("pack", "pull", REPO, "--skill", "sentiment", "--into", "ours")
+    assert "stays as it is; this changes a copy of it, my-ours" in done.stdout, done.output
+    assert not Pack.load("ours").skills and Pack.load("my-ours").skills[0].name == "sentiment"
     other = data_dir() / "packs" / "else"
     pack_edit.new_pack(other, "smollm2-135m", "0" * 64)
     refused(

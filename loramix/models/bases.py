@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loramix.errors import InvalidArtifact, NotFound, Unsupported, UsageError
+from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported, UsageError
 from loramix.models import hub, wheel
 from loramix.models.known_bases import BASES, DEFAULT_QUANT
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
@@ -59,6 +59,30 @@ def resolve(name_or_path: str) -> Path:
     if base.wheel and (source := wheel.installed(base)):
         return wheel.derive(base, source)
     raise NotFound(f"base {base.name} is not on this machine; get it with 'loramix pull {base.name}'.")
+
+
+def is_here(name_or_path: str) -> bool:
+    """Whether `resolve` finds a base without a network."""
+    base = BASES.get(name_or_path)
+    return find(name_or_path) is not None or bool(base and base.wheel and wheel.installed(base))
+
+
+def download_bytes(name: str) -> int | None:
+    """What `pull` would fetch for a base that is not here, or None where it is none that can be fetched.
+
+    Args:
+        name: as `pull` takes it; the hub is asked for the size of what is not in `BASES`.
+    """
+    if base := BASES.get(name):
+        return base.download_bytes
+    place = None if name.endswith(".gguf") and ":" not in name else hub.parse(name)
+    try:
+        if place is None:
+            return None
+        place = place if place.file else _choose(place, "")
+        return hub.list_files(place).files[place.file].size
+    except (LoramixError, KeyError):  # no hub, or no such file there
+        return None
 
 
 def pull(name: str, *, quant: str = "", revision: str = "", sha256: str = "") -> Path:

@@ -317,6 +317,11 @@ class Engine:
         context.decode(tokens[start:])
         return pool(context, gate.info.layers, gate.info.pooling)
 
+    def count_tokens(self, prompt: str | Sequence[Message]) -> int:
+        """How many tokens a prompt has under the base's chat template, however many the context holds."""
+        with self.alone():
+            return len(self.model.chat(as_messages(prompt)))
+
     def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
         tokens = self.model.chat(messages)
         if len(tokens) >= self.n_ctx:

@@ -19,8 +19,8 @@ from loramix.models import bases
 from loramix.models.gate import Gate
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import GateInfo
-from loramix.pack import Pack
-from loramix.pack_edit import set_gate
+from loramix.pack_edit import NewGate, set_gate
+from loramix.pack_own import target_of
 from loramix.paths import atomic_write
 from loramix.runtime.features import compute
 from loramix.train.gate_data import BASE, Prompt, collect
@@ -73,11 +73,12 @@ def train_gate(
     pooling: str = "last",
     search: bool = False,
     per_skill: int | None = None,
+    to: str = "",
 ) -> Iterator[str]:
     """Train a pack's gate and put it into the pack.
 
     Args:
-        pack: name or directory.
+        pack: name or directory; of one that is read-only, a copy gets the gate.
         data_dir: a data file per skill.
         none_files: prompts that no skill fits.
         out: directory for features, the torch gate and gate.npz.
@@ -85,11 +86,15 @@ def train_gate(
         pooling: see `loramix.runtime.features.pool`.
         search: compare the `candidates` and take the best.
         per_skill: prompts a skill, see `loramix.train.gate_data.collect`; fewer take less time, and decide worse.
+        to: see `loramix.pack_own.target_of`.
 
     Yields:
         Lines that tell how it goes.
     """
-    found = Pack.load(pack)
+    target = target_of(str(pack), to=to)
+    found = target.pack
+    if target.note:
+        yield target.note
     base = bases.resolve(found.manifest.base.name)
     skills = [skill.name for skill in found.skills]
     prompts = collect(skills, data_dir, none_files, per_skill=per_skill)
@@ -117,12 +122,31 @@ def train_gate(
             )
             if s.accuracy > best:
                 best, layers, pooling = s.accuracy, chosen, kind
-    features = select(arrays, layers, pooling)
-    gate, scores = train(features, targets, groups, info_of(layers, pooling))
-    content, difference = converted(gate, out)
-    bank = Bank.of(features, targets, groups, [*skills, BASE])
-    set_gate(found.directory, content, bank.to_bytes())
+    gate, scores, difference = fitted(select(arrays, layers, pooling), prompts, info_of(layers, pooling), out)
+    with target.changing() as directory:
+        set_gate(directory, gate.gate, gate.features)
     yield f"layers {list(layers)}, {pooling}: {describe(scores)}, NumPy within {difference:.0e}"
+
+
+def fitted(
+    features: Floats, prompts: Sequence[Prompt], info: GateInfo, out: Path
+) -> tuple[NewGate, Scores, float]:
+    """Fit a gate and its feature bank.
+
+    Args:
+        features: (B, D) float32, as ``info`` says.
+        prompts: B of them.
+        info: what the gate reads and decides between.
+        out: directory for the torch gate and gate.npz.
+
+    Returns:
+        The gate, how it decides on phrasings that it was not fitted on, and NumPy's largest difference to torch.
+    """
+    targets, groups = targets_of(prompts, info.skills), groups_of(prompts)
+    gate, scores = train(features, targets, groups, info)
+    content, difference = converted(gate, out)
+    bank = Bank.of(features, targets, groups, [*info.skills, BASE])
+    return NewGate(content, bank.to_bytes()), scores, difference
 
 
 def gate_info(skills: Sequence[str], layers: Sequence[int], pooling: str, base_sha256: str) -> GateInfo:

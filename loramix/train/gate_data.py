@@ -17,7 +17,7 @@ import msgspec
 
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
 from loramix.prompts import fill
-from loramix.train.data import data_file, read_rows, take
+from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.recipe import Recipe, load_recipe, recipe_beside, shipped
 
 BASE = "base"
@@ -131,10 +131,29 @@ def collect(
         InvalidRecipe, InvalidData: one that cannot be read.
     """
     count = per_skill or max(400, min(1000, 8000 // len(skills)))
-    phrasings = load_phrasings()
     recipes = {name: recipe_beside(data_dir, name) for name in skills}
-    rng = random.Random(seed)
     rows = {name: take(read_rows(data_file(data_dir, name)), "train", 3 * count, seed) for name in skills}
+    prompts = prompts_of(recipes, rows, count, seed=seed)
+    for path in none_files:
+        alone = [text for i, (split, text) in enumerate(read_none(path)) if _for_training(split, i)]
+        prompts += [Prompt(text, {BASE: 1.0}, text) for text in alone]
+    return prompts
+
+
+def prompts_of(
+    recipes: Mapping[str, Recipe], rows: Mapping[str, Sequence[Row]], count: int, *, seed: int = 0
+) -> list[Prompt]:
+    """Prompts for a gate, from recipes and rows that were read.
+
+    Args:
+        recipes: of each skill.
+        rows: training rows of each skill.
+        count: prompts made for each skill, and as many for none.
+        seed: of all draws.
+    """
+    skills = list(recipes)
+    phrasings = load_phrasings()
+    rng = random.Random(seed)
     texts = {name: [_cut(row.input) for row in rows[name]] for name in skills}
     general = [name for name in skills if recipes[name].any_text]
 
@@ -172,10 +191,7 @@ def collect(
                 template = together[i % len(together)]
                 target = {name: 1.0 / len(parts) for name in parts}
                 prompts.append(Prompt(fill(template, any_text(parts[0])), target, template))
-    alone = list(phrasings.none.prompts)
-    for path in none_files:
-        alone += [text for i, (split, text) in enumerate(read_none(path)) if _for_training(split, i)]
-    prompts += [Prompt(text, {BASE: 1.0}, text) for text in alone]
+    prompts += [Prompt(text, {BASE: 1.0}, text) for text in phrasings.none.prompts]
     return prompts
 
 

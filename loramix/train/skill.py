@@ -22,23 +22,34 @@ from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import Floats
 from loramix.pack import Pack
 from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
+from loramix.pack_own import Target
 from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train.card import write_card
 from loramix.train.data import Row
-from loramix.train.gate import converted, groups_of, select, targets_of
-from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, templates_of
+from loramix.train.gate import (
+    converted,
+    default_layers,
+    describe,
+    fitted,
+    gate_info,
+    groups_of,
+    select,
+    targets_of,
+)
+from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, prompts_of, templates_of
 from loramix.train.gate_extend import extend, fit_columns, kept_logits, moved_probabilities
 from loramix.train.gate_fit import folds
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import RECIPES, Recipe, load_recipe
 
+FIRST_PROMPTS = 200  # of a pack's first skill, for its gate
 PROMPTS = 200  # their features are half of what an update costs
 CONTRADICTED = 0.5
 
 
 def add(
-    directory: Path,
+    target: Target,
     recipe: Recipe,
     rows: Sequence[Row],
     out: Path,
@@ -52,7 +63,7 @@ def add(
     """Train a skill, or take somebody's adapter for it, extend the gate, and put both into the pack at once.
 
     Args:
-        directory: the pack.
+        target: the pack; one that is not there yet is made at the end, with the skill in it.
         recipe: names and describes the skill.
         rows: its data; with ``adapter``, examples for the gate alone.
         out: directory for the training run.
@@ -67,7 +78,7 @@ def add(
         InvalidArtifact: an adapter that does not fit the pack's base.
         Busy: another process is changing the pack.
     """
-    pack = Pack.load(directory)
+    pack = target.pack
     name = check_skill_name(recipe.name)
     if any(skill.name == name for skill in pack.skills) and not replace_existing:
         raise UsageError(f"pack {pack.name} has a skill {name} already; remove it, or ask to replace it.")
@@ -98,18 +109,38 @@ def add(
         content = read_adapter_bytes(converted)
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
         say(f"the adapter moves the base's logits by up to {applied(base, converted):.2f}")
-    gate = _extended(pack, recipe, rows, base, out, say)
-    return add_skill(
-        directory,
-        name,
-        content,
-        description=recipe.description,
-        max_tokens=recipe.max_tokens,
-        example=recipe.example or None,
-        card=write_card(recipe, pack.manifest.base.name, numbers),
-        replace_existing=replace_existing,
-        gate=gate,
-    )
+    alone = all(skill.name == name for skill in pack.skills)
+    gate = (_first if alone else _extended)(pack, recipe, rows, base, out, say)
+    with target.changing() as directory:
+        change = add_skill(
+            directory,
+            name,
+            content,
+            description=recipe.description,
+            max_tokens=recipe.max_tokens,
+            example=recipe.example or None,
+            card=write_card(recipe, pack.manifest.base.name, numbers),
+            replace_existing=replace_existing,
+            gate=gate,
+        )
+    return change._replace(pack=Pack.load(target.directory))
+
+
+def _first(
+    pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
+) -> NewGate:
+    """A gate for a pack of one skill: it tells the skill's prompts from all others."""
+    texts = [row for row in rows if row.split == "train"] or rows
+    if not texts:
+        raise InvalidData(f"skill {recipe.name!r} has no examples; give rows with 'input' and 'target'.")
+    prompts = prompts_of({recipe.name: recipe}, {recipe.name: texts}, FIRST_PROMPTS)
+    layers = default_layers(read_base(base)[1].n_layer)
+    info = gate_info([recipe.name], layers, "last", pack.manifest.base.sha256)
+    out.mkdir(parents=True, exist_ok=True)
+    features = select(compute(base, [p.text for p in prompts], layers, share=True), layers, "last")
+    gate, scores, _ = fitted(features, prompts, info, out)
+    say(f"gate: {describe(scores)}")
+    return gate
 
 
 def _extended(

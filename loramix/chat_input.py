@@ -1,0 +1,67 @@
+"""What a user types in the chat: lines, messages of several lines between ``\"\"\"``, and pastes."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+
+import click
+
+QUOTES = '"""'
+_PASTE_S = 0.03
+"""A paste is at once; nobody types a line so soon after another."""
+
+
+def read_message(prompt: str = "> ") -> tuple[str, bool]:
+    """Read one message or command.
+
+    Args:
+        prompt: shown on a terminal.
+
+    Returns:
+        The text, stripped, and whether it may be a command: one line that was not quoted.
+
+    Raises:
+        EOFError: the input has ended.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    line = input(prompt)
+    if line.lstrip().startswith(QUOTES):
+        return _quoted(line.lstrip()[len(QUOTES) :]), False
+    lines = [line]
+    while not line.startswith("/") and _more_is_here():
+        try:
+            lines.append(input())
+        except EOFError:
+            break
+    text = "\n".join(lines).strip()
+    return text, "\n" not in text
+
+
+def _quoted(first: str) -> str:
+    """The lines up to the one that ends with the closing quotes; an input that ends before has no message."""
+    lines = [first]
+    while not lines[-1].rstrip().endswith(QUOTES):
+        try:
+            lines.append(input("... "))
+        except EOFError:
+            click.echo(f"\nnot sent: the message was not closed with {QUOTES}", err=True)
+            return ""
+    lines[-1] = lines[-1].rstrip()[: -len(QUOTES)]
+    return "\n".join(lines).strip()
+
+
+def _more_is_here() -> bool:
+    """Whether a terminal holds more input already: the next lines of a paste."""
+    if os.name == "nt" or not sys.stdin.isatty():
+        return False
+    return bool(select.select([sys.stdin], [], [], _PASTE_S)[0])
+
+
+def enable_line_editing() -> None:
+    """Give ``input`` line editing and a history, where the system has readline."""
+    try:
+        import readline  # noqa: F401  # importing it is enough
+    except ImportError:
+        pass

@@ -1,0 +1,236 @@
+"""Which pack a change goes to: the pack that is named, a copy of one that must stay as it is, or a new one.
+
+The packs that ship with Loramix are read-only, as is a pack in a directory that cannot be written. A copy or a
+new pack appears whole, with the change in it, or not at all. Files that are the same are hard links, which is safe
+since every change of a pack replaces files and never writes into them.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from loramix import DEFAULT
+from loramix.convert.validate import read_base
+from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
+from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
+from loramix.models import bases
+from loramix.models.known_bases import BASES
+from loramix.pack import SHIPPED, Pack, is_directory
+from loramix.pack_files import digests
+from loramix.paths import (
+    atomic_directory,
+    data_dir,
+    safe_join,
+    safe_name,
+    sha256_file,
+    share_file,
+    write_bytes,
+    write_text,
+)
+
+ORIGIN = ".copy.json"
+"""Says of which pack a pack is a copy; a further change of that pack goes on with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The pack that a command changes.
+
+    Args:
+        pack: as it is before the change; where ``fresh``, what the new directory begins with.
+        directory: what changes, absolute.
+        fresh: the directory is not there yet.
+        note: what to tell the user before the change; empty where it is plain.
+        origin: where ``fresh``, what the pack is a copy of; empty for a new pack.
+    """
+
+    pack: Pack
+    directory: Path
+    fresh: bool = False
+    note: str = ""
+    origin: str = ""
+
+    @contextmanager
+    def changing(self) -> Iterator[Path]:
+        """A directory to change; one that is not there yet takes its place at the end, whole.
+
+        Raises:
+            Busy: another process made the directory meanwhile.
+            InvalidArtifact, NotFound: a file of the pack to copy must not be used.
+        """
+        if not self.fresh:
+            yield self.directory
+            return
+        try:
+            with atomic_directory(self.directory) as staging:
+                _fill(self.pack, staging, self.directory.name)
+                if self.origin:
+                    write_text(staging / ORIGIN, json.dumps({"copy_of": self.origin}) + "\n")
+                yield staging
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            raise Busy(f"another process made {self.directory} meanwhile; run the command again.") from None
+
+    @property
+    def used_as(self) -> str:
+        """What ``--pack`` takes for it: its name where packs are looked up by name, else its directory."""
+        named = self.directory.parent == (data_dir() / "packs").absolute()
+        return self.directory.name if named else str(self.directory)
+
+
+def target_of(text: str, *, to: str = "", base: str = "", make: bool = False) -> Target:
+    """Find or prepare the pack that a command changes; nothing is written yet.
+
+    Args:
+        text: the pack, by name or directory.
+        to: name or directory of a copy to change instead; by default ``my-NAME`` for a pack that is read-only,
+            and the pack itself for others.
+        base: name or GGUF of a new pack's base; by default the default base. A pack that is there must have it.
+        make: begin a new pack where ``text`` is a directory that is not there.
+
+    Raises:
+        NotFound: no such pack.
+        UsageError: ``to`` names another pack, or the pack has another base.
+    """
+    try:
+        found = Pack.load(text)
+    except NotFound as error:
+        if not make:
+            raise
+        if not is_directory(text):
+            raise NotFound(f"{error} For a new pack give its directory, as in --pack ./{text}") from None
+        return new_target(Path(text), base or DEFAULT)
+    known = found.manifest.base
+    if base not in ("", known.name) and bases.digest(bases.resolve(base)) != known.sha256:
+        raise UsageError(
+            f"pack {found.name} is on base {known.name}; --base is for a new pack: leave it out."
+        )
+    kept = _why_kept(found.directory)
+    directory = _place(to or f"my-{found.name}") if kept or to else found.directory.absolute()
+    if directory.resolve() == found.directory.resolve():
+        if kept:
+            raise UsageError(f"pack {found.name} {kept}; give a copy of it another place with --to NAME.")
+        return Target(found, directory)
+    origin = _identity(found)
+    stays = f"pack {found.name} {kept} and stays as it is" if kept else f"pack {found.name} stays as it is"
+    if (directory / MANIFEST).is_file():
+        if _origin(directory) != origin:
+            raise UsageError(
+                f"there is a pack {directory.name} already that is no copy of {found.name}: change it with "
+                f"--pack {directory.name}, or name another copy with --to NAME."
+            )
+        note = f"{stays}; this changes your copy of it, {directory.name} ({directory})"
+        return Target(Pack.load(directory), directory, note=note)
+    _check_free(directory)
+    note = f"{stays}; this changes a copy of it, {directory.name} ({directory})"
+    return Target(found, directory, fresh=True, note=note, origin=origin)
+
+
+def new_target(directory: Path, base: str) -> Target:
+    """A pack that will be made in a directory.
+
+    Args:
+        directory: not there yet, or empty.
+        base: name or GGUF.
+
+    Raises:
+        UsageError: the directory holds something, or has a name that no pack can have.
+        NotFound: no such base.
+        InvalidArtifact: the file is no base.
+    """
+    directory = directory.absolute()
+    name = safe_name(directory.name, "pack")
+    _check_free(directory)
+    path = bases.resolve(base)
+    read_base(path)
+    named = str(path.absolute()) if Path(base).is_file() and base not in BASES else base
+    reference = BaseReference(name=named, sha256=bases.digest(path))
+    manifest = Manifest(format=1, name=name, description="", license="Apache-2.0", base=reference)
+    note = f"this makes a new pack, {name} ({directory}), on base {base}"
+    return Target(Pack(directory, manifest), directory, fresh=True, note=note)
+
+
+def copy_pack(source: Pack, directory: Path) -> Pack:
+    """Copy a pack, whole or not at all.
+
+    Args:
+        source: what to copy; each file's digest is compared.
+        directory: not there yet, or empty; the copy has its name.
+
+    Raises:
+        UsageError: the directory holds something, or has a name that no pack can have.
+        InvalidArtifact, NotFound: a file of the pack must not be used.
+    """
+    directory = directory.absolute()
+    safe_name(directory.name, "pack")
+    _check_free(directory)
+    with Target(source, directory, fresh=True, origin=_identity(source)).changing():
+        pass
+    return Pack.load(directory)
+
+
+def _fill(source: Pack, directory: Path, name: str) -> None:
+    """Put a pack's files and its manifest into a directory, under another name."""
+    for file, digest in digests(source.manifest).items():
+        path, copy = safe_join(source.directory, file), directory / file
+        if not path.is_file():
+            raise NotFound(f"{source.directory / file} is not there; get the pack again.")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not digest:  # a card: people edit text in place, which a link would carry into the source
+            write_bytes(copy, path.read_bytes())
+            continue
+        share_file(path, copy)
+        if (found := sha256_file(copy)) != digest:
+            raise InvalidArtifact(
+                f"{source.directory / file} has SHA-256 {found[:12]}…, {MANIFEST} needs {digest[:12]}…: "
+                "get the pack again."
+            )
+    write_manifest(directory, replace(source.manifest, name=name))
+
+
+def _why_kept(directory: Path) -> str:
+    """Why a pack must stay as it is, or an empty text."""
+    if directory.resolve().is_relative_to(SHIPPED.resolve()):
+        return "ships with Loramix"
+    return "" if os.access(directory, os.W_OK | os.X_OK) else "is in a directory that cannot be written"
+
+
+def _place(to: str) -> Path:
+    """Where a copy goes that is given by name or directory."""
+    if is_directory(to):
+        directory = Path(to).absolute()
+        safe_name(directory.name, "pack")
+        return directory
+    if (SHIPPED / safe_name(to, "pack")).is_dir():
+        raise UsageError(f"{to} is a pack that ships with Loramix; give the copy another name with --to.")
+    return (data_dir() / "packs" / to).absolute()
+
+
+def _check_free(directory: Path) -> None:
+    if (directory / MANIFEST).exists():
+        raise UsageError(f"{directory} is a pack already; name another directory.")
+    if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
+        raise UsageError(f"{directory} is there already and is no pack; name another directory.")
+
+
+def _identity(pack: Pack) -> str:
+    """What stands for a pack in the record of its copies; a shipped one may move with an upgrade."""
+    shipped = pack.directory.resolve().is_relative_to(SHIPPED.resolve())
+    return pack.directory.name if shipped else str(pack.directory.resolve())
+
+
+def _origin(directory: Path) -> str:
+    try:
+        found = json.loads((directory / ORIGIN).read_bytes())
+    except (OSError, ValueError):
+        return ""
+    return str(found.get("copy_of", "")) if isinstance(found, dict) else ""
