@@ -81,7 +81,8 @@ FAMILIES = {
 {{- "Today Date: " + date_string + "\n\n" + system_message + "<|eot_id|>" }}
 {%- for message in messages %}
     {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + '<|eot_id|>' }}
+        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n' }}
+        {{- message['content'] | trim + '<|eot_id|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -142,7 +143,8 @@ FAMILIES = {
 {{ text | trim }}{{ caller() if caller else '' }}{{ end }}
 {% endmacro %}
 {{ bos_token }}{% for m in messages %}{{ turn(m.role, text=m.content) }}{% endfor %}
-{% call turn('note', end='.') %}{{ 'now ' ~ strftime_now('%Y') }}{% endcall %}{{ '<|assistant|>' if add_generation_prompt }}""",
+{% call turn('note', end='.') %}{{ 'now ' ~ strftime_now('%Y') }}{% endcall %}
+{{ '<|assistant|>' if add_generation_prompt }}""",
     "generation tag": """{% for m in messages %}{% if m.role == 'assistant' %}
 <|assistant|>{% generation %}{{ m.content }}{{ eos_token }}
 {% endgeneration %}{% else %}<|{{ m.role }}|>{{ m.content }}
