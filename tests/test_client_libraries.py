@@ -136,6 +136,7 @@ def test_langchain_ollama(tiny_server: Served, expected: str) -> None:
     assert len(vectors.embed_query("word " * 2000)) == 64  # cut, as Ollama does
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its own
 def test_litellm(tiny_server: Served, expected: str, litellm: ModuleType) -> None:
     key = {"api_key": "none", "max_retries": 0}
     asked: dict[str, Any] = {"messages": [ASK], "max_tokens": 9, "temperature": 0}
@@ -174,7 +175,7 @@ def test_litellm(tiny_server: Served, expected: str, litellm: ModuleType) -> Non
     for place in ({**places[0]}, older):
         found = litellm.embedding(**place, input=["a dog", "a cat"])
         assert [len(row["embedding"]) for row in found.data] == [64, 64]
-    found = litellm.embedding(**places[0], input="a dog", dimensions=8)
+    found = litellm.embedding(**places[0], input="a dog", dimensions=8, allowed_openai_params=["dimensions"])
     assert len(found.data[0]["embedding"]) == 8
 
 

@@ -176,9 +176,9 @@ def test_odd_values_are_taken_or_named() -> None:
 
 
 def test_the_server_survives_odd_values(tiny_server: Served) -> None:
-    """Every seventh of them: no 500, no worker that dies, and an answer that names the field."""
+    """Every eleventh of them: no 500, no worker that dies, and an answer that names the field."""
     honoured = [(path, names) for path, names, row in FIELDS if row.use is Use.HONOURED]
-    cases = list(itertools.islice(itertools.product(honoured, ODD), 0, None, 7))
+    cases = list(itertools.islice(itertools.product(honoured, ODD), 0, None, 11))
     restarts = tiny_server.http.get("/health").json()["restarts"]
 
     def ask(case: tuple[tuple[str, tuple[str, ...]], Any]) -> str | None:
@@ -194,7 +194,7 @@ def test_the_server_survives_odd_values(tiny_server: Served) -> None:
 
     with ThreadPoolExecutor(4) as threads:
         assert [text for text in threads.map(ask, cases) if text] == []
-    assert len(cases) > 300
+    assert len(cases) > 200
     assert tiny_server.http.get("/health").json()["restarts"] == restarts
 
 

@@ -107,6 +107,24 @@ def test_a_large_vocabulary_is_drawn_from_as_if_all_of_it_were_sorted(
         assert max(places) > FEW > min(places)  # both ways were taken
 
 
+def test_presence_and_frequency_count_the_answer_alone() -> None:
+    logits = np.asarray([3.0, 2.5, 2.0, 0.0], np.float32)
+    prompt, before = [0, 0, 1, 2, 3], logits.copy()
+
+    def best(answer: list[int], **options: float) -> int:
+        return Sampler(Sampling(**options), len(prompt)).pick(logits, prompt + answer)  # type: ignore[arg-type]
+
+    assert best([], presence_penalty=2, frequency_penalty=2) == 0
+    assert best([0], presence_penalty=0.6) == 1
+    assert best([0, 0, 0], presence_penalty=0.6) == 1  # once, however often it is there
+    assert best([0, 1], presence_penalty=1.5) == 2
+    assert best([0], frequency_penalty=0.4) == 0
+    assert best([0, 0], frequency_penalty=0.4) == 1
+    assert best([1], presence_penalty=-1) == best([1, 1], frequency_penalty=-0.5) == 1
+    assert (logits == before).all()  # the caller's are left alone
+    assert Sampler(Sampling(presence_penalty=2)).pick(logits, [0]) == 1
+
+
 def test_scores() -> None:
     logits = np.log(np.asarray([0.25, 0.5, 0.125, 0.125], np.float32))
     found = score(logits, 3, 3)
@@ -119,5 +137,12 @@ def test_scores() -> None:
 @pytest.mark.parametrize("name", ["temperature", "top_p", "min_p", "top_k", "repeat_penalty", "seed"])
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True, 10**30])
 def test_values_out_of_range(name: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=name):
+        Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["presence_penalty", "frequency_penalty"])
+@pytest.mark.parametrize("value", [-2.1, 2.1, float("nan"), float("-inf"), "1", False])
+def test_penalties_out_of_range(name: str, value: Any) -> None:
     with pytest.raises(UsageError, match=name):
         Sampling(**{name: value})
