@@ -66,7 +66,7 @@ def _blame(reader: Reader, reason: str) -> None:
         inner = _error(_grammar(node, reader.definitions))
         if not inner:
             continue
-        for word in node:
+        for word in sorted(node, key=lambda word: word == "type"):  # without its type anything may be
             rest = {name: node[name] for name in node if name != word}
             if not _error(_grammar(rest, reader.definitions)):
                 refuse(at(path, word), f"cannot be enforced: {inner}")
