@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -26,11 +26,11 @@ from loramix.models.mixing import POLICIES, Mix
 from loramix.pack import Pack
 from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
+from loramix.runtime.constraint import Constraint
 from loramix.runtime.cpu import default_threads, repacked_types
 from loramix.runtime.decoder import Decoder
 from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
-from loramix.runtime.grammar import GrammarSampler
 from loramix.runtime.llama import Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import DEFAULT, MixLike, Route, Router, as_mix
@@ -160,6 +160,7 @@ class Engine:
         max_tokens: int | None = None,
         stop: Sequence[str] = (),
         grammar: str | None = None,
+        json_schema: Mapping[str, Any] | bool | None = None,
         top_logprobs: int | None = None,
         began: float | None = None,
         **sampling: Any,
@@ -174,6 +175,7 @@ class Engine:
             max_tokens: longest answer; by default what each skill that answers says.
             stop: texts that end the answer and are not part of it.
             grammar: GBNF that the answer follows; one mix alone answers then.
+            json_schema: JSON schema that the answer follows; one mix alone answers then.
             top_logprobs: keep each token's log-probability and those of so many likeliest ones, at most 20.
             began: `time.perf_counter` when it was asked for, which timings count from; by default now.
             **sampling: settings of `Sampling`.
@@ -198,14 +200,15 @@ class Engine:
             _check_range("max_tokens", max_tokens, 1, 1_000_000)
         if top_logprobs is not None:
             _check_range("top_logprobs", top_logprobs, 0, 20)
+        constraint = Constraint.of(grammar, json_schema)
         with self.alone():
             if route is None:
                 route = self._route(messages, policy, mix)
             tokens = self._tokens(messages)
             sampler = Sampler(settings, len(tokens))
             picker: Picker = sampler
-            if grammar is not None:
-                route, picker = replace(route, then=()), GrammarSampler(self.model, grammar, sampler)
+            if constraint is not None:
+                route, picker = replace(route, then=()), constraint.picker(self.model, sampler)
             return Stream(self, route, tokens, max_tokens, tuple(stop), picker, began, top_logprobs)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:

@@ -1,17 +1,12 @@
-"""Answers that follow a grammar: a JSON schema → GBNF → llama.cpp's grammar, beside our own sampling.
+"""Answers that follow a GBNF grammar: llama.cpp's grammar, beside our own sampling.
 
-A schema comes from a stranger: its size and its numbers are bounded, nothing is fetched for it, and the grammar
-is only told of tokens that it has allowed, since it ends the process on others.
+The grammar is only told of tokens that it has allowed, since it ends the process on others.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
-import re
 import weakref
-from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +14,6 @@ import numpy.typing as npt
 from loramix.errors import UsageError
 from loramix.runtime.llama import C, Model
 from loramix.runtime.sampling import Sampler
-
-MAX_SCHEMA_BYTES = 16_384
-MAX_GRAMMAR_BYTES = 131_072
-MAX_REPEATS = 500
-_BOUNDS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-ANY_JSON = {"type": "object"}
 
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
@@ -44,7 +33,7 @@ class GrammarSampler:
     def __init__(self, model: Model, grammar: str, sampler: Sampler) -> None:
         pointer = C.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
         if not pointer:
-            raise UsageError("the grammar of the response format cannot be used; make the schema simpler.")
+            raise UsageError("the grammar is no GBNF that llama.cpp can read; its first rule must be 'root'.")
         self._grammar, self._sampler = pointer, sampler
         self._end, self._other_ends = model.eot, sorted(model.unknown_ends)
         weakref.finalize(self, C.llama_sampler_free, pointer)
@@ -74,55 +63,3 @@ class GrammarSampler:
             np.isin(tokens, self._other_ends)
         ] = -np.inf  # text to llama.cpp, but they end the answer
         return table["logit"].copy()
-
-
-def schema_to_grammar(schema: dict[str, Any]) -> str:
-    """GBNF of a JSON schema.
-
-    Args:
-        schema: a JSON schema as a client sent it; references may point into itself alone.
-
-    Raises:
-        UsageError: too large, with bounds that are, or of a form that llama.cpp's converter does not know.
-    """
-    text = json.dumps(schema)
-    if len(text) > MAX_SCHEMA_BYTES:
-        raise UsageError(f"the JSON schema has {len(text)} bytes; at most {MAX_SCHEMA_BYTES} are accepted.")
-    for node in _nodes(schema):
-        for name in _BOUNDS:
-            if name in node and not (
-                isinstance(node[name], int)
-                and not isinstance(node[name], bool)
-                and 0 <= node[name] <= MAX_REPEATS
-            ):
-                raise UsageError(f"{name} of a JSON schema must be a whole number from 0 to {MAX_REPEATS}.")
-        pattern = str(node.get("pattern", ""))
-        if any(int(number) > MAX_REPEATS for number in re.findall(r"\d{1,10}", pattern)):
-            raise UsageError(f"a pattern of the JSON schema repeats more than {MAX_REPEATS} times.")
-        if "$ref" in node and not str(node["$ref"]).startswith("#/"):
-            raise UsageError(
-                "a $ref of the JSON schema must point into the schema itself, as '#/$defs/NAME'."
-            )
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
-    try:
-        grammar = json_schema_to_gbnf(text)
-    except Exception as error:  # a converter for friendly schemas: a stranger's may raise anything
-        raise UsageError(
-            f"the JSON schema cannot be used ({type(error).__name__}); make it simpler."
-        ) from None
-    if len(grammar) > MAX_GRAMMAR_BYTES:
-        raise UsageError("the JSON schema makes too large a grammar; make it simpler.")
-    return str(grammar)
-
-
-def _nodes(value: Any) -> Iterator[dict[str, Any]]:
-    """All objects in a JSON value."""
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, dict):
-            yield item
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item

@@ -24,7 +24,6 @@ from loramix.errors import LoramixError, RequestFailed
 from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
 from loramix.runtime.explaining import Explainer
-from loramix.runtime.grammar import schema_to_grammar
 from loramix.runtime.interrupt import Interrupt
 from loramix.runtime.listener import named
 from loramix.runtime.scheduler import Scheduler
@@ -182,7 +181,6 @@ class Worker:
                 self._pipe.failed(request.number, named(error))
 
     def _open(self, request: m.Answer, came: float) -> Stream:
-        schema = request.json_schema
         sampling: dict[str, Any] = dict(request.sampling)
         return self._engine.stream(
             request.messages,
@@ -190,7 +188,7 @@ class Worker:
             mix=request.mix,
             max_tokens=request.max_tokens,
             stop=request.stop,
-            grammar=schema_to_grammar(schema) if schema is not None else None,
+            json_schema=request.json_schema,
             top_logprobs=request.top_logprobs,
             began=came,
             **sampling,

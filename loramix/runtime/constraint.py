@@ -1,0 +1,55 @@
+"""What an answer must follow, GBNF or a JSON schema, as one thing that makes samplers."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loramix.errors import UsageError
+from loramix.runtime.llama import Model
+from loramix.runtime.sampling import Picker, Sampler
+
+if TYPE_CHECKING:
+    from llguidance import LLTokenizer
+
+_tokens: weakref.WeakKeyDictionary[Model, LLTokenizer] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """What an answer must follow; made by `of`."""
+
+    gbnf: str | None
+    rules: str | None
+    """A grammar for llguidance."""
+
+    @classmethod
+    def of(cls, gbnf: str | None, json_schema: Mapping[str, Any] | bool | None) -> Constraint | None:
+        """The constraint of a request, None where there is none.
+
+        Raises:
+            UsageError: both are given, or the schema cannot be enforced; with the path of its field.
+        """
+        if gbnf is not None and json_schema is not None:
+            raise UsageError("grammar and json_schema exclude each other; give one of them.")
+        if json_schema is None:
+            return None if gbnf is None else cls(gbnf, None)
+        # llguidance loads in 0.1 s, which most runs can do without
+        from loramix.runtime.schema import schema_to_grammar
+
+        return cls(None, schema_to_grammar(json_schema))
+
+    def picker(self, model: Model, sampler: Sampler) -> Picker:
+        """A sampler for one answer, which draws with ``sampler`` from what is allowed."""
+        if self.rules is None:
+            from loramix.runtime.grammar import GrammarSampler
+
+            assert self.gbnf is not None
+            return GrammarSampler(model, self.gbnf, sampler)
+        from loramix.runtime.schema_sampler import SchemaSampler, vocabulary
+
+        if model not in _tokens:
+            _tokens[model] = vocabulary(model)
+        return SchemaSampler(_tokens[model], self.rules, sampler)
