@@ -84,10 +84,13 @@ def pack_check(name: str) -> None:
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
     """Make an empty pack in DIRECTORY, named like it."""
+    from loramix.convert.validate import read_base
     from loramix.models import bases
     from loramix.pack_edit import new_pack
 
-    digest = bases.digest(bases.resolve(base))
+    path = bases.resolve(base)
+    read_base(path)
+    digest = bases.digest(path)
     new_pack(directory, base, digest, description=description, license=license_)
     click.echo(str(directory))
 
@@ -118,6 +121,7 @@ def pack_add(
     from loramix.models import bases
     from loramix.pack import Pack
     from loramix.pack_edit import add_skill
+    from loramix.textfile import read_text
 
     example = None
     if recipe:
@@ -141,7 +145,7 @@ def pack_add(
         description=description,
         max_tokens=max_tokens,
         example=example,
-        card=card.read_text(encoding="utf-8") if card else None,
+        card=read_text(card) if card else None,
         replace_existing=replace,
         keep_gate=keep_gate,
     )

@@ -24,7 +24,6 @@ MAX_SCHEMA_BYTES = 16_384
 MAX_GRAMMAR_BYTES = 131_072
 MAX_REPEATS = 500
 _BOUNDS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-ANY_JSON = {"type": "object"}
 
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 

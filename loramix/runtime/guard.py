@@ -29,7 +29,6 @@ BODY_S = 20.0
 SEND_S = 30.0
 """For a client to take a piece of an answer."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN = ("/health",)
 KEYED = ("/v1", "/api", "/metrics", "/openapi.json")
 
 

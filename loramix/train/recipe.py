@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.paths import is_safe_name
+from loramix.textfile import read_text
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(gt=0)]
@@ -162,8 +163,8 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def _decoded(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+        return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
 
 

@@ -24,6 +24,7 @@ from loramix.pack import Pack
 from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
 from loramix.prompts import fill
 from loramix.runtime.features import compute
+from loramix.sniff import HEAD, sniff
 from loramix.train.card import write_card
 from loramix.train.data import Row
 from loramix.train.gate import converted, groups_of, select, targets_of
@@ -222,7 +223,9 @@ def check_import(path: Path) -> None:
         raise NotFound(f"no adapter at {path}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
     if path.is_file():
         with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise InvalidArtifact(
-                    f"{path} is not a GGUF file; give a PEFT or mlx-lm directory, or a GGUF LoRA."
-                )
+            head = file.read(HEAD)
+        if head[:4] != b"GGUF":
+            what = sniff(head, path.stat().st_size) or "it does not begin with 'GGUF'"
+            raise InvalidArtifact(
+                f"{path} is not a GGUF LoRA: {what}; import a PEFT or mlx-lm directory, or a GGUF LoRA."
+            )
