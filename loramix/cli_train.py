@@ -88,6 +88,7 @@ def train_skill(
             max_steps=max_steps,
             checkpointing=checkpointing,
             report=display.update,
+            say=lambda line: click.echo(line, err=True),
         )
     click.echo(
         f"dev loss {result.dev_loss:.4f}, dev exact {result.dev_exact:.3f}, {result.seconds:.0f} s", err=True
@@ -138,6 +139,7 @@ def train_pack(
             base=base,
             description=description,
             report=display.update_pack,
+            say=lambda line: click.echo(line, err=True),
         )
     if gate:
         with training_extra():

@@ -155,6 +155,11 @@ def prompts(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
     return [instruct(row, recipe, random.Random(f"{seed}-{i}")) for i, row in enumerate(rows)]
 
 
+def frames(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
+    """The prompts of `prompts` around an input of one character."""
+    return prompts([replace(row, input=".") for row in rows], recipe, seed)
+
+
 def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
     """Batches of like length in random order: little padding, and still a random pass.
 

@@ -67,7 +67,7 @@ class Training(_Table, frozen=True):
     micro_batch_tokens: Positive = 2048
     """Most tokens, padding included, in one forward pass; bounds memory."""
     max_length: Positive = 1024
-    """Longest example in tokens; a longer input is cut at its end, the answer never."""
+    """Longest example in tokens: a long input is cut in its middle; a row whose answer does not fit is left out."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     gradient_clip: Annotated[float, Meta(gt=0)] = 1.0
     evaluate_every: Positive = 100

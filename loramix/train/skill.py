@@ -79,7 +79,7 @@ def add(
         "dev_exact": float("nan"),
     }
     if adapter is None:
-        result = train_skill(recipe, rows, base, out, resume=resume, report=report)
+        result = train_skill(recipe, rows, base, out, resume=resume, report=report, say=say)
         numbers |= {"rows": result.rows, "dev_loss": result.dev_loss, "dev_exact": result.dev_exact}
         adapter = result.directory
     with tempfile.TemporaryDirectory() as temporary:
