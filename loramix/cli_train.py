@@ -11,6 +11,7 @@ import click
 
 from loramix import DEFAULT
 from loramix.errors import InvalidData, MissingExtra
+from loramix.terminal import need_cwd
 
 PATH = click.Path(path_type=Path)
 
@@ -18,6 +19,7 @@ PATH = click.Path(path_type=Path)
 @contextmanager
 def training_extra() -> Iterator[None]:
     """Turn a missing torch into a sentence with its mend."""
+    need_cwd()
     try:
         yield
     except ModuleNotFoundError as error:

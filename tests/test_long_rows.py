@@ -10,7 +10,7 @@ from hf_tiny import write_checkpoint, write_sentencepiece, write_settings
 from tiny import write_moods
 
 pytest.importorskip("torch")
-from test_train import data, recipe, train  # noqa: F401  # fixtures
+import test_train
 
 from loramix.errors import InvalidData, Unsupported
 from loramix.train.data import read_rows, take
@@ -19,6 +19,7 @@ from loramix.train.lora import train_skill
 from loramix.train.recipe import Recipe, load_recipe
 
 pytestmark = pytest.mark.train
+recipe, data = test_train.recipe, test_train.data
 
 
 def long_rows(path: Path, answers: dict[int, int], split: str = "train") -> Path:
@@ -103,4 +104,4 @@ def test_a_directory_with_a_sentencepiece_model_alone_says_what_to_do(
     write_sentencepiece(base)
     write_settings(base, bos_token="<s>", eos_token="</s>")
     with pytest.raises(Unsupported, match=r"no tokenizer\.json.*loramix convert base .*--base BASE\.gguf"):
-        train(recipe, data, base, tmp_path / "run")
+        test_train.train(recipe, data, base, tmp_path / "run")

@@ -28,6 +28,13 @@ def asking(place: Place) -> Iterator[None]:
         MissingExtra: the client is not installed.
         NotFound, NoSpace, UsageError: see `loramix.models.hub.fetch`.
     """
+    if not any(map(os.environ.get, ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"))):
+        try:
+            Path.home()
+        except RuntimeError:  # the client would make a directory named "~" in the current one
+            raise NotFound(
+                "this user has no home directory for the hub's cache: set HF_HOME, or HOME."
+            ) from None
     try:
         from huggingface_hub import errors
     except ImportError:
