@@ -20,7 +20,7 @@ from tinyllama_shape import measured
 
 from loramix.paths import write_text
 from loramix.train.data import data_file, prompts, read_rows, take
-from loramix.train.examples import tokenize
+from loramix.train.examples import token_ids
 from loramix.train.metrics import kept
 from loramix.train.recipe import RECIPES, Recipe, recipe_for, shipped
 
@@ -38,9 +38,10 @@ def tokens_of(recipe: Recipe, data: Path, base: Path) -> int:
     rows = kept(read_rows(data), recipe)
     some = take(rows, "train", SAMPLE)
     asked = prompts(some, recipe, "0")
-    found = tokenize(base, asked, [row.target for row in some], recipe.training.max_length)
+    found = token_ids(base, [(text, row.target) for text, row in zip(asked, some, strict=True)])
     n_rows = sum(row.split == "train" for row in rows)
-    return int(sum(len(e.ids) for e in found) / len(found) * n_rows * recipe.training.epochs)
+    most = recipe.training.max_length
+    return int(sum(min(len(e.ids), most) for e in found) / len(found) * n_rows * recipe.training.epochs)
 
 
 def cut_data(data: Path, out: Path) -> None:

@@ -5,15 +5,18 @@ stdout is the answer, stderr the rest. Imports stand inside the commands: ``--he
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 import loramix
 from loramix.cli_base import fetch_base_of
-from loramix.errors import LoramixError, UsageError
+from loramix.errors import LoramixError
+from loramix.textfile import has_lone_surrogate
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
@@ -28,20 +31,43 @@ class Group(click.Group):
     """A click group that shows our errors as one sentence and finds the tool commands late."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        from loramix.terminal import drop_stdout, explain
+
         try:
-            return super().invoke(ctx)
+            found = super().invoke(ctx)
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what fails here would be a traceback of the interpreter's at its end
+            return found
         except LoramixError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             ctx.exit(130)
-        except BrokenPipeError:  # the reader of a pipe has gone: nobody is left to tell
-            sys.stderr.close()
+        except BrokenPipeError:
+            drop_stdout()
             ctx.exit(0)
         except OSError as error:
-            where = f" {error.filename}" if error.filename else ""
-            click.echo(f"error: the system refused{where}: {error.strerror or error}.", err=True)
+            click.echo(f"error: {explain(error)}", err=True)
+            if sys.stdout is not None and error.errno in (errno.ENOSPC, errno.EIO):
+                drop_stdout()
             ctx.exit(1)
+        except UnicodeEncodeError as error:  # a file's or a pack's name that is no text
+            click.echo(
+                f"error: {ascii(error.object)[:80]} holds bytes that are not UTF-8; rename it.", err=True
+            )
+            ctx.exit(1)
+
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        from loramix.terminal import prepare_streams
+
+        prepare_streams()
+        for number, word in enumerate(args, 1):
+            if has_lone_surrogate(word) and not Path(word).exists():
+                raise click.UsageError(
+                    f"argument {number}, {ascii(word)[:60]}, is not UTF-8 text; set the terminal to UTF-8, or pipe the "
+                    "text in."
+                )
+        return super().make_context(info_name, args, *rest, **extra)
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -101,16 +127,11 @@ def read_prompt(prompt: tuple[str, ...]) -> str:
     """The prompt's words, or stdin where it is ``-`` or absent.
 
     Raises:
-        UsageError: stdin is no UTF-8 text.
+        UsageError: stdin is closed, or no text.
     """
-    if prompt and prompt != ("-",):
-        return " ".join(prompt)
-    try:
-        return sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"stdin is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv."
-        ) from None
+    from loramix.terminal import read_stdin
+
+    return " ".join(prompt) if prompt and prompt != ("-",) else read_stdin()
 
 
 @main.command()
@@ -172,7 +193,9 @@ def route(
 def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options: Any) -> None:
     """Talk; each turn is routed. /help lists what can be typed."""
     from loramix.chat import Chat
+    from loramix.terminal import need_stdin
 
+    need_stdin()
     with open_engine(pack, ctx, threads) as engine:
         Chat(engine, system=system, **options).loop()
 

@@ -139,6 +139,7 @@ def pack_add(
     from loramix.errors import NotFound, UsageError
     from loramix.models import bases
     from loramix.pack_edit import add_skill
+    from loramix.textfile import read_text
 
     example = None
     if recipe:
@@ -163,7 +164,7 @@ def pack_add(
             description=description,
             max_tokens=max_tokens,
             example=example,
-            card=card.read_text(encoding="utf-8") if card else None,
+            card=read_text(card) if card else None,
             replace_existing=replace,
             keep_gate=keep_gate,
         )

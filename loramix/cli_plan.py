@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
+from loramix import DEFAULT
+
 if TYPE_CHECKING:
-    from loramix import DEFAULT
     from loramix.runtime.plan import Plan
 
 
@@ -30,7 +31,8 @@ def plan(
     from loramix.pack import Pack
     from loramix.runtime.plan import check_fits, make_plan
 
-    pack = Pack.load(pack_name) if pack_name else None
+    # a base that is named without a pack is planned with adapters yet to be made
+    pack = None if base and not pack_name else Pack.load(pack_name or DEFAULT)
     name = base or (pack.manifest.base.name if pack else DEFAULT)
     made = make_plan(
         bases.resolve(name),

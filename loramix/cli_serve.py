@@ -17,6 +17,8 @@ from loramix import DEFAULT
 from loramix.cli_base import fetch_base_of
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.runtime.access import Policy, host_of, origin_of
+from loramix.runtime.defaults import SERVER_CONTEXTS
+from loramix.textfile import read_text
 
 PORT = 11435
 MIN_KEY = 16
@@ -84,7 +86,11 @@ SECONDS = Seconds(0.1, 86_400)
     help="Tokens of all answers together.",
 )
 @click.option(
-    "--contexts", type=click.IntRange(2, 64), default=4, show_default=True, help="Mixes whose KV is kept."
+    "--contexts",
+    type=click.IntRange(2, 64),
+    default=SERVER_CONTEXTS,
+    show_default=True,
+    help="Mixes whose KV is kept.",
 )
 def serve(
     pack: str,
@@ -146,7 +152,7 @@ def read_key(file: Path | None) -> str | None:
     if file is not None:
         if not file.is_file():
             raise NotFound(f"no key file at {file}; write a long random text into it.")
-        key = file.read_text(encoding="utf-8", errors="replace").strip()
+        key = read_text(file, UsageError).strip()
     else:
         key = os.environ.get("LORAMIX_API_KEY", "").strip()
         if not key:

@@ -12,6 +12,7 @@ import click
 from loramix import DEFAULT
 from loramix.cli_base import fetch_base, fetch_base_of
 from loramix.errors import InvalidData, MissingExtra
+from loramix.terminal import need_cwd
 
 PATH = click.Path(path_type=Path)
 
@@ -19,6 +20,7 @@ PATH = click.Path(path_type=Path)
 @contextmanager
 def training_extra() -> Iterator[None]:
     """Turn a missing torch into a sentence with its mend."""
+    need_cwd()
     try:
         yield
     except ModuleNotFoundError as error:
@@ -91,6 +93,7 @@ def train_skill(
             max_steps=max_steps,
             checkpointing=checkpointing,
             report=display.update,
+            say=lambda line: click.echo(line, err=True),
         )
     click.echo(
         f"dev loss {result.dev_loss:.4f}, dev exact {result.dev_exact:.3f}, {result.seconds:.0f} s", err=True
@@ -142,6 +145,7 @@ def train_pack(
             base=base,
             description=description,
             report=display.update_pack,
+            say=lambda line: click.echo(line, err=True),
         )
     if gate:
         with training_extra():

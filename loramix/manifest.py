@@ -14,6 +14,7 @@ from msgspec import Meta
 from loramix.errors import InvalidArtifact
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, safe_join, write_bytes
+from loramix.textfile import decode_text, wrong_file
 
 MANIFEST = "pack.toml"
 MAX_MANIFEST_BYTES = 2**20
@@ -94,8 +95,10 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
     path = directory / MANIFEST
     if len(data) > MAX_MANIFEST_BYTES:
         raise InvalidArtifact(f"{path} is larger than {MAX_MANIFEST_BYTES // 2**20} MB; get the pack again.")
+    if wrong := wrong_file(data):
+        raise InvalidArtifact(f"{path} cannot be used: {wrong}.")
     try:
-        manifest = msgspec.toml.decode(data, type=Manifest)
+        manifest = msgspec.toml.decode(decode_text(data, str(path), InvalidArtifact), type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidArtifact(f"{path} cannot be used: {error}; mend that, or get the pack again.") from None
     files: list[tuple[str, str]] = [(manifest.gate.file, ".npz")] if manifest.gate else []

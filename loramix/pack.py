@@ -12,15 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from loramix.convert.adapter_file import MAX_ADAPTER_BYTES
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill, WrongBase
 from loramix.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
 from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
+from loramix.sniff import HEAD, sniff
 
 if TYPE_CHECKING:
     from loramix.models.gate_bank import Bank
 
-MAX_ADAPTER_BYTES = 2**31
 MAX_FEATURES_BYTES = 2**28
 SHIPPED = Path(__file__).parent / "packs"
 
@@ -171,7 +172,7 @@ class Pack:
             WrongBase: ``base`` is not the pack's base, or an adapter or the gate is for another.
             NotFound: a file is not there.
         """
-        notes = [] if self.skills else ["no skill: add one with `loramix train skill`"]
+        notes = [] if self.skills else ["no skill: add one with `loramix skill add`"]
         for skill in self.skills:
             self.adapter_bytes(skill.name)
             if skill.card is not None and not safe_join(self.directory, skill.card).is_file():
@@ -211,6 +212,9 @@ class Pack:
         if len(data) > limit:
             raise InvalidArtifact(f"{self.directory / relative} is larger than {limit} bytes; {mend}.")
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
+            wrong = None if data[:4] in (b"GGUF", b"PK\3\4") else sniff(data[:HEAD], len(data))
+            if wrong is not None:
+                raise InvalidArtifact(f"{self.directory / relative} cannot be used: {wrong}.")
             raise InvalidArtifact(
                 f"{self.directory / relative} has SHA-256 {found[:12]}…, "
                 f"{MANIFEST} needs {sha256[:12]}…: {mend}."

@@ -12,24 +12,39 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from loramix.errors import InvalidArtifact, NoSpace, UsageError
+from loramix.errors import InvalidArtifact, NoSpace, NotFound, UsageError
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+
+
+def _home() -> Path:
+    """The user's home directory.
+
+    Raises:
+        NotFound: there is none: HOME is unset and the system does not know the user, as in some containers.
+    """
+    try:
+        return Path.home()
+    except RuntimeError:
+        raise NotFound(
+            "this user has no home directory: set HOME to one, or LORAMIX_CACHE and LORAMIX_DATA to directories that "
+            "can be written."
+        ) from None
 
 
 def cache_dir() -> Path:
     """Directory for what can be made again: ``LORAMIX_CACHE``, else XDG's, else ``~/.cache/loramix``."""
     if own := os.environ.get("LORAMIX_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loramix"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "loramix"
 
 
 def data_dir() -> Path:
     """Directory for the user's own packs: ``LORAMIX_DATA``, else XDG's, else ``~/.local/share/loramix``."""
     if own := os.environ.get("LORAMIX_DATA"):
         return Path(own)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "loramix"
+    return Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "loramix"
 
 
 def is_safe_name(name: str) -> bool:

@@ -6,9 +6,10 @@ How a base writes a conversation is `loramix.chat_template`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from loramix.errors import InvalidPrompt
+from loramix.textfile import has_lone_surrogate
 
 Message: TypeAlias = Mapping[str, str]
 _ROLES = ("system", "user", "assistant")
@@ -28,7 +29,7 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         raise InvalidPrompt("a prompt must be text, or a list of messages with role and content.")
     checked: list[dict[str, str]] = []
     for message in messages:
-        role, content = message.get("role"), message.get("content")
+        role, content = message.get("role"), _text_of(message.get("content"))
         if role not in _ROLES or not isinstance(content, str):
             raise InvalidPrompt(
                 f"a message with role {role!r} and content of type {type(content).__name__} cannot be used: "
@@ -39,9 +40,33 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
         raise InvalidPrompt("the conversation must end with a user's message; add one.")
     if not checked[-1]["content"].strip():
         raise InvalidPrompt("the prompt is empty; write what you want done, and the text to do it with.")
-    if "\0" in "".join(message["content"] for message in checked):
+    whole = "".join(message["content"] for message in checked)
+    if "\0" in whole:
         raise InvalidPrompt("the prompt holds a NUL character; remove it.")
+    if has_lone_surrogate(whole):
+        raise InvalidPrompt(
+            "the prompt holds bytes that are not UTF-8 text, or half a character; remove them."
+        )
     return checked
+
+
+def _text_of(content: Any) -> Any:
+    """The text of OpenAI-style parts; anything else as it is.
+
+    Raises:
+        InvalidPrompt: a part that is no text, named by its type.
+    """
+    if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
+        return content
+    for part in content:
+        if not isinstance(part.get("text"), str) or part.get("type", "text") not in ("text", "input_text"):
+            kind = str(part.get("type") or "without a type")
+            what = next((word for word in ("image", "audio", "video", "file") if word in kind), "other")
+            raise InvalidPrompt(
+                f"a message holds a part of type {kind[:40]!r} ({what}): the base reads text alone; leave that part "
+                "out, or put what it says into words."
+            )
+    return "".join(part["text"] for part in content)
 
 
 def fill(template: str, text: str) -> str:

@@ -120,6 +120,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(hub.failing, b"{}")
         if path.startswith("/cdn/"):
             return self.content(path.removeprefix("/cdn/"))
+        if self.headers.get("Authorization", f"Bearer {TOKEN}") != f"Bearer {TOKEN}":
+            # as the real hub, which then refuses public repositories too
+            return self.reply(401, b"{}", X_Error_Message="Invalid credentials in Authorization header")
         if found := re.fullmatch("/lfs/([0-9a-f]{64})", path):
             hub.store[found[1]] = body
             return self.reply(200)

@@ -103,7 +103,7 @@ def test_notes_of_an_unfinished_pack(tmp_path: Path) -> None:
     pack = make(tmp_path / "p", (), gate=False)
     assert pack.gate_path is None and pack.gate() is None
     skill, gate = pack.check()
-    assert "loramix train skill" in skill and "loramix train gate" in gate
+    assert "loramix skill add" in skill and "loramix train gate" in gate
 
 
 def test_manifest_by_hand(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from test_cli import refused, run
 from tiny import N_CTX, write_base
 
+from loramix import DEFAULT
 from loramix.errors import NoSpace
 from loramix.pack import Pack
 from loramix.runtime import cpu, plan
@@ -175,6 +176,20 @@ def test_the_command_prints_a_table_and_json(tiny_pack: Path) -> None:
     assert found["memory_bytes"] == sum(found["memory"].values())
     assert (found["skills"], found["ctx"]) == (2, 256)
     refused(run("plan", "--base", "nosuch"), says="no base 'nosuch'")
+
+
+@pytest.mark.base
+def test_without_options_it_is_the_plan_of_the_default_pack() -> None:
+    words = ["--ctx", 256, "--json"]
+    found, named = run("plan", *words), run("plan", "--pack", DEFAULT, *words)
+    assert found.exit_code == 0 and found.stdout == named.stdout
+    assert json.loads(found.stdout)["skills"] == len(Pack.load(DEFAULT).skills)
+    assert "in all" in run("plan").stdout
+
+
+def test_a_base_without_a_pack_has_adapters_yet_to_be_made(tiny_base: Path) -> None:
+    found = json.loads(run("plan", "--base", tiny_base, "--json").stdout)
+    assert found["skills"] == 0 and found["missing_bytes"] == 0
 
 
 def test_no_llama_cpp_is_loaded_for_it(tiny_base: Path) -> None:

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.convert.adapter_file import EMBEDDINGS, embedding_adapted
+from loramix.convert.embeddings import check_copies
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
 from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
@@ -57,7 +59,8 @@ def convert_adapter(
     import gguf
 
     adapter = read_adapter(source)
-    _, shape = read_base(base)
+    header, shape = read_base(base)
+    check_copies(adapter, base, header)
     kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
     tensors, alpha = to_gguf(adapter, shape)
     with atomic_path(out) as temporary:
@@ -107,11 +110,11 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     for module, (a, b) in adapter.pairs.items():
         target = names.get_name(module)
         weight = f"{target}.weight"
+        if weight in EMBEDDINGS:
+            _refuse_embedding(weight, module, b.shape[0], base, whose)
         if target is None or weight not in base.tensors:
             raise WrongBase(f"the base has no matrix for {module!r}: {whose}.")
         rows, columns = base.tensors[weight]
-        if weight == "output.weight" and b.shape[0] != rows:
-            raise WrongBase(f"{module!r} has {b.shape[0]} tokens, the base's vocabulary has {rows}: {whose}.")
         if (b.shape[0], a.shape[1]) != (rows, columns):
             raise WrongBase(
                 f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is {rows} x {columns}: {whose}."
@@ -126,6 +129,15 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
         tensors[f"{weight}.lora_a"] = a
         tensors[f"{weight}.lora_b"] = b
     return tensors, alpha
+
+
+def _refuse_embedding(weight: str, module: str, n_tokens: int, base: BaseShape, whose: str) -> None:
+    """Say that an adapter is for another vocabulary, or that llama.cpp cannot run it on an embedding."""
+    if weight == "output.weight" and n_tokens != base.vocab_size:
+        raise WrongBase(
+            f"{module!r} has {n_tokens} tokens, the base's vocabulary has {base.vocab_size}: {whose}."
+        )
+    raise Unsupported(f"this adapter changes {embedding_adapted(weight, base.tied)}")
 
 
 def permute(b: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact
+from loramix.sniff import HEAD, sniff
 
 Buffer: TypeAlias = bytes | mmap.mmap
 MAX_TENSORS = 100_000
@@ -113,11 +114,11 @@ class GGUFFile:
 class _Cursor:
     """Reads numbers and strings; refuses to leave the file."""
 
-    def __init__(self, data: Buffer, name: str) -> None:
-        self.data, self.name, self.at, self.size = data, name, 0, len(data)
+    def __init__(self, data: Buffer, name: str, advice: str) -> None:
+        self.data, self.name, self.at, self.size, self.advice = data, name, 0, len(data), advice
 
     def bad(self, why: str) -> InvalidArtifact:
-        return InvalidArtifact(f"{self.name} is not a usable GGUF file: {why}; get or convert it again.")
+        return InvalidArtifact(f"{self.name} is not a usable GGUF file: {why}; {self.advice}.")
 
     def skip(self, count: int, what: str) -> int:
         """Move on by ``count`` bytes; returns where they began."""
@@ -142,21 +143,26 @@ class _Cursor:
             raise self.bad(f"{what} is not UTF-8") from None
 
 
-def read_gguf(data: Buffer, name: str) -> GGUFFile:
+def read_gguf(data: Buffer, name: str, advice: str = "get or convert it again") -> GGUFFile:
     """Read and check a GGUF header.
 
     Args:
         data: the whole file, in memory or mapped.
         name: for messages.
+        advice: what helps where the file is damaged, for messages.
 
     Raises:
         InvalidArtifact: anything that llama.cpp should not be shown.
     """
-    cursor = _Cursor(data, name)
+    cursor = _Cursor(data, name, advice)
     if bytes(data[:4]) != b"GGUF":
+        if wrong := sniff(bytes(data[:HEAD]), len(data)):
+            raise InvalidArtifact(f"{name} is not a usable GGUF file: {wrong}.")
         raise cursor.bad(f"it begins with {bytes(data[:4])!r}, not 'GGUF'")
     cursor.at = 4
     version = cursor.number("<I", "the version")
+    if version in (2 << 24, 3 << 24):
+        raise cursor.bad("it is big-endian, for another kind of machine")
     if version not in (2, 3):
         raise cursor.bad(f"its version is {version}, 2 and 3 are known")
     n_tensors = cursor.number("<Q", "the tensor count")
@@ -179,7 +185,7 @@ def read_gguf(data: Buffer, name: str) -> GGUFFile:
             raise cursor.bad(f"tensor {tensor.name!r} is not aligned")
         placed = TensorInfo(tensor.name, tensor.shape, tensor.type_name, start + tensor.offset, tensor.nbytes)
         if placed.offset + placed.nbytes > cursor.size:
-            raise cursor.bad(f"tensor {tensor.name!r} ends beyond the file")
+            raise cursor.bad(f"tensor {tensor.name!r} ends beyond the file, which is cut off")
         tensors[tensor.name] = placed
     ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
     for before, after in itertools.pairwise(ordered):

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from loramix.convert.hf_config import ARCHITECTURES, expected, read_config, read_json
 from loramix.convert.safetensors_reader import Entry, SafetensorsFile
+from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -86,15 +87,23 @@ class Checkpoint:
 
     def _check(self) -> dict[str, Entry]:
         shapes, found = expected(self.config), dict[str, Entry]()
-        for name, file in self._files.items():
+        stored, self._stored = unwrapped_names(self._files, str(self.directory)), dict[str, str]()
+        for saved, file in self._files.items():
+            name = stored[saved]
+            if ".lora_" in name or ".base_layer." in name:
+                raise Unsupported(
+                    f"{file.path} holds {saved[:100]!r}: an adapter is in it beside the base's weights; save the "
+                    "merged model (merge_and_unload, then save_pretrained), or convert the adapter alone."
+                )
             if name.endswith(_BUFFERS) or (name == "lm_head.weight" and self.config.tie_word_embeddings):
                 continue  # transformers ties the head to the embedding whatever is stored
             if name not in shapes:
                 raise Unsupported(
-                    f"{file.path} holds {name[:100]!r}, which a {ARCHITECTURES[0]} of these settings has not; "
+                    f"{file.path} holds {saved[:100]!r}, which a {ARCHITECTURES[0]} of these settings has not; "
                     "supported are plain checkpoints without adapters, experts or other parts."
                 )
-            found[name] = file.entries[name]
+            found[name] = file.entries[saved]
+            self._stored[name] = saved
             if found[name].shape != shapes[name]:
                 raise InvalidArtifact(
                     f"{file.path}: {name} is {_by(found[name].shape)}, config.json calls for "
@@ -112,7 +121,8 @@ class Checkpoint:
 
     def chunks(self, name: str) -> Iterator[npt.NDArray[Any]]:
         """A tensor's values as stored; see `SafetensorsFile.chunks`."""
-        return self._files[name].chunks(name)
+        saved = self._stored[name]
+        return self._files[saved].chunks(saved)
 
     def close(self) -> None:
         """Close all files; may be called again."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
+from loramix.textfile import read_text
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3")
@@ -93,8 +94,8 @@ def read_json(path: Path, kind: type[T]) -> T:
             raise NotFound(f"no {path.name} in {path.parent}; download the whole checkpoint.")
         if size > MAX_JSON:
             raise InvalidArtifact(f"{path} has {size} bytes; at most {MAX_JSON} are read.")
-        return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return msgspec.json.decode(read_text(path, InvalidArtifact), type=kind)
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidArtifact(f"{path} cannot be used ({error}); download it again.") from None
 
 

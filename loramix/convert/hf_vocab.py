@@ -15,6 +15,7 @@ from typing import Any
 from loramix.convert.hf_config import read_json
 from loramix.convert.hf_pretokenizer import listed, pre_tokenizer, space_prefix
 from loramix.convert.hf_template import read_chat_template, read_end_tokens
+from loramix.convert.hf_view import plain_directory
 from loramix.convert.spm_reader import BPE, Piece, read_sentencepiece
 from loramix.end_tokens import END_TOKENS, end_tokens_text
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
@@ -248,7 +249,8 @@ def _special(directory: Path, model: str, n_vocab: int) -> Any:
 
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # its warnings are to authors of converters
     try:
-        special = gguf.SpecialVocab(directory, load_merges=model == "gpt2", n_vocab=n_vocab)
+        with plain_directory(directory) as plain:
+            special = gguf.SpecialVocab(plain, load_merges=model == "gpt2", n_vocab=n_vocab)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InvalidArtifact(
             f"the tokenizer's settings in {directory} cannot be used ({error}); download them again."

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from loramix.convert.validate import read_base
 from loramix.errors import InvalidData, NativeError, NotFound
 from loramix.paths import atomic_write
+from loramix.textfile import read_text
 
 CHUNK = 256
 """Tokens that are read together."""
@@ -100,9 +101,9 @@ def main(arguments: Sequence[str]) -> int:
 
     base, text, out = map(Path, arguments)
     try:
-        content = text.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        print(f"{text} is not UTF-8 text (byte {error.start}); convert it, e.g. with iconv.", file=sys.stderr)
+        content = read_text(text)
+    except InvalidData as error:
+        print(error, file=sys.stderr)
         return _REFUSED
     _, shape = read_base(base)
     observer = Observer({name: columns for name, (_, columns) in shape.tensors.items()})

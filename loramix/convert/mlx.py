@@ -17,6 +17,7 @@ import numpy as np
 
 from loramix.convert.peft_reader import Floats, PeftAdapter, paired, read_config
 from loramix.convert.validate import read_safetensors
+from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 
 WEIGHTS = "adapters.safetensors"
@@ -47,14 +48,16 @@ def read_mlx(directory: Path) -> PeftAdapter:
     config = read_config(config_path)
     scale = _scale(config, config_path)
     halves: dict[str, dict[str, Floats]] = {}
-    for key, tensor in read_safetensors(weights).items():
-        match = _MATRIX.fullmatch(key)
+    tensors = read_safetensors(weights)
+    plain = unwrapped_names(tensors, str(weights))
+    for key, tensor in tensors.items():
+        match = _MATRIX.fullmatch(plain[key])
         if match is None:
             raise Unsupported(
                 f"{weights} holds {key!r}, which is no LoRA matrix (DoRA's magnitudes end with '.m'); train without it."
             )
         if match["module"].endswith("embed_tokens"):
-            raise Unsupported(f"{weights} adapts {match['module']!r}, an embedding; train without it.")
+            raise Unsupported(f"{weights} adapts {match['module']!r}, the token embedding; train without it.")
         halves.setdefault(match["module"], {})[match["half"]] = np.ascontiguousarray(tensor.T)
     pairs = paired(halves, "a", "b", weights)
     base = config.get("model")

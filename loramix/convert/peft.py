@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from loramix.convert.fuse import read_pairs
 from loramix.convert.mlx import is_mlx, read_mlx
-from loramix.convert.peft_reader import Floats
+from loramix.convert.peft_reader import Floats, read_peft
 from loramix.convert.validate import BaseShape, check_adapter
 from loramix.errors import UsageError
 from loramix.paths import atomic_directory, write_bytes, write_text
@@ -99,19 +99,22 @@ def write_peft(
 
 @contextmanager
 def as_peft(source: Path) -> Iterator[Path]:
-    """A LoRA directory as PEFT reads it: itself, or a temporary one made of mlx-lm's.
+    """A LoRA directory as PEFT reads it: itself, or a temporary one.
 
     Args:
-        source: PEFT or mlx-lm directory.
+        source: PEFT or mlx-lm directory; tensor names may have wrappers, and the configuration a byte-order mark.
     """
-    if not is_mlx(source):
+    if not source.is_dir():  # for PEFT to refuse
         yield source
         return
-    adapter = read_mlx(source)
+    adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
+    if adapter.as_saved and not is_mlx(source):
+        yield source
+        return
     alphas = {module: adapter.scaling[module] * a.shape[0] for module, (a, _) in adapter.pairs.items()}
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "peft"
-        write_peft(out, adapter.pairs, alphas)
+        write_peft(out, adapter.pairs, alphas, adapter.invocation)
         yield out
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,9 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.validate import read_safetensors
+from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
+from loramix.textfile import is_plain_utf8, read_text
 
-_WEIGHT = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<half>[AB])(?:\.default)?\.weight")
+_WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_WHOLE = re.compile(r"(?:.+\.)?(?P<module>embed_tokens|lm_head)(?:\.(?:base_layer|original_module))?\.weight")
 _REFUSED = {
     "use_dora": "DoRA rescales columns by the merged weight's norm, which llama.cpp cannot do",
     "modules_to_save": "whole modules were trained, which an adapter file cannot hold",
@@ -52,6 +55,10 @@ class PeftAdapter:
     """What it says it was trained on; a name or path on somebody's machine, for messages."""
     invocation: tuple[int, ...] = ()
     """Tokens from which on it acts, where it is a late adapter (activated LoRA)."""
+    copies: dict[str, Floats] = field(default_factory=dict)
+    """Whole embeddings that were saved beside the adapter, by module; they must be the base's own."""
+    as_saved: bool = True
+    """Whether PEFT reads it as it is: its own names, nothing beside the adapter, no byte-order mark."""
 
 
 def read_peft(directory: Path) -> PeftAdapter:
@@ -79,19 +86,36 @@ def read_peft(directory: Path) -> PeftAdapter:
     _refuse(config, directory)
     tensors = read_safetensors(weights)
     halves: dict[str, dict[str, Floats]] = {}
+    copies: dict[str, Floats] = {}
+    adapters: set[str] = set()
+    plain = unwrapped_names(tensors, str(weights))
     for key, tensor in tensors.items():
-        match = _WEIGHT.fullmatch(key)
-        if match is None:
-            raise Unsupported(f"{weights} holds {key!r}, {_what_else(key, tensor)}; train without it.")
-        halves.setdefault(match["module"], {})[match["half"]] = tensor
+        match = _WEIGHT.fullmatch(plain[key])
+        if match is not None:
+            adapters.add(match["adapter"] or "")
+            halves.setdefault(match["module"], {})[match["half"]] = tensor
+        elif tensor.ndim == 2 and (whole := _WHOLE.fullmatch(plain[key])):
+            copies[whole["module"]] = tensor
+        else:
+            raise Unsupported(f"{weights} holds {key!r}, {_what_else(key)}.")
+    if len(adapters) > 1:
+        raise Unsupported(
+            f"{weights} holds several adapters ({', '.join(sorted(adapters))[:100]}); save each in its own directory."
+        )
     pairs = paired(halves, "A", "B", weights)
+    as_saved = (
+        not copies
+        and adapters == {""}
+        and all(key == f"base_model.model.{plain[key]}" for key in tensors)
+        and is_plain_utf8(config_path)
+    )
     scaling = {module: _scaling(config, module, a.shape[0]) for module, (a, _) in pairs.items()}
     invocation = config.get("alora_invocation_tokens") or []
     if not isinstance(invocation, list) or not all(type(token) is int and token >= 0 for token in invocation):
         raise InvalidArtifact(f"alora_invocation_tokens of {config_path} must be token ids; save it again.")
     base = config.get("base_model_name_or_path")
     named = base if isinstance(base, str) else ""
-    return PeftAdapter(pairs, scaling, directory.name, named, tuple(invocation))
+    return PeftAdapter(pairs, scaling, directory.name, named, tuple(invocation), copies, as_saved)
 
 
 def paired(
@@ -134,7 +158,7 @@ def read_config(path: Path) -> dict[str, Any]:
         InvalidArtifact: not a JSON object.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path, InvalidArtifact))
         if not isinstance(config, dict):
             raise ValueError("not an object")
     except (ValueError, RecursionError) as error:
@@ -142,17 +166,51 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _what_else(key: str, tensor: Floats) -> str:
-    """What a tensor is that is no LoRA matrix of a linear layer."""
-    if "lora_magnitude_vector" in key:
-        return "which is no LoRA matrix: a magnitude of DoRA, which llama.cpp cannot apply"
-    if "lora_embedding_" in key:
-        return (
-            "which is no LoRA matrix of a linear layer: embeddings were adapted, which is unsafe in llama.cpp"
-        )
-    if key.endswith(("embed_tokens.weight", "lm_head.weight")):
-        return f"which is no LoRA matrix: a whole embedding of {tensor.shape[0]} tokens, a new vocabulary"
-    return "which is no LoRA matrix"
+_PARTS = (
+    ("lora_magnitude_vector", "a magnitude of DoRA, which llama.cpp cannot apply; train without use_dora"),
+    (
+        "lora_embedding_",
+        "a LoRA on the token embeddings, which llama.cpp cannot run safely; train again without embed_tokens in "
+        "target_modules",
+    ),
+    ("token_adapter", "trained token embeddings; train without trainable_token_indices"),
+    ("modules_to_save", "a whole module that was trained along; train without modules_to_save"),
+    ("_flat_param", "a part of FSDP's flattened weights; save with FSDP's full state dict"),
+    ("v_head.", "a value head of reinforcement learning; save the model without it"),
+    ("score.", "a classifier's head; adapters of text generation run here"),
+    ("classifier.", "a classifier's head; adapters of text generation run here"),
+    ("hada_", "a LoHa matrix; train a plain LoRA"),
+    ("lokr_", "a LoKr matrix; train a plain LoRA"),
+    ("oft_", "an OFT matrix; train a plain LoRA"),
+    ("ia3_", "an IA3 vector; train a plain LoRA"),
+    ("prompt_embeddings", "a soft prompt; train a plain LoRA"),
+    (
+        "lora_down",
+        "a LoRA in the format of image models (lora_down, lora_up); adapters of text models run here",
+    ),
+    (
+        "lora_up",
+        "a LoRA in the format of image models (lora_down, lora_up); adapters of text models run here",
+    ),
+    ("vision", "a part of an image encoder; adapters of text models run here"),
+    (
+        ".base_layer.",
+        "a weight of the base: the whole model was saved; save the adapter with save_pretrained",
+    ),
+    ("lora_", "a part of a LoRA that llama.cpp cannot apply; train a plain LoRA of linear layers"),
+    ("layernorm", "a whole norm that was trained along; train without it"),
+    ("norm.", "a whole norm that was trained along; train without it"),
+    ("bias", "a trained bias; train with bias='none'"),
+    ("layers.", "a weight of a whole model; save the adapter with PEFT's save_pretrained"),
+)
+
+
+def _what_else(key: str) -> str:
+    """What a tensor is that is no LoRA matrix of a linear layer, and what helps."""
+    found = next(
+        (what for part, what in _PARTS if part in key), "a tensor of an unknown kind; train a plain LoRA"
+    )
+    return f"which is no LoRA matrix: {found}"
 
 
 def _refuse(config: Mapping[str, Any], directory: Path) -> None:

@@ -14,9 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact
+from loramix.sniff import HEAD, sniff
 
 MAX_HEADER = 100 * 10**6
 MAX_TENSORS = 100_000
+AGAIN = "copy or download it again"
+TRAIN_AGAIN = "training has diverged: take an earlier checkpoint, or train with a lower learning rate"
 _DTYPES = {"F64": ("<f8", 8), "F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
 
 
@@ -49,8 +52,8 @@ class SafetensorsFile:
             self._size = os.fstat(self._file.fileno()).st_size
             head = self._file.read(8)
             length = int.from_bytes(head, "little")
-            if length <= MAX_HEADER:  # what claims more is refused before it is read
-                head += self._file.read(length)
+            # what claims more is refused before it is read; some is needed to say what it is instead
+            head += self._file.read(length if length <= MAX_HEADER else HEAD)
             self.entries = {entry.name: entry for entry in _layout(head, self._size, str(path))}
         except BaseException:
             self._file.close()
@@ -69,11 +72,11 @@ class SafetensorsFile:
             self._file.seek(at)
             data = self._file.read(min(size * width, end - at))
             if len(data) != min(size * width, end - at):
-                raise _bad(str(self.path), f"it ends inside tensor {name!r}")
+                raise _bad(str(self.path), f"it ends inside tensor {name!r}", AGAIN)
             at += len(data)
             raw = np.frombuffer(data, code)
             if not finite(raw, entry.dtype):
-                raise _bad(str(self.path), f"tensor {name!r} holds values that are not finite")
+                raise _bad(str(self.path), f"tensor {name!r} holds values that are not finite", TRAIN_AGAIN)
             yield raw
 
     def close(self) -> None:
@@ -119,7 +122,7 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, npt.NDArray[np.float3
         code, width = _DTYPES[entry.dtype]
         raw = np.frombuffer(data, code, entry.nbytes // width, entry.offset)
         if not finite(raw, entry.dtype):
-            raise _bad(name, f"tensor {entry.name!r} holds values that are not finite")
+            raise _bad(name, f"tensor {entry.name!r} holds values that are not finite", TRAIN_AGAIN)
         with np.errstate(over="ignore"):
             values = widened(raw, entry.dtype).astype(np.float32).reshape(entry.shape)
         if not np.isfinite(values).all():
@@ -128,8 +131,8 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, npt.NDArray[np.float3
     return tensors
 
 
-def _bad(name: str, why: str) -> InvalidArtifact:
-    return InvalidArtifact(f"{name} is not a usable safetensors file: {why}; save it again.")
+def _bad(name: str, why: str, advice: str = "save it again") -> InvalidArtifact:
+    return InvalidArtifact(f"{name} is not a usable safetensors file: {why}; {advice}.")
 
 
 def _layout(data: bytes, size: int, name: str) -> list[Entry]:
@@ -144,13 +147,17 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
     def bad(why: str) -> InvalidArtifact:
         return _bad(name, why)
 
-    if data[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05") or data[:4] == b"PK\x03\x04":
-        raise bad("it is a pickle under another name, which can run code")
-    if len(data) < 8:
-        raise bad("it is too short")
+    if size == 0 or data[8:9] != b"{":
+        if wrong := sniff(data[:HEAD], size):
+            raise InvalidArtifact(f"{name} is not a usable safetensors file: {wrong}.")
+        raise bad("it is too short" if len(data) < 8 else "it does not begin as one")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER or length > size - 8:
-        raise bad(f"its header claims {length} bytes")
+        raise _bad(
+            name,
+            f"its header claims {length} bytes and it has {size} in all: it is cut off or damaged",
+            AGAIN,
+        )
     try:
         header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -164,6 +171,9 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
     end, found = 0, []
     for key, dtype, shape, start, stop in entries:
         if start != end or stop > size - 8 - length:
+            cut = start == end and size < 8 + length + max(entry[4] for entry in entries)
+            if cut:
+                raise _bad(name, f"it ends inside tensor {key!r}: it is cut off", AGAIN)
             raise bad(f"tensor {key!r} leaves a hole, overlaps another or ends beyond the file")
         end = stop
         if math.prod(shape) * _DTYPES[dtype][1] != stop - start:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from loramix.chat_template import Segment
 from loramix.convert.reference import torch_logits
 from loramix.convert.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
-from loramix.errors import SelfCheckFailed
+from loramix.errors import InvalidArtifact, SelfCheckFailed
+from loramix.textfile import read_text
 
 PROBES = (
     "The weather was fine, and the whole village had come to the market to look at the new clock.",
@@ -239,7 +240,7 @@ def check_tokens(source: Path, base: Path, texts: Sequence[str] = (*PROBES, *SPE
 
     from loramix.runtime.llama import Model
 
-    theirs = Tokenizer.from_file(str(source / "tokenizer.json"))
+    theirs = Tokenizer.from_str(read_text(source / "tokenizer.json", InvalidArtifact))
     with Model(base, vocab_only=True) as model:
         for text in texts:
             ours, wanted = model.tokenize(text), theirs.encode(text, add_special_tokens=False).ids

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loramix.errors import InvalidArtifact
+from loramix.sniff import HEAD, sniff
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 MAX_PIECES = 2**20
@@ -54,6 +55,8 @@ def read_sentencepiece(data: bytes, name: str) -> SentencePieceModel:
     def bad(why: str) -> InvalidArtifact:
         return InvalidArtifact(f"{name} is not a usable SentencePiece model: {why}; download it again.")
 
+    if wrong := sniff(data[:HEAD], len(data)):
+        raise InvalidArtifact(f"{name} is not a usable SentencePiece model: {wrong}.")
     pieces: list[Piece] = []
     model_type, prefix, changes = UNIGRAM, True, True  # the format's defaults
     try:

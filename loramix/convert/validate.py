@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from loramix.convert.adapter_file import EMBEDDINGS, MAX_ADAPTER_BYTES, embedding_adapted, read_adapter_bytes
 from loramix.convert.gguf_reader import (
     FLOAT32,
     MAX_KEPT,
@@ -29,13 +30,19 @@ from loramix.convert.gguf_reader import (
 from loramix.convert.safetensors_reader import read_safetensors
 from loramix.errors import InvalidArtifact, NotFound, Unsupported, WrongBase
 
-__all__ = ["AdapterInfo", "BaseShape", "check_adapter", "read_adapter_bytes", "read_base", "read_safetensors"]
+__all__ = [
+    "MAX_ADAPTER_BYTES",
+    "AdapterInfo",
+    "BaseShape",
+    "check_adapter",
+    "read_adapter_bytes",
+    "read_base",
+    "read_safetensors",
+]
 
 ARCHITECTURES = ("llama",)
-MAX_ADAPTER_BYTES = 512 * 2**20
 MAX_RANK = 256
 INVOCATION = "adapter.alora.invocation_tokens"
-_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
 _ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
@@ -77,12 +84,15 @@ class AdapterInfo:
     """Tokens from which on it acts; empty where it acts on all."""
 
 
-def read_base(path: Path, name: str = "") -> tuple[GGUFFile, BaseShape]:
+def read_base(
+    path: Path, name: str = "", advice: str = "get or convert it again"
+) -> tuple[GGUFFile, BaseShape]:
     """Check a GGUF base.
 
     Args:
         path: a regular file.
         name: for messages; by default the path.
+        advice: what helps where it is damaged, for messages.
 
     Raises:
         NotFound: there is no such file.
@@ -96,13 +106,13 @@ def read_base(path: Path, name: str = "") -> tuple[GGUFFile, BaseShape]:
     if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
         raise InvalidArtifact(f"{path} is not a regular file; give a GGUF file.")
     if not path.stat().st_size:
-        raise InvalidArtifact(f"{path} is empty; get the base again with 'loramix pull'.")
+        raise InvalidArtifact(f"{name or path} is empty (0 bytes); {advice}.")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = read_gguf(data, name or str(path))
-    return found, _base_shape(found)
+        found = read_gguf(data, name or str(path), advice)
+    return found, _base_shape(found, advice)
 
 
-def _base_shape(found: GGUFFile) -> BaseShape:
+def _base_shape(found: GGUFFile, advice: str) -> BaseShape:
     name = found.name
     if found.metadata.get("general.type") == "adapter":
         raise InvalidArtifact(f"{name} is an adapter, not a base; add it to a pack as a skill.")
@@ -118,7 +128,7 @@ def _base_shape(found: GGUFFile) -> BaseShape:
             return default
         value = _typed(found, whole, UINT32)
         if not 1 <= value <= 2**24:
-            raise InvalidArtifact(f"{name}: {whole} is {value}; get the base again.")
+            raise InvalidArtifact(f"{name}: {whole} is {value}; {advice}.")
         return int(value)
 
     n_head = number("attention.head_count")
@@ -148,7 +158,7 @@ def _base_shape(found: GGUFFile) -> BaseShape:
         )
     missing = [i for i in range(shape.n_layer) if f"blk.{i}.attn_q.weight" not in shape.tensors]
     if missing:
-        raise InvalidArtifact(f"{name} lacks layer {missing[0]} of {shape.n_layer}; get the base again.")
+        raise InvalidArtifact(f"{name} lacks layer {missing[0]} of {shape.n_layer}; {advice}.")
     return BaseShape(**{**{k: getattr(shape, k) for k in shape.__slots__}, "vocab_size": tokens.length})
 
 
@@ -160,32 +170,6 @@ def _typed(found: GGUFFile, key: str, kind: int) -> Any:
             "get or convert the file again."
         )
     return found.metadata[key]
-
-
-def read_adapter_bytes(path: Path) -> bytes:
-    """Read an adapter file.
-
-    Raises:
-        NotFound: there is no such file.
-        InvalidArtifact: not a regular file, too large, or a pickle.
-    """
-    try:
-        status = path.stat()
-    except OSError:
-        raise NotFound(f"no adapter at {path}; make one with 'loramix convert adapter'.") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise InvalidArtifact(f"{path} is not a regular file; give a GGUF LoRA file.")
-    if status.st_size > MAX_ADAPTER_BYTES:
-        raise InvalidArtifact(
-            f"{path} has {status.st_size} bytes; an adapter has at most {MAX_ADAPTER_BYTES}."
-        )
-    with path.open("rb") as file:
-        content = file.read(MAX_ADAPTER_BYTES + 1)
-    if path.suffix in _PICKLES or content[:1] == b"\x80" or content[:2] == b"PK":
-        raise InvalidArtifact(
-            f"{path} may be a pickle, which can run code: save it as safetensors and convert that."
-        )
-    return content
 
 
 def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | None = None) -> AdapterInfo:
@@ -208,8 +192,13 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
         )
 
     if len(data) > MAX_ADAPTER_BYTES:
-        raise bad(f"it has {len(data)} bytes")
+        raise InvalidArtifact(
+            f"adapter {name} has {len(data)} bytes, at most {MAX_ADAPTER_BYTES} are run; "
+            "train one of a lower rank, or of fewer target_modules."
+        )
     found = read_gguf(data, name)
+    if found.metadata.get("general.type", "model") == "model":
+        raise InvalidArtifact(f"{name} is a whole model, not an adapter; give it as a base, with --base.")
     if _typed(found, "general.type", STRING) != "adapter":
         raise bad("it is not an adapter")
     architecture = _typed(found, "general.architecture", STRING)
@@ -275,13 +264,17 @@ def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: 
             f"the adapter's {target!r} has {b.shape[0]} tokens, the base's vocabulary {base.vocab_size}: "
             f"it is for {which}; use that base."
         )
-    if target in ("token_embd.weight", "output.weight"):
-        raise bad(f"it adapts {target!r}, which llama.cpp cannot run safely")
+    if target in EMBEDDINGS:
+        raise InvalidArtifact(f"the adapter changes {embedding_adapted(target, base.tied)}")
     if target not in base.tensors:
         raise WrongBase(
             f"the base has no matrix {target!r} for this adapter to act on: it is for {which}; use that base."
         )
     rank = a.shape[0]
+    if rank > MAX_RANK and b.shape[1] == rank:
+        raise InvalidArtifact(
+            f"{target!r} has rank {rank}, at most {MAX_RANK} are run; train with a lower r."
+        )
     if not 1 <= rank <= MAX_RANK or b.shape[1] != rank:
         raise bad(f"{target!r} has ranks {rank} and {b.shape[1]}")
     if (b.shape[0], a.shape[1]) != base.tensors[target]:

@@ -16,6 +16,7 @@ from loramix.errors import InvalidRecipe, NotFound
 from loramix.eval.answers import AnswerStore
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
+from loramix.textfile import read_text
 from loramix.train.data import Row
 from loramix.train.gate_data import read_none
 from loramix.train.metrics import bootstrap, share
@@ -46,8 +47,8 @@ def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
     if not path.is_file():
         raise NotFound(f"no file of held-out phrasings {path}; give one with --held-out FILE.")
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        found = tomllib.loads(read_text(path, InvalidRecipe))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
     for table, groups in found.items():
         good = isinstance(groups, dict) and all(

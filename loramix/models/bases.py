@@ -16,6 +16,7 @@ from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported,
 from loramix.models import hub, wheel
 from loramix.models.known_bases import BASES, DEFAULT_QUANT
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
+from loramix.sniff import HEAD, sniff
 
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -43,12 +44,20 @@ def resolve(name_or_path: str) -> Path:
 
     Raises:
         NotFound: it is not here; the message has the command that gets it.
+        InvalidArtifact: a file that is no GGUF.
     """
     found = find(name_or_path)
     if found:
+        if name_or_path not in BASES:
+            _check_kind(found)
         return found
     base = BASES.get(name_or_path)
     if base is None:
+        if Path(name_or_path).is_dir():
+            raise NotFound(
+                f"{name_or_path} is a directory, a GGUF file is needed; make one with "
+                f"'loramix convert base {name_or_path} --out BASE.gguf'."
+            )
         if "/" in name_or_path and not name_or_path.endswith(".gguf") and hub.parse(name_or_path):
             raise NotFound(
                 f"no base {name_or_path!r} is on this machine; if it is on the hub, get it with "
@@ -83,6 +92,19 @@ def download_bytes(name: str) -> int | None:
         return hub.list_files(place).files[place.file].size
     except (LoramixError, KeyError):  # no hub, or no such file there
         return None
+
+
+def _check_kind(path: Path) -> None:
+    """Refuse a file that is no GGUF by its first bytes; what a GGUF holds is checked where it is read.
+
+    Raises:
+        InvalidArtifact: it is something else.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+    if head[:4] != b"GGUF":
+        what = sniff(head, path.stat().st_size) or "it does not begin with 'GGUF'"
+        raise InvalidArtifact(f"{path} is not a GGUF base: {what}.")
 
 
 def pull(name: str, *, quant: str = "", revision: str = "", sha256: str = "") -> Path:
@@ -194,7 +216,7 @@ def _choose(place: hub.Place, quant: str) -> hub.Place:
 def _usable(path: Path, place: hub.Place) -> None:
     from loramix.convert.validate import read_base
 
-    read_base(path, str(place))
+    read_base(path, str(place), "pull another file or repository")
 
 
 def _check_architecture(architecture: str, name: str) -> None:

@@ -24,6 +24,7 @@ from msgspec import Meta
 from loramix.errors import InvalidArtifact, NativeError, NotFound
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, write_bytes
+from loramix.sniff import HEAD, sniff
 
 MAX_GATE_BYTES = 32 * 2**20
 _MAX_DIRECTORY_BYTES = 16 * 2**10
@@ -259,7 +260,8 @@ def _read_npz(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
     # the end record bounds the directory that zipfile will parse; "PK67" would override it (zip64)
     end = data[-22:]
     if len(end) < 22 or end[:4] != b"PK\5\6" or data[-42:-38] == b"PK\6\7":
-        raise _refused(name, "it is not a whole .npz file")
+        found = None if data.startswith(b"PK") else sniff(data[:HEAD], len(data))
+        raise _refused(name, str(found or "it is not a whole .npz file"))
     if struct.unpack_from("<I", end, 12)[0] > _MAX_DIRECTORY_BYTES:
         raise _refused(name, "its directory is too long")
     try:

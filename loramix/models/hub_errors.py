@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loramix.errors import InvalidArtifact, MissingExtra, NoSpace, NotFound, UsageError
 
@@ -26,6 +28,13 @@ def asking(place: Place) -> Iterator[None]:
         MissingExtra: the client is not installed.
         NotFound, NoSpace, UsageError: see `loramix.models.hub.fetch`.
     """
+    if not any(map(os.environ.get, ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"))):
+        try:
+            Path.home()
+        except RuntimeError:  # the client would make a directory named "~" in the current one
+            raise NotFound(
+                "this user has no home directory for the hub's cache: set HF_HOME, or HOME."
+            ) from None
     try:
         from huggingface_hub import errors
     except ImportError:
@@ -33,12 +42,18 @@ def asking(place: Place) -> Iterator[None]:
     name = place.repository
     try:
         yield
-    except errors.GatedRepoError:
+    except errors.GatedRepoError as error:
+        token = token_source()
+        if token and _status(error) == 401:
+            raise NotFound(_stale(place, token)) from None
+        then = f"with the account whose token is in {token.place}" if token else f"then {LOG_IN}"
         raise NotFound(
-            f"{name} is gated: accept its terms on its page on the hub, then {LOG_IN}, and run the command again."
+            f"{name} is gated: accept its terms on its page on the hub, {then}, and run the command again."
         ) from None
     except errors.RepositoryNotFoundError as error:
         if _status(error) == 401:
+            if token := token_source():
+                raise NotFound(_stale(place, token)) from None
             raise NotFound(
                 f"the hub shows no {name} to this user: it does not exist, or it is private: "
                 f"check the name, or {LOG_IN}."
@@ -63,6 +78,13 @@ def asking(place: Place) -> Iterator[None]:
         status, said = _status(error), getattr(error, "server_message", None)
         if status in (401, 403):
             why = f" ({said})" if said else ""
+            token = token_source()
+            if token and status == 401:
+                raise NotFound(_stale(place, token)) from None
+            if token:
+                raise NotFound(
+                    f"the hub refuses {place}{why}: the token in {token.place} may not do this; {token.renew} that may."
+                ) from None
             raise NotFound(
                 f"the hub refuses {place}{why}: {LOG_IN}, with a token that may do this."
             ) from None
@@ -87,6 +109,43 @@ def asking(place: Place) -> Iterator[None]:
                 f"{place} came with a wrong length ({reason}); not kept, fetch it again."
             ) from None
         raise
+
+
+class Token(NamedTuple):
+    """Where a token for the hub comes from."""
+
+    place: str
+    unset: str
+    """How to do without it, as an imperative."""
+    renew: str
+    """How to put another in its place, up to "a token"."""
+
+
+def token_source() -> Token | None:
+    """Where the hub's client has its token from; None where it has none. The token itself is not read."""
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        if os.environ.get(name, "").strip():
+            return Token(f"the environment variable {name}", f"unset {name}", f"set {name} to a token")
+    path = Path(constants.HF_TOKEN_PATH)
+    try:
+        known = bool(path.read_bytes().strip())
+    except OSError:
+        return None
+    return (
+        Token(f"the file {path}", "run 'hf auth logout'", "run 'hf auth login' with a token")
+        if known
+        else None
+    )
+
+
+def _stale(place: Place, token: Token) -> str:
+    """What to say where the hub does not know a token: it then refuses public repositories too."""
+    return (
+        f"the hub does not accept the token in {token.place} (401), asked for {place}: it has expired, was revoked or "
+        f"is mistyped. A public repository needs none: {token.unset}; for a private one, {token.renew} that is valid."
+    )
 
 
 def _status(error: Any) -> int:

@@ -24,6 +24,7 @@ from loramix.runtime.engine import Engine
 from loramix.runtime.router import Route
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
+from loramix.textfile import utf8_lines
 
 WINDOW = 128  # lines routed together, then answered mix by mix
 MAX_LINE = 1 << 20
@@ -72,11 +73,10 @@ def run_batch(
             opened, known = _opened(part, _job(engine, source, column, options))
             rows = [json.loads(line) for line in known]
             done = {row["line"] for row in rows}
-            with source.open("rb") as lines:
-                total = sum(1 for line in lines if line.strip())
+            total = sum(1 for _, line in utf8_lines(source) if line.strip())
             report(len(rows), total)
-            with opened as file, source.open("rb") as lines:
-                numbered = ((n, line) for n, line in enumerate(lines, 1) if line.strip() and n not in done)
+            with opened as file:
+                numbered = ((n, line) for n, line in utf8_lines(source) if line.strip() and n not in done)
                 for row in _answers(engine, numbered, column, parallel, options):
                     file.write(_line(row))
                     file.flush()
@@ -172,7 +172,9 @@ def _read(number: int, line: bytes, column: str) -> tuple[dict[str, Any], Any]:
     if len(line) > MAX_LINE:
         raise InvalidData(f"line {number} has {len(line)} bytes; at most {MAX_LINE} are read.")
     try:
-        found = json.loads(line)
+        found = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidData(f"line {number} is not UTF-8 text (byte 0x{line[error.start]:02X}).") from None
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"line {number} is not JSON: {error}.") from None
     if not isinstance(found, dict) or column not in found:

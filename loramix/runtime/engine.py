@@ -29,6 +29,7 @@ from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.constraint import Constraint
 from loramix.runtime.cpu import default_threads, repacked_types
 from loramix.runtime.decoder import Decoder
+from loramix.runtime.defaults import CONTEXTS as DEFAULT_CONTEXTS
 from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
 from loramix.runtime.llama import Model
@@ -60,7 +61,7 @@ class Engine:
         base: Path | None = None,
         n_ctx: int = 2048,
         n_threads: int | None = None,
-        contexts: int = 3,
+        contexts: int = DEFAULT_CONTEXTS,
     ) -> None:
         self.pack = pack
         self.base_path = base or bases.resolve(pack.manifest.base.name)

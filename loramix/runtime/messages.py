@@ -11,8 +11,9 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from loramix.runtime.defaults import SERVER_CONTEXTS
+
 LENGTH = struct.Struct(">I")
-MAX_BYTES = 2**26
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,7 +22,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     pack: str
     n_ctx: int = 2048
     n_threads: int | None = None
-    contexts: int = 4
+    contexts: int = SERVER_CONTEXTS
     parallel: int = 8
     """Most answers in one batch."""
     n_cells: int = 4096

@@ -20,8 +20,9 @@ from loramix.errors import NoSpace
 from loramix.pack import Pack
 from loramix.paths import data_dir, safe_join
 from loramix.runtime import cpu
+from loramix.runtime.defaults import CONTEXTS
 
-CONTEXTS, BATCH, ADAPTERS, PARTS, STORE_BYTES = 3, 256, 8, 4, 64 * 2**20
+BATCH, ADAPTERS, PARTS, STORE_BYTES = 256, 8, 4, 64 * 2**20
 """What the engine keeps by default; importing it for them would load llama.cpp."""
 KV_BYTES = 2
 """Per number of the KV: float16."""

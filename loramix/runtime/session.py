@@ -17,6 +17,7 @@ import numpy.typing as npt
 from loramix.models.mixing import Mix
 from loramix.runtime.chunks import as_if_whole
 from loramix.runtime.context import Context, Saved
+from loramix.runtime.defaults import CONTEXTS
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.native_context import give_back
 
@@ -100,7 +101,7 @@ class ContextPool:
         n_ctx: int,
         n_threads: int,
         taps: Sequence[int] = (),
-        size: int = 3,
+        size: int = CONTEXTS,
         saved_bytes: int = 64 * 2**20,
     ) -> None:
         self._model, self._adapters = model, adapters

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidData, NotFound
 from loramix.prompts import fill
+from loramix.textfile import has_lone_surrogate, read_lines
 from loramix.train.recipe import Recipe
 
 
@@ -26,6 +26,8 @@ class Row:
     target: str
     source: str = ""
     references: tuple[str, ...] = ()
+    line: int = field(default=0, compare=False)
+    """Its place in the data file, from 1; 0 where it is from none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +68,10 @@ def read_rows(path: Path, *, split: str | None = None) -> list[Row]:
         raise NotFound(f"no data file {path}: give one with --data FILE (JSONL or JSONL.gz).")
     rows: dict[tuple[str, ...], Row] = {}
     split_of: dict[tuple[str, str], str] = {}
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
-        row = _row(line, f"{path}, line {number}", split)
+        row = _row(line, path, number, split)
         if split_of.setdefault((row.source, row.input), row.split) != row.split:
             continue
         key = (row.source, row.input, *([row.target] if row.split == "train" else []))
@@ -83,18 +85,8 @@ def read_rows(path: Path, *, split: str | None = None) -> list[Row]:
     return list(rows.values())
 
 
-def _lines(path: Path) -> Iterator[str]:
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            yield from file
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InvalidData(
-            f"{path} cannot be read ({error}); it must be UTF-8 JSONL, plain or gzip."
-        ) from None
-
-
-def _row(line: str, where: str, split: str | None) -> Row:
+def _row(line: str, path: Path, number: int, split: str | None) -> Row:
+    where = f"{path}, line {number}"
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -111,7 +103,14 @@ def _row(line: str, where: str, split: str | None) -> Row:
     references = raw.get("references") or [raw["target"]]
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
         raise InvalidData(f"{where}: 'references' must be a list of texts; mend or delete that line.")
-    return Row(raw["split"], raw["input"], raw["target"], str(raw.get("source", "")), tuple(references))
+    row = Row(
+        raw["split"], raw["input"], raw["target"], str(raw.get("source", "")), tuple(references), number
+    )
+    if any(map(has_lone_surrogate, (row.split, row.input, row.target, row.source, *references))):
+        raise InvalidData(
+            f"{where}: holds half a character (a lone \\ud800 to \\udfff); mend or delete that line."
+        )
+    return row
 
 
 def limited(rows: Sequence[Row], max_rows: int | None) -> list[Row]:
@@ -154,6 +153,11 @@ def instruct(row: Row, recipe: Recipe, rng: random.Random) -> str:
 def prompts(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
     """One prompt a row; the phrasing is drawn from the seed and the row's place alone."""
     return [instruct(row, recipe, random.Random(f"{seed}-{i}")) for i, row in enumerate(rows)]
+
+
+def frames(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
+    """The prompts of `prompts` around an input of one character."""
+    return prompts([replace(row, input=".") for row in rows], recipe, seed)
 
 
 def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:

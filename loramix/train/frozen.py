@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from loramix.convert.gguf_reader import read_gguf, tensor_values
+from loramix.convert.hf_view import key_mapping, plain_directory
 from loramix.errors import NotFound, Unsupported
 from loramix.train.recipe import Lora
 
@@ -69,7 +70,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
                 )
                 _scale_rope(model, path)
             else:
-                model = transformers.AutoModelForCausalLM.from_pretrained(str(path), **options)
+                model = _from_directory(path, options)
     except (OSError, ValueError, KeyError) as error:
         raise Unsupported(f"transformers cannot read the base {path}: {error}.") from None
     model.requires_grad_(False)
@@ -79,6 +80,28 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
             if isinstance(module, torch.nn.Linear):  # autocast rounds these at each use: do it once
                 module.to(dtype)
     return model.to(device())
+
+
+def _from_directory(path: Path, options: dict[str, Any]) -> Any:
+    """A checkpoint's model, whole: transformers fills what it does not find with random numbers.
+
+    Raises:
+        Unsupported: weights are missing, or under names that the model does not have.
+    """
+    import transformers
+
+    with plain_directory(path) as plain:
+        if mapping := key_mapping(plain):
+            options = {**options, "key_mapping": mapping}
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            str(plain), output_loading_info=True, **options
+        )
+    if lost := sorted(found["missing_keys"]):
+        raise Unsupported(
+            f"{path} lacks {lost[0]} and {len(lost) - 1} other weights of its model; download the whole checkpoint, "
+            "or save the model itself, without what was wrapped around it."
+        )
+    return model
 
 
 def _scale_rope(model: Any, path: Path) -> None:

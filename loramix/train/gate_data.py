@@ -17,6 +17,7 @@ import msgspec
 
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
 from loramix.prompts import fill
+from loramix.textfile import read_lines, read_text
 from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.recipe import Recipe, load_recipe, recipe_beside, shipped
 
@@ -68,8 +69,8 @@ def load_phrasings(directory: Path = PHRASINGS) -> Phrasings:
 
     def read(path: Path, kind: type[Any]) -> Any:
         try:
-            return msgspec.toml.decode(path.read_bytes(), type=kind)
-        except (msgspec.MsgspecError, ValueError, OSError) as error:
+            return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
             raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
 
     named = [path for path in sorted(directory.glob("*.toml")) if path.stem not in {"none", "composed"}]
@@ -93,13 +94,15 @@ def read_none(path: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         raise NotFound(f"no file {path} of prompts that no skill fits; give one with --none FILE.")
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             text = row["text"] if "text" in row else row["instruction"]
             inputs = [instance["input"] for instance in row.get("instances", [])[:1] if instance["input"]]
             found.append((str(row.get("split", "")), "\n".join([text, *inputs])))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidData(
                 f"{path}, line {number}: needs 'text' or 'instruction' ({error}); mend it."
             ) from None

@@ -23,8 +23,8 @@ from filelock import FileLock, Timeout
 from loramix.errors import Busy, UsageError
 from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
-from loramix.train.data import Example, Row, batches, micro_batches, prompts, take
-from loramix.train.examples import common_prefix, header_of, tokenize
+from loramix.train.data import Example, Row, batches, micro_batches, take
+from loramix.train.examples import common_prefix, header_of, prepare
 from loramix.train.forward import collate, hidden_states
 from loramix.train.frozen import attach, autocast_dtype, device, digest, load_base, quiet
 from loramix.train.late import late_states
@@ -71,6 +71,7 @@ def train_skill(
     max_steps: int | None = None,
     checkpointing: bool | None = None,
     report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Train a recipe's adapter and keep the checkpoint with the lowest dev loss.
 
@@ -84,37 +85,40 @@ def train_skill(
         max_steps: stop after so many optimizer steps; the learning rate falls over the last quarter of them.
         checkpointing: compute activations again instead of keeping them; by default where memory is short.
         report: called after each step.
+        say: told of rows that are left out, in lines.
 
     Raises:
+        InvalidData: too many rows are longer than ``max_length``.
         Busy: another process trains in ``out``.
         UsageError: ``out`` holds a run and ``resume`` is not given.
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(out / ".lock", timeout=0.5):
-            return _Run(recipe, rows, base, out, max_rows).train(resume, max_steps, checkpointing, report)
+            return _Run(recipe, rows, base, out, max_rows, say).train(
+                resume, max_steps, checkpointing, report
+            )
     except Timeout:
         raise Busy(f"another process trains in {out}; wait for it, or give another --out.") from None
 
 
 class _Run:
     def __init__(
-        self, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, max_rows: int | None
+        self,
+        recipe: Recipe,
+        rows: Sequence[Row],
+        base: Path,
+        out: Path,
+        max_rows: int | None,
+        say: Callable[[str], None],
     ) -> None:
         self.recipe, self.out, self.base = recipe, out, base
         self.settings = recipe.training
         train_rows = take(kept(rows, recipe), "train", max_rows, self.settings.seed)
         dev_rows = take(rows, "dev", self.settings.dev_rows, self.settings.seed)
-        epochs = math.ceil(self.settings.epochs)
-        # every epoch asks in other words; dev keeps one phrasing a row
-        texts = [prompts(train_rows, recipe, f"{self.settings.seed}-{epoch}") for epoch in range(epochs)]
-        asked = [*itertools.chain(*texts), *prompts(dev_rows, recipe, "dev")]
-        answers = [row.target for row in [*train_rows * epochs, *dev_rows]]
-        examples = tokenize(base, asked, answers, self.settings.max_length)
-        n = len(train_rows)
-        self.epochs = [examples[i * n : (i + 1) * n] for i in range(epochs)]
-        self.dev = examples[epochs * n :]
-        self.prefix = common_prefix(examples)
+        *passes, dev = prepare(recipe, train_rows, dev_rows, base, say)
+        self.epochs, self.dev, n = passes, dev, len(passes[0])
+        self.prefix = common_prefix([*itertools.chain(*passes), *dev])
         self.header = header_of(base) if recipe.activation == "answer" else []
         self.per_epoch = math.ceil(n / self.settings.batch_size)
         self.steps = max(1, round(self.per_epoch * self.settings.epochs))

@@ -9,6 +9,7 @@ import msgspec
 
 from loramix.errors import InvalidData, NotFound
 from loramix.prompts import fill
+from loramix.textfile import read_lines
 from loramix.train.data import Row
 from loramix.train.recipe import RECIPES, Recipe, Source, changed_for, load_recipe, recipe_for
 
@@ -53,7 +54,7 @@ def recipe_of_data(name: str, rows: Sequence[Row], instructions: Path | None, ba
 def _read_instructions(path: Path) -> list[str]:
     if not path.is_file():
         raise NotFound(f"no instructions file {path}; write one instruction a line, or leave the option out.")
-    lines = [line.strip().replace("\\n", "\n") for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip().replace("\\n", "\n") for _, line in read_lines(path)]
     asked = [line if "{input}" in line else f"{line}\n{{input}}" for line in dict.fromkeys(lines) if line]
     if not asked or any(text.count("{input}") != 1 for text in asked):
         raise InvalidData(

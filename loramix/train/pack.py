@@ -44,6 +44,7 @@ def train_pack(
     base: str,
     description: str = "",
     report: Callable[[SkillProgress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Pack:
     """Train the adapters of all recipes and put them into a pack.
 
@@ -58,6 +59,7 @@ def train_pack(
         base: name or GGUF.
         description: of a new pack.
         report: called after each optimizer step.
+        say: told of rows that are left out, in lines.
 
     Returns:
         The pack, without a gate where a skill is new; one trained anew is found as before.
@@ -83,7 +85,7 @@ def train_pack(
 
         if not _is_done(run, key):
             rows = read_rows(file)
-            result = train_skill(recipe, rows, base_path, run, resume=True, report=forward)
+            result = train_skill(recipe, rows, base_path, run, resume=True, report=forward, say=say)
             done = {
                 "key": key,
                 "rows": result.rows,

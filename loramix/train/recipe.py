@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.paths import is_safe_name
+from loramix.textfile import read_text
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(gt=0)]
@@ -66,7 +67,7 @@ class Training(_Table, frozen=True):
     micro_batch_tokens: Positive = 2048
     """Most tokens, padding included, in one forward pass; bounds memory."""
     max_length: Positive = 1024
-    """Longest example in tokens; a longer input is cut at its end, the answer never."""
+    """Longest example in tokens: a long input is cut in its middle; a row whose answer does not fit is left out."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     gradient_clip: Annotated[float, Meta(gt=0)] = 1.0
     evaluate_every: Positive = 100
@@ -162,8 +163,8 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def _decoded(path: Path, kind: type[T]) -> T:
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, ValueError, UnicodeDecodeError) as error:
+        return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
 
 

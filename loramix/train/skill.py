@@ -25,6 +25,7 @@ from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
 from loramix.pack_own import Target
 from loramix.prompts import fill
 from loramix.runtime.features import compute
+from loramix.sniff import HEAD, sniff
 from loramix.train.card import write_card
 from loramix.train.data import Row
 from loramix.train.gate import (
@@ -89,7 +90,7 @@ def add(
         "dev_exact": float("nan"),
     }
     if adapter is None:
-        result = train_skill(recipe, rows, base, out, resume=resume, report=report)
+        result = train_skill(recipe, rows, base, out, resume=resume, report=report, say=say)
         numbers |= {"rows": result.rows, "dev_loss": result.dev_loss, "dev_exact": result.dev_exact}
         adapter = result.directory
     with tempfile.TemporaryDirectory() as temporary:
@@ -253,7 +254,9 @@ def check_import(path: Path) -> None:
         raise NotFound(f"no adapter at {path}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
     if path.is_file():
         with path.open("rb") as file:
-            if file.read(4) != b"GGUF":
-                raise InvalidArtifact(
-                    f"{path} is not a GGUF file; give a PEFT or mlx-lm directory, or a GGUF LoRA."
-                )
+            head = file.read(HEAD)
+        if head[:4] != b"GGUF":
+            what = sniff(head, path.stat().st_size) or "it does not begin with 'GGUF'"
+            raise InvalidArtifact(
+                f"{path} is not a GGUF LoRA: {what}; import a PEFT or mlx-lm directory, or a GGUF LoRA."
+            )

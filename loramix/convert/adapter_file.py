@@ -1,0 +1,55 @@
+"""A GGUF LoRA file from anywhere: read with a bound on its size, or named for what it is instead."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from loramix.errors import InvalidArtifact, NotFound
+from loramix.sniff import HEAD, sniff
+
+EMBEDDINGS = ("token_embd.weight", "output.weight")
+MAX_ADAPTER_BYTES = 512 * 2**20
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
+
+
+def read_adapter_bytes(path: Path) -> bytes:
+    """Read an adapter file.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidArtifact: not a regular file, too large, or a pickle.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        raise NotFound(f"no adapter at {path}; make one with 'loramix convert adapter'.") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise InvalidArtifact(f"{path} is not a regular file; give a GGUF LoRA file.")
+    if status.st_size > MAX_ADAPTER_BYTES:
+        raise InvalidArtifact(
+            f"{path} has {status.st_size} bytes; an adapter has at most {MAX_ADAPTER_BYTES}."
+        )
+    with path.open("rb") as file:
+        content = file.read(MAX_ADAPTER_BYTES + 1)
+    if content[:4] != b"GGUF" and (wrong := sniff(content[:HEAD], len(content))):
+        raise InvalidArtifact(f"adapter {path} is refused: {wrong}.")
+    if path.suffix in _PICKLES:
+        raise InvalidArtifact(
+            f"{path} may be a pickle, which can run code: save it as safetensors and convert that."
+        )
+    return content
+
+
+def embedding_adapted(target: str, tied: bool) -> str:
+    """What to say of an adapter on the token embedding or the output head, from its name on.
+
+    Args:
+        target: ``token_embd.weight`` or ``output.weight``.
+        tied: whether the base's output head is its token embedding.
+    """
+    embedding = target == "token_embd.weight"
+    what = "embed_tokens, the token embedding" if embedding else "lm_head, the output head"
+    also = f", which is this base's {'output head' if embedding else 'token embedding'} too" if tied else ""
+    name = "embed_tokens" if embedding else "lm_head"
+    return f"{what}{also}: llama.cpp cannot run a LoRA on it safely; train again without {name} in target_modules."

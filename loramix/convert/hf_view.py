@@ -1,0 +1,66 @@
+"""A Hugging Face directory as the libraries read it: without byte-order marks, without wrappers in tensor names.
+
+gguf and transformers open the text files themselves; where one of them has a mark, they get a temporary
+directory of links, with that file written again.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loramix.convert.safetensors_reader import SafetensorsFile
+from loramix.convert.wrappers import unwrapped
+from loramix.errors import InvalidArtifact
+from loramix.textfile import is_plain_utf8, read_text
+
+_TEXTS = (".json", ".jinja", ".txt")
+
+
+@contextmanager
+def plain_directory(directory: Path) -> Iterator[Path]:
+    """The directory itself, or a temporary one of links where a text file in it has a byte-order mark.
+
+    Args:
+        directory: a checkpoint.
+
+    Raises:
+        InvalidArtifact: a text file that is no text.
+    """
+    texts = [path for path in directory.iterdir() if path.suffix in _TEXTS and path.is_file()]
+    marked = [path for path in texts if not is_plain_utf8(path)]
+    if not marked:
+        yield directory
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in directory.iterdir():
+            copy = Path(temporary) / path.name
+            if path in marked:
+                copy.write_text(read_text(path, InvalidArtifact), encoding="utf-8")
+            else:
+                copy.symlink_to(path.resolve())
+        yield Path(temporary)
+
+
+def key_mapping(directory: Path) -> dict[str, str]:
+    """What transformers must replace in the tensor names of a checkpoint; empty where no wrapper is in them.
+
+    Args:
+        directory: a checkpoint.
+
+    Returns:
+        Patterns of whole names with the names without wrappers: transformers replaces once in a name only.
+
+    Raises:
+        InvalidArtifact: a damaged file.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(directory.glob("*.safetensors")):
+        with SafetensorsFile(path) as file:
+            found |= {
+                f"^{re.escape(name)}$": unwrapped(name) for name in file.entries if unwrapped(name) != name
+            }
+    return found

@@ -1,0 +1,68 @@
+"""Names that training frameworks put around a model's own, taken off tensor names again.
+
+``torch.compile``, DDP, DeepSpeed, FSDP, activation checkpointing, Lightning, TRL and PEFT wrap modules, and
+what is saved through the wrapper has its name in front of, or amid, each tensor's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from loramix.errors import InvalidArtifact
+
+# attributes under which a wrapper keeps the module that it wraps; no Llama module is named so
+_ANYWHERE = (
+    "_orig_mod",  # torch.compile
+    "_fsdp_wrapped_module",  # FSDP
+    "_fpw_module",  # older FSDP, FairScale
+    "_checkpoint_wrapped_module",  # torch's activation checkpointing
+    "_forward_module",  # Lightning
+    "module",  # DDP, DataParallel, DeepSpeed
+    "pretrained_model",  # TRL's value heads
+)
+_SEGMENT = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_ANYWHERE)})\.")
+_PEFT = "base_model.model."
+# a Lightning module or a trainer keeps the model as an attribute
+_OUTER = re.compile(
+    r"^(?:(?:model|net|policy|student|actor|llm)\.)+(?=base_model\.model\.|model\.|lm_head\.)"
+)
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name in the model itself, without wrappers of training frameworks.
+
+    Args:
+        name: e.g. ``_orig_mod.model.layers.0.mlp._checkpoint_wrapped_module.up_proj.weight``.
+
+    Returns:
+        e.g. ``model.layers.0.mlp.up_proj.weight``; a name without wrappers as it is.
+    """
+    name = _OUTER.sub("", _SEGMENT.sub("", name))
+    while name.startswith(_PEFT):
+        name = _OUTER.sub("", name.removeprefix(_PEFT))
+    return name
+
+
+def unwrapped_names(names: Iterable[str], where: str) -> dict[str, str]:
+    """The names of a file's tensors without wrappers, by the names that it has.
+
+    Args:
+        names: as stored.
+        where: the file, for messages.
+
+    Raises:
+        InvalidArtifact: two tensors have one name then.
+    """
+    found: dict[str, str] = {}
+    origin: dict[str, str] = {}
+    for name in names:
+        plain = unwrapped(name)
+        if plain in origin:
+            raise InvalidArtifact(
+                f"{where} holds both {origin[plain][:100]!r} and {name[:100]!r}, one tensor under two names of "
+                "wrappers; save the unwrapped model again."
+            )
+        origin[plain] = name
+        found[name] = plain
+    return found

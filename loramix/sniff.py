@@ -1,0 +1,105 @@
+"""What a file is by its first bytes, for messages on a file that is not what its name says.
+
+Knows signatures only; the readers of each format decide what they accept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+HEAD = 1024
+"""Bytes that `sniff` needs."""
+_LFS = b"version https://git-lfs"
+_ANNEX = re.compile(rb"\S{0,200}/annex/objects/")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]")
+_MARKUP = re.compile(rb"(?i)\s*(<!--.*?-->\s*)?<(!doctype\s+html|html|head|body)\b", re.DOTALL)
+_XML = re.compile(rb"\s*<\?xml|\s*<Error>")
+_SERVER_ERROR = re.compile(rb'\s*\{\s*"(error|errors|message|detail)"\s*:')
+_TORCH_ZIP = re.compile(
+    rb"PK\x03\x04.{26}[^/]{1,200}/(data\.pkl|\.format_version|\.data/|byteorder|version)", re.DOTALL
+)
+_SIGNATURES: tuple[tuple[bytes, str], ...] = (
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"\x28\xb5\x2f\xfd", "a zstd archive"),
+    (b"\xfd7zXZ\x00", "an xz archive"),
+    (b"BZh", "a bzip2 archive"),
+    (b"Rar!", "a RAR archive"),
+)
+_FORMATS: tuple[tuple[bytes, str], ...] = (
+    (b"GGUF", "a GGUF file"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"\x89HDF", "an HDF5 file"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"PAR1", "a Parquet file"),
+    (b"%PDF", "a PDF"),
+    (b"\x89PNG", "an image"),
+    (b"\xff\xd8\xff", "an image"),
+)
+_OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
+
+
+class Found(NamedTuple):
+    """What a file is instead of what was expected."""
+
+    what: str
+    """With its article, e.g. ``a Git LFS pointer, not the file itself``."""
+    advice: str
+    """What helps, as an imperative without a full stop."""
+
+    def __str__(self) -> str:
+        return f"it is {self.what}: {self.advice}"
+
+
+def sniff(head: bytes, size: int | None = None) -> Found | None:
+    """Name a file that is not what its name says.
+
+    Args:
+        head: its first bytes, up to `HEAD` of them.
+        size: the whole file's bytes, where that is known.
+
+    Returns:
+        What it is and what helps; None for what looks like no known other thing.
+    """
+    if not head or size == 0:
+        return Found("empty (0 bytes)", "copy or download it again")
+    if head.startswith(_LFS):
+        return Found(
+            "a Git LFS pointer, a text file that stands for the content",
+            "fetch the content with 'git lfs pull' in that repository, or download the file itself",
+        )
+    if _ANNEX.match(head):
+        return Found(
+            "a git-annex pointer, a text file that stands for the content",
+            "fetch the content with 'git annex get'",
+        )
+    if _MARKUP.match(head) or _XML.match(head):
+        return Found(
+            "a web page (HTML or XML), as a server sends with an error or a log-in",
+            "download the file itself, e.g. from a link with /resolve/ instead of /blob/",
+        )
+    if _SERVER_ERROR.match(head):
+        return Found("a server's error message (JSON)", "download the file again, with access to it")
+    if _PICKLE.match(head) or _TORCH_ZIP.match(head):
+        return Found(
+            "a pickle (a .bin, .pt or .ckpt of PyTorch), which can run code",
+            "save the weights as safetensors, with save_pretrained or safetensors.torch.save_file",
+        )
+    for signature, what in _SIGNATURES:
+        if head.startswith(signature):
+            return Found(what, "unpack it, and give the file inside")
+    if head.startswith(b"PK\x03\x04"):
+        return Found("a zip archive", "unpack it, and give the file inside")
+    if head[257:262] == b"ustar":
+        return Found("a tar archive", "unpack it, and give the file inside")
+    if head[:4] in _OLD_GGML:
+        return Found("a GGML file of before GGUF", "get or convert the model as GGUF")
+    for signature, what in _FORMATS:
+        if head.startswith(signature):
+            return Found(what, "give a file of the right format")
+    if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32:
+        return Found("a safetensors file", "give a file of the right format")
+    if not head.strip(b"\0"):
+        return Found("zeros only, as a broken-off download or a full disk leaves", "download it again")
+    return None

@@ -1,0 +1,122 @@
+"""The process's surroundings: streams that cannot write or read everything, and the system's refusals in a sentence."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from pathlib import Path
+
+from loramix.errors import LoramixError, NotFound, UsageError
+from loramix.paths import cache_dir, data_dir
+from loramix.textfile import decode_text
+
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP)
+_NO_CWD = "the current directory is not there any more: change to another with cd."
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def prepare_streams() -> None:
+    """Let stdout and stderr replace what their encoding cannot write, and stdin keep bytes that are no text."""
+    for stream, errors in (
+        (sys.stdout, "replace"),
+        (sys.stderr, "backslashreplace"),
+        (sys.stdin, "surrogateescape"),
+    ):
+        if isinstance(stream, io.TextIOWrapper):  # none where it is closed; a test may put another there
+            stream.reconfigure(errors=errors)
+
+
+def need_stdin() -> None:
+    """Refuse to read where there is nothing to read from.
+
+    Raises:
+        UsageError: stdin is closed.
+    """
+    if sys.stdin is None:
+        raise UsageError(
+            "stdin is closed, so there is nothing to read; give the text as words, or open stdin."
+        )
+
+
+def read_stdin() -> str:
+    """All of stdin, as `loramix.textfile.decode_text` reads it.
+
+    Raises:
+        UsageError: stdin is closed, or holds no text.
+    """
+    need_stdin()
+    return decode_text(sys.stdin.buffer.read(), "stdin", UsageError)
+
+
+def drop_stdout() -> None:
+    """Send what is still to be written nowhere: the reader of the pipe has gone, and nobody is left to tell."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
+    except (OSError, ValueError):  # a stream of a test's, without a descriptor
+        pass
+    finally:
+        os.close(nowhere)
+
+
+def need_cwd() -> None:
+    """Refuse to work from a directory that was deleted: libraries of PyTorch end the process there.
+
+    Raises:
+        NotFound: it is not there any more.
+    """
+    if not _has_cwd():
+        raise NotFound(_NO_CWD)
+
+
+def explain(error: OSError) -> str:
+    """What the system refused, and what to set or do, in one sentence.
+
+    Args:
+        error: as it was raised; with a file's name where it has one.
+    """
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        return f"the disk is full{_where(error)}: make room, or write to another disk."
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"too many files are open{_where(error)}: allow more with 'ulimit -n 4096'."
+    if "temporary directory" in reason:
+        return "no directory for temporary files can be written: set TMPDIR to one that can."
+    if error.filename is None and not _has_cwd():
+        return _NO_CWD
+    advice = ""
+    if error.errno in _REFUSED and isinstance(error.filename, str | bytes):
+        advice = _advice(Path(os.fsdecode(error.filename)))
+    return f"the system refused{_where(error)}: {reason}{advice}."
+
+
+def _where(error: OSError) -> str:
+    return f" {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
+
+
+def _has_cwd() -> bool:
+    try:
+        os.getcwd()  # noqa: PTH109  # Path.cwd() is the same, by another name
+    except OSError:
+        return False
+    return True
+
+
+def _advice(path: Path) -> str:
+    """What to set so that a path is another."""
+    for root, variable in ((cache_dir, "LORAMIX_CACHE"), (data_dir, "LORAMIX_DATA")):
+        try:
+            directory = root()
+        except LoramixError:
+            continue
+        # what is refused may be a parent that could not be made
+        if path.is_relative_to(directory) or directory.is_relative_to(path):
+            return f"; set {variable} to a directory that can be written"
+    if not path.is_absolute():
+        if not _has_cwd():
+            return f"; {_NO_CWD.rstrip('.')}"
+        if not os.access(".", os.W_OK):
+            return "; the current directory cannot be written: change to another, or name one with --out"
+    return ""

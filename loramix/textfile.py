@@ -1,0 +1,196 @@
+"""The one reader of text files that users hand over: byte-order marks, UTF-16, gzip, line ends, wrong files.
+
+Editors and shells write marks (Notepad, Excel, PowerShell) that are no part of the text. Every place that
+reads such a file comes here, so that all of them accept the same files and say the same of the others.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from loramix.errors import InvalidData, LoramixError
+from loramix.sniff import HEAD, sniff
+
+_GZIP = b"\x1f\x8b"
+# UTF-32's mark begins with that of UTF-16, so it comes first
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_LONE_CR = re.compile(rb"\r(?!\n)")  # line ends of old Macs
+_NOT_TEXT = "save it as UTF-8 text"
+
+
+def decode_text(data: bytes, name: str, error: type[LoramixError] = InvalidData) -> str:
+    """Decode text of a user: UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one.
+
+    Line ends become ``\\n``.
+
+    Args:
+        data: the whole content.
+        name: for messages.
+        error: raised on what is no text.
+
+    Returns:
+        The text without its mark.
+
+    Raises:
+        LoramixError: of the given kind; not text, with the line of the first bad byte.
+    """
+    encoding, mark = _encoding(data[:4])
+    try:
+        text = data[mark:].decode(encoding)
+    except UnicodeDecodeError as bad:
+        line = data[mark : mark + bad.start].decode(encoding, "replace").count("\n") + 1
+        raise _undecodable(name, line, bad, error) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_text(path: Path, error: type[LoramixError] = InvalidData, *, limit: int = 1 << 30) -> str:
+    """Read a whole text file that a user handed over; see `decode_text`. Gzip is unpacked.
+
+    Args:
+        path: an existing file.
+        error: raised on what is no text.
+        limit: most bytes of text.
+
+    Raises:
+        LoramixError: of the given kind; not text, too long, or a wrong file named for what it is.
+        OSError: the system refuses it.
+    """
+    with _opened(path, error) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise error(f"{path} has more than {limit} bytes of text; give a shorter file.")
+    if found := wrong_file(data):
+        raise error(f"{path} cannot be read: {found}.")
+    return decode_text(data, str(path), error)
+
+
+def read_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[tuple[int, str]]:
+    """Lines of a text file that a user handed over, read one by one; see `decode_text`. Gzip is unpacked.
+
+    Args:
+        path: an existing file.
+        error: raised on what is no text.
+
+    Yields:
+        Line numbers from 1 with the lines, without their ends.
+
+    Raises:
+        LoramixError: of the given kind; see `read_text`.
+        OSError: the system refuses it.
+    """
+    for number, line in utf8_lines(path, error):
+        try:
+            yield number, line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as bad:
+            raise _undecodable(str(path), number, bad, error) from None
+
+
+def utf8_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[tuple[int, bytes]]:
+    """Lines of a text file as UTF-8, bad bytes left in them: for readers that go on behind a bad line.
+
+    Args:
+        path: an existing file.
+        error: raised on a wrong file, or on UTF-16 that cannot be decoded.
+
+    Yields:
+        Line numbers from 1 with the lines; their ends are kept.
+    """
+    with _opened(path, error) as file:
+        head = file.peek(HEAD)[:HEAD]
+        if found := wrong_file(head):
+            raise error(f"{path} cannot be read: {found}.")
+        encoding, mark = _encoding(head[:4])
+        file.read(mark)
+        number = 0
+        try:
+            for whole in file if encoding == "utf-8" else _encoded(file, encoding):
+                for line in _LONE_CR.split(whole):
+                    number += 1
+                    yield number, line
+        except UnicodeDecodeError as bad:
+            raise _undecodable(str(path), number + 1, bad, error) from None
+
+
+def wrong_file(head: bytes) -> str:
+    """What a text file turns out to be: a Git LFS pointer, a web page, an archive; empty text for anything else.
+
+    Args:
+        head: its first bytes; an empty file is text.
+    """
+    head = head[:HEAD]
+    if not head or (head.lstrip()[:1] in (b"{", b"[") and b"\0" not in head):
+        return ""
+    if found := sniff(head):
+        return str(found)
+    if b"\0" not in head or _encoding(head[:4]) != ("utf-8", 0):
+        return ""
+    every_second = max(head[::2].count(0), head[1::2].count(0)) > len(head) // 5
+    what = "UTF-16 text without a byte-order mark" if every_second else "binary, not text"
+    return f"it is {what}: {_NOT_TEXT}"
+
+
+def is_plain_utf8(path: Path) -> bool:
+    """Whether a text file begins without a byte-order mark and is not packed: libraries read it as it is."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    return _encoding(head) == ("utf-8", 0) and not head.startswith(_GZIP)
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether a text holds what no encoding can write: half a character, or a byte that was not UTF-8."""
+    return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False
+
+
+@contextmanager
+def _opened(path: Path, error: type[LoramixError]) -> Iterator[Any]:
+    """A file's content, unpacked where it is gzip whatever its name."""
+    with path.open("rb") as file:
+        packed = file.peek(2)[:2] == _GZIP
+        try:
+            with io.BufferedReader(_unpacked(file)) if packed else file as content:
+                yield content
+        except (gzip.BadGzipFile, EOFError, zlib.error) as bad:
+            raise error(f"{path} is damaged gzip ({bad}); copy or pack it again.") from None
+
+
+def _encoded(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
+    """Lines of a text in another encoding, as UTF-8."""
+    for line in io.TextIOWrapper(file, encoding, newline=""):
+        yield line.encode()
+
+
+def _unpacked(file: IO[bytes]) -> gzip.GzipFile:
+    return gzip.GzipFile(fileobj=file)
+
+
+def _encoding(head: bytes) -> tuple[str, int]:
+    """Name of the encoding, and the bytes of its mark."""
+    for mark, encoding in _MARKS:
+        if head.startswith(mark):
+            return encoding, len(mark)
+    return "utf-8", 0
+
+
+def _undecodable(name: str, line: int, bad: UnicodeDecodeError, error: type[LoramixError]) -> LoramixError:
+    if bad.encoding not in ("utf-8", "utf8"):
+        return error(
+            f"{name}, line {line} cannot be used: not {bad.encoding.upper()} text ({bad.reason}); {_NOT_TEXT}."
+        )
+    return error(
+        f"{name}, line {line} cannot be used: byte 0x{bad.object[bad.start]:02X} is not UTF-8 text; {_NOT_TEXT}, "
+        "e.g. with 'iconv -f WINDOWS-1252 -t UTF-8'."
+    )
