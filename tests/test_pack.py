@@ -319,6 +319,10 @@ def test_base_and_adapters_are_checked_together(tmp_path: Path, monkeypatch: pyt
     validate: Any = ModuleType("loramix.convert.validate")
     validate.read_base, validate.check_adapter = lambda path: (None, "shape"), check_adapter
     monkeypatch.setitem(sys.modules, "loramix.convert.validate", validate)
+    templates: Any = ModuleType("loramix.convert.base_template")
+    asked: list[Path] = []
+    templates.check_template = asked.append
+    monkeypatch.setitem(sys.modules, "loramix.convert.base_template", templates)
     with pytest.raises(NotFound):
         pack.check(base)
     base.write_bytes(b"GGUF other")
@@ -327,6 +331,7 @@ def test_base_and_adapters_are_checked_together(tmp_path: Path, monkeypatch: pyt
     assert not calls
     base.write_bytes(BASE)
     assert pack.check(base) == []
+    assert asked == [base]
     assert calls == [(adapter(n), "shape", f"{n}.gguf", BASE_SHA) for n in ("sentiment", "title")]
 
 
