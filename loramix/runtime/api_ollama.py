@@ -45,9 +45,7 @@ def router(service: Service) -> APIRouter:
         policy, mix = service.target(body.model, body.loramix)
         if not messages:  # how Ollama's clients load a model
             return JSONResponse({**_head(body.model), **form(""), "done": True, "done_reason": "load"})
-        options, sampling = body.options, sampling_of(body.options)
-        if sampling.get("repeat_last_n") == -1:
-            sampling["repeat_last_n"] = service.n_ctx
+        options = body.options
         asked = m.Answer(
             number=0,
             messages=messages,
@@ -55,7 +53,7 @@ def router(service: Service) -> APIRouter:
             mix=mix,
             max_tokens=limit_of(options.num_predict, service.n_ctx),
             stop=options.stop or [],
-            sampling=sampling,
+            sampling=sampling_of(options),
             top_logprobs=body.top_logprobs if body.logprobs else None,
             json_schema=body.schema_for_grammar(),
             whole=not body.stream,

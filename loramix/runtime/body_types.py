@@ -22,6 +22,9 @@ RepeatPenalty = Annotated[float, says("a number from 0.01 to 100", ge=0.01, le=1
 TopK = Annotated[
     int, says("a whole number from 1 to 1000000, or 0 or -1 for all tokens", ge=-1, le=1_000_000)
 ]
+RepeatLast = Annotated[
+    int, says("a whole number from 0 to 1000000, or -1 for the context", ge=-1, le=1_000_000)
+]
 Seed = Annotated[int, says("a whole number of 64 bits, or -1 for a random seed", ge=-(2**63), lt=2**63)]
 TopLogprobs = Annotated[int, says("a whole number from 0 to 20", ge=0, le=20)]
 Dimensions = Annotated[
@@ -90,6 +93,8 @@ def sampling_of(body: Any, choice: int = 0) -> dict[str, int | float]:
     found = {name: value for name in names if (value := getattr(body, name, None)) is not None}
     if found.get("top_k") == -1:
         found["top_k"] = 0
+    if found.get("repeat_last_n") == -1:
+        found["repeat_last_n"] = 1_000_000  # more than any context holds
     if found.get("seed") == -1:
         del found["seed"]
     elif "seed" in found:

@@ -12,6 +12,7 @@ from loramix.runtime.body_types import (
     Flag,
     Model,
     Penalty,
+    RepeatLast,
     RepeatPenalty,
     Seed,
     Share,
@@ -23,7 +24,7 @@ from loramix.runtime.body_types import (
 )
 from loramix.runtime.chat_messages import MAX_MESSAGES, ChatMessage
 from loramix.runtime.fields import Body, Refusal, refused, says, shown
-from loramix.runtime.openai_bodies import TUNING
+from loramix.runtime.openai_bodies import NO_BIAS, NO_TOOLS, TUNING
 from loramix.runtime.service import Options
 
 
@@ -51,7 +52,10 @@ class RunOptions(Body):
             "vocab_only",
         }
     )
-    refusals: ClassVar = {name: TUNING[name] for name in ("mirostat", "tfs_z", "typical_p")}
+    refusals: ClassVar = {
+        **{name: TUNING[name] for name in ("mirostat", "tfs_z", "typical_p")},
+        "logit_bias": NO_BIAS,
+    }
     num_predict: (
         Annotated[
             int, says(f"a whole number from -2 to {NO_LIMIT}, 0 and less for no limit", ge=-2, le=NO_LIMIT)
@@ -65,10 +69,7 @@ class RunOptions(Body):
     top_p: Share | None = None
     min_p: Share | None = None
     repeat_penalty: RepeatPenalty | None = None
-    repeat_last_n: (
-        Annotated[int, says("a whole number from 0 to 1000000, or -1 for the context", ge=-1, le=1_000_000)]
-        | None
-    ) = None
+    repeat_last_n: RepeatLast | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     seed: Seed | None = None
@@ -109,7 +110,7 @@ class ChatBody(Generated):
 
     refusals: ClassVar = {
         **Generated.refusals,
-        "tools": Refusal("asks for tools, which these models cannot call; leave it out.", ([],)),
+        "tools": Refusal(f"{NO_TOOLS}.", ([],)),
     }
     messages: Annotated[
         list[ChatMessage], says(f"a list of at most {MAX_MESSAGES} messages", max_length=MAX_MESSAGES)

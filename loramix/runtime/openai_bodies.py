@@ -16,6 +16,7 @@ from loramix.runtime.body_types import (
     Limit,
     Model,
     Penalty,
+    RepeatLast,
     RepeatPenalty,
     Seed,
     Share,
@@ -31,7 +32,11 @@ from loramix.runtime.fields import Body, Refusal, says
 from loramix.runtime.service import Name, Options, PolicyName
 
 MAX_CHOICES = 8
-NO_TOOLS = "asks for tools, which these models cannot call; leave it out, or send {choice!r}: 'none'."
+NO_TOOLS = (
+    "asks for tools, which these models cannot call; "
+    "switch tools off in the client (Open WebUI: set Function Calling to Legacy)"
+)
+NO_BIAS = Refusal("is not supported here; leave it out.")
 OTHERS = {
     name: Refusal("is not supported here; leave it out.")
     for name in ("grammar", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "ignore_eos")
@@ -86,7 +91,7 @@ class Sampled(Body):
     refusals: ClassVar = {
         **OTHERS,
         **TUNING,
-        "logit_bias": Refusal("is not supported here; leave it out."),
+        "logit_bias": NO_BIAS,
     }
     model: Model
     stream: Flag = False
@@ -103,6 +108,7 @@ class Sampled(Body):
     frequency_penalty: Penalty | None = None
     repeat_penalty: RepeatPenalty | None = None
     repetition_penalty: RepeatPenalty | None = None
+    repeat_last_n: RepeatLast | None = None
     loramix: Annotated[Options | None, says("an object with policy or mix")] = None
 
     def sampling(self, choice: int) -> dict[str, int | float]:
@@ -137,8 +143,10 @@ class ChatBody(Sampled):
     }
     refusals: ClassVar = {
         **Sampled.refusals,
-        "tools": Refusal(NO_TOOLS.format(choice="tool_choice"), ([],), ("tool_choice", "none")),
-        "functions": Refusal(NO_TOOLS.format(choice="function_call"), ([],), ("function_call", "none")),
+        "tools": Refusal(f"{NO_TOOLS}, or send 'tool_choice': 'none'.", ([],), ("tool_choice", "none")),
+        "functions": Refusal(
+            f"{NO_TOOLS}, or send 'function_call': 'none'.", ([],), ("function_call", "none")
+        ),
         "audio": Refusal("asks for sound, and answers are text; leave it out.", ({},)),
         "modalities": Refusal("asks for more than text; leave it out.", ([], ["text"])),
         "web_search_options": Refusal("asks for a search, and this server has none; leave it out."),
