@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import TEMPLATE
+from tiny import TEMPLATE, write_base
 
 from loramix.chat_template import ChatTemplate
-from loramix.errors import InvalidArtifact, InvalidPrompt
+from loramix.errors import InvalidArtifact, InvalidData, InvalidPrompt
 from loramix.prompts import as_messages, fill
+from loramix.runtime.tokenize import tokenize_rows
 
 CONTROLS = ("<|im_start|>", "<|im_end|>")
 USER = [{"role": "user", "content": "hi"}]
@@ -145,6 +146,14 @@ def test_messages_that_cannot_be_used(prompt: Any) -> None:
 
 def test_instructions_are_plain_text() -> None:
     assert fill("Say {input} {{x}} {y}", "{input} {%raw%}") == "Say {input} {%raw%} {{x}} {y}"
+
+
+def test_a_prompt_that_the_template_refuses_is_named_in_training(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('not this') }}{% endif %}"
+    base = write_base(tmp_path / "base.gguf", template=template + "{{ m.content }}{% endfor %}")
+    rows = [{"prompt": "yes", "answer": "x"}, {"prompt": "no", "answer": "x"}]
+    with pytest.raises(InvalidData, match=r"prompt 2 cannot be used.*not this"):
+        tokenize_rows(base, rows)
 
 
 @pytest.mark.base

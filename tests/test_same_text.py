@@ -20,7 +20,7 @@ from loramix.chat_template import PLAIN
 from loramix.cli import main
 from loramix.convert.base_template import check_template, with_template
 from loramix.convert.from_hf import convert_base
-from loramix.errors import InvalidArtifact, InvalidData, UsageError
+from loramix.errors import InvalidArtifact, UsageError
 from loramix.models import bases
 from loramix.pack_edit import new_pack
 from loramix.runtime.batch import run_batch
@@ -295,11 +295,3 @@ def test_a_template_is_given_to_a_base(spoken: Path, tmp_path: Path) -> None:
         with_template(silent, tmp_path / "bad.gguf", "hello")
     found = CliRunner().invoke(main, ["convert", "base", str(silent), "--out", str(tmp_path / "no.gguf")])
     assert found.exit_code == 2 and "--chat-template FILE" in found.stderr
-
-
-def test_a_prompt_that_the_template_refuses_is_named_in_training(tmp_path: Path) -> None:
-    template = "{% for m in messages %}{% if 'no' in m.content %}{{ raise_exception('not this') }}{% endif %}"
-    base = write_base(tmp_path / "base.gguf", template=template + "{{ m.content }}{% endfor %}")
-    rows = [{"prompt": "yes", "answer": "x"}, {"prompt": "no", "answer": "x"}]
-    with pytest.raises(InvalidData, match=r"prompt 2 cannot be used.*not this"):
-        tokenize_rows(base, rows)
