@@ -55,7 +55,9 @@ def test_the_system_message_stays_and_turns_go_in_pairs(tiny_engine: Engine, mon
         talk.turn(f"turn {i} " + "y" * 50)
     for messages in asked:
         assert messages[0] == {"role": "system", "content": "be brief"}
-        assert [m["role"] for m in messages[1:]] == ["user", "assistant"] * (len(messages) // 2 - 1) + ["user"]
+        assert [m["role"] for m in messages[1:]] == ["user", "assistant"] * (len(messages) // 2 - 1) + [
+            "user"
+        ]
         assert tiny_engine.count_tokens(messages) + 3 <= tiny_engine.n_ctx
     assert len(asked[-1]) < 16 and asked[-1][-1]["content"].startswith("turn 7")
 

@@ -116,7 +116,9 @@ def test_where_there_are_no_hard_links_files_are_copied(
 
 
 @pytest.mark.parametrize("to", ["other", "./here/other"])
-def test_a_copy_under_another_name(to: str, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_under_another_name(
+    to: str, packs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for skill in ("sentiment", "summarize"):
         done = loramix("pack", "remove", NAME, skill, "--to", to)
@@ -255,7 +257,12 @@ def test_a_training_that_fails_leaves_no_pack(
 
 @pytest.mark.parametrize(
     "where, says",
-    [("nosuch", "--pack ./nosuch"), ("./full", "is no pack"), ("./Bad Name", "not usable"), ("./nogguf", "GGUF")],
+    [
+        ("nosuch", "--pack ./nosuch"),
+        ("./full", "is no pack"),
+        ("./Bad Name", "not usable"),
+        ("./nogguf", "GGUF"),
+    ],
 )
 def test_places_where_no_pack_can_be_made(
     where: str, says: str, data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
