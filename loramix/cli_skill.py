@@ -139,8 +139,8 @@ def _add(
 
 
 def say_how_to_use(target: Target) -> None:
-    """What ``--pack`` takes for a pack that the command line did not name, on stderr."""
-    if target.note:
+    """What ``--pack`` takes for a copy, which the command line did not name, on stderr."""
+    if target.note and (target.origin or not target.fresh):
         click.echo(f"to use it: loramix run --pack {shlex.quote(target.used_as)} PROMPT", err=True)
 
 
