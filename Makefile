@@ -20,10 +20,10 @@ BUILD_LOG := $(VENV)/llama-build.log
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips in one environment disturb each other
 .DELETE_ON_ERROR:
-.PHONY: help demo install base test bench check format clean distclean
+.PHONY: help demo install base test test-kernels bench check format clean distclean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base.stamp ## install into .venv, fetch the default base, answer one prompt
 	@echo "==> loramix run --show-route \"$(PROMPT)\""
@@ -35,6 +35,9 @@ base: $(VENV)/.base.stamp ## fetch the default base
 
 test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs what training needs
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-kernels: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run what compares numbers under other kernels; two builds of llama.cpp the first time
+	@sh scripts/kernels.sh $(BIN)/python $(PYTEST_ARGS)
 
 bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## measure speed beside peers; the first time llama-server is built, and a TinyLlama shape made
 	@set -e; server="$$(sh scripts/llama_server.sh $(BIN)/python)"; \

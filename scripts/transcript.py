@@ -1,6 +1,8 @@
 """Run the commands of the README's console blocks again, and put what they print below each.
 
 python scripts/transcript.py
+
+Nothing is written where a prompt is so near another answer that a different CPU could give that one.
 """
 
 from __future__ import annotations
@@ -11,16 +13,43 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from margins import asked_by, offences
+
+from loramix import Engine
 from loramix.paths import write_text
 
 README = Path(__file__).parent.parent / "README.md"
+BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
+
+
+def commands(text: str) -> list[str]:
+    """The ``$`` lines of a text's console blocks."""
+    return re.findall(r"^\$ (.+)$", "\n".join(BLOCK.findall(text)), re.MULTILINE)
+
+
+def refuse_near_ties(text: str) -> None:
+    """Exit with a sentence for each prompt that another CPU might answer otherwise.
+
+    Args:
+        text: with console blocks.
+    """
+    try:
+        asked = [found for command in commands(text) if (found := asked_by(command))]
+    except ValueError as error:
+        sys.exit(f"error: {error}.")
+    with Engine.open(n_threads=1) as engine:
+        near = [line for one in asked for line in offences(engine, one)]
+    if near:
+        sys.exit("\n".join([*near, "error: nothing is written; choose other prompts, or a smaller -n."]))
 
 
 def replay(block: re.Match[str]) -> str:
     """A console block with fresh output."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     out = []
-    for command in re.findall(r"^\$ (.+)$", block[1], re.MULTILINE):
+    for command in commands(block[0]):
         done = subprocess.run(
             command,
             shell=True,
@@ -36,4 +65,5 @@ def replay(block: re.Match[str]) -> str:
 
 if __name__ == "__main__":
     text = README.read_text(encoding="utf-8")
-    write_text(README, re.sub(r"```console\n(.*?)```", replay, text, flags=re.DOTALL))
+    refuse_near_ties(text)
+    write_text(README, BLOCK.sub(replay, text))

@@ -8,15 +8,26 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+PATIENCE_S = 300.0
+"""Longest wait for an event, which ends with the event: a busy machine takes its time."""
 ASK = {"role": "user", "content": "the quick brown fox jumps"}
+
+
+def wait_until(what: Callable[[], object]) -> None:
+    """Wait until something is true."""
+    end = time.monotonic() + PATIENCE_S
+    while not what():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
 
 
 class Served:
@@ -30,9 +41,9 @@ class Served:
     def __init__(self, process: subprocess.Popen[str], lines: queue.Queue[str], log: list[str]) -> None:
         self.process, self._lines, self.log = process, lines, log
         self.url = self.wait_for(r"running on (http://\S+)").group(1)
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=PATIENCE_S)
 
-    def wait_for(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def wait_for(self, pattern: str, seconds: float = PATIENCE_S) -> re.Match[str]:
         """The next line of the log that matches."""
         while True:
             try:
@@ -87,11 +98,11 @@ def served(pack: Path | str, *options: str, **environment: str) -> Iterator[Serv
     finally:
         process.terminate()
         try:
-            process.wait(20)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
         process.wait()
-        reader.join(5)
+        reader.join(PATIENCE_S)
 
 
 def openapi_cases(url: str, each: int, model: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import ASK, Served, served
+from serving import ASK, Served, served, wait_until
 
 from loramix import Engine
 from loramix.pack_edit import remove_skill
@@ -84,9 +84,7 @@ def test_who_leaves_is_measured_no_more(tiny_server: Served) -> None:
             link.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
             time.sleep(pause)
     assert explain(tiny_server, max_tokens=2).status_code == 200
-    end = time.monotonic() + 20
-    while tiny_server.http.get("/health").json()["active"]:
-        assert time.monotonic() < end, "somebody is still measured"
+    wait_until(lambda: not tiny_server.http.get("/health").json()["active"])
     assert tiny_server.http.get("/health").json()["restarts"] == restarts
 
 

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -261,8 +260,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(pack: Path) -> None:
     child.stdin.flush()
     child.stdout.read(6)  # the answer has begun, and takes eight seconds
     child.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    out, err = child.communicate(b"/history\n/quit\n", timeout=60)
+    out, err = child.communicate(b"/history\n/quit\n", timeout=300)
     assert child.returncode == 0, err
     assert b"user: talk" in out and b"Traceback" not in err
 

@@ -125,10 +125,10 @@ def test_a_decision_is_fast() -> None:
     rows = np.random.default_rng(2).standard_normal((500, 1728)).astype(np.float32)
     seconds = []
     for row in rows:
-        start = time.perf_counter()
+        start = time.thread_time()
         top1(gate.probabilities(row), info.skills, info.threshold)
-        seconds.append(time.perf_counter() - start)
-    # the budget is 0.2 ms; a test machine may be busy with other things
+        seconds.append(time.thread_time() - start)
+    # the budget is 0.2 ms
     assert np.median(seconds) < 1e-3
 
 
@@ -281,10 +281,10 @@ MALFORMED: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_gates_are_refused(case: str) -> None:
     data = MALFORMED[case]()
-    start = time.perf_counter()
+    start = time.thread_time()
     with pytest.raises(InvalidArtifact, match="loramix train gate"):
         NumpyGate.from_bytes(data)
-    assert time.perf_counter() - start < 1.0
+    assert time.thread_time() - start < 1.0
 
 
 class Canary:

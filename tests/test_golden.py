@@ -1,10 +1,9 @@
-"""Golden outputs of the default pack: route, first tokens and text of fixed prompts, greedy.
+"""Golden outputs of the default pack: route, tokens and text of fixed prompts, greedy, the same on every CPU.
 
     LORAMIX_UPDATE_GOLDEN=1 python -m pytest tests/test_golden.py     writes tests/golden.json anew
 
-Kernels for other instruction sets, and other splits of the same tokens into batches, round differently, which
-can turn a near tie. The file keeps by how much each token won: up to the first narrow win all must agree, on
-every CPU; on the kind that wrote the file, everything must.
+Kernels for other instruction sets, and other splits of the same tokens into batches, round differently. No prompt
+here is near enough to another answer for that to matter: `test_margins` measures how near each is.
 """
 
 from __future__ import annotations
@@ -13,96 +12,79 @@ import json
 import os
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-import numpy as np
 import pytest
-
-from loramix.runtime.cpu import cpu_flags
-from loramix.runtime.sampling import Sampler
+from margins import SCALE_TOLERANCE, Asked, offences
 
 pytestmark = pytest.mark.base
 GOLDEN = Path(__file__).parent / "golden.json"
-KERNELS = sorted(cpu_flags() & {"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "asimd"})
-NEAR_TIE = 0.5  # logits; other kernels and batches were seen to move a margin by up to 0.2
-SCALE_TOLERANCE = 0.1
-PROMPTS = {
+CLOSED = "The school will stay closed on Monday because of heavy snow. Lessons begin again on Tuesday."
+HOTEL = "The hotel was clean and quiet, but breakfast was expensive."
+PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "positive": ("Is this review positive or negative? A tender, funny film that I will watch again.", {}),
     "negative": ("Sentiment: the plot is thin and the jokes are older than the actors", {}),
-    "after": ("The battery died after two days and nobody answers the phone.\n\nDid the buyer like it?", {}),
+    "after": (
+        "The battery died after two days and nobody answers the phone.\n\nIs this review positive or negative?",
+        {},
+    ),
     "summary": (
-        "Summarize in one sentence: The museum on the harbour opened a new wing on Friday. It shows sixty "
-        "ships in bottles, all made by sailors of the town, and children may try to build one themselves.",
+        "Summarize in one sentence: The road to the airport is closed because of an accident. Drivers should take "
+        "the road along the river.",
         {},
     ),
-    "oneline": (
-        "Describe this package in one line:\nThis program shows which files take the most room on a disk. It "
-        "reads a directory, adds up the sizes of what is below it, and draws the result as nested boxes.",
+    "oneline": (f"Give a one-line summary and translate it: {CLOSED}", {}),
+    "spam": (
+        "Is this message spam? WINNER! You have won a 1000 pound prize. Call 09061701461 now to claim.",
         {},
     ),
-    "none": ("What is the capital of Portugal?", {"max_tokens": 24}),
-    "greeting": ("hello there", {"max_tokens": 24}),
+    "intent": ("What does this customer of a bank want? My card has not arrived yet.", {}),
+    "emotion": ("Which emotion does this comment show? I am so happy that you came!", {}),
+    "two in turn": (f"Which emotion is this, and is it positive or negative? {HOTEL}", {}),
     "blend": (
-        "Summarize the emotional tone of this review: The actors try hard, but the story drags on.",
+        f"Which emotion is this, and is it positive or negative? {HOTEL}",
         {"policy": "blend", "max_tokens": 24},
     ),
     "fixed mix": ("The soup was cold.", {"mix": "sentiment=0.7,summarize=0.3", "max_tokens": 16}),
-    "bare base": ("Is this review positive or negative? A joy.", {"policy": "base", "max_tokens": 24}),
+    "none": ("What is the capital of Japan?", {"max_tokens": 24}),
+    "none and wrong": ("Who was the first president of the United States?", {"max_tokens": 12}),
+    "bare base": (f"Summarize in one sentence: {CLOSED.split('.')[0]}.", {"policy": "base", "max_tokens": 3}),
 }
 
 
 def outcome(engine: Any, name: str) -> dict[str, Any]:
-    """Mix, first tokens, by how many logits each won over the next, and the text."""
+    """Mixes, tokens and text."""
     prompt, options = PROMPTS[name]
-    margins: list[float] = []
-    pick = Sampler.pick
-
-    def noting(sampler: Sampler, logits: Any, recent: list[int]) -> int:
-        second, first = np.partition(logits, -2)[-2:]
-        margins.append(round(float(first - second), 2))
-        return pick(sampler, logits, recent)
-
-    with patch.object(Sampler, "pick", noting):
-        answer = engine.generate(prompt, **options)
-    tokens = answer.tokens[:8]
-    return {"mix": answer.route.mix, "tokens": tokens, "margins": margins[: len(tokens)], "text": answer.text}
-
-
-def firm(found: dict[str, Any]) -> list[int]:
-    """Tokens up to the first that won by little."""
-    narrow = [i for i, margin in enumerate(found["margins"]) if margin < NEAR_TIE]
-    return list(found["tokens"][: narrow[0] if narrow else None])
+    answer = engine.generate(prompt, **options)
+    steps = [step.scales for step in answer.route.steps]
+    return {"mixes": steps, "tokens": answer.tokens, "text": answer.text}
 
 
 def assert_agree(found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Equal but for rounding: the same skills at about the same scales, the same tokens up to a near tie."""
-    assert found["mix"] == pytest.approx(wanted["mix"], abs=SCALE_TOLERANCE)
-    sure = firm(wanted)
-    assert found["tokens"][: len(sure)] == sure
+    """The same tokens, by the same skills in the same order; their scales follow probabilities."""
+    assert found["tokens"] == wanted["tokens"] and found["text"] == wanted["text"]
+    assert found["mixes"] == [pytest.approx(mix, abs=SCALE_TOLERANCE) for mix in wanted["mixes"]]
 
 
 @pytest.fixture(scope="module")
 def golden(default_engine: Any) -> dict[str, Any]:
     if os.environ.get("LORAMIX_UPDATE_GOLDEN"):
-        found = {"kernels": KERNELS, "outputs": {name: outcome(default_engine, name) for name in PROMPTS}}
-        GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    read: dict[str, Any] = json.loads(GOLDEN.read_text())
+        near = [line for name in PROMPTS for line in offences(default_engine, Asked(name, *PROMPTS[name]))]
+        assert not near, near
+        found = {name: outcome(default_engine, name) for name in PROMPTS}
+        GOLDEN.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    read: dict[str, Any] = json.loads(GOLDEN.read_text(encoding="utf-8"))
     return read
 
 
 @pytest.mark.parametrize("name", PROMPTS)
 def test_output_is_as_recorded(name: str, default_engine: Any, golden: dict[str, Any]) -> None:
-    found, wanted = outcome(default_engine, name), golden["outputs"][name]
-    if golden["kernels"] == KERNELS:
-        assert found == wanted
-    else:
-        assert_agree(found, wanted)
+    assert_agree(outcome(default_engine, name), golden[name])
 
 
 def test_the_recorded_outputs_say_something(golden: dict[str, Any]) -> None:
-    sure = {name: len(firm(wanted)) for name, wanted in golden["outputs"].items()}
-    assert sum(map(bool, sure.values())) >= 7, sure
-    assert sum(sure.values()) >= 15, sure
+    assert golden.keys() == PROMPTS.keys() and all(wanted["text"] for wanted in golden.values())
+    assert sum(len(wanted["tokens"]) for wanted in golden.values()) >= 50
+    assert len({skill for wanted in golden.values() for mix in wanted["mixes"] for skill in mix}) >= 5
 
 
 def test_a_second_time_gives_the_same(default_engine: Any) -> None:
@@ -113,7 +95,7 @@ def test_a_second_time_gives_the_same(default_engine: Any) -> None:
 
 
 def test_no_skill_fits_equals_never_having_adapters(default_engine: Any) -> None:
-    for name in ("none", "greeting"):
+    for name in ("none", "none and wrong"):
         prompt, options = PROMPTS[name]
         routed = default_engine.generate(prompt, **options)
         assert routed.route.mix == {}, routed.route

@@ -291,7 +291,7 @@ def test_the_environment_alone_decides_hub_and_cache(standin: Hub, gguf: bytes, 
     def pull(**extra: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "loramix", "pull", NAME]
         return subprocess.run(
-            command, env={**environment, **extra}, capture_output=True, text=True, check=False, timeout=60
+            command, env={**environment, **extra}, capture_output=True, text=True, check=False, timeout=300
         )
 
     dead = pull(HF_ENDPOINT="http://127.0.0.1:9")

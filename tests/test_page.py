@@ -10,6 +10,11 @@ import pytest
 from browsing import HTML, Visitor
 from serving import Served, served
 
+TWO_SKILLS = (
+    "Is this spam, and is it positive or negative? The train was late, the seats were dirty, and the heating did "
+    "not work."
+)
+
 
 def stream_of(*events: dict[str, Any]) -> str:
     return "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
@@ -193,18 +198,16 @@ def test_skills_have_examples_and_cards(visit: Any) -> None:
 
 @pytest.mark.base
 def test_the_default_pack_answers_and_shows_why(default_base: Any, browser: Any) -> None:
-    review = "The actors try hard, but the story drags on and the ending makes no sense."
     with served("smollm2-135m", "--parallel", "2") as server:
         visitor = Visitor(browser, server.url)
         page = visitor.page
         page.wait_for_selector(".opener")
         assert page.locator(".skills li").count() == 12
-        turn = visitor.send(f"Summarize the emotional tone of this review: {review}")
-        assert turn.locator(".chips").inner_text().split() == ["summarize", "×1", "then", "sentiment", "×1"]
-        first, last = turn.locator(".text").text_content().split("\n")
-        assert len(first.split()) > 3 and last == "negative"
+        turn = visitor.send(TWO_SKILLS)
+        assert turn.locator(".chips").inner_text().split() == ["spam", "×1", "then", "sentiment", "×1"]
+        assert turn.locator(".text").text_content().split("\n") == ["ham", "negative"]
         hues = [token.get_attribute("data-hue") for token in turn.locator(".token").all()]
-        assert hues == ["1"] * (len(hues) - 1) + ["0"]
+        assert len(hues) > 1 and hues == ["2"] * (len(hues) - 1) + ["0"]
         turn.get_by_role("button", name="Show contributions").click()
         visitor.idle()
         assert turn.locator("canvas").count() == 2

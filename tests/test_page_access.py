@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from browsing import KEY, Visitor
-from serving import Served
-
-
-def wait_until(what: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.05)
+from serving import Served, wait_until
 
 
 def test_all_of_it_by_keyboard(visit: Any, page_server: Served) -> None:

@@ -54,12 +54,12 @@ def test_a_worker_that_hangs_is_killed(tiny_pack: Path, monkeypatch: pytest.Monk
         (job,) = supervisor.submit([asked(max_tokens=200)])
         os.kill(first, signal.SIGSTOP)
         supervisor.leave(job)
+        (other,) = supervisor.submit([asked(max_tokens=2)])
         with pytest.raises(RequestFailed) as left:
             await last(job)
         assert left.value.http_status == 499
-        (job,) = supervisor.submit([asked(max_tokens=2)])
         with pytest.raises(RequestFailed, match="SIGKILL"):  # it had been handed this one too
-            await last(job)
+            await last(other)
         (job,) = supervisor.submit([asked(max_tokens=2)])
         assert isinstance(await last(job), m.Ended)
         assert supervisor.restarts == 1 and supervisor.pid != first
