@@ -29,7 +29,7 @@ from loramix.runtime.grammar import GrammarSampler
 from loramix.runtime.llama import Model
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.tokenize import tokenize_rows
-from loramix.train.examples import tokenize
+from loramix.train.examples import token_ids
 
 pytest.importorskip("sentencepiece")
 SAYS, END = "the market", 399
@@ -81,7 +81,7 @@ def test_training_and_run_time_see_the_same_tokens(base: Path) -> None:
     assert len(PROMPTS) >= 30
     rows = [{"prompt": text, "answer": text} for text in PROMPTS]
     trained, eot = tokenize_rows(base, rows)
-    from_directory = tokenize(base.parent, PROMPTS, PROMPTS, 10_000)
+    from_directory = token_ids(base.parent, list(zip(PROMPTS, PROMPTS, strict=True)))
     with Engine(pack_of(base), base=base, n_ctx=256) as engine:
         for text, (ids, n_answer), example in zip(PROMPTS, trained, from_directory, strict=True):
             chat = [{"role": "user", "content": text}]
@@ -144,7 +144,7 @@ def test_bos_is_there_once(template: str, settings: dict[str, Any], bos: int, tm
         assert (
             found
             == ids[:-n_answer].tolist()
-            == tokenize(base.parent, ["the weather"], ["x"], 99)[0].ids[: len(found)].tolist()
+            == token_ids(base.parent, [("the weather", "x")])[0].ids[: len(found)].tolist()
         )
         assert [token == 1 for token in found] == [i < bos for i in range(len(found))]
 
@@ -232,7 +232,7 @@ def test_a_base_that_cannot_be_asked_is_refused_everywhere(name: str, spoken: Pa
     calls: list[Any] = [
         lambda: Engine(pack, base=base),
         lambda: pack.check(base),
-        lambda: tokenize(base, ["a"], ["b"], 99),
+        lambda: token_ids(base, [("a", "b")]),
         lambda: check_template(base),
     ]
     for call in calls:
