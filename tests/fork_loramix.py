@@ -30,11 +30,17 @@ def serve(path: str) -> None:
     import peft  # noqa: F401
     import sklearn  # noqa: F401
     import torch  # noqa: F401
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.modeling_gguf_pytorch_utils
+    import transformers.models.llama.modeling_llama
+    import transformers.quantizers.auto  # noqa: F401
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
+    import loramix.runtime.engine
     import loramix.train.lora
     import loramix.train.skill
 
+    # one core, so one thread: several that wait for each other take minutes on a busy machine
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
