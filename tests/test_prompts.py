@@ -89,7 +89,7 @@ def test_a_template_cannot_run_for_ever(source: str) -> None:
     began = time.thread_time()
     with pytest.raises(InvalidArtifact):
         ChatTemplate(source).render(USER)
-    assert time.thread_time() - began < 5
+    assert time.thread_time() - began < 5  # of processor time: the machine may be busy
 
 
 def test_templates_that_are_none() -> None:
