@@ -90,7 +90,10 @@ def sniff(head: bytes, size: int | None = None) -> Found | None:
         if head.startswith(signature):
             return Found(what, "unpack it, and give the file inside")
     if head.startswith(b"PK\x03\x04"):
-        return Found("a zip archive", "unpack it, and give the file inside")
+        return Found(
+            "a zip archive, which is how PyTorch keeps its pickles too",
+            "unpack it and give the file inside, or save weights as safetensors",
+        )
     if head[257:262] == b"ustar":
         return Found("a tar archive", "unpack it, and give the file inside")
     if head[:4] in _OLD_GGML:

@@ -79,7 +79,7 @@ def explain(error: OSError) -> str:
     """
     reason = error.strerror or str(error)
     if error.errno in _FULL:
-        return f"the disk is full{_where(error)}: make room, or write to another disk."
+        return f"the system refused{_where(error)}: {reason}; make room on the disk, or write to another."
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"too many files are open{_where(error)}: allow more with 'ulimit -n 4096'."
     if "temporary directory" in reason:

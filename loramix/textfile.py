@@ -190,7 +190,8 @@ def _undecodable(name: str, line: int, bad: UnicodeDecodeError, error: type[Lora
         return error(
             f"{name}, line {line} cannot be used: not {bad.encoding.upper()} text ({bad.reason}); {_NOT_TEXT}."
         )
+    byte = bad.object[bad.start]
     return error(
-        f"{name}, line {line} cannot be used: byte 0x{bad.object[bad.start]:02X} is not UTF-8 text; {_NOT_TEXT}, "
+        f"{name}, line {line} cannot be used: 0x{byte:02X} is not UTF-8 text (byte {bad.start}); {_NOT_TEXT}, "
         "e.g. with 'iconv -f WINDOWS-1252 -t UTF-8'."
     )

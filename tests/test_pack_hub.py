@@ -145,7 +145,7 @@ def test_what_must_not_be_pushed_sends_nothing(
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused(
         run("pack", "push", shared, REPO),
-        says="log in with 'hf auth login', or set HF_TOKEN, with a token that may",
+        says="does not accept the token in the environment variable HF_TOKEN (401)",
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     standin.add(REPO)

@@ -113,7 +113,7 @@ def test_stdin_may_have_a_mark(how: str, monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 def test_stdin_that_is_closed_or_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", Stdin(b"one\ntwo \xe9"))
-    with pytest.raises(UsageError, match="stdin, line 2 cannot be used: byte 0xE9"):
+    with pytest.raises(UsageError, match="stdin, line 2 cannot be used: 0xE9"):
         read_stdin()
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UsageError, match="stdin is closed"):
@@ -134,10 +134,7 @@ def test_stdout_that_takes_nothing(tiny_pack: Path) -> None:
     command = [sys.executable, "-m", "loramix", "pack", "show", str(tiny_pack)]
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (
-        result.returncode == 1
-        and result.stderr == b"error: the disk is full: make room, or write to another disk.\n"
-    )
+    assert result.returncode == 1 and b"make room on the disk" in result.stderr
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -178,7 +175,7 @@ def test_refusals_of_the_system_say_what_to_set(monkeypatch: pytest.MonkeyPatch,
     assert explain(caught.value).endswith("; set LORAMIX_CACHE to a directory that can be written.")
     denied = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "data" / "packs"))
     assert "set LORAMIX_DATA" in explain(denied)
-    assert explain(OSError(errno.ENOSPC, "No space left on device")).startswith("the disk is full")
+    assert "No space left on device; make room" in explain(OSError(errno.ENOSPC, "No space left on device"))
     temporary = FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
     assert "set TMPDIR" in explain(temporary)
     monkeypatch.setattr(os, "access", lambda *_: False)

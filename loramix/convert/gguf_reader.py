@@ -157,7 +157,9 @@ def read_gguf(data: Buffer, name: str, advice: str = "get or convert it again") 
     cursor = _Cursor(data, name, advice)
     if bytes(data[:4]) != b"GGUF":
         if wrong := sniff(bytes(data[:HEAD]), len(data)):
-            raise InvalidArtifact(f"{name} is not a usable GGUF file: {wrong}.")
+            raise InvalidArtifact(
+                f"{name} is not a usable GGUF file: it begins with {bytes(data[:4])!r}, {wrong}."
+            )
         raise cursor.bad(f"it begins with {bytes(data[:4])!r}, not 'GGUF'")
     cursor.at = 4
     version = cursor.number("<I", "the version")

@@ -83,7 +83,8 @@ def asking(place: Place) -> Iterator[None]:
                 raise NotFound(_stale(place, token)) from None
             if token:
                 raise NotFound(
-                    f"the hub refuses {place}{why}: the token in {token.place} may not do this; {token.renew} that may."
+                    f"the hub refuses {place}{why}: the token in {token.place} may not do this; {LOG_IN}, "
+                    "with a token that may."
                 ) from None
             raise NotFound(
                 f"the hub refuses {place}{why}: {LOG_IN}, with a token that may do this."
