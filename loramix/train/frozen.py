@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import mmap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from typing import Any
 
 import torch
 
-from loramix.convert.gguf_reader import read_gguf, tensor_values
 from loramix.errors import NotFound, Unsupported
+from loramix.train.gguf_model import load_gguf
 from loramix.train.recipe import Lora
 
 
@@ -64,10 +63,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     try:
         with quiet():
             if path.is_file():
-                model = transformers.AutoModelForCausalLM.from_pretrained(
-                    str(path.parent), gguf_file=path.name, **options
-                )
-                _scale_rope(model, path)
+                model = load_gguf(path)
             else:
                 model = transformers.AutoModelForCausalLM.from_pretrained(str(path), **options)
     except (OSError, ValueError, KeyError) as error:
@@ -79,27 +75,6 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
             if isinstance(module, torch.nn.Linear):  # autocast rounds these at each use: do it once
                 module.to(dtype)
     return model.to(device())
-
-
-def _scale_rope(model: Any, path: Path) -> None:
-    """Slow the rotary frequencies as a GGUF says (linear, llama3), which transformers does not read from it.
-
-    Raises:
-        Unsupported: the GGUF has biases, which transformers does not read either.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = read_gguf(data, str(path))
-        if any(name.endswith(".bias") for name in found.tensors):
-            raise Unsupported(
-                f"{path} has biases, which transformers drops when it reads a GGUF; "
-                "train on the Hugging Face directory that it was made from."
-            )
-        factors = found.tensors.get("rope_freqs.weight")
-        divisor = torch.ones(()) if factors is None else torch.tensor(tensor_values(data, factors).tolist())
-    if found.metadata.get("llama.rope.scaling.type") == "linear":
-        divisor = divisor * float(found.metadata["llama.rope.scaling.factor"])
-    rotary = model.model.rotary_emb
-    rotary.inv_freq = rotary.inv_freq / divisor.to(rotary.inv_freq.device)
 
 
 def digest(model: Any) -> str:
