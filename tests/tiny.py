@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -247,3 +248,24 @@ def random_gate(
         "b1": np.zeros((1, len(skills) + 1), np.float32),
     }
     return NumpyGate(info, arrays).to_bytes()
+
+
+def write_pack(directory: Path, base: Path, **peft: Any) -> Path:
+    """Write a pack of two random skills and a random gate; ``peft`` are options of `write_peft`."""
+    from loramix.convert.adapter import convert_adapter
+    from loramix.manifest import BaseReference, Manifest, write_manifest
+    from loramix.models import bases
+    from loramix.pack_edit import add_skill, set_gate
+
+    digest = bases.digest(base)
+    reference = BaseReference(name=str(base), sha256=digest)
+    write_manifest(
+        directory, Manifest(format=1, name="tiny", description="random", license="Apache-2.0", base=reference)
+    )
+    for seed, name in enumerate(("sentiment", "summarize"), 1):
+        source = write_peft(directory.parent / "peft" / name, seed=seed, **peft)
+        out = directory.parent / f"{name}.gguf"
+        convert_adapter(source, base, out, name=name, base_name="tiny", base_sha256=digest)
+        add_skill(directory, name, out, description=name, max_tokens=12)
+    set_gate(directory, random_gate(["sentiment", "summarize"], digest))
+    return directory

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt, NativeError, Unsupported
+from loramix.models.architectures import ARCHITECTURES
 from loramix.prompts import Segment
 from loramix.runtime.interrupt import Interrupt
 
@@ -86,6 +87,7 @@ class Model:
             raise NativeError(f"llama.cpp cannot load the base {path}{why()}; run 'loramix doctor'.")
         self._stack.callback(C.llama_model_free, self.pointer)
         self.vocab = C.llama_model_get_vocab(self.pointer)
+        self.architecture = ARCHITECTURES[self._metadata("general.architecture")]
         self.n_layer = int(C.llama_model_n_layer(self.pointer))
         self.n_embd = int(C.llama_model_n_embd(self.pointer))
         self.n_ctx_train = int(C.llama_model_n_ctx_train(self.pointer))
@@ -115,6 +117,12 @@ class Model:
             if len(fields) == 6 and fields[5] == real and fields[1].startswith("r--"):
                 start, end = (int(number, 16) for number in fields[0].split("-"))
                 libc.madvise(start, end - start, 4)  # MADV_DONTNEED
+
+    def _metadata(self, key: str) -> str:
+        """A value of the file's metadata as text, at most 255 bytes; empty where it has none."""
+        buffer = ctypes.create_string_buffer(256)
+        count = C.llama_model_meta_val_str(self.pointer, key.encode(), buffer, len(buffer))
+        return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
 
     @cached_property
     def controls(self) -> tuple[str, ...]:
