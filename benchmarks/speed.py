@@ -51,7 +51,7 @@ def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
         if name.startswith("blk."):
             tensors[f"{name}.lora_a"] = rng.normal(0, 0.02, (r, width)).astype(np.float16)
             tensors[f"{name}.lora_b"] = rng.normal(0, 0.02, (out, r)).astype(np.float16)
-    return write_lora(shape.architecture, float(r), tensors)
+    return write_lora(shape.architecture.name, float(r), tensors)
 
 
 def decisions(router: Router, n_features: int, rounds: int) -> list[float]:

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from hub_server import Hub, serve
-from tiny import random_gate, write_base, write_peft
+from tiny import write_base, write_pack
 
 from loramix import DEFAULT
-from loramix.models import bases, wheel
+from loramix.models import wheel
 from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir
 
@@ -79,23 +79,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_pack(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pack of two random skills and a random gate on the tiny base."""
-    from loramix.convert.adapter import convert_adapter
-    from loramix.manifest import BaseReference, Manifest, write_manifest
-    from loramix.pack_edit import add_skill, set_gate
-
-    directory = tmp_path_factory.mktemp("packs") / "tiny"
-    digest = bases.digest(tiny_base)
-    reference = BaseReference(name=str(tiny_base), sha256=digest)
-    write_manifest(
-        directory, Manifest(format=1, name="tiny", description="random", license="Apache-2.0", base=reference)
-    )
-    for seed, name in enumerate(("sentiment", "summarize"), 1):
-        peft = write_peft(tmp_path_factory.mktemp("peft") / name, seed=seed)
-        out = directory.parent / f"{name}.gguf"
-        convert_adapter(peft, tiny_base, out, name=name, base_name="tiny", base_sha256=digest)
-        add_skill(directory, name, out, description=name, max_tokens=12)
-    set_gate(directory, random_gate(["sentiment", "summarize"], digest))
-    return directory
+    return write_pack(tmp_path_factory.mktemp("packs") / "tiny", tiny_base)
 
 
 @pytest.fixture

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
 from safetensors.numpy import save_file
+
+from loramix.models.architectures import ARCHITECTURES
 
 N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_CTX = 3, 64, 4, 2, 96, 512
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -43,10 +46,16 @@ def byte_tokens() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def shapes(n_head_kv: int = N_HEAD_KV) -> dict[str, tuple[int, int]]:
-    """`SHAPES` with another number of key-value heads."""
-    narrow = (N_EMBD * n_head_kv // N_HEAD, N_EMBD)
-    return {**SHAPES, "k_proj": narrow, "v_proj": narrow}
+def shapes(n_head_kv: int = N_HEAD_KV, head: int = N_EMBD // N_HEAD) -> dict[str, tuple[int, int]]:
+    """`SHAPES` with another number of key-value heads, or heads of another width."""
+    wide, narrow = head * N_HEAD, head * n_head_kv
+    return {
+        **SHAPES,
+        "q_proj": (wide, N_EMBD),
+        "k_proj": (narrow, N_EMBD),
+        "v_proj": (narrow, N_EMBD),
+        "o_proj": (N_EMBD, wide),
+    }
 
 
 def write_base(
@@ -57,11 +66,15 @@ def write_base(
     kind: str = "F32",
     n_head_kv: int = N_HEAD_KV,
     tied: bool = True,
+    architecture: str = "llama",
+    head: int = N_EMBD // N_HEAD,
+    biases: bool = False,
 ) -> Path:
-    """Write a random base of `shapes` with a byte-level vocabulary."""
+    """Write a random base of `shapes` with a byte-level vocabulary; ``biases`` are those of Q, K and V."""
+    description = ARCHITECTURES[architecture]
     rng = np.random.default_rng(seed)
     tokens = [*CONTROLS, *byte_tokens()]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name("tiny")
     writer.add_block_count(N_LAYER)
@@ -71,7 +84,12 @@ def write_base(
     writer.add_head_count(N_HEAD)
     writer.add_head_count_kv(n_head_kv)
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(N_EMBD // N_HEAD)
+    writer.add_rope_dimension_count(head)
+    if head != N_EMBD // N_HEAD:
+        writer.add_key_length(head)
+        writer.add_value_length(head)
+    if architecture == "gemma3":
+        writer.add_sliding_window(16)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
@@ -91,13 +109,19 @@ def write_base(
         packed = gguf.quants.quantize(values, wanted)
         writer.add_tensor(name, packed, raw_dtype=wanted)
 
-    add("token_embd.weight", rng.normal(0, 0.5, (len(tokens), N_EMBD)).astype(np.float32))
+    # llama.cpp looks Gemma's GELU up in float16: small logits keep its rounding below 1e-3
+    spread = 0.05 if architecture == "gemma3" else 0.5
+    add("token_embd.weight", rng.normal(0, spread, (len(tokens), N_EMBD)).astype(np.float32))
     add("output_norm.weight", np.ones(N_EMBD, np.float32))
     for layer in range(N_LAYER):
-        add(f"blk.{layer}.attn_norm.weight", np.ones(N_EMBD, np.float32))
-        add(f"blk.{layer}.ffn_norm.weight", np.ones(N_EMBD, np.float32))
-        for module, shape in shapes(n_head_kv).items():
+        for module, norm in description.norms.items():
+            width = head if module.endswith(("q_norm", "k_norm")) else N_EMBD
+            noise = rng.normal(0, 0.1, width) if architecture != "llama" else 0
+            add(f"blk.{layer}.{norm}.weight", np.ones(width, np.float32) + np.float32(noise))
+        for module, shape in shapes(n_head_kv, head).items():
             add(f"blk.{layer}.{_GGUF[module]}.weight", rng.normal(0, 0.12, shape).astype(np.float32))
+            if (biases or description.qkv_bias) and module in ("q_proj", "k_proj", "v_proj"):
+                add(f"blk.{layer}.{_GGUF[module]}.bias", rng.normal(0, 0.3, shape[0]).astype(np.float32))
     if not tied:
         add("output.weight", rng.normal(0, 0.5, (len(tokens), N_EMBD)).astype(np.float32))
     writer.write_header_to_file()
@@ -116,6 +140,7 @@ def write_peft(
     ranks: dict[str, int] | None = None,
     size: float = 0.3,
     n_head_kv: int = N_HEAD_KV,
+    head: int = N_EMBD // N_HEAD,
     **config: object,
 ) -> Path:
     """Write a random PEFT LoRA for the tiny base; ``config`` overrides keys of adapter_config.json."""
@@ -125,7 +150,7 @@ def write_peft(
     for layer in range(N_LAYER):
         for module in modules:
             rank = (ranks or {}).get(module, r)
-            out, width = shapes(n_head_kv)[module]
+            out, width = shapes(n_head_kv, head)[module]
             block = "self_attn" if module in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
             stem = f"base_model.model.model.layers.{layer}.{block}.{module}"
             tensors[f"{stem}.lora_A.weight"] = rng.normal(0, size, (rank, width)).astype(np.float32)
@@ -223,3 +248,24 @@ def random_gate(
         "b1": np.zeros((1, len(skills) + 1), np.float32),
     }
     return NumpyGate(info, arrays).to_bytes()
+
+
+def write_pack(directory: Path, base: Path, **peft: Any) -> Path:
+    """Write a pack of two random skills and a random gate; ``peft`` are options of `write_peft`."""
+    from loramix.convert.adapter import convert_adapter
+    from loramix.manifest import BaseReference, Manifest, write_manifest
+    from loramix.models import bases
+    from loramix.pack_edit import add_skill, set_gate
+
+    digest = bases.digest(base)
+    reference = BaseReference(name=str(base), sha256=digest)
+    write_manifest(
+        directory, Manifest(format=1, name="tiny", description="random", license="Apache-2.0", base=reference)
+    )
+    for seed, name in enumerate(("sentiment", "summarize"), 1):
+        source = write_peft(directory.parent / "peft" / name, seed=seed, **peft)
+        out = directory.parent / f"{name}.gguf"
+        convert_adapter(source, base, out, name=name, base_name="tiny", base_sha256=digest)
+        add_skill(directory, name, out, description=name, max_tokens=12)
+    set_gate(directory, random_gate(["sentiment", "summarize"], digest))
+    return directory

@@ -21,6 +21,8 @@ from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_
 from loramix.errors import SelfCheckFailed, Unsupported, WrongBase
 from loramix.paths import atomic_path
 
+HEADS = {"lm_head": "output.weight", "model.embed_tokens": "token_embd.weight"}
+
 
 def read_adapter(directory: Path) -> PeftAdapter:
     """Read a LoRA directory, PEFT's or mlx-lm's.
@@ -64,7 +66,7 @@ def convert_adapter(
     kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
     tensors, alpha = to_gguf(adapter, shape)
     with atomic_path(out) as temporary:
-        writer = gguf.GGUFWriter(temporary, shape.architecture)
+        writer = gguf.GGUFWriter(temporary, shape.architecture.name)
         writer.add_type("adapter")
         writer.add_name(name or adapter.name)
         writer.add_string("adapter.type", "lora")
@@ -99,30 +101,25 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     Returns:
         Tensors by GGUF name, ``.lora_a`` (R, in) and ``.lora_b`` (out, R) float32, and the alpha to write.
     """
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.n_layer)
+    targets = base.architecture.modules(base.n_layer)
     first = next(iter(adapter.pairs))
     alpha = float(np.float32(adapter.scaling[first] * adapter.pairs[first][0].shape[0]))
     named = f" ({adapter.base[:80]!r})" if adapter.base else ""
     whose = f"this adapter is for another base{named}; give that one"
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for module, (a, b) in adapter.pairs.items():
-        target = names.get_name(module)
-        weight = f"{target}.weight"
+        weight = HEADS.get(module, targets.get(module, ""))
         if weight in EMBEDDINGS:
             _refuse_embedding(weight, module, b.shape[0], base, whose)
-        if target is None or weight not in base.tensors:
+        if weight not in base.tensors:
             raise WrongBase(f"the base has no matrix for {module!r}: {whose}.")
         rows, columns = base.tensors[weight]
         if (b.shape[0], a.shape[1]) != (rows, columns):
             raise WrongBase(
                 f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is {rows} x {columns}: {whose}."
             )
-        if target.endswith("attn_q"):
-            b = permute(b, base.n_head)
-        elif target.endswith("attn_k"):
-            b = permute(b, base.n_head_kv)
+        if heads := base.architecture.heads(weight, base.n_head, base.n_head_kv):
+            b = permute(b, heads)
         factor = adapter.scaling[module] * a.shape[0] / alpha
         if not math.isclose(factor, 1.0, rel_tol=1e-7):
             b = b * np.float32(factor)

@@ -73,7 +73,7 @@ def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
 
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
-        writer = gguf.GGUFWriter(temporary, "llama")
+        writer = gguf.GGUFWriter(temporary, reader.fields["general.architecture"].contents())
         copy_metadata(reader, writer, file_type(types.get("blk.", "Q4_0")))
         for tensor in reader.tensors:
             kind = _wanted(tensor.name, types)

@@ -61,7 +61,7 @@ def merge(
     }
     sizes = {tensor.name: _nbytes(_shape(tensor), types[tensor.name]) for tensor in reader.tensors}
     need_space(out, reader.data_offset + sum(sizes.values()), "the merged base")
-    writer = gguf.GGUFWriter(out, "llama")
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
     copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
     if "general.quantization_version" not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

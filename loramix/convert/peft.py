@@ -22,8 +22,6 @@ from loramix.convert.validate import BaseShape, check_adapter
 from loramix.errors import UsageError
 from loramix.paths import atomic_directory, write_bytes, write_text
 
-PARTS = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
-
 
 def export_peft(content: bytes, base: BaseShape, out: Path, name: str) -> None:
     """Write a GGUF LoRA as PEFT's ``save_pretrained`` would have.
@@ -44,10 +42,8 @@ def export_peft(content: bytes, base: BaseShape, out: Path, name: str) -> None:
     alphas: dict[str, float] = {}
     for weight, (a, b, _) in read_pairs(content).items():
         module = modules[weight]
-        if module.endswith("q_proj"):
-            b = unpermute(b, base.n_head)
-        elif module.endswith("k_proj"):
-            b = unpermute(b, base.n_head_kv)
+        if heads := base.architecture.heads(weight, base.n_head, base.n_head_kv):
+            b = unpermute(b, heads)
         pairs[module] = a, b
         alphas[module] = a.shape[0] if info.alpha is None else info.alpha
     write_peft(out, pairs, alphas, info.invocation)
@@ -120,15 +116,8 @@ def as_peft(source: Path) -> Iterator[Path]:
 
 def module_names(base: BaseShape) -> dict[str, str]:
     """Hugging Face's module by GGUF tensor, of all matrices that an adapter may change."""
-    import gguf
-
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, base.n_layer)
-    found = {"output.weight": "lm_head"}
-    for layer in range(base.n_layer):
-        for part in PARTS:
-            module = f"model.layers.{layer}.{part}_proj"
-            found[f"{names.get_name(module)}.weight"] = module
-    return found
+    modules = base.architecture.modules(base.n_layer)
+    return {"output.weight": "lm_head"} | {tensor: module for module, tensor in modules.items()}
 
 
 def unpermute(b: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:

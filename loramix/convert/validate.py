@@ -28,7 +28,8 @@ from loramix.convert.gguf_reader import (
     tensor_values,
 )
 from loramix.convert.safetensors_reader import read_safetensors
-from loramix.errors import InvalidArtifact, NotFound, Unsupported, WrongBase
+from loramix.errors import InvalidArtifact, NotFound, WrongBase
+from loramix.models.architectures import Architecture, architecture
 
 __all__ = [
     "MAX_ADAPTER_BYTES",
@@ -40,7 +41,6 @@ __all__ = [
     "read_safetensors",
 ]
 
-ARCHITECTURES = ("llama",)
 MAX_RANK = 256
 INVOCATION = "adapter.alora.invocation_tokens"
 _ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
@@ -50,7 +50,7 @@ _ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 class BaseShape:
     """What of a base an adapter has to fit."""
 
-    architecture: str
+    architecture: Architecture
     tensors: dict[str, tuple[int, int]] = field(repr=False)
     """(out, in) of each matrix by GGUF name."""
     tied: bool
@@ -116,14 +116,10 @@ def _base_shape(found: GGUFFile, advice: str) -> BaseShape:
     name = found.name
     if found.metadata.get("general.type") == "adapter":
         raise InvalidArtifact(f"{name} is an adapter, not a base; add it to a pack as a skill.")
-    architecture = _typed(found, "general.architecture", STRING)
-    if architecture not in ARCHITECTURES:
-        raise Unsupported(
-            f"{name} is of architecture {architecture!r}; supported: {', '.join(ARCHITECTURES)}."
-        )
+    kind = architecture(_typed(found, "general.architecture", STRING), name)
 
     def number(key: str, default: int | None = None) -> int:
-        whole = f"{architecture}.{key}"
+        whole = f"{kind.name}.{key}"
         if whole not in found.metadata and default is not None:
             return default
         value = _typed(found, whole, UINT32)
@@ -133,7 +129,7 @@ def _base_shape(found: GGUFFile, advice: str) -> BaseShape:
 
     n_head = number("attention.head_count")
     shape = BaseShape(
-        architecture=architecture,
+        architecture=kind,
         tensors={
             tensor.name: (tensor.shape[0], tensor.shape[1])
             for tensor in found.tensors.values()
@@ -201,10 +197,11 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
         raise InvalidArtifact(f"{name} is a whole model, not an adapter; give it as a base, with --base.")
     if _typed(found, "general.type", STRING) != "adapter":
         raise bad("it is not an adapter")
-    architecture = _typed(found, "general.architecture", STRING)
-    if architecture != base.architecture:
+    made_for_kind = _typed(found, "general.architecture", STRING)
+    if made_for_kind != base.architecture.name:
         raise WrongBase(
-            f"adapter {name} is for architecture {architecture!r}, the base is {base.architecture!r}."
+            f"adapter {name} is for architecture {made_for_kind!r}, the base is {base.architecture.name!r}: "
+            "use a base that the adapter was trained on, or train the adapter on this one."
         )
     if _typed(found, "adapter.type", STRING) != "lora":
         raise bad("it is not a LoRA")

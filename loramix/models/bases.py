@@ -12,8 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported, UsageError
+from loramix.errors import InvalidArtifact, LoramixError, NotFound, UsageError
 from loramix.models import hub, wheel
+from loramix.models.architectures import architecture
 from loramix.models.known_bases import BASES, DEFAULT_QUANT
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
 from loramix.sniff import HEAD, sniff
@@ -201,7 +202,7 @@ def _choose(place: hub.Place, quant: str) -> hub.Place:
             "'loramix convert'."
         )
     if found.architecture:
-        _check_architecture(found.architecture, str(place))
+        architecture(found.architecture, str(place))
     wanted = [name for name in names if (quant or DEFAULT_QUANT).lower() in name.lower()]
     if len(names) == 1 and not quant:
         wanted = names
@@ -217,15 +218,6 @@ def _usable(path: Path, place: hub.Place) -> None:
     from loramix.convert.validate import read_base
 
     read_base(path, str(place), "pull another file or repository")
-
-
-def _check_architecture(architecture: str, name: str) -> None:
-    from loramix.convert.validate import ARCHITECTURES
-
-    if architecture not in ARCHITECTURES:
-        raise Unsupported(
-            f"{name} is of architecture {architecture!r}; supported: {', '.join(ARCHITECTURES)}."
-        )
 
 
 def _record_path() -> Path:

@@ -17,7 +17,7 @@ from loramix.errors import Interrupted, InvalidPrompt, NativeError
 from loramix.runtime.chunks import chunks
 from loramix.runtime.llama import Adapter, C, Model, why
 from loramix.runtime.native_context import NativeContext
-from loramix.runtime.taps import tap, tapped
+from loramix.runtime.taps import NodeTaps, tap, tapped
 
 
 class Behind(NamedTuple):
@@ -104,6 +104,11 @@ class Context(NativeContext):
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
         parameters.no_perf = True
+        kept = model.architecture.taps_layer_inputs
+        self._node_taps = NodeTaps(taps, model.n_embd) if taps and not kept else None
+        if self._node_taps is not None:
+            assert observe is None, "one callback per context"
+            observe = self._node_taps.callback
         self._observe = observe  # llama.cpp keeps the address alone
         if observe is not None:
             parameters.cb_eval = observe
@@ -121,7 +126,7 @@ class Context(NativeContext):
     def _make(self, parameters: Any) -> None:
         super()._make(parameters)
         with self.model.lock:
-            for layer in self.taps:
+            for layer in self.taps if self._node_taps is None else ():
                 tap(self.pointer, layer)
 
     def _reserve(self, n_tokens: int) -> None:
@@ -258,8 +263,7 @@ class Context(NativeContext):
         for chunk in chunks(len(self.tokens), tokens, self.n_batch):
             self._decode_chunk(chunk)
             for layer, states in self._states.items():
-                rows = tapped(self.pointer, layer)
-                view = np.ctypeslib.as_array(rows, shape=(len(chunk), self.model.n_embd))
+                view = self._tapped(layer, len(chunk))
                 if self.history:
                     states[len(self.tokens) - len(chunk) : len(self.tokens)] = view
                 else:
@@ -276,6 +280,15 @@ class Context(NativeContext):
             last = {layer: self.states(layer)[-1].copy() for layer in self.taps}
             self.behind = Behind(len(self.tokens), logits.copy(), last)
         return logits
+
+    def _tapped(self, layer: int, n_tokens: int) -> npt.NDArray[np.float32]:
+        """Inputs of a tapped layer for the last batch, (n_tokens, D) float32; a view until the next one."""
+        if self._node_taps is not None:
+            return self._node_taps.rows(layer)
+        rows: npt.NDArray[np.float32] = np.ctypeslib.as_array(
+            tapped(self.pointer, layer), shape=(n_tokens, self.model.n_embd)
+        )
+        return rows
 
     def _decode_chunk(self, chunk: Sequence[int]) -> None:
         batch = self._batch

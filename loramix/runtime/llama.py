@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import NativeError, Unsupported
+from loramix.models.architectures import ARCHITECTURES
 from loramix.runtime.interrupt import Interrupt
 from loramix.runtime.native import C
 from loramix.runtime.vocabulary import Vocabulary
@@ -80,6 +81,7 @@ class Model(Vocabulary):
             raise NativeError(f"llama.cpp cannot load the base {path}{why()}; run 'loramix doctor'.")
         self._stack.callback(C.llama_model_free, self.pointer)
         super().__init__(self.pointer, str(path))
+        self.architecture = ARCHITECTURES[self._value("general.architecture")]
         self.n_layer = int(C.llama_model_n_layer(self.pointer))
         self.n_embd = int(C.llama_model_n_embd(self.pointer))
         self.n_ctx_train = int(C.llama_model_n_ctx_train(self.pointer))

@@ -1,12 +1,20 @@
-"""Layer taps: what goes into a layer, kept by llama.cpp while it decodes; its own header for extensions has them."""
+"""Layer taps: the inputs of layers, copied out while llama.cpp decodes.
+
+Some architectures keep their layers' inputs on request (src/llama-ext.h). For the others a callback reads the
+node that computes them, which costs a Python call per node of the graph.
+"""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from loramix.errors import NativeError
-from loramix.runtime.llama import C
+from loramix.runtime.llama import C, ggml
 
 
 def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any:
@@ -29,3 +37,47 @@ def tapped(context: Any, layer: int) -> Any:
     names = ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj")
     arguments = [C.llama_context_p_ctypes, ctypes.c_uint32]
     return _extension(names, arguments, ctypes.POINTER(ctypes.c_float))(context, layer)
+
+
+class NodeTaps:
+    """Reads layers' inputs from the nodes of llama.cpp's graph.
+
+    Args:
+        layers: whose inputs are read; the input of layer 0 is the embedding.
+        n_embd: width of the base.
+    """
+
+    def __init__(self, layers: Sequence[int], n_embd: int) -> None:
+        self._layers = {f"l_out-{layer - 1}".encode(): layer for layer in layers if layer}
+        if 0 in layers:
+            self._layers |= {b"embd": 0, b"inp_scaled": 0}  # Gemma scales its embeddings, in this order
+        self._n_embd = n_embd
+        self._name = ggml("ggml_get_name", ctypes.c_char_p)
+        self._data = ggml("ggml_get_data", ctypes.c_void_p)
+        self._count = ggml("ggml_nelements", ctypes.c_int64)
+        self._rows: dict[int, npt.NDArray[np.float32]] = {}
+        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
+
+    def rows(self, layer: int) -> npt.NDArray[np.float32]:
+        """Inputs of a tapped layer for all tokens of the last batch, (T, D) float32.
+
+        Raises:
+            NativeError: llama.cpp computed no such node.
+        """
+        found = self._rows.get(layer)
+        if found is None:
+            raise NativeError(
+                f"this llama.cpp computes no input of layer {layer} by its known name; "
+                "install llama-cpp-python==0.3.36."
+            )
+        return found
+
+    def _seen(self, node: int, ask: bool, _user: Any) -> bool:
+        layer = self._layers.get(self._name(node))
+        if layer is None:
+            return not ask
+        if not ask:
+            size = self._count(node)
+            values = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._data(node)))
+            self._rows[layer] = values.reshape(-1, self._n_embd).copy()
+        return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import mmap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +12,9 @@ from typing import Any
 
 import torch
 
-from loramix.convert.gguf_reader import read_gguf, tensor_values
 from loramix.convert.hf_view import key_mapping, plain_directory
 from loramix.errors import NotFound, Unsupported
+from loramix.train.gguf_model import load_gguf
 from loramix.train.recipe import Lora
 
 
@@ -64,13 +63,7 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     options: dict[str, Any] = {"dtype": torch.float32, "attn_implementation": "sdpa"}
     try:
         with quiet():
-            if path.is_file():
-                model = transformers.AutoModelForCausalLM.from_pretrained(
-                    str(path.parent), gguf_file=path.name, **options
-                )
-                _scale_rope(model, path)
-            else:
-                model = _from_directory(path, options)
+            model = load_gguf(path) if path.is_file() else _from_directory(path, options)
     except (OSError, ValueError, KeyError) as error:
         raise Unsupported(f"transformers cannot read the base {path}: {error}.") from None
     model.requires_grad_(False)
@@ -102,27 +95,6 @@ def _from_directory(path: Path, options: dict[str, Any]) -> Any:
             "or save the model itself, without what was wrapped around it."
         )
     return model
-
-
-def _scale_rope(model: Any, path: Path) -> None:
-    """Slow the rotary frequencies as a GGUF says (linear, llama3), which transformers does not read from it.
-
-    Raises:
-        Unsupported: the GGUF has biases, which transformers does not read either.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        found = read_gguf(data, str(path))
-        if any(name.endswith(".bias") for name in found.tensors):
-            raise Unsupported(
-                f"{path} has biases, which transformers drops when it reads a GGUF; "
-                "train on the Hugging Face directory that it was made from."
-            )
-        factors = found.tensors.get("rope_freqs.weight")
-        divisor = torch.ones(()) if factors is None else torch.tensor(tensor_values(data, factors).tolist())
-    if found.metadata.get("llama.rope.scaling.type") == "linear":
-        divisor = divisor * float(found.metadata["llama.rope.scaling.factor"])
-    rotary = model.model.rotary_emb
-    rotary.inv_freq = rotary.inv_freq / divisor.to(rotary.inv_freq.device)
 
 
 def digest(model: Any) -> str:
