@@ -25,7 +25,7 @@ def fetch_base(name: str) -> None:
     size = bases.download_bytes(name)
     if size is None:
         return
-    question = f"Base {name} is not on this machine. Fetch it now ({size / 1e6:,.0f} MB)?"
+    question = f"Base {name} is not on this machine. Fetch it now ({max(1, round(size / 1e6)):,} MB)?"
     try:
         wanted = click.confirm(question, default=True, err=True)
     except click.Abort:  # Ctrl-C or Ctrl-D

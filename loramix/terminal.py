@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from loramix.errors import LoramixError, NotFound, UsageError
@@ -25,7 +26,8 @@ def prepare_streams() -> None:
         (sys.stdin, "surrogateescape"),
     ):
         if isinstance(stream, io.TextIOWrapper):  # none where it is closed; a test may put another there
-            stream.reconfigure(errors=errors)
+            with suppress(OSError):  # a stream that is read and written at once cannot be set up anew
+                stream.reconfigure(errors=errors)
 
 
 def need_stdin() -> None:

@@ -81,6 +81,19 @@ def test_a_stream_that_cannot_begin_has_a_status(tiny_server: Served) -> None:
     assert tiny_server.post("/api/chat", model="tiny", messages=long).status_code == 400
 
 
+def test_a_conversation_that_fills_the_context_is_refused_with_the_limit(tiny_server: Served) -> None:
+    """Clients keep their own history: what to leave out is theirs to say."""
+    talk = [{"role": role, "content": "word " * 20} for _ in range(30) for role in ("user", "assistant")]
+    talk.append({"role": "user", "content": "and now?"})
+    for stream in (False, True):
+        for path, error in (("/v1/chat/completions", "message"), ("/api/chat", "")):
+            answer = tiny_server.post(path, model="tiny", messages=talk, stream=stream)
+            found = answer.json()["error"]
+            assert answer.status_code == 400
+            assert "context holds 512" in (found[error] if error else found)
+            assert tiny_server.post(path, model="tiny", messages=talk[-3:], stream=stream).status_code == 200
+
+
 def test_the_server_goes_on(tiny_server: Served) -> None:
     assert len(BAD) >= 60
     assert tiny_server.chat(max_tokens=2).status_code == 200

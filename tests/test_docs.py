@@ -252,7 +252,9 @@ def test_a_base_of_ones_own(shell: Shell, empty: Path) -> None:
             row = {"split": "dev" if i % 4 == 0 else "train", "input": f"text {i}", "target": "positive"}
             file.write(json.dumps(row) + "\n")
     subprocess.run(["gzip", str(empty / "sentiment.jsonl")], check=True)
-    shell.run(commands_of("base.md", "loramix convert base"), empty)
+    (empty / "chat.jinja").write_text(TEMPLATE)
+    shell.run(commands_of("base.md", "loramix train skill sentiment --base", "--chat-template"), empty)
+    assert (empty / "asked.gguf").is_file()
     assert (empty / "runs" / "sentiment" / "adapter").is_dir()
 
 

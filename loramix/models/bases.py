@@ -59,7 +59,7 @@ def resolve(name_or_path: str) -> Path:
                 f"{name_or_path} is a directory, a GGUF file is needed; make one with "
                 f"'loramix convert base {name_or_path} --out BASE.gguf'."
             )
-        if "/" in name_or_path and not name_or_path.endswith(".gguf") and hub.parse(name_or_path):
+        if _hub_place(name_or_path):
             raise NotFound(
                 f"no base {name_or_path!r} is on this machine; if it is on the hub, get it with "
                 f"'loramix pull {name_or_path}'."
@@ -85,10 +85,9 @@ def download_bytes(name: str) -> int | None:
     """
     if base := BASES.get(name):
         return base.download_bytes
-    place = None if name.endswith(".gguf") and ":" not in name else hub.parse(name)
+    if (place := _hub_place(name)) is None:
+        return None
     try:
-        if place is None:
-            return None
         place = place if place.file else _choose(place, "")
         return hub.list_files(place).files[place.file].size
     except (LoramixError, KeyError):  # no hub, or no such file there
@@ -106,6 +105,12 @@ def _check_kind(path: Path) -> None:
     if head[:4] != b"GGUF":
         what = sniff(head, path.stat().st_size) or "it does not begin with 'GGUF'"
         raise InvalidArtifact(f"{path} is not a GGUF base: {what}.")
+
+
+def _hub_place(name: str) -> hub.Place | None:
+    """Where a name points to on the hub; None for one that looks like a path to a GGUF."""
+    place = hub.parse(name)
+    return place if place and (place.file or not name.endswith(".gguf")) else None
 
 
 def pull(name: str, *, quant: str = "", revision: str = "", sha256: str = "") -> Path:
