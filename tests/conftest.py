@@ -18,6 +18,8 @@ from loramix.models import bases, wheel
 from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir
 
+# threads that wait for each other sleep instead of spinning: on a busy machine tests take a quarter of the time
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 REAL_CACHE = cache_dir()  # before any test turns it elsewhere
 
 
