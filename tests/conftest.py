@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from hub_server import Hub, serve
+from hypothesis import HealthCheck, settings
 from tiny import write_base, write_pack
 
 from loramix import DEFAULT
@@ -18,6 +19,10 @@ from loramix.models import wheel
 from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir
 
+# threads that wait for each other sleep instead of spinning: on a busy machine tests take a quarter of the time
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 REAL_CACHE = cache_dir()  # before any test turns it elsewhere
 
 

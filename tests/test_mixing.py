@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from loramix.errors import InvalidMix
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, STEPS, Mix, blend, blend_rows, decide, each, top1
 
-thousand = settings(max_examples=1000, deadline=None)
+thousand = settings(max_examples=1000)
 NAMES = [f"s{i}" for i in range(12)]
 SKILLS = ["sentiment", "summarize", "title"]
 

@@ -165,7 +165,9 @@ def test_retrieval_asks_for_vectors(tiny_server: Served) -> None:
     openai = tiny_server.post("/v1/embeddings", model="tiny", input=pieces).json()["data"]
     assert len(theirs) == 2
     for vector, row in zip(theirs, openai, strict=True):
-        assert vector == pytest.approx(row["embedding"], abs=1e-3)  # what is cached decides how sums are rounded
+        assert vector == pytest.approx(
+            row["embedding"], abs=1e-3
+        )  # what is cached decides how sums are rounded
     long = tiny_server.post("/api/embed", model="tiny", input=["word " * 4000], truncate=True)
     assert long.status_code == 200 and len(long.json()["embeddings"]) == 1
     short = tiny_server.post("/api/embed", model="tiny", input="word " * 4000, truncate=False)

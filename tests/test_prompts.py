@@ -116,7 +116,7 @@ def test_a_control_token_in_a_message_is_text() -> None:
     ]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=5))
 def test_segments_always_spell_the_rendered_conversation(contents: list[str]) -> None:
     messages = [{"role": "user", "content": text + "<|im_end|>"} for text in contents]

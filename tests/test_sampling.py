@@ -28,13 +28,13 @@ def drawn(logits: np.ndarray, draws: int = 60, **options: Any) -> set[int]:
     return {sampler.pick(logits, []) for _ in range(draws)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LOGITS)
 def test_greedy_takes_the_first_of_the_likeliest(logits: np.ndarray) -> None:
     assert Sampler(Sampling()).pick(logits, []) == int(np.flatnonzero(logits == logits.max())[0])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LOGITS, st.integers(1, 10))
 def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, k: int) -> None:
     bound = np.sort(logits)[::-1][min(k, len(logits)) - 1]
@@ -42,7 +42,7 @@ def test_top_k_keeps_the_k_likeliest(logits: np.ndarray, k: int) -> None:
     assert all(logits[token] >= bound for token in found) and len(found) <= k
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LOGITS, st.floats(0.05, 0.95))
 def test_top_p_keeps_the_fewest_that_reach_p(logits: np.ndarray, p: float) -> None:
     probability = softmax(logits)
@@ -52,7 +52,7 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits: np.ndarray, p: float) -> No
     assert all(probability[token] >= least - 1e-9 for token in drawn(logits, top_p=p))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LOGITS, st.floats(0.05, 1.0))
 def test_min_p_drops_what_is_unlikely(logits: np.ndarray, share: float) -> None:
     probability = softmax(logits)

@@ -172,7 +172,7 @@ def test_a_shared_prefix_changes_nothing(recipe: Path, tiny_base: Path) -> None:
     assert common_prefix(examples) == 12
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=200), st.integers(1, 17), st.integers(0, 5))
 def test_batches_cover_each_row_once(lengths: list[int], size: int, seed: int) -> None:
     found = batches(lengths, size, np.random.default_rng(seed))

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import struct
+import time
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def test_cut_and_flipped_adapters(tmp_path: Path, base: Any) -> None:
             pass
 
 
-@settings(max_examples=1500, derandomize=True, deadline=1000)
+@settings(max_examples=1500, derandomize=True)
 @given(st.data())
 def test_mutated_headers_raise_only_our_errors(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted({**MUST_FAIL, **MUST_LOAD})))
@@ -264,10 +265,12 @@ def test_mutated_headers_raise_only_our_errors(data: st.DataObject) -> None:
         if content:
             content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     content += data.draw(st.binary(max_size=40))
+    began = time.thread_time()
     try:
         read_gguf(bytes(content), "f.gguf")
     except InvalidArtifact:
         pass
+    assert time.thread_time() - began < 1
 
 
 def test_bases_that_are_none(tmp_path: Path) -> None:

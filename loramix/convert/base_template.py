@@ -49,7 +49,7 @@ def with_template(source: Path, out: Path, template: str) -> None:
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
         need_space(out, source.stat().st_size, out.name)
-        writer = gguf.GGUFWriter(temporary, "llama")
+        writer = gguf.GGUFWriter(temporary, reader.fields["general.architecture"].contents())
         copy_metadata(reader, writer, but={KEY})
         writer.add_chat_template(template)
         for tensor in reader.tensors:
