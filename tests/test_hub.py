@@ -301,35 +301,3 @@ def test_the_environment_alone_decides_hub_and_cache(standin: Hub, gguf: bytes, 
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).is_relative_to(tmp_path / "home" / "hub")
     assert Path(done.stdout.strip()).read_bytes() == gguf
-
-
-@pytest.mark.parametrize("command", [["pull", NAME], ["pack", "pull", "some/tiny-GGUF"]])
-def test_a_stale_token_is_named_even_for_a_public_repository(
-    command: list[str], standin: Hub, gguf: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    repo = standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
-    monkeypatch.setenv("HF_TOKEN", "hf_of_last_year")
-    for gated, private in ((False, False), (True, False), (False, True)):
-        repo.gated, repo.private = gated, private
-        result = run(*command)
-        refused(result, says="does not accept the token in the environment variable HF_TOKEN (401)")
-        assert "unset HF_TOKEN" in result.stderr and "hf_of_last_year" not in result.stderr
-        assert "log in" not in result.stderr
-    monkeypatch.delenv("HF_TOKEN")
-    (tmp_path / "hf").mkdir(exist_ok=True)
-    (tmp_path / "hf" / "token").write_text("hf_of_last_year\n")
-    repo.gated = repo.private = False
-    result = run(*command)
-    refused(result, says=f"the token in the file {tmp_path / 'hf' / 'token'} (401)")
-    assert "hf auth logout" in result.stderr and "unset HF_TOKEN" not in result.stderr
-
-
-def test_a_valid_token_without_the_right_is_named(
-    standin: Hub, gguf: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    standin.failing = 403
-    refused(run("pull", NAME), says="the token in the environment variable HF_TOKEN may not do this")
-    monkeypatch.delenv("HF_TOKEN")
-    refused(run("pull", NAME), says="log in with 'hf auth login', or set HF_TOKEN")
