@@ -288,12 +288,12 @@ def test_bases_that_are_none(tmp_path: Path) -> None:
     adapter(tmp_path / "a.gguf")
     with pytest.raises(InvalidArtifact, match="adapter"):
         read_base(tmp_path / "a.gguf")
-    writer = gguf.GGUFWriter(tmp_path / "q.gguf", "qwen2")
+    writer = gguf.GGUFWriter(tmp_path / "q.gguf", "mamba")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(Unsupported, match="qwen2"):
+    with pytest.raises(Unsupported, match="mamba"):
         read_base(tmp_path / "q.gguf")
 
 
