@@ -110,7 +110,7 @@ def write_base(
         writer.add_tensor(name, packed, raw_dtype=wanted)
 
     # llama.cpp looks Gemma's GELU up in float16: small logits keep its rounding below 1e-3
-    spread = 0.04 if architecture == "gemma3" else 0.5
+    spread = 0.03 if architecture == "gemma3" else 0.5
     add("token_embd.weight", rng.normal(0, spread, (len(tokens), N_EMBD)).astype(np.float32))
     add("output_norm.weight", np.ones(N_EMBD, np.float32))
     for layer in range(N_LAYER):
