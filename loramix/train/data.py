@@ -90,25 +90,25 @@ def _row(line: str, path: Path, number: int, split: str | None) -> Row:
     try:
         raw = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidData(f"{where}: not JSON ({error}); mend or delete that line.") from None
+        raise InvalidData(f"{where}: not JSON ({error}); fix or delete that line.") from None
     if not isinstance(raw, dict):
         raise InvalidData(
-            f"{where}: found a {type(raw).__name__}, needs an object; mend or delete that line."
+            f"{where}: found a {type(raw).__name__}, needs an object; fix or delete that line."
         )
     if split is not None:
         raw.setdefault("split", split)
     for key in ("split", "input", "target"):
         if not isinstance(raw.get(key), str) or not raw[key].strip():
-            raise InvalidData(f"{where}: {key!r} must be non-empty text; mend or delete that line.")
+            raise InvalidData(f"{where}: {key!r} must be non-empty text; fix or delete that line.")
     references = raw.get("references") or [raw["target"]]
     if not isinstance(references, list) or not all(isinstance(text, str) for text in references):
-        raise InvalidData(f"{where}: 'references' must be a list of texts; mend or delete that line.")
+        raise InvalidData(f"{where}: 'references' must be a list of texts; fix or delete that line.")
     row = Row(
         raw["split"], raw["input"], raw["target"], str(raw.get("source", "")), tuple(references), number
     )
     if any(map(has_lone_surrogate, (row.split, row.input, row.target, row.source, *references))):
         raise InvalidData(
-            f"{where}: holds half a character (a lone \\ud800 to \\udfff); mend or delete that line."
+            f"{where}: holds half a character (a lone \\ud800 to \\udfff); fix or delete that line."
         )
     return row
 
