@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidData, NotFound
 from loramix.prompts import fill
+from loramix.train.frames import framed
 from loramix.train.recipe import Recipe
 
 
@@ -26,6 +27,8 @@ class Row:
     target: str
     source: str = ""
     references: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Groups of instructions that fit; none: ``any`` and the source's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,12 @@ def instruct(row: Row, recipe: Recipe, rng: random.Random) -> str:
         recipe: gives the instruction templates.
         rng: chooses.
     """
+    if row.groups:
+        asks = [text for group in row.groups for text in recipe.asks.get(group, [])]
+        pool = [text for group in row.groups for text in recipe.instructions.get(group, [])]
+        if asks and (not pool or rng.random() < 0.5):
+            return framed(rng.choice(asks), row.input, rng)
+        return fill(rng.choice(pool), row.input)
     own = recipe.instructions.get(row.source, []) if row.source else []
     common = recipe.instructions.get("any", [])
     pool = own if own and (not common or rng.random() < 0.5) else common
