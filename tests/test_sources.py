@@ -10,13 +10,26 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from loramix.cli_train import train
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
+from loramix.train import lora
 from loramix.train.data import Row, instruct
 from loramix.train.frames import framed
-from loramix.train.recipe import RECIPES, load_recipe
-from loramix.train.schema_forms import parse, rewritten
-from loramix.train.sources import by_source, dev_rows, gather, read_sources, sample, shares
+from loramix.train.lora import Result
+from loramix.train.pack import train_pack
+from loramix.train.recipe import RECIPES, Recipe, load_recipe
+from loramix.train.sources import (
+    by_source,
+    data_files,
+    dev_rows,
+    gather,
+    read_sources,
+    rows_of,
+    sample,
+    shares,
+)
 
 BROAD = sorted((RECIPES / "broad").glob("*.toml"))
 RECIPE = """
@@ -102,6 +115,35 @@ def test_dev_has_each_source(data_dir: Path) -> None:
     }  # fmt: skip
     gathered = gather(recipe, data_dir)
     assert sum(row.split == "train" for row in gathered) == 60
+
+
+def test_a_pack_trains_on_the_files_of_the_sources(data_dir: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(str(data_dir / "recipe.toml"))
+    assert data_files(recipe, data_dir) == [data_dir / "old" / "mood.jsonl", data_dir / "new" / "mood.jsonl"]
+    assert rows_of(recipe, data_dir) == gather(recipe, data_dir)
+    single = msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, sources=()))
+    assert len(rows_of(single, data_dir / "old")) == 120
+    (data_dir / "new" / "mood.jsonl").unlink()
+    with pytest.raises(NotFound, match="new"):
+        train_pack(tmp_path / "pack", [recipe], data_dir, tmp_path / "out", base="smollm2-135m")
+    assert not (tmp_path / "pack").exists()
+
+
+def test_train_skill_says_what_it_takes_from_each_source(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Row] = []
+
+    def work(recipe: Recipe, rows: list[Row], base: Path, out: Path, **options: object) -> Result:
+        taken.extend(rows)
+        return Result(out, 0.5, 0.5, 1.0, "", len(rows))
+
+    monkeypatch.setattr(lora, "train_skill", work)
+    words = ["skill", str(data_dir / "recipe.toml"), "--data", str(data_dir), "--base", str(tmp_path)]
+    said = CliRunner().invoke(train, words)
+    assert said.exit_code == 0, said.output
+    assert "    35 rows of old/mood" in said.output and "     7 rows of new/mood:tweets" in said.output
+    assert sum(row.split == "train" for row in taken) == 60
 
 
 def test_an_input_in_two_files_keeps_its_first_split(data_dir: Path) -> None:
@@ -207,48 +249,6 @@ def test_groups_decide_the_wording(data_dir: Path) -> None:
     assert not any("summar" in prompt or "gist" in prompt for prompt in prompts)
     plain = {instruct(Row("train", "TEXT", "t"), recipe, random.Random(i)) for i in range(400)}
     assert plain <= {text.replace("{input}", "TEXT") for text in recipe.instructions["any"]}
-
-
-SCHEMAS = [
-    "Table staff(id real, name text)\nTable shops(shop_id real, city text)\nQuestion: Who works in Rome?",
-    "CREATE TABLE staff (id REAL, name TEXT);\nCREATE TABLE shops (shop_id REAL, city TEXT);\nWho works in Rome?",
-    "staff(id, name); shops(shop_id, city)\nWho works in Rome?",
-    "Tables: staff(id, name), shops(shop_id, city). Who works in Rome?",
-    "staff(id, name)\nshops(shop_id, city)\nQuestion: Who works in Rome?",
-]
-
-
-@pytest.mark.parametrize("prompt", SCHEMAS)
-def test_schemas_are_read_from_all_forms(prompt: str) -> None:
-    read = parse(prompt)
-    assert read is not None
-    assert [table[:2] for table in read[0]] == [("staff", ("id", "name")), ("shops", ("shop_id", "city"))]
-    assert read[1] == "Who works in Rome?"
-
-
-def test_a_rewritten_schema_says_the_same() -> None:
-    written = {rewritten(prompt, random.Random(i)) for prompt in SCHEMAS for i in range(80)}
-    assert len(written) > 18
-    for prompt in written:
-        assert "o works in Rome?" in prompt
-        assert all(word in prompt for word in ("staff", "shops", "shop_id", "city", "name"))
-    sentences = [prompt for prompt in written if "with columns id and name" in prompt]
-    assert sentences and all("a table shops with columns shop_id and city" in prompt for prompt in sentences)
-
-
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "Who works in Rome?",
-        "staff(id, name)",
-        'staff(id, "Home Town")\nWho?',
-        "staff(id real, name)\nWho?",
-        "t()\nWho?",
-    ],
-)
-def test_what_is_no_known_schema_stays(prompt: str) -> None:
-    assert parse(prompt) is None
-    assert {rewritten(prompt, random.Random(i)) for i in range(20)} == {prompt}
 
 
 @pytest.mark.parametrize("path", BROAD, ids=lambda path: path.stem)

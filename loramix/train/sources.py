@@ -33,7 +33,7 @@ def read_sources(recipe: Recipe, data_dir: Path) -> list[list[Row]]:
     split_of: dict[str, str] = {}
     found = []
     for source in recipe.data.sources:
-        path = data_file((data_dir / source.file).parent, Path(source.file).name)
+        path = _file(data_dir, source.file)
         rows = files[path] if path in files else files.setdefault(path, read_rows(path))
         chosen = [_of(row, source) for row in rows if not source.take or row.source in source.take]
         # an input may stand in two files: the first one's split counts
@@ -144,6 +144,30 @@ def dev_rows(recipe: Recipe, found: Sequence[Sequence[Row]], limit: int) -> list
                     groups.setdefault(row.source, []).append(form)
     counts = shares([len(rows) for rows in groups.values()], [1.0] * len(groups), limit)
     return [row for rows, n in zip(groups.values(), counts, strict=True) for row in rng.sample(rows, n)]
+
+
+def data_files(recipe: Recipe, data_dir: Path) -> list[Path]:
+    """The files that a recipe is trained on: those of its sources, else the one of its name.
+
+    Raises:
+        NotFound: one is missing.
+    """
+    names = dict.fromkeys(source.file for source in recipe.data.sources) or [recipe.name]
+    return [_file(data_dir, name) for name in names]
+
+
+def rows_of(recipe: Recipe, data_dir: Path) -> list[Row]:
+    """All rows of a recipe's one file, or a sample of its sources (see `gather`).
+
+    Raises:
+        NotFound, InvalidData: see `read_rows` and `read_sources`.
+    """
+    return gather(recipe, data_dir) if recipe.data.sources else read_rows(_file(data_dir, recipe.name))
+
+
+def _file(data_dir: Path, name: str) -> Path:
+    path = data_dir / name
+    return data_file(path.parent, path.name)
 
 
 def gather(recipe: Recipe, data_dir: Path) -> list[Row]:
