@@ -82,7 +82,7 @@ def train_skill(
         from loramix.train.sources import by_source, gather
 
         rows = gather(loaded, data) if loaded.data.sources else read_rows(data)
-        for source, count in by_source(rows).items():
+        for source, count in by_source(rows).items() if loaded.data.sources else ():
             click.echo(f"{count:6} rows of {source}", err=True)
         result = work(
             loaded,

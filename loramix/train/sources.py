@@ -182,4 +182,4 @@ def gather(recipe: Recipe, data_dir: Path) -> list[Row]:
 
 def by_source(rows: Sequence[Row]) -> dict[str, int]:
     """Training rows of each named source, most first."""
-    return dict(Counter(row.source or "one file" for row in rows if row.split == "train").most_common())
+    return dict(Counter(row.source for row in rows if row.split == "train").most_common())
