@@ -45,7 +45,9 @@ def train() -> None:
 
 @train.command("skill")
 @click.argument("recipe")
-@click.option("--data", type=PATH, help="JSONL or JSONL.gz of split, input, target.")
+@click.option(
+    "--data", type=PATH, help="JSONL or JSONL.gz of split, input, target; a directory for several sources."
+)
 @click.option("--base", default=DEFAULT, show_default=True, help="Base: name, GGUF or HF directory.")
 @click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
@@ -82,10 +84,14 @@ def train_skill(
     with training_extra(), Display() as display:
         from loramix.train.data import read_rows
         from loramix.train.lora import train_skill as work
+        from loramix.train.sources import by_source, gather
 
+        rows = gather(loaded, data) if loaded.data.sources else read_rows(data)
+        for source, count in by_source(rows).items() if loaded.data.sources else ():
+            click.echo(f"{count:6} rows of {source}", err=True)
         result = work(
             loaded,
-            read_rows(data),
+            rows,
             base_path,
             out or Path("runs") / loaded.name,
             resume=resume,

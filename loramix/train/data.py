@@ -14,6 +14,7 @@ import numpy.typing as npt
 from loramix.errors import InvalidData, NotFound
 from loramix.prompts import fill
 from loramix.textfile import has_lone_surrogate, read_lines
+from loramix.train.frames import framed
 from loramix.train.recipe import Recipe
 
 
@@ -28,6 +29,8 @@ class Row:
     references: tuple[str, ...] = ()
     line: int = field(default=0, compare=False)
     """Its place in the data file, from 1; 0 where it is from none."""
+    groups: tuple[str, ...] = ()
+    """Groups of instructions that fit; none: ``any`` and the source's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +95,7 @@ def _row(line: str, path: Path, number: int, split: str | None) -> Row:
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"{where}: not JSON ({error}); fix or delete that line.") from None
     if not isinstance(raw, dict):
-        raise InvalidData(
-            f"{where}: found a {type(raw).__name__}, needs an object; fix or delete that line."
-        )
+        raise InvalidData(f"{where}: found a {type(raw).__name__}, needs an object; fix or delete that line.")
     if split is not None:
         raw.setdefault("split", split)
     for key in ("split", "input", "target"):
@@ -142,6 +143,12 @@ def instruct(row: Row, recipe: Recipe, rng: random.Random) -> str:
         recipe: gives the instruction templates.
         rng: chooses.
     """
+    if row.groups:
+        asks = [text for group in row.groups for text in recipe.asks.get(group, [])]
+        pool = [text for group in row.groups for text in recipe.instructions.get(group, [])]
+        if asks and (not pool or rng.random() < 0.5):
+            return framed(rng.choice(asks), row.input, rng)
+        return fill(rng.choice(pool), row.input)
     own = recipe.instructions.get(row.source, []) if row.source else []
     common = recipe.instructions.get("any", [])
     pool = own if own and (not common or rng.random() < 0.5) else common

@@ -17,9 +17,9 @@ from loramix.pack import Pack
 from loramix.pack_edit import add_skill, check_skill_name, new_pack
 from loramix.paths import sha256_file, write_text
 from loramix.train.card import write_card
-from loramix.train.data import data_file, read_rows
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import Recipe
+from loramix.train.sources import data_files, rows_of
 
 DONE = "done.json"
 
@@ -54,7 +54,7 @@ def train_pack(
     Args:
         directory: the pack; made if there is none, and skills of the same names are replaced.
         recipes: what to train, in this order.
-        data_dir: a data file per skill.
+        data_dir: a data file per skill, or the files of its sources.
         out: the run directories.
         base: name or GGUF.
         description: of a new pack.
@@ -68,23 +68,23 @@ def train_pack(
         UsageError: a name twice, or the pack has another base.
         NotFound: a data file is missing; nothing is trained then.
     """
-    files = [data_file(data_dir, check_skill_name(recipe.name)) for recipe in recipes]
-    names = [recipe.name for recipe in recipes]
+    names = [check_skill_name(recipe.name) for recipe in recipes]
+    files = [data_files(recipe, data_dir) for recipe in recipes]
     if len(set(names)) != len(names):
         raise UsageError(f"a skill is named twice in {', '.join(names)}; train each once.")
     base_path = bases.resolve(base)
     check_template(base_path)
     base_digest = bases.digest(base_path)
     _open(directory, base, base_digest, description)
-    for number, (recipe, file) in enumerate(zip(recipes, files, strict=True), 1):
+    for number, (recipe, paths) in enumerate(zip(recipes, files, strict=True), 1):
         run = out / recipe.name
-        key = _key(recipe, file, base_digest)
+        key = _key(recipe, paths, base_digest)
 
         def forward(progress: Progress, name: str = recipe.name, number: int = number) -> None:
             report(SkillProgress(name, number, len(recipes), progress))
 
         if not _is_done(run, key):
-            rows = read_rows(file)
+            rows = rows_of(recipe, data_dir)
             result = train_skill(recipe, rows, base_path, run, resume=True, report=forward, say=say)
             done = {
                 "key": key,
@@ -110,9 +110,9 @@ def _open(directory: Path, base: str, digest: str, description: str) -> None:
         )
 
 
-def _key(recipe: Recipe, data: Path, base_digest: str) -> str:
+def _key(recipe: Recipe, data: Sequence[Path], base_digest: str) -> str:
     """Changes when what is trained, on which data, or the base does."""
-    parts = [recipe.fingerprint(), sha256_file(data), base_digest]
+    parts = [recipe.fingerprint(), *map(sha256_file, data), base_digest]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 

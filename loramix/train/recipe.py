@@ -25,12 +25,37 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     pass
 
 
+class DataSource(_Table, frozen=True):
+    """One of several files that a recipe trains on, and its share of a sample."""
+
+    file: str
+    """Path below the data directory, without ``.jsonl.gz``."""
+    take: tuple[str, ...] = ()
+    """Values of the rows' ``source`` that are used; by default all."""
+    weight: Annotated[float, Meta(gt=0)] = 1.0
+    """Share of a sample, relative to the other sources; a source never gives a row twice in one sample."""
+    instructions: tuple[str, ...] = ("any",)
+    """Groups of the recipe's instructions and asks that fit these rows."""
+    target: str | None = None
+    """An answer for all rows in place of their own: texts of another task that all belong to one class."""
+    rename: dict[str, str] = {}
+    """Entity types to replace in the targets, old to new."""
+    target_rates: dict[str, Fraction] = {}
+    """Share of the rows with a target that is kept, for classes that would drown the others; by default all."""
+    schema_forms: bool = False
+    """Whether each row's database schema is written in a form drawn at random (see `loramix.train.schema_forms`)."""
+
+
 class Source(_Table, frozen=True):
     """Where a user gets the data: a hub dataset id, or how to make the file."""
 
     license: str
     how: str
     hub: str | None = None
+    rows: Positive = 12000
+    """Rows of a sample over several sources."""
+    sources: tuple[DataSource, ...] = ()
+    """Files of a data directory, sampled by weight; none: the skill's one file."""
 
 
 class Lora(_Table, frozen=True):
@@ -94,6 +119,9 @@ class Recipe(_Table, frozen=True):
     data: Source
     instructions: dict[str, list[str]]
     """Instruction templates with ``{input}``; the key ``any`` fits all rows, others a row's ``source``."""
+    asks: dict[str, list[str]] = {}
+    """Short requests without the text, by group like the instructions; `loramix.train.frames` puts them
+    before or behind a text."""
     any_text: bool = False
     """Whether the instruction makes sense on any text, as "summarize" does and "write the SQL" does not."""
     labels: list[str] = []
@@ -113,7 +141,8 @@ class Recipe(_Table, frozen=True):
         """What decides a training's result: a new description or example changes no adapter."""
         late = ("answer",) if self.activation == "answer" else ()
         kept = (self.keep,) if self.keep else ()
-        return repr((self.name, self.instructions, self.lora, self.training, *late, *kept))
+        broad = (self.data.rows, self.data.sources, self.asks) if self.data.sources else ()
+        return repr((self.name, self.instructions, self.lora, self.training, *late, *kept, *broad))
 
 
 class BaseRecipe(_Table, frozen=True):
@@ -141,6 +170,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     Args:
         name_or_path: a TOML file, or the name of a recipe that ships with Loramix.
 
+    A recipe with ``extends = "NAME"`` takes what it does not say itself from a shipped one; instructions and
+    asks of both are used.
+
     Raises:
         NotFound: there is no such recipe.
         InvalidRecipe: not TOML, an unknown key, a wrong type or value.
@@ -150,7 +182,7 @@ def load_recipe(name_or_path: str) -> Recipe:
         path = RECIPES / f"{name_or_path}.toml"
     if not is_safe_name(path.stem) or not path.is_file():
         raise NotFound(f"no recipe {name_or_path!r}: give a TOML file, or one of {', '.join(shipped())}.")
-    recipe = _decoded(path, Recipe)
+    recipe = _recipe(path)
     if not is_safe_name(recipe.name):
         raise InvalidRecipe(f"{path}: name {recipe.name!r} needs 1 to 64 of a-z, 0-9, '_', '.', '-'.")
     bad = [t for group in recipe.instructions.values() for t in group if t.count("{input}") != 1]
@@ -158,14 +190,36 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise InvalidRecipe(
             f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}."
         )
+    groups = recipe.instructions.keys() | recipe.asks.keys()
+    unknown = {group for source in recipe.data.sources for group in source.instructions} - groups
+    if unknown:
+        raise InvalidRecipe(f"{path}: a source names the instructions {min(unknown)!r}; the recipe has none.")
     return recipe
+
+
+def _recipe(path: Path) -> Recipe:
+    """Decode a recipe, on top of the shipped one that it extends, if any."""
+    own: dict[str, Any] = _decoded(path, dict)
+    extended = own.pop("extends", None)
+    if extended is not None:
+        if extended not in shipped():
+            raise InvalidRecipe(f"{path}: extends {extended!r}; name one of {', '.join(shipped())}.")
+        whole: dict[str, Any] = _decoded(RECIPES / f"{extended}.toml", dict)
+        for key, value in own.items():
+            known = whole.get(key)
+            whole[key] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
+        own = whole
+    try:
+        return msgspec.convert(own, Recipe)
+    except msgspec.ValidationError as error:
+        raise InvalidRecipe(f"{path}: {error}; correct that line and run the command again.") from None
 
 
 def _decoded(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+        raise InvalidRecipe(f"{path}: {error}; correct that line and run the command again.") from None
 
 
 def base_recipe(base: str) -> BaseRecipe | None:

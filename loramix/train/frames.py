@@ -1,0 +1,83 @@
+"""Short requests put before or behind a text, in the ways people type them."""
+
+from __future__ import annotations
+
+import random
+
+_BOTH = (
+    "{ask}\n{input}",
+    "{ask}\n\n{input}",
+    "{ask}\n\n{input}",
+    "{ask} {input}",
+    '{ask} "{input}"',
+    "{ask}\n'{input}'",
+    '{ask}\n\n"{input}"',
+    "{ask} Text: {input}",
+    "{ask}\n\nText: {input}",
+    "{ask}\n---\n{input}",
+    "{ask} -> {input}",
+    "{input}\n\n{ask}",
+    "{input}\n\n{ask}",
+    "{input}\n{ask}",
+    '"{input}" {ask}',
+    '"{input}"\n\n{ask}',
+    "{input} - {ask}",
+    "Text: {input}\n\n{ask}",
+    "hi, {ask} {input}",
+    "hey {ask}\n{input}",
+    "ok so {ask} {input}",
+    "quick question, {ask} {input}",
+)
+"""Frames that fit a question as well as a command; the ask brings its own punctuation."""
+_COMMAND = (
+    "{ask}: {input}",
+    "{ask}: {input}",
+    "{ask}:\n{input}",
+    "{ask}:\n\n{input}",
+    '{ask}: "{input}"',
+    "please {ask}: {input}",
+    "please {ask}\n\n{input}",
+    "{ask} please. {input}",
+    "{ask} pls: {input}",
+    "can you {ask}? {input}",
+    "could you {ask}?\n\n{input}",
+    "can you please {ask}: {input}",
+    "i need you to {ask}: {input}",
+    "i want you to {ask}. {input}",
+    "would you {ask} for me? {input}",
+    "{input}\n\nplease {ask}",
+    "{input}\n\ncan you {ask}?",
+    "{ask}, thanks. {input}",
+    "here it is: {input}\n\n{ask}",
+)
+"""Frames for a command alone, which comes without punctuation."""
+
+
+def framed(ask: str, text: str, rng: random.Random) -> str:
+    """Join a request and its text.
+
+    Args:
+        ask: a question that ends with ``?``, or a command without punctuation at its end.
+        text: what the request is about.
+        rng: draws the frame, the letter case of its start and a full stop.
+
+    Returns:
+        The prompt.
+    """
+    question = ask.endswith("?")
+    frame = rng.choice(_BOTH if question or rng.random() < 0.4 else _COMMAND)
+    if not question and frame in _BOTH and rng.random() < 0.5:
+        ask += "."
+    if question and rng.random() < 0.1:
+        ask = ask[:-1]  # as it is typed in a hurry
+    before, _, after = frame.partition("{input}")
+    parts = [part.replace("{ask}", ask) for part in (before, after)]
+    if rng.random() < 0.7:
+        parts = [_capital(part) for part in parts]
+    return text.join(parts)
+
+
+def _capital(part: str) -> str:
+    """The part with its first letter in upper case, unless the ask's own spelling comes later."""
+    start = len(part) - len(part.lstrip())
+    return part[:start] + part[start : start + 1].upper() + part[start + 1 :]
