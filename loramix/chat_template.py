@@ -26,7 +26,11 @@ GIVE_ONE = (
     "give it one with 'loramix convert base SOURCE --out NEW.gguf --chat-template FILE' "
     "(SOURCE: its directory or GGUF; FILE: a Jinja template, or 'plain' for the bare texts)"
 )
-_USER, _ANSWER, _AGAIN = "4091758263", "7315902846", "5820471936"  # what no template has or changes
+_USER, _ANSWER, _AGAIN = (
+    "4091758263" * 200,
+    "7315902846" * 200,
+    "5820471936" * 200,
+)  # what no template has or changes
 
 
 class ChatTemplate:

@@ -235,3 +235,10 @@ def test_all_end_tokens_of_a_checkpoint(tmp_path: Path) -> None:
         generation.write_text(f'{{"eos_token_id": {bad}}}')
         with pytest.raises(InvalidArtifact, match=r"generation_config\.json names .* as eos_token_id"):
             read_end_tokens(tmp_path, 2, 400)
+
+
+@pytest.mark.parametrize("cut", ["|truncate(80)", "[:200]", "[-500:]"])
+def test_a_template_that_cuts_what_the_user_wrote_is_refused(cut: str) -> None:
+    source = "{% for m in messages %}{{ m.content" + cut + " }}{% endfor %}"
+    with pytest.raises(InvalidArtifact, match="never prints what the user wrote"):
+        usable_template(source, {}, "base.gguf")

@@ -164,3 +164,27 @@ def test_all_nulls_at_once(tiny_server: Served) -> None:
         assert '"done":true' in last and "error" not in last
     embed = {"model": "tiny", "input": "a", "encoding_format": None, "dimensions": None}
     assert tiny_server.post("/v1/embeddings", **embed).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/chat/completions", {"messages": [ASK], "json_schema": {"type": "object"}}, "json_schema"),
+        ("/v1/chat/completions", {"messages": [ASK], "stop_token_ids": [2]}, "stop_token_ids"),
+        ("/v1/chat/completions", {"messages": [ASK], "xtc_probability": 0.5}, "xtc_probability"),
+        ("/v1/completions", {"prompt": "a", "response_format": {"type": "json_object"}}, "response_format"),
+        ("/api/chat", {"messages": [ASK], "options": {"dry_multiplier": 0.8}}, "dry_multiplier"),
+        ("/api/embeddings", {"prompt": "a", "dimensions": 8}, "dimensions"),
+    ],
+)
+def test_settings_of_other_servers_are_refused_by_name(
+    tiny_server: Served, path: str, body: dict[str, Any], field: str
+) -> None:
+    answer = tiny_server.post(path, model="tiny", **body)
+    assert answer.status_code == 400
+    assert field in answer.text and "not supported" in answer.text
+
+
+def test_settings_that_ask_for_nothing_pass(tiny_server: Served) -> None:
+    quiet = {"xtc_probability": 0, "top_a": 0, "length_penalty": 1, "n_predict": -1}
+    assert tiny_server.chat(max_tokens=2, **quiet).status_code == 200

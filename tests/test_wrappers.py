@@ -260,3 +260,12 @@ def test_a_rank_beyond_the_limit_is_not_answered_with_the_same_command(
     with pytest.raises(LoramixError, match=r"rank 300, at most 256.*lower r") as caught:
         convert_adapter(source, tiny_base, tmp_path / "out.gguf")
     assert "loramix convert adapter" not in str(caught.value)
+
+
+def test_a_wrapper_that_nobody_knows_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    peft = write_peft(tmp_path / "peft")
+    tensors = load_file(peft / "adapter_model.safetensors")
+    odd = {name.replace(".model.layers", ".engine.model.layers"): value for name, value in tensors.items()}
+    save_file(odd, peft / "adapter_model.safetensors")
+    with pytest.raises(InvalidArtifact, match=r"engine.*no known wrapper adds"):
+        convert_adapter(peft, tiny_base, tmp_path / "a.gguf")

@@ -18,7 +18,7 @@ from loramix.convert.embeddings import check_copies
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
 from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
-from loramix.errors import SelfCheckFailed, Unsupported, WrongBase
+from loramix.errors import InvalidArtifact, SelfCheckFailed, Unsupported, WrongBase
 from loramix.paths import atomic_path
 
 HEADS = {"lm_head": "output.weight", "model.embed_tokens": "token_embd.weight"}
@@ -112,6 +112,11 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
         if weight in EMBEDDINGS:
             _refuse_embedding(weight, module, b.shape[0], base, whose)
         if weight not in base.tensors:
+            if inner := next((name for name in targets if module.endswith(f".{name}")), ""):
+                raise InvalidArtifact(
+                    f"the adapter's tensors have {module.removesuffix(inner)[:80]!r} before {inner!r}, which no known "
+                    "wrapper adds: rename them, or save the adapter of the unwrapped model."
+                )
             raise WrongBase(f"the base has no matrix for {module!r}: {whose}.")
         rows, columns = base.tensors[weight]
         if (b.shape[0], a.shape[1]) != (rows, columns):

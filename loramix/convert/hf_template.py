@@ -8,6 +8,7 @@ from typing import Any
 from loramix.chat_template import MAX_TEMPLATE_BYTES, PLAIN
 from loramix.convert.hf_config import read_json
 from loramix.errors import InvalidArtifact, NotFound
+from loramix.textfile import read_text
 
 NAME_OF_PLAIN = "plain"
 
@@ -25,9 +26,9 @@ def read_chat_template(directory: Path) -> str:
     """
     found: Any = {}
     if (path := directory / "chat_template.jinja").is_file():
-        found["default"] = _text(path, "utf-8")
+        found["default"] = _text(path)
     for path in sorted((directory / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = _text(path, "utf-8")
+        found[path.stem] = _text(path)
     for name in ("tokenizer_config.json", "chat_template.json"):
         path = directory / name
         if not found and path.is_file():
@@ -68,7 +69,7 @@ def given_template(value: str) -> str:
     path = Path(value)
     if not path.is_file():
         raise NotFound(f"no file {value!r}; give a Jinja file, or '{NAME_OF_PLAIN}'.")
-    return _text(path, "utf-8-sig")
+    return _text(path)
 
 
 def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
@@ -99,11 +100,8 @@ def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _text(path: Path, encoding: str) -> str:
+def _text(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_TEMPLATE_BYTES:
         raise InvalidArtifact(f"{path} has {size} bytes; a chat template has at most {MAX_TEMPLATE_BYTES}.")
-    try:
-        return path.read_text(encoding)
-    except UnicodeDecodeError:
-        raise InvalidArtifact(f"{path} is not UTF-8; save it as UTF-8.") from None
+    return read_text(path, InvalidArtifact)

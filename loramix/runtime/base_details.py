@@ -41,7 +41,7 @@ class BaseDetails:
         if path is None:
             return cls()
         file, shape = read_base(path)
-        family = shape.architecture
+        family = shape.architecture.name
         count = sum(math.prod(tensor.shape) for tensor in file.tensors.values())
         matrices = [t for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) > 1]
         kinds = Counter(tensor.type_name for tensor in matrices)

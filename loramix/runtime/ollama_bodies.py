@@ -53,7 +53,10 @@ class RunOptions(Body):
         }
     )
     refusals: ClassVar = {
-        **{name: TUNING[name] for name in ("mirostat", "tfs_z", "typical_p")},
+        **{
+            name: TUNING[name]
+            for name in ("dry_multiplier", "mirostat", "tfs_z", "typical_p", "xtc_probability")
+        },
         "logit_bias": NO_BIAS,
     }
     num_predict: (
@@ -146,6 +149,7 @@ class EmbeddingsBody(Body):
     """Body of ``/api/embeddings``."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "options"})
+    refusals: ClassVar = {"dimensions": Refusal("is not supported here; use /api/embed.")}
     model: Model
     prompt: Text
 

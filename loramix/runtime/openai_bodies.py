@@ -39,14 +39,34 @@ NO_TOOLS = (
 NO_BIAS = Refusal("is not supported here; leave it out.")
 OTHERS = {
     name: Refusal("is not supported here; leave it out.")
-    for name in ("grammar", "guided_choice", "guided_grammar", "guided_json", "guided_regex", "ignore_eos")
+    for name in (
+        "bad_words",
+        "chat_template",
+        "continue_final_message",
+        "grammar",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "ignore_eos",
+        "json_schema",
+        "samplers",
+        "stop_token_ids",
+        "structured_outputs",
+    )
 }
 """Settings of other servers that change an answer."""
 TUNING = {
+    "dry_multiplier": Refusal("is not supported here; use 'repeat_penalty', and leave it out.", (0,)),
+    "dynatemp_range": Refusal("is not supported here; leave it out.", (0,)),
+    "length_penalty": Refusal("is not supported here; leave it out.", (1,)),
     "min_tokens": Refusal("is not supported here; leave it out.", (0,)),
     "mirostat": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (0,)),
+    "n_predict": Refusal("is not known here; use 'max_tokens'.", (-1,)),
     "tfs_z": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
+    "top_a": Refusal("is not supported here; use 'min_p', and leave it out.", (0,)),
     "typical_p": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
+    "xtc_probability": Refusal("is not supported here; leave it out.", (0,)),
 }
 
 
@@ -170,6 +190,9 @@ class CompletionBody(Sampled):
         **Sampled.refusals,
         "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
         "echo": Refusal("is not supported here; leave it out."),
+        "response_format": Refusal(
+            "is not supported here; use /v1/chat/completions.", ({}, {"type": "text"})
+        ),
         "suffix": Refusal("is not supported here; leave it out."),
     }
     prompt: Texts

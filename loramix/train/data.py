@@ -91,7 +91,7 @@ def read_rows(path: Path, *, split: str | None = None) -> list[Row]:
 def _row(line: str, path: Path, number: int, split: str | None) -> Row:
     where = f"{path}, line {number}"
     try:
-        raw = json.loads(line)
+        raw = json.loads(line.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
         raise InvalidData(f"{where}: not JSON ({error}); fix or delete that line.") from None
     if not isinstance(raw, dict):
