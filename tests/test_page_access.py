@@ -170,6 +170,7 @@ def test_what_fails_is_a_sentence_and_can_be_tried_again(visit: Any, page_server
     visitor.complaints.clear()  # the browser's own line on what it could not reach
     page.keyboard.press("Escape")
     visitor.idle()
+    wait_until(lambda: not page_server.http.get("/health").json()["active"])  # the stopped one has left
     os.kill(page_server.workers()[0], signal.SIGSTOP)  # so that it dies with the request in flight
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector(".busy .waiting")
