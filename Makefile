@@ -37,7 +37,7 @@ test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs what t
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 test-kernels: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run what compares numbers under other kernels; two builds of llama.cpp the first time
-	@sh scripts/kernels.sh $(BIN)/python $(PYTEST_ARGS)
+	@PYTEST_ADDOPTS="$(PYTEST_ARGS)" sh scripts/kernels.sh $(BIN)/python
 
 bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## measure speed beside peers; the first time llama-server is built, and a TinyLlama shape made
 	@set -e; server="$$(sh scripts/llama_server.sh $(BIN)/python)"; \

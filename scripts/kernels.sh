@@ -2,15 +2,15 @@
 # Runs the tests that compare llama.cpp's numbers under each kind of its kernels: the build that is installed, the
 # same without repacked weights, and builds for AVX2 alone and for AVX-512 alone where the CPU has it.
 #
-#     sh scripts/kernels.sh [PYTHON] [PYTEST ARGUMENT…]
+#     sh scripts/kernels.sh [PYTHON]
 #
-# The builds are kept in the cache, by version and flags: each takes some minutes the first time.
+# The builds are kept in the cache, by version and flags: each takes some minutes the first time. What pytest
+# should do otherwise stands in PYTEST_ADDOPTS.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
 cd "$here"
 python=${1:-python3}
-[ $# -eq 0 ] || shift
 pin=$(grep '^llama-cpp-python==' constraints.txt)
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/loramix/kernels
 tests='tests/test_golden.py tests/test_readme.py tests/test_margins.py tests/test_chunks.py tests/test_batch.py
@@ -59,7 +59,7 @@ PYTHON
         return
     }
     # shellcheck disable=SC2086 # a list of files
-    if env PYTHONPATH="$paths" "$@" "$python" -m pytest $tests $arguments >"$log" 2>&1; then
+    if env PYTHONPATH="$paths" "$@" "$python" -m pytest $tests >"$log" 2>&1; then
         said=passed
     else
         said=FAILED failed="$failed $name"
@@ -68,7 +68,6 @@ PYTHON
     echo "$name: $said: $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1) [$features]"
 }
 
-arguments=$*
 mkdir -p "$cache"
 avx2=$(build avx2 '-DGGML_NATIVE=OFF')
 avx512=''

@@ -16,23 +16,27 @@ HTML = '<img src=x onerror="alert(1)"> <b>dog</b> & co.'
 PATIENCE_S = 180
 """Longest wait for what the page does; it ends with what it waits for, and a busy machine takes its time."""
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SLOWLY = """
+HOLDING = """
+window.holding = true;
 const quick = window.fetch;
 window.fetch = async (...asked) => {
   const response = await quick(...asked);
   if (!response.headers.get("content-type")?.startsWith("text/event-stream")) return response;
   const text = new TextDecoder();
   const bytes = new TextEncoder();
-  const slow = new TransformStream({
+  const signal = asked[1]?.signal;
+  let tokens = 0;
+  const held = new TransformStream({
     async transform(piece, out) {
       for (const event of text.decode(piece, { stream: true }).split(/(?<=\\n\\n)/)) {
-        await new Promise((done) => setTimeout(done, 60));
-        asked[1]?.signal?.throwIfAborted(); // the browser aborts no answer that has come whole
+        while (tokens > 3 && window.holding && !signal?.aborted) await new Promise((done) => setTimeout(done, 20));
+        signal?.throwIfAborted(); // the browser aborts no answer that has come whole
         out.enqueue(bytes.encode(event));
+        tokens += event.match(/"token":/g)?.length ?? 0;
       }
     },
   });
-  return new Response(response.body.pipeThrough(slow), { status: response.status, headers: response.headers });
+  return new Response(response.body.pipeThrough(held), { status: response.status, headers: response.headers });
 };
 """
 
@@ -59,12 +63,12 @@ class Visitor:
         browser: from `chromium`.
         url: of the server.
         key: the server's, as if it had been given already.
-        slowly: let each event of a stream take 60 ms, so that there is time to act.
+        holding: stop each answer after four tokens or a few more, until it is aborted or `release` is called.
         **options: of Playwright's ``new_context``.
     """
 
     def __init__(
-        self, browser: Any, url: str, *, key: str = "", slowly: bool = False, **options: Any
+        self, browser: Any, url: str, *, key: str = "", holding: bool = False, **options: Any
     ) -> None:
         self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 860}, **options})
         self.page = self.context.new_page()
@@ -79,8 +83,8 @@ class Visitor:
         self.page.on("request", self._saw)
         if key:
             self.page.add_init_script(f"sessionStorage.setItem('loramix-key', {json.dumps(key)})")
-        if slowly:
-            self.page.add_init_script(SLOWLY)
+        if holding:
+            self.page.add_init_script(HOLDING)
         self.page.goto(url)
 
     def _heard(self, kind: str, text: str) -> None:
@@ -104,6 +108,10 @@ class Visitor:
     def speaking(self) -> None:
         """Wait until some of an answer is there, and more to come."""
         self.page.wait_for_selector(".busy .token >> nth=3", state="attached")
+
+    def release(self) -> None:
+        """Let answers come as they do."""
+        self.page.evaluate("window.holding = false")
 
     def send(self, text: str, policy: str | None = None) -> Any:
         """Type a prompt and send it; the turn, once it is answered."""

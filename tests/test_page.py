@@ -21,7 +21,7 @@ def stream_of(*events: dict[str, Any]) -> str:
 
 
 def test_an_answer_streams_with_its_route(visit: Any, page_server: Served) -> None:
-    visitor = visit(slowly=True)
+    visitor = visit(holding=True)
     page = visitor.page
     page.fill("#prompt", "the quick brown fox")
     page.get_by_role("radio", name="base").check()

@@ -12,7 +12,7 @@ from serving import Served, wait_until
 
 
 def test_all_of_it_by_keyboard(visit: Any, page_server: Served) -> None:
-    visitor = visit(slowly=True)
+    visitor = visit(holding=True)
     page, keys = visitor.page, visitor.page.keyboard
 
     def tab_to(name: str) -> None:
@@ -47,6 +47,7 @@ def test_all_of_it_by_keyboard(visit: Any, page_server: Served) -> None:
     visitor.idle()
     assert visitor.bodies[-1]["loramix"] == {"policy": "base"}
     assert "Stopped." in page.locator(".note").inner_text()
+    visitor.release()
     wait_until(lambda: not page_server.http.get("/health").json()["active"])
     policy("ArrowRight", "ArrowRight")
     keys.type("a hen")
@@ -153,7 +154,7 @@ def test_a_busy_server_is_asked_again(visit: Any) -> None:
 
 
 def test_what_fails_is_a_sentence_and_can_be_tried_again(visit: Any, page_server: Served) -> None:
-    visitor = visit(slowly=True)
+    visitor = visit(holding=True)
     page = visitor.page
     page.get_by_role("radio", name="base").check()
     page.fill("#prompt", "the quick brown fox")
@@ -170,6 +171,7 @@ def test_what_fails_is_a_sentence_and_can_be_tried_again(visit: Any, page_server
     visitor.complaints.clear()  # the browser's own line on what it could not reach
     page.keyboard.press("Escape")
     visitor.idle()
+    wait_until(lambda: not page_server.http.get("/health").json()["active"])  # the stopped one has left
     os.kill(page_server.workers()[0], signal.SIGSTOP)  # so that it dies with the request in flight
     page.get_by_role("button", name="Try again").click()
     page.wait_for_selector(".busy .waiting")

@@ -59,6 +59,19 @@ def open_stream(server: Served, path: str = "/v1/chat/completions", **body: Any)
     return link
 
 
+def open_held(server: Served) -> tuple[socket.socket, int]:
+    """A stream whose worker is stopped in its middle, and that worker; a quick one may have said all before."""
+    (worker,) = server.workers()
+    for _ in range(100):
+        link = open_stream(server)
+        os.kill(worker, signal.SIGSTOP)
+        if all(server.http.get("/health").json()["active"] for _ in range(3)):  # what was said has been read
+            return link, worker
+        os.kill(worker, signal.SIGCONT)
+        link.close()
+    raise AssertionError("every answer was whole before the worker stopped")
+
+
 def test_answers_of_many_threads_are_those_of_one(tiny_server: Served) -> None:
     """Case L1 in small; ``python benchmarks/serve.py isolation`` does all 8 x 50 requests on the default pack."""
     asked = [
@@ -145,9 +158,7 @@ def test_deadlines(tiny_pack: Path, own: dict[str, str]) -> None:
 
 def test_a_deadline_in_the_middle_of_a_stream(tiny_pack: Path, own: dict[str, str]) -> None:
     with served(tiny_pack, "--threads", "1", "--ctx", "512", "--timeout", "6", **own) as server:
-        (worker,) = server.workers()
-        link = open_stream(server)
-        os.kill(worker, signal.SIGSTOP)
+        link, worker = open_held(server)
         lines = [line for line in read_all(link).decode().splitlines() if line.startswith("data: ")]
         assert "in all" in json.loads(lines[-2].removeprefix("data: "))["error"]["message"]
         assert lines[-1] == "data: [DONE]"
@@ -155,23 +166,10 @@ def test_a_deadline_in_the_middle_of_a_stream(tiny_pack: Path, own: dict[str, st
         wait_until(lambda: idle(server))
 
 
-def stopped_in_a_stream(server: Served) -> tuple[socket.socket, int]:
-    """A stream under way, and its worker, stopped; on a busy machine an answer may end before: then another."""
-    (worker,) = server.workers()
-    for _ in range(50):
-        link = open_stream(server)
-        os.kill(worker, signal.SIGSTOP)
-        if server.http.get("/health").json()["active"]:
-            return link, worker
-        os.kill(worker, signal.SIGCONT)
-        link.close()
-    raise AssertionError("each answer ended before its worker could be stopped")
-
-
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_a_dead_worker_costs_only_what_it_had(small: Served, number: signal.Signals) -> None:
     before = small.http.get("/health").json()["restarts"]
-    link, worker = stopped_in_a_stream(small)
+    link, worker = open_held(small)
     with ThreadPoolExecutor(1) as threads:
         other = threads.submit(small.chat, max_tokens=3)
         wait_until(lambda: small.http.get("/health").json()["waiting"])
@@ -204,9 +202,7 @@ def test_a_slow_reader_holds_up_nobody(tiny_server: Served) -> None:
 def test_a_signal_lets_running_answers_end(tiny_pack: Path, own: dict[str, str]) -> None:
     """Case S5: nothing new is taken, the stream comes whole, exit code 0, no process left."""
     with served(tiny_pack, "--ctx", "512", "--threads", "1", **own) as server:
-        link = open_stream(server)
-        (worker,) = server.workers()
-        os.kill(worker, signal.SIGSTOP)
+        link, worker = open_held(server)
         server.process.send_signal(signal.SIGTERM)
         server.wait_for("Shutting down")
         wait_until(lambda: refuses(server.url))
@@ -226,9 +222,7 @@ def refuses(url: str) -> bool:
 
 def test_a_second_signal_ends_at_once(tiny_pack: Path, own: dict[str, str]) -> None:
     with served(tiny_pack, "--ctx", "512", "--threads", "1", **own) as server:
-        link = open_stream(server)
-        (worker,) = server.workers()
-        os.kill(worker, signal.SIGSTOP)
+        link, worker = open_held(server)
         server.process.send_signal(signal.SIGINT)
         server.wait_for("Shutting down")
         began = time.monotonic()
