@@ -30,7 +30,7 @@ window.fetch = async (...asked) => {
     async transform(piece, out) {
       for (const event of text.decode(piece, { stream: true }).split(/(?<=\\n\\n)/)) {
         while (tokens > 3 && window.holding && !signal?.aborted) await new Promise((done) => setTimeout(done, 20));
-        signal?.throwIfAborted(); // the browser aborts no answer that has come whole
+        signal?.throwIfAborted(); // the browser does not abort a complete answer
         out.enqueue(bytes.encode(event));
         tokens += event.match(/"token":/g)?.length ?? 0;
       }

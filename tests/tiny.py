@@ -120,7 +120,7 @@ def write_base(
             add(f"blk.{layer}.{norm}.weight", np.ones(width, np.float32) + np.float32(noise))
         for module, shape in shapes(n_head_kv, head).items():
             add(f"blk.{layer}.{_GGUF[module]}.weight", rng.normal(0, 0.12, shape).astype(np.float32))
-            if (biases or description.qkv_bias) and module in ("q_proj", "k_proj", "v_proj"):
+            if (biases or architecture == "qwen2") and module in ("q_proj", "k_proj", "v_proj"):
                 add(f"blk.{layer}.{_GGUF[module]}.bias", rng.normal(0, 0.3, shape[0]).astype(np.float32))
     if not tied:
         add("output.weight", rng.normal(0, 0.5, (len(tokens), N_EMBD)).astype(np.float32))

@@ -13,15 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.adapter_file import EMBEDDINGS, embedding_adapted
+from loramix.convert.adapter_file import embedding_adapted
 from loramix.convert.embeddings import check_copies
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
 from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.errors import InvalidArtifact, SelfCheckFailed, Unsupported, WrongBase
+from loramix.models.architectures import EMBEDDINGS
 from loramix.paths import atomic_path
-
-HEADS = {"lm_head": "output.weight", "model.embed_tokens": "token_embd.weight"}
 
 
 def read_adapter(directory: Path) -> PeftAdapter:
@@ -108,8 +107,8 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     whose = f"this adapter is for another base{named}; give that one"
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for module, (a, b) in adapter.pairs.items():
-        weight = HEADS.get(module, targets.get(module, ""))
-        if weight in EMBEDDINGS:
+        weight = EMBEDDINGS.get(module, targets.get(module, ""))
+        if module in EMBEDDINGS:
             _refuse_embedding(weight, module, b.shape[0], base, whose)
         if weight not in base.tensors:
             if inner := next((name for name in targets if module.endswith(f".{name}")), ""):

@@ -8,7 +8,6 @@ from pathlib import Path
 from loramix.errors import InvalidArtifact, NotFound
 from loramix.sniff import HEAD, sniff
 
-EMBEDDINGS = ("token_embd.weight", "output.weight")
 MAX_ADAPTER_BYTES = 512 * 2**20
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}
 

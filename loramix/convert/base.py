@@ -73,7 +73,7 @@ def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
 
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
-        writer = gguf.GGUFWriter(temporary, reader.fields["general.architecture"].contents())
+        writer = writer_like(reader, temporary)
         copy_metadata(reader, writer, file_type(types.get("blk.", "Q4_0")))
         for tensor in reader.tensors:
             kind = _wanted(tensor.name, types)
@@ -102,12 +102,19 @@ def file_type(kind: str) -> int:
     return int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
 
 
+def writer_like(reader: Any, out: Path) -> Any:
+    """A ``gguf.GGUFWriter`` of a new file, of the architecture of the one that ``reader`` reads."""
+    import gguf
+
+    return gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+
+
 def copy_metadata(reader: Any, writer: Any, file_type: int | None = None, but: Collection[str] = ()) -> None:
     """Write a GGUF file's metadata into another.
 
     Args:
         reader: ``gguf.GGUFReader`` of the one.
-        writer: ``gguf.GGUFWriter`` of the other, made for the same architecture.
+        writer: see `writer_like`.
         file_type: instead of the value of ``general.file_type``, where that is there.
         but: keys to leave out.
     """

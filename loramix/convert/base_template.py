@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from loramix.chat_template import usable_template
-from loramix.convert.base import copy_metadata
+from loramix.convert.base import copy_metadata, writer_like
 from loramix.convert.validate import read_base
 from loramix.errors import UsageError
 from loramix.paths import atomic_path, need_space
@@ -49,7 +49,7 @@ def with_template(source: Path, out: Path, template: str) -> None:
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
         need_space(out, source.stat().st_size, out.name)
-        writer = gguf.GGUFWriter(temporary, reader.fields["general.architecture"].contents())
+        writer = writer_like(reader, temporary)
         copy_metadata(reader, writer, but={KEY})
         writer.add_chat_template(template)
         for tensor in reader.tensors:

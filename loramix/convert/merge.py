@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.base import copy_metadata, file_type, quantize_q4_0
+from loramix.convert.base import copy_metadata, file_type, quantize_q4_0, writer_like
 from loramix.convert.fuse import read_pairs
 from loramix.convert.gguf_reader import TYPES
 from loramix.errors import SelfCheckFailed
@@ -61,7 +61,7 @@ def merge(
     }
     sizes = {tensor.name: _nbytes(_shape(tensor), types[tensor.name]) for tensor in reader.tensors}
     need_space(out, reader.data_offset + sum(sizes.values()), "the merged base")
-    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+    writer = writer_like(reader, out)
     copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
     if "general.quantization_version" not in reader.fields:
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)

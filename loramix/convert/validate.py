@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from loramix.convert.adapter_file import EMBEDDINGS, MAX_ADAPTER_BYTES, embedding_adapted, read_adapter_bytes
+from loramix.convert.adapter_file import MAX_ADAPTER_BYTES, embedding_adapted, read_adapter_bytes
 from loramix.convert.gguf_reader import (
     FLOAT32,
     MAX_KEPT,
@@ -29,7 +29,7 @@ from loramix.convert.gguf_reader import (
 )
 from loramix.convert.safetensors_reader import read_safetensors
 from loramix.errors import InvalidArtifact, NotFound, WrongBase
-from loramix.models.architectures import Architecture, architecture
+from loramix.models.architectures import EMBEDDINGS, Architecture, architecture
 
 __all__ = [
     "MAX_ADAPTER_BYTES",
@@ -261,7 +261,7 @@ def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: 
             f"the adapter's {target!r} has {b.shape[0]} tokens, the base's vocabulary {base.vocab_size}: "
             f"it is for {which}; use that base."
         )
-    if target in EMBEDDINGS:
+    if target in EMBEDDINGS.values():
         raise InvalidArtifact(f"the adapter changes {embedding_adapted(target, base.tied)}")
     if target not in base.tensors:
         raise WrongBase(

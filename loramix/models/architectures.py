@@ -5,7 +5,7 @@ Knows names and conventions only; nothing here reads a file or imports llama.cpp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loramix.errors import Unsupported
 
@@ -19,6 +19,8 @@ LINEAR = {
     "mlp.down_proj": "ffn_down",
 }
 """GGUF's name of each matrix of a layer that an adapter may change, by transformers' name of the module."""
+EMBEDDINGS = {"model.embed_tokens": "token_embd.weight", "lm_head": "output.weight"}
+"""GGUF tensor of the two matrices that are as long as the vocabulary; no adapter may change them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +37,16 @@ class Architecture:
     """transformers' class of that model."""
     norms: dict[str, str]
     """GGUF's name of each norm of a layer, by transformers' name of the module."""
-    checkpoints: tuple[str, ...] = ()
-    """``architectures`` of config.json whose checkpoints can be converted; none if only GGUF files can be used."""
+    bias_settings: dict[str, str] = field(default_factory=dict)
+    """Setting of transformers that says whether a matrix of each layer has a bias, with GGUF's name of the matrix."""
     permuted_qk: bool = False
     """llama.cpp's converter interleaves the two halves of each head's rows of Q and K (conversion/llama.py)."""
     norm_offset: float = 0.0
     """Added to each norm's weight in a GGUF; transformers adds it when it computes."""
     taps_layer_inputs: bool = False
     """llama.cpp keeps the inputs of its layers on request (``t_layer_inp`` in src/models)."""
-    qkv_bias: bool = False
-    """Q, K and V always have biases."""
-    merges_vision: bool = False
-    """Checkpoints that also see images keep the language model under ``language_model``."""
+    sliding_period: int = 0
+    """Each so-many-th layer sees all tokens, the others a sliding window; 0 where all see all."""
 
     def modules(self, n_layer: int) -> dict[str, str]:
         """GGUF tensor of each matrix that an adapter may change, by transformers' module name.
@@ -83,7 +83,7 @@ ARCHITECTURES = {
             "llama",
             "LlamaForCausalLM",
             _NORMS,
-            checkpoints=("LlamaForCausalLM", "LLaMAForCausalLM", "MistralForCausalLM"),
+            bias_settings={"attention_bias": "attn_q", "mlp_bias": "ffn_up"},
             permuted_qk=True,
             taps_layer_inputs=True,
         ),
@@ -93,8 +93,6 @@ ARCHITECTURES = {
             "qwen2",
             "Qwen2ForCausalLM",
             _NORMS,
-            checkpoints=("Qwen2ForCausalLM",),
-            qkv_bias=True,
         ),
         Architecture(
             "qwen3",
@@ -102,7 +100,7 @@ ARCHITECTURES = {
             "qwen3",
             "Qwen3ForCausalLM",
             _NORMS | _QK_NORMS,
-            checkpoints=("Qwen3ForCausalLM",),
+            bias_settings={"attention_bias": "attn_q"},
             taps_layer_inputs=True,
         ),
         Architecture(
@@ -118,7 +116,7 @@ ARCHITECTURES = {
             }
             | _QK_NORMS,
             norm_offset=1.0,
-            merges_vision=True,
+            sliding_period=6,
         ),
     )
 }

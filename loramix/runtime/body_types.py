@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-from loramix.runtime.fields import refused, says
+from loramix.runtime.fields import Body, refused, says
 from loramix.runtime.service import Name
 
 NO_LIMIT = 2**31 - 1
@@ -72,7 +72,21 @@ Texts = Annotated[
 ]
 
 
-def sampling_of(body: Any, choice: int = 0) -> dict[str, int | float]:
+class SamplerSettings(Body):
+    """Settings that both protocols have, under the same names and within the same bounds."""
+
+    top_p: Share | None = None
+    top_k: TopK | None = None
+    min_p: Share | None = None
+    seed: Seed | None = None
+    stop: Stop | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    repeat_penalty: RepeatPenalty | None = None
+    repeat_last_n: RepeatLast | None = None
+
+
+def sampling_of(body: SamplerSettings, choice: int = 0) -> dict[str, int | float]:
     """Settings of `Sampling` that a body's fields ask for; greedy where nothing is asked for.
 
     Args:

@@ -11,15 +11,9 @@ from loramix.runtime.body_types import (
     Dimensions,
     Flag,
     Model,
-    Penalty,
-    RepeatLast,
-    RepeatPenalty,
-    Seed,
-    Share,
-    Stop,
+    SamplerSettings,
     Text,
     Texts,
-    TopK,
     TopLogprobs,
 )
 from loramix.runtime.chat_messages import MAX_MESSAGES, ChatMessage
@@ -28,7 +22,7 @@ from loramix.runtime.openai_bodies import NO_BIAS, NO_TOOLS, TUNING
 from loramix.runtime.service import Options
 
 
-class RunOptions(Body):
+class RunOptions(SamplerSettings):
     """The body's ``options``."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
@@ -68,15 +62,6 @@ class RunOptions(Body):
     temperature: (
         Annotated[float, says("a number from 0 to 100", ge=0, le=100, allow_inf_nan=False)] | None
     ) = None
-    top_k: TopK | None = None
-    top_p: Share | None = None
-    min_p: Share | None = None
-    repeat_penalty: RepeatPenalty | None = None
-    repeat_last_n: RepeatLast | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
-    stop: Stop | None = None
 
 
 def _format(value: Any) -> Any:

@@ -15,15 +15,10 @@ from loramix.runtime.body_types import (
     Flag,
     Limit,
     Model,
-    Penalty,
-    RepeatLast,
     RepeatPenalty,
-    Seed,
-    Share,
-    Stop,
+    SamplerSettings,
     Text,
     Texts,
-    TopK,
     TopLogprobs,
     sampling_of,
 )
@@ -104,7 +99,7 @@ class StreamOptions(Body):
     include_usage: Flag = False
 
 
-class Sampled(Body):
+class Sampled(SamplerSettings):
     """What chat and completions have in common."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"user"})
@@ -118,17 +113,8 @@ class Sampled(Body):
     stream_options: Annotated[StreamOptions | None, says("an object with include_usage")] = None
     max_tokens: Limit | None = None
     temperature: Annotated[float, says("a number from 0 to 2", ge=0, le=2, allow_inf_nan=False)] | None = None
-    top_p: Share | None = None
-    top_k: TopK | None = None
-    min_p: Share | None = None
-    seed: Seed | None = None
     n: Annotated[int, says(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
-    stop: Stop | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    repeat_penalty: RepeatPenalty | None = None
     repetition_penalty: RepeatPenalty | None = None
-    repeat_last_n: RepeatLast | None = None
     loramix: Annotated[Options | None, says("an object with policy or mix")] = None
 
     def sampling(self, choice: int) -> dict[str, int | float]:

@@ -20,8 +20,7 @@ from loramix.errors import InvalidArtifact, Unsupported
 from loramix.models.architectures import LINEAR
 
 _ROPE_FACTORS = "rope_freqs.weight"
-_SLIDING_PERIOD = 6  # of Gemma 3: each sixth layer sees all tokens (src/models/gemma3.cpp)
-_GEMMA3_27B_LAYERS = 62
+_GEMMA3_27B_LAYERS = 62  # its queries are scaled otherwise (src/models/gemma3.cpp)
 
 
 def load_gguf(path: Path) -> Any:
@@ -105,7 +104,6 @@ def _config(shape: BaseShape, settings: dict[str, Any], stored: Any, name: str) 
         stored: names of the file's tensors.
         name: of the file, for messages.
     """
-    kind = shape.architecture.name
     head = int(settings.get("attention.key_length", shape.n_embd // shape.n_head))
     rope: dict[str, Any] = {
         "rope_type": "default",
@@ -134,16 +132,12 @@ def _config(shape: BaseShape, settings: dict[str, Any], stored: Any, name: str) 
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    if kind in ("llama", "qwen3"):
-        config["attention_bias"] = "blk.0.attn_q.bias" in stored
-    if kind == "llama":
-        config["mlp_bias"] = "blk.0.ffn_up.bias" in stored
-    if kind == "gemma3":
+    for setting, matrix in shape.architecture.bias_settings.items():
+        config[setting] = f"blk.0.{matrix}.bias" in stored
+    if period := shape.architecture.sliding_period:
         window = int(settings.get("attention.sliding_window", 0))
         local = {"rope_type": "default", "rope_theta": float(settings.get("rope.freq_base_swa", 10000.0))}
-        full = [
-            not window or layer % _SLIDING_PERIOD == _SLIDING_PERIOD - 1 for layer in range(shape.n_layer)
-        ]
+        full = [not window or layer % period == period - 1 for layer in range(shape.n_layer)]
         config |= {
             "rope_parameters": {"full_attention": rope, "sliding_attention": local},
             "layer_types": ["full_attention" if every else "sliding_attention" for every in full],
