@@ -21,6 +21,7 @@ from evaluate import HERE, save
 
 from loramix import DEFAULT, Engine
 from loramix.cli_train import Display
+from loramix.defaults import BASE
 from loramix.eval import routing
 from loramix.eval.skills import score
 from loramix.models import bases
@@ -62,7 +63,7 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
     gate = pack.gate()
     assert gate is not None
     table = gate.probabilities(select(features, gate.info.layers, gate.info.pooling))
-    classes = [*gate.info.skills, routing.BASE]
+    classes = [*gate.info.skills, BASE]
     return [classes[i] for i in decide(table, threshold=gate.info.threshold)]
 
 

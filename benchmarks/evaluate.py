@@ -28,10 +28,10 @@ from speed import decisions
 
 from loramix import DEFAULT, Engine
 from loramix.eval.report import figure, read_report, to_markdown
+from loramix.hardware import machine
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.paths import write_text
-from loramix.runtime.cpu import machine
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"

@@ -28,10 +28,10 @@ from typing import Any
 import click
 
 from loramix import DEFAULT
+from loramix.hardware import default_threads, machine
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.paths import write_text
-from loramix.runtime.cpu import default_threads, machine
 
 MAX_TOKENS = 24
 SKILLS = {

@@ -22,11 +22,11 @@ from speed import TEXT, fused, random_adapter, report
 
 from loramix import DEFAULT
 from loramix.convert.validate import read_base
+from loramix.hardware import machine
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.runtime.context import Context
 from loramix.runtime.contributions import first_operand
-from loramix.runtime.cpu import machine
 from loramix.runtime.llama import Adapter, C, Model, ggml
 from loramix.runtime.probe import verdict_for
 

@@ -24,12 +24,12 @@ import numpy as np
 from loramix import DEFAULT, Engine
 from loramix.convert.fuse import fuse, write_lora
 from loramix.convert.validate import BaseShape, read_base
+from loramix.hardware import cpu_count, default_threads, machine
 from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import write_text
 from loramix.runtime.context import Context
-from loramix.runtime.cpu import cpu_count, default_threads, machine
 from loramix.runtime.llama import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-DEFAULT = "smollm2-135m"
-"""Name of the default base, and of the pack on it that ships with Loramix."""
+from loramix.defaults import DEFAULT_PACK as DEFAULT
+from loramix.defaults import __version__
+
 __all__ = ["DEFAULT", "Answer", "Engine", "LoramixError", "Mix", "Pack", "Route", "__version__"]
 
 if TYPE_CHECKING:

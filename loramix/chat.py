@@ -7,10 +7,11 @@ from typing import Any
 import click
 
 from loramix.chat_input import enable_line_editing, read_message
+from loramix.defaults import DEFAULT_POLICY, POLICIES
 from loramix.errors import InvalidPrompt, LoramixError
-from loramix.models.mixing import POLICIES, Mix
+from loramix.models.mixing import Mix
 from loramix.runtime.engine import Engine
-from loramix.runtime.router import DEFAULT, Route
+from loramix.runtime.router import Route
 
 HELP = '''\
 """             begins and ends a message of several lines
@@ -42,7 +43,7 @@ class Chat:
         engine: Engine,
         *,
         system: str | None = None,
-        policy: str = DEFAULT,
+        policy: str = DEFAULT_POLICY,
         mix: str | None = None,
         **options: Any,
     ) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-import loramix
 from loramix.cli_base import fetch_base_of
+from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MIN_CTX, N_CTX, POLICIES, __version__
 from loramix.errors import LoramixError
 from loramix.textfile import has_lone_surrogate
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from loramix.runtime.router import Route
     from loramix.runtime.stream import Answer
 
-POLICIES = ("top1", "blend", "each", "token", "base")  # those of models.mixing, which would load NumPy
-policy_option = click.option("--policy", type=click.Choice(POLICIES), default="each", show_default=True)
+policy_option = click.option(
+    "--policy", type=click.Choice(POLICIES), default=DEFAULT_POLICY, show_default=True
+)
 
 
 class Group(click.Group):
@@ -71,7 +72,7 @@ class Group(click.Group):
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(loramix.__version__, prog_name="loramix")
+@click.version_option(__version__, prog_name="loramix")
 def main() -> None:
     """Many LoRA skills on one small quantized base, mixed by a learned gate, on a laptop CPU."""
 
@@ -83,10 +84,10 @@ def engine_options(command: Any) -> Any:
             "--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."
         ),
         click.option(
-            "--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens."
+            "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
         ),
         click.option(
-            "--pack", "-p", default=loramix.DEFAULT, show_default=True, help="Pack: name or directory."
+            "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."
         ),
     ):
         command = option(command)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from loramix import DEFAULT
 from loramix.cli_base import fetch_base
 from loramix.cli_train import PATH, training_extra
+from loramix.defaults import BASE_QUANTS, DEFAULT_PACK, DEFAULT_QUANT
 from loramix.errors import MissingExtra, UsageError
 from loramix.models.known_bases import BASES
 
@@ -21,7 +21,7 @@ def convert() -> None:
 @convert.command("adapter")
 @click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF LoRA file to write.")
-@click.option("--base", default=DEFAULT, show_default=True, help="Base: name or GGUF.")
+@click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name or GGUF.")
 @click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
 def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: bool) -> None:
@@ -60,8 +60,8 @@ def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: 
 @click.option("--out", "-o", type=PATH, required=True, help="GGUF file to write.")
 @click.option(
     "--quant",
-    type=click.Choice(["F32", "F16", "Q8_0", "Q4_0", "Q4_K_M"]),
-    help="Type of the matrices; only for a directory.  [default: Q4_K_M]",
+    type=click.Choice(BASE_QUANTS),
+    help=f"Type of the matrices; only for a directory.  [default: {DEFAULT_QUANT}]",
 )
 @click.option("--imatrix-text", type=PATH, help="UTF-8 text to weigh columns by when rounding to 4 bits.")
 @click.option(
@@ -97,7 +97,7 @@ def convert_base(
         with_template(source, out, template)
         click.echo(str(out))
         return
-    quant = quant or "Q4_K_M"
+    quant = quant or DEFAULT_QUANT
     work(source, out, quant, imatrix_text, template)
     if check:
         if n_texts := selfcheck.check_tokens(source, out):

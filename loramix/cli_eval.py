@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from loramix import DEFAULT
 from loramix.cli_base import fetch_base_of
 from loramix.cli_train import PATH, training_extra
+from loramix.defaults import DEFAULT_PACK
 
 
 def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -19,7 +19,7 @@ def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]
 
 
 @click.command("eval")
-@click.argument("pack", default=DEFAULT)
+@click.argument("pack", default=DEFAULT_PACK)
 @click.option("--data-dir", type=PATH, required=True, help="Directory with a data file per skill.")
 @click.option("--held-out", type=PATH, help="TOML of phrasings that no training saw, for the gate.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")

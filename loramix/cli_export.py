@@ -11,14 +11,14 @@ import click
 from loramix.cli_base import fetch_base_of
 from loramix.cli_skill import PACK
 from loramix.cli_train import PATH, training_extra
+from loramix.defaults import EXPORT_QUANTS, MIN_CTX, N_CTX
 
 if TYPE_CHECKING:
     from loramix.convert.export import Distance
 
-QUANTS = ("Q8_0", "Q4_0", "Q4_1", "F16", "F32")  # those of convert.merge, which would load NumPy
 MIX = click.option("--mix", "-m", required=True, help="What to take: 'sentiment=0.7,summarize=0.3'.")
 QUANT = click.option(
-    "--quant", type=click.Choice(QUANTS), help="Type of the matrices; by default the base's own."
+    "--quant", type=click.Choice(EXPORT_QUANTS), help="Type of the matrices; by default the base's own."
 )
 
 
@@ -85,7 +85,9 @@ def export_gguf(mix: str, pack: str, quant: str | None, out: Path) -> None:
 @MIX
 @PACK
 @QUANT
-@click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
+@click.option(
+    "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
+)
 @out_option("Directory to make.")
 def export_ollama(mix: str, pack: str, quant: str | None, ctx: int, out: Path) -> None:
     """Write a merged base with an Ollama Modelfile; routing stays behind."""

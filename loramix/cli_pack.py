@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from loramix import DEFAULT
 from loramix.cli_base import fetch_base
 from loramix.cli_skill import TO, remove, say_how_to_use, target_of
 from loramix.cli_train import PATH
+from loramix.defaults import DEFAULT_PACK
 
 
 @click.group()
@@ -42,7 +42,7 @@ def pack_list(as_json: bool) -> None:
 
 
 @pack.command("show")
-@click.argument("name", default=DEFAULT)
+@click.argument("name", default=DEFAULT_PACK)
 @click.option("--json", "as_json", is_flag=True)
 def pack_show(name: str, as_json: bool) -> None:
     """What the pack NAME holds."""
@@ -65,7 +65,7 @@ def pack_show(name: str, as_json: bool) -> None:
 
 
 @pack.command("check")
-@click.argument("name", default=DEFAULT)
+@click.argument("name", default=DEFAULT_PACK)
 def pack_check(name: str) -> None:
     """Check every file of the pack NAME, against its base too where that is here."""
     from loramix.models import bases
@@ -81,7 +81,7 @@ def pack_check(name: str) -> None:
 
 @pack.command("new")
 @click.argument("directory", type=PATH)
-@click.option("--base", default=DEFAULT, show_default=True, help="Base: name or GGUF.")
+@click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name or GGUF.")
 @click.option("--description", default="", help="One line.")
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramix import DEFAULT
+from loramix.defaults import DEFAULT_PACK, MAX_RANK, MAX_SKILLS, MIN_CTX, N_CTX, RANK
 
 if TYPE_CHECKING:
     from loramix.runtime.plan import Plan
@@ -17,11 +17,17 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--base", help="Base: name, GGUF, or what was pulled from the hub; by default the pack's.")
 @click.option("--pack", "-p", "pack_name", help="Pack: name or directory, for its adapters and its gate.")
-@click.option("--skills", type=click.IntRange(0, 256), help="How many skills; by default the pack's.")
+@click.option("--skills", type=click.IntRange(0, MAX_SKILLS), help="How many skills; by default the pack's.")
 @click.option(
-    "--rank", type=click.IntRange(1, 256), default=16, show_default=True, help="Of skills yet to be made."
+    "--rank",
+    type=click.IntRange(1, MAX_RANK),
+    default=RANK,
+    show_default=True,
+    help="Of skills yet to be made.",
 )
-@click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
+@click.option(
+    "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def plan(
     base: str | None, pack_name: str | None, skills: int | None, rank: int, ctx: int, as_json: bool
@@ -32,8 +38,8 @@ def plan(
     from loramix.runtime.plan import check_fits, make_plan
 
     # a base that is named without a pack is planned with adapters yet to be made
-    pack = None if base and not pack_name else Pack.load(pack_name or DEFAULT)
-    name = base or (pack.manifest.base.name if pack else DEFAULT)
+    pack = None if base and not pack_name else Pack.load(pack_name or DEFAULT_PACK)
+    name = base or (pack.manifest.base.name if pack else DEFAULT_PACK)
     made = make_plan(
         bases.resolve(name),
         n_ctx=ctx,

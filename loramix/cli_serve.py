@@ -13,11 +13,10 @@ from typing import Any
 
 import click
 
-from loramix import DEFAULT
 from loramix.cli_base import fetch_base_of
+from loramix.defaults import DEFAULT_PACK, MIN_CTX, N_CTX, SERVER_CONTEXTS
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.runtime.access import Policy, host_of, origin_of
-from loramix.runtime.defaults import SERVER_CONTEXTS
 from loramix.textfile import read_text
 
 PORT = 11435
@@ -55,7 +54,7 @@ SECONDS = Seconds(0.1, 86_400)
 
 
 @click.command()
-@click.option("--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory.")
+@click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; another one needs a key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one.")
 @click.option(
@@ -77,7 +76,9 @@ SECONDS = Seconds(0.1, 86_400)
 )
 @click.option("--timeout", type=SECONDS, default=300, show_default=True, help="Seconds in all.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
-@click.option("--ctx", type=click.IntRange(64), default=2048, show_default=True, help="Context in tokens.")
+@click.option(
+    "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
+)
 @click.option(
     "--cells",
     type=click.IntRange(64),

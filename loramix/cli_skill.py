@@ -8,21 +8,23 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramix import DEFAULT
 from loramix.cli_base import fetch_base
 from loramix.cli_train import PATH, Display, training_extra
+from loramix.defaults import DEFAULT_PACK
 
 if TYPE_CHECKING:
     from loramix.pack_own import Target
 
 PACK = click.option(
-    "--pack", "-p", default=DEFAULT, show_default=True, help="Pack: name or directory; see above."
+    "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory; see above."
 )
 INSTRUCTIONS = click.option(
     "--instructions", type=PATH, help="Ways to ask, one a line with {input} in it, or a recipe (TOML)."
 )
 TO = click.option("--to", default="", help="Change a copy of this name or directory; by default my-NAME.")
-BASE = click.option("--base", default="", help="Base of a new pack: name or GGUF.  [default: smollm2-135m]")
+BASE_OPTION = click.option(
+    "--base", default="", help=f"Base of a new pack: name or GGUF.  [default: {DEFAULT_PACK}]"
+)
 OUT = click.option("--out", type=PATH, help="Run directory; by default runs/NAME.")
 REPLACE = click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
 
@@ -38,7 +40,7 @@ def skill() -> None:
 @INSTRUCTIONS
 @PACK
 @TO
-@BASE
+@BASE_OPTION
 @OUT
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
 @REPLACE
@@ -70,7 +72,7 @@ def skill_add(
 @INSTRUCTIONS
 @PACK
 @TO
-@BASE
+@BASE_OPTION
 @OUT
 @REPLACE
 def skill_import(

@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from loramix import DEFAULT
 from loramix.cli_base import fetch_base, fetch_base_of
+from loramix.defaults import DEFAULT_PACK
 from loramix.errors import InvalidData, MissingExtra
 from loramix.terminal import need_cwd
 
@@ -48,7 +48,7 @@ def train() -> None:
 @click.option(
     "--data", type=PATH, help="JSONL or JSONL.gz of split, input, target; a directory for several sources."
 )
-@click.option("--base", default=DEFAULT, show_default=True, help="Base: name, GGUF or HF directory.")
+@click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name, GGUF or HF directory.")
 @click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
 @click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
@@ -115,7 +115,7 @@ def train_skill(
 @click.option(
     "--skill", "skills", multiple=True, help="Recipe (name or file); again for more. By default all."
 )
-@click.option("--base", default=DEFAULT, show_default=True, help="Base: name or GGUF.")
+@click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name or GGUF.")
 @click.option("--out", type=PATH, default=Path("runs"), show_default=True, help="Run directories.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
 @click.option("--description", default="", help="One line on a new pack.")

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from loramix.defaults import MAX_SKILLS
 from loramix.errors import InvalidArtifact
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, safe_join, write_bytes
@@ -69,7 +70,7 @@ class Manifest(_Table, frozen=True):
     license: Text
     base: BaseReference
     gate: GateReference | None = None
-    skills: Annotated[tuple[SkillEntry, ...], Meta(max_length=256)] = ()
+    skills: Annotated[tuple[SkillEntry, ...], Meta(max_length=MAX_SKILLS)] = ()
 
 
 def read_manifest(directory: Path) -> Manifest:

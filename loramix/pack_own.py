@@ -17,8 +17,8 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from loramix import DEFAULT
 from loramix.convert.validate import read_base
+from loramix.defaults import DEFAULT_PACK
 from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
 from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
 from loramix.models import bases
@@ -108,7 +108,7 @@ def target_of(text: str, *, to: str = "", base: str = "", make: bool = False) ->
             raise
         if not is_directory(text):
             raise NotFound(f"{error} For a new pack give its directory, as in --pack ./{text}") from None
-        return new_target(Path(text), base or DEFAULT)
+        return new_target(Path(text), base or DEFAULT_PACK)
     known = found.manifest.base
     if base not in ("", known.name) and bases.digest(bases.resolve(base)) != known.sha256:
         raise UsageError(

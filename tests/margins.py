@@ -13,11 +13,11 @@ from unittest.mock import patch
 import numpy as np
 import numpy.typing as npt
 
-from loramix import DEFAULT as DEFAULT_PACK
 from loramix import Engine
 from loramix.cli import main
+from loramix.defaults import BASE, DEFAULT_PACK, DEFAULT_POLICY
 from loramix.models.mixing import FLOOR, SECOND
-from loramix.runtime.router import BASE, DEFAULT, Route
+from loramix.runtime.router import Route
 from loramix.runtime.sampling import Sampler
 
 COMMANDS = ("run", "route")
@@ -108,7 +108,7 @@ def offences(engine: Engine, asked: Asked) -> list[str]:
     """
     gate = engine.router.gate
     assert gate is not None
-    policy, mix = asked.options.get("policy", DEFAULT), asked.options.get("mix")
+    policy, mix = asked.options.get("policy", DEFAULT_POLICY), asked.options.get("mix")
     route = engine.route(asked.prompt, policy=policy, mix=mix)
     found = [
         f"{asked.where}: {what}: {distance:.3f} apart, {least:g} needed"

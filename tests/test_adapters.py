@@ -74,7 +74,7 @@ def test_a_skill_is_read_once_for_all_scales_of_its_blends(
     tokens(engine, "summarize")
     assert read == names
     assert len(engine.decoder.adapters._parts) == 2
-    monkeypatch.setattr(adapters, "PARTS", 1)
+    monkeypatch.setattr(adapters, "MIX_PARTS", 1)
     third = tokens(engine, "sentiment=0.3,summarize=0.3")
     assert read == names, "what is there is used"
     engine.decoder.adapters._parts.clear()

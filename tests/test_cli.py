@@ -292,10 +292,3 @@ def test_the_runtime_never_imports_torch(pack: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
-
-
-def test_the_commands_know_all_policies() -> None:
-    from loramix import cli
-    from loramix.models import mixing
-
-    assert cli.POLICIES == mixing.POLICIES

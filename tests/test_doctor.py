@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from loramix import DEFAULT
+from loramix import DEFAULT, hardware
 from loramix.cli import main
 from loramix.errors import InvalidArtifact, NativeError
 from loramix.models import bases
 from loramix.models.known_bases import BASES
-from loramix.runtime import cpu, doctor, probe
+from loramix.runtime import doctor, probe
 
 NAMES = [
     *("python", "platform", "cpu", "threads", "memory", "llama.cpp", "base", "native probe"),
@@ -144,8 +144,8 @@ def test_the_command_exits_1_when_something_fails() -> None:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A function that writes files of a made-up /proc and /sys."""
-    monkeypatch.setattr(cpu, "PROC", tmp_path / "proc")
-    monkeypatch.setattr(cpu, "SYS", tmp_path / "sys")
+    monkeypatch.setattr(hardware, "PROC", tmp_path / "proc")
+    monkeypatch.setattr(hardware, "SYS", tmp_path / "sys")
 
     def write(name: str, content: str) -> None:
         path = tmp_path / name
@@ -157,15 +157,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_threads_are_physical_cores_within_affinity(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert cpu.default_threads() == 8  # topology unknown
+    assert hardware.default_threads() == 8  # topology unknown
     for i in range(8):
         siblings = f"{i % 4},{i % 4 + 4}\n"
         machine(f"sys/devices/system/cpu/cpu{i}/topology/thread_siblings_list", siblings)
-    assert cpu.default_threads() == 4
+    assert hardware.default_threads() == 4
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 4}, raising=False)
-    assert cpu.default_threads() == 1
+    assert hardware.default_threads() == 1
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(100, 164)), raising=False)
-    assert cpu.default_threads() == 16
+    assert hardware.default_threads() == 16
 
 
 @pytest.mark.parametrize(
@@ -178,7 +178,7 @@ def test_threads_respect_the_quota_of_any_group_above(
     machine("proc/self/cgroup", "0::/slice/unit\n")
     machine("sys/fs/cgroup/slice/unit/cpu.max", "max 100000\n")
     machine("sys/fs/cgroup/slice/cpu.max", quota)
-    assert cpu.default_threads() == threads
+    assert hardware.default_threads() == threads
 
 
 def test_threads_respect_the_quota_of_the_old_cgroups(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_threads_respect_the_quota_of_the_old_cgroups(machine: Any, monkeypatch:
     machine("proc/self/cgroup", "5:memory:/a\n4:cpu,cpuacct:/b\n")
     machine("sys/fs/cgroup/cpu,cpuacct/b/cpu.cfs_quota_us", "300000\n")
     machine("sys/fs/cgroup/cpu,cpuacct/b/cpu.cfs_period_us", "100000\n")
-    assert cpu.default_threads() == 3
+    assert hardware.default_threads() == 3
 
 
 def test_cpu_and_memory_are_read_as_linux_writes_them(machine: Any) -> None:
@@ -194,9 +194,9 @@ def test_cpu_and_memory_are_read_as_linux_writes_them(machine: Any) -> None:
         "proc/cpuinfo", "model name\t: Some CPU @ 2 GHz\nflags\t\t: sse avx2 amx_tile\n\nmodel name: second\n"
     )
     machine("proc/meminfo", "MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:   400 kB\n")
-    assert cpu.cpu_model() == "Some CPU @ 2 GHz"
-    assert cpu.cpu_flags() == {"sse", "avx2", "amx_tile"}
-    assert cpu.memory_bytes() == (1_024_000, 409_600)
+    assert hardware.cpu_model() == "Some CPU @ 2 GHz"
+    assert hardware.cpu_flags() == {"sse", "avx2", "amx_tile"}
+    assert hardware.memory_bytes() == (1_024_000, 409_600)
 
 
 def test_memory_is_that_of_the_container_where_it_is_less(machine: Any) -> None:
@@ -205,10 +205,10 @@ def test_memory_is_that_of_the_container_where_it_is_less(machine: Any) -> None:
     machine("sys/fs/cgroup/box/memory.max", "1000000000\n")
     machine("sys/fs/cgroup/box/memory.current", "700000000\n")
     machine("sys/fs/cgroup/box/memory.stat", "anon 5\ninactive_file 200000000\n")
-    assert cpu.memory_bytes() == (1_000_000_000, 500_000_000)
+    assert hardware.memory_bytes() == (1_000_000_000, 500_000_000)
     assert doctor._memory().status == "ok"
     machine("sys/fs/cgroup/box/memory.max", "max\n")
-    assert cpu.memory_bytes() == (8_192_000_000, 6_144_000_000)
+    assert hardware.memory_bytes() == (8_192_000_000, 6_144_000_000)
     machine("sys/fs/cgroup/box/memory.max", "300000000\n")
     assert doctor._memory().status == "fail"
 

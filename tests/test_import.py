@@ -47,7 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def light_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """No trial run per base; one thread, since two wait for each other on a busy machine."""
     monkeypatch.setenv("LORAMIX_EXTRA_BUFTS", "0")
-    monkeypatch.setattr("loramix.runtime.cpu.default_threads", lambda: 1)
+    monkeypatch.setattr("loramix.hardware.default_threads", lambda: 1)
 
 
 @pytest.fixture(scope="module")

@@ -198,7 +198,7 @@ def test_the_grammar_is_strict() -> None:
 def test_a_directory_for_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The merged model's own runtime reads the prompt that Ollama would write as the pack's engine does."""
     monkeypatch.setenv("LORAMIX_EXTRA_BUFTS", "0")
-    monkeypatch.setattr("loramix.runtime.cpu.default_threads", lambda: 1)
+    monkeypatch.setattr("loramix.hardware.default_threads", lambda: 1)
     pack = pack_of(tmp_path, write_base(tmp_path / "base.gguf", template=SMOL))
     out = tmp_path / "for ollama"
     words = ["export", "ollama", "--mix", "mood", "--pack", str(pack), "-o", str(out), "--ctx", "4096"]

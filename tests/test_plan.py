@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_cli import refused, run
 from tiny import N_CTX, write_base
 
-from loramix import DEFAULT
+from loramix import DEFAULT, hardware
 from loramix.errors import NoSpace
 from loramix.pack import Pack
-from loramix.runtime import cpu, plan
+from loramix.runtime import plan
 from loramix.runtime.plan import check_fits, make_plan
 
 MIB = 2**20
@@ -26,22 +24,6 @@ MIB = 2**20
 
 def parts(made: plan.Plan) -> dict[str, int]:
     return {part.name: part.size_bytes for part in made.memory}
-
-
-def test_the_constants_are_those_of_the_engine() -> None:
-    from loramix.runtime.adapters import PARTS, AdapterCache
-    from loramix.runtime.context import Context
-    from loramix.runtime.engine import Engine
-    from loramix.runtime.session import ContextPool
-
-    def default(function: Any, name: str) -> Any:
-        return inspect.signature(function).parameters[name].default
-
-    assert Context.N_BATCH == plan.BATCH
-    assert default(Engine.__init__, "contexts") == default(ContextPool.__init__, "size") == plan.CONTEXTS
-    assert default(ContextPool.__init__, "saved_bytes") == plan.STORE_BYTES
-    assert default(AdapterCache.__init__, "size") == plan.ADAPTERS
-    assert PARTS == plan.PARTS
 
 
 FORGET = """
@@ -135,8 +117,8 @@ def test_skills_yet_to_be_made_have_all_linear_layers(tiny_base: Path, tmp_path:
 
 def test_weights_that_are_repacked_are_counted_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_base(tmp_path / "q4.gguf", kind="Q4_0")
-    monkeypatch.setattr(cpu.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2"}))
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx2"}))
     matrices = 3 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 96 * 64) * 18 // 32
     plain = parts(make_plan(base, repack=False))["base"]
     for system, mapped in (("linux", plain - matrices), ("darwin", plain)):  # where its pages are given back
@@ -144,25 +126,25 @@ def test_weights_that_are_repacked_are_counted_apart(tmp_path: Path, monkeypatch
         assert parts(make_plan(base))["base, repacked"] == matrices
         assert parts(make_plan(base))["base"] == mapped
     assert parts(make_plan(base, repack=False))["base, repacked"] == 0
-    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"sse3"}))
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"sse3"}))
     assert parts(make_plan(base))["base, repacked"] == 0
 
 
 def test_what_does_not_fit_is_refused(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_plan(tiny_base, n_skills=2)
     need = made.memory_bytes
-    monkeypatch.setattr(cpu, "memory_bytes", lambda: (2 * need, 2 * need))
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: (2 * need, 2 * need))
     assert check_fits(made) == ""
-    monkeypatch.setattr(cpu, "memory_bytes", lambda: (2 * need, need // 2))
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: (2 * need, need // 2))
     assert "close other programs" in check_fits(made)
-    monkeypatch.setattr(cpu, "memory_bytes", lambda: (need - 1, need - 1))
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: (need - 1, need - 1))
     with pytest.raises(
         NoSpace, match=r"tiny.gguf with 2 skills and 512 tokens needs .* take a smaller --ctx"
     ):
         check_fits(made)
     refused_run = run("plan", "--base", tiny_base, "--skills", 2, "--json")
     assert refused_run.exit_code == 1 and "of memory, this machine" in refused_run.stderr
-    monkeypatch.setattr(cpu, "memory_bytes", lambda: (0, 0))  # a system that does not tell
+    monkeypatch.setattr(hardware, "memory_bytes", lambda: (0, 0))  # a system that does not tell
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(NoSpace, match="more on disk"):
         check_fits(made)

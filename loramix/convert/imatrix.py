@@ -95,8 +95,8 @@ class Observer:
 
 def main(arguments: Sequence[str]) -> int:
     """Run one job; see the module's first line."""
+    from loramix.hardware import default_threads
     from loramix.runtime.context import Context
-    from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
 
     base, text, out = map(Path, arguments)

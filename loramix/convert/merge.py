@@ -19,7 +19,6 @@ from loramix.convert.gguf_reader import TYPES
 from loramix.errors import SelfCheckFailed
 from loramix.paths import need_space
 
-QUANTS = ("Q8_0", "Q4_0", "Q4_1", "F16", "F32")
 _FLOATS = ("F32", "F16", "BF16")
 _SIZES = {name: (block, size) for name, block, size in TYPES.values()}
 _CHUNK = 1 << 21  # values in work at once; their float32 copies are what a merge costs in memory
@@ -41,7 +40,7 @@ def merge(
         base: a GGUF base that `loramix.convert.validate.read_base` has passed.
         parts: whole GGUF LoRA files that ``check_adapter`` has passed, with their scales.
         out: the GGUF to make; a temporary file, since a failure leaves part of it.
-        quant: one of `QUANTS` for all matrices, see `wanted_type`; by default each keeps its type.
+        quant: one of `EXPORT_QUANTS` for all matrices, see `wanted_type`; by default each keeps its type.
         metadata: strings to write beside the base's own, or in their place.
 
     Raises:

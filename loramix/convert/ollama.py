@@ -13,6 +13,7 @@ from pathlib import Path
 from loramix.chat_template import ChatTemplate
 from loramix.convert.export import Chosen, Distance, export_gguf, vocabulary
 from loramix.convert.validate import read_base
+from loramix.defaults import N_CTX
 from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError
 from loramix.models.known_bases import BASES
 from loramix.paths import atomic_directory, write_text
@@ -153,7 +154,7 @@ def _quoted(text: str) -> str:
     return f"{_QUOTES}{text}{_QUOTES}"
 
 
-def export_ollama(chosen: Chosen, out: Path, *, quant: str | None = None, n_ctx: int = 2048) -> Distance:
+def export_ollama(chosen: Chosen, out: Path, *, quant: str | None = None, n_ctx: int = N_CTX) -> Distance:
     """Make a directory for ``ollama create``: the merged GGUF, its Modelfile and a README.
 
     Args:

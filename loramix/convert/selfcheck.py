@@ -72,8 +72,8 @@ def logits_of(
     texts: Sequence[str | Sequence[Segment]],
 ) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
     """`llama_logits` of a base and adapters that have been checked."""
+    from loramix.hardware import default_threads
     from loramix.runtime.context import Context
-    from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
 

@@ -28,6 +28,7 @@ from loramix.convert.gguf_reader import (
     tensor_values,
 )
 from loramix.convert.safetensors_reader import read_safetensors
+from loramix.defaults import MAX_RANK
 from loramix.errors import InvalidArtifact, NotFound, WrongBase
 from loramix.models.architectures import EMBEDDINGS, Architecture, architecture
 
@@ -41,7 +42,6 @@ __all__ = [
     "read_safetensors",
 ]
 
-MAX_RANK = 256
 INVOCATION = "adapter.alora.invocation_tokens"
 _ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 

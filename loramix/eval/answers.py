@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from loramix.defaults import DEFAULT_POLICY
 from loramix.errors import UsageError
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import open_lines
 from loramix.runtime.engine import Engine
-from loramix.runtime.router import DEFAULT
 
 Prompt = str | Sequence[Mapping[str, str]]
 
@@ -110,7 +110,7 @@ class AnswerStore:
             return {"mix": found.mix, "then": list(found.then), "probabilities": found.probabilities}
 
         gate = engine.pack.manifest.gate
-        return Chosen(**self._once([prompt, "route", DEFAULT, gate and gate.sha256], find))
+        return Chosen(**self._once([prompt, "route", DEFAULT_POLICY, gate and gate.sha256], find))
 
     def _once(self, named: Any, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = hashlib.sha256(json.dumps(named, ensure_ascii=False).encode()).hexdigest()[:24]

@@ -23,7 +23,7 @@ from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "gate_each", "each", "sequence")
-MAX_TOKENS = 96  # of an answer; blends that have lost the thread would go on much longer
+ANSWER_TOKENS = 96  # of an answer; blends that have lost the thread would go on much longer
 
 
 def part_score(recipe: Recipe, answer: str, row: Row) -> float:
@@ -75,7 +75,7 @@ class Bench:
     def limit(self, kind: Kind) -> int:
         """Tokens of an answer with both parts."""
         both = self.recipes[kind.first].max_tokens + self.recipes[kind.second].max_tokens
-        return min(MAX_TOKENS, both)
+        return min(ANSWER_TOKENS, both)
 
     def gold(self, kind: Kind, case: Case) -> dict[str, Row]:
         """References of each part; the specialist's answer where there is no gold."""

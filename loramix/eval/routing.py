@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.eval.answers import AnswerStore
 from loramix.prompts import fill
@@ -22,7 +23,6 @@ from loramix.train.gate_data import read_none
 from loramix.train.metrics import bootstrap, share
 from loramix.train.recipe import Recipe
 
-BASE = "base"
 BINS = 15
 PLAIN, CROSSED, NONE = ", no telling words", ", on other skills' texts", "none: "
 

@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from loramix.defaults import DEFAULT_QUANT
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UsageError
 from loramix.models import hub, wheel
 from loramix.models.architectures import architecture
-from loramix.models.known_bases import BASES, DEFAULT_QUANT
+from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
 from loramix.sniff import HEAD, sniff
 

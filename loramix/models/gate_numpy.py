@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from loramix.defaults import MAX_SKILLS
 from loramix.errors import InvalidArtifact, NativeError, NotFound
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, write_bytes
@@ -44,7 +45,7 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     """What a gate decides between, what it reads, and how it was calibrated."""
 
     format: Literal[1] = 1
-    skills: Annotated[list[str], Meta(max_length=256)]
+    skills: Annotated[list[str], Meta(max_length=MAX_SKILLS)]
     """Names of the K skills, in the order of the classes; those after them are the base."""
     base_classes: Annotated[int, Meta(ge=1, le=257)] = 1
     """Classes whose probabilities are the base's together: its own, and one for each skill that was taken out."""

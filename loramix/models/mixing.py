@@ -14,10 +14,10 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import POLICIES
 from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
-POLICIES = ("top1", "blend", "each", "token", "base")
 RESERVED_NAMES = frozenset({*POLICIES, "none"})  # words a user can write for a mix
 STEPS = 64  # scales are multiples of 1/64, so that near-equal mixes share one KV cache
 MAX_SCALE = 4.0

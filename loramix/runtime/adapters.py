@@ -14,12 +14,12 @@ from pathlib import Path
 
 from loramix.convert.fuse import Part, fuse
 from loramix.convert.validate import MAX_ADAPTER_BYTES, BaseShape, check_adapter
+from loramix.defaults import MIX_PARTS, NATIVE_ADAPTERS
 from loramix.errors import InvalidArtifact, NotFound, UnknownSkill
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.runtime.llama import Adapter, Model, quantize_rows
 
-PARTS = 4
 """Skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales."""
 
 
@@ -97,7 +97,7 @@ class AdapterCache:
         rounded: in 8 bits, as the base's own products are computed where it is quantized; else in floats.
     """
 
-    def __init__(self, model: Model, size: int = 8, *, rounded: bool = False) -> None:
+    def __init__(self, model: Model, size: int = NATIVE_ADAPTERS, *, rounded: bool = False) -> None:
         self._model, self._size = model, size
         self._quantize = quantize_rows if rounded else None
         self._files: dict[str, AdapterFile] = {}
@@ -133,7 +133,7 @@ class AdapterCache:
         """A skill's numbers, kept for the next scale that a slider stands at."""
         if name not in self._parts:
             part = Part.read(self._files[name].read(), self._quantize)
-            while len(self._parts) >= PARTS:
+            while len(self._parts) >= MIX_PARTS:
                 self._parts.popitem(last=False)
             self._parts[name] = part
         self._parts.move_to_end(name)

@@ -14,7 +14,7 @@ from loramix.runtime.chat_messages import Messages, plain
 from loramix.runtime.fields import Body, says
 from loramix.runtime.service import Options, Service, giving_up, report, unless_left
 
-MAX_TOKENS = 512
+EXPLAINED_TOKENS = 512
 """Of an answer that is measured: each token gives a number per skill and layer."""
 
 
@@ -23,9 +23,9 @@ class ExplainBody(Body):
 
     model: Model
     messages: Messages
-    max_tokens: Annotated[int, says(f"a whole number from 1 to {MAX_TOKENS}", ge=1, le=MAX_TOKENS)] | None = (
-        None
-    )
+    max_tokens: (
+        Annotated[int, says(f"a whole number from 1 to {EXPLAINED_TOKENS}", ge=1, le=EXPLAINED_TOKENS)] | None
+    ) = None
     loramix: Annotated[Options | None, says("an object with policy or mix")] = None
 
 

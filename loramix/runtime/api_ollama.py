@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response, StreamingResponse
 
-import loramix
+from loramix.defaults import __version__
 from loramix.errors import LoramixError, UsageError
 from loramix.runtime import messages as m
 from loramix.runtime.body_types import limit_of, sampling_of
@@ -153,7 +153,7 @@ def router(service: Service) -> APIRouter:
     @api.get("/version")
     async def version() -> dict[str, str]:
         """An Ollama version that its clients accept, and ours."""
-        return {"version": OLLAMA_VERSION, "loramix": loramix.__version__}
+        return {"version": OLLAMA_VERSION, "loramix": __version__}
 
     def model(name: str) -> dict[str, Any]:
         return {

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import N_BATCH, N_CTX
 from loramix.errors import Interrupted, InvalidPrompt, NativeError
 from loramix.runtime.chunks import chunks
 from loramix.runtime.llama import Adapter, C, Model, why
@@ -71,7 +72,7 @@ class Context(NativeContext):
         NativeError: no memory, or llama.cpp refuses.
     """
 
-    N_BATCH = 256  # 2 % slower than 512 on longer prompts, half the memory, half as long a wait for others
+    N_BATCH = N_BATCH  # a class attribute, so that prompts can be read in other batches
     FIRST = 512  # most conversations stay below, and 2,048 tokens of the default base take 47 MB of KV
 
     def __init__(
@@ -79,7 +80,7 @@ class Context(NativeContext):
         model: Model,
         mix: Sequence[tuple[Adapter, float]] = (),
         *,
-        n_ctx: int = 2048,
+        n_ctx: int = N_CTX,
         n_threads: int = 2,
         taps: Sequence[int] = (),
         history: bool = True,

@@ -17,12 +17,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from loramix import DEFAULT
+from loramix import hardware
+from loramix.defaults import DEFAULT_PACK
 from loramix.errors import LoramixError
 from loramix.models import bases
 from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir
-from loramix.runtime import cpu, probe
+from loramix.runtime import probe
 
 NEEDED_BYTES = 450 * 10**6
 """Memory of the default pack with 2,048 tokens of context."""
@@ -53,7 +54,7 @@ class Check:
     """What to do, where something can be done."""
 
 
-def report(pack: str = DEFAULT, base: str = DEFAULT) -> list[Check]:
+def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
     """Run all checks, the machine first; none of them raises.
 
     Args:
@@ -103,19 +104,18 @@ def _platform() -> Check:
 
 
 def _cpu() -> Check:
-    flags = cpu.cpu_flags()
+    flags = hardware.cpu_flags()
     found = [name for name in _FEATURES if name in flags]
-    detail = f"{cpu.cpu_model()}; {', '.join(found) or 'no features known'}"
+    detail = f"{hardware.cpu_model()}; {', '.join(found) or 'no features known'}"
     if flags and platform.machine().lower() in ("x86_64", "amd64") and "avx2" not in flags:
         return Check("cpu", "warn", detail, "a CPU with AVX2 is several times faster")
     return Check("cpu", "ok", detail)
 
 
 def _threads() -> Check:
-    quota = cpu.cpu_quota()
-    detail = (
-        f"{cpu.default_threads()} by default; {cpu.cpu_count()} of {os.cpu_count()} logical processors usable"
-    )
+    quota = hardware.cpu_quota()
+    usable = f"{hardware.cpu_count()} of {os.cpu_count()} logical processors usable"
+    detail = f"{hardware.default_threads()} by default; {usable}"
     if quota is not None:
         detail += f", quota of {quota:g}"
     if quota is not None and quota < 1:
@@ -124,7 +124,7 @@ def _threads() -> Check:
 
 
 def _memory() -> Check:
-    total, available = cpu.memory_bytes()
+    total, available = hardware.memory_bytes()
     if not total:
         return Check("memory", "warn", "this system does not tell how much there is")
     need = f"the default pack needs {_size(NEEDED_BYTES)}"

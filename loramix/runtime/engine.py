@@ -18,28 +18,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix import DEFAULT as DEFAULT_PACK
 from loramix.convert.validate import read_base
+from loramix.defaults import CONTEXTS as DEFAULT_CONTEXTS
+from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MAX_TOKENS, MIN_CTX, N_CTX, POLICIES
 from loramix.errors import InvalidPrompt, Unsupported, UsageError, WrongBase
+from loramix.hardware import default_threads, repacked_types
 from loramix.models import bases
-from loramix.models.mixing import POLICIES, Mix
+from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.constraint import Constraint
-from loramix.runtime.cpu import default_threads, repacked_types
 from loramix.runtime.decoder import Decoder
-from loramix.runtime.defaults import CONTEXTS as DEFAULT_CONTEXTS
 from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
 from loramix.runtime.llama import Model
 from loramix.runtime.probe import verdict_for
-from loramix.runtime.router import DEFAULT, MixLike, Route, Router, as_mix
+from loramix.runtime.router import MixLike, Route, Router, as_mix
 from loramix.runtime.sampling import Picker, Sampler, Sampling
 from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
-from loramix.runtime.tokenwise import CONTEXTS
+from loramix.runtime.tokenwise import CONTEXTS_IN_MOTION
 
-_DEFAULT_MAX_TOKENS = 256
 _MAX_STOPS = 16
 
 
@@ -59,13 +58,13 @@ class Engine:
         pack: Pack,
         *,
         base: Path | None = None,
-        n_ctx: int = 2048,
+        n_ctx: int = N_CTX,
         n_threads: int | None = None,
         contexts: int = DEFAULT_CONTEXTS,
     ) -> None:
         self.pack = pack
         self.base_path = base or bases.resolve(pack.manifest.base.name)
-        _check_range("n_ctx", n_ctx, 64, 1_048_576)
+        _check_range("n_ctx", n_ctx, MIN_CTX, 1_048_576)
         found = bases.digest(self.base_path)
         if found != pack.manifest.base.sha256:
             raise WrongBase(
@@ -117,7 +116,7 @@ class Engine:
         return cls(Pack.load(name_or_directory), **options)
 
     def route(
-        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT, mix: MixLike | None = None
+        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT_POLICY, mix: MixLike | None = None
     ) -> Route:
         """Choose the mix for a prompt, without answering.
 
@@ -155,7 +154,7 @@ class Engine:
         self,
         prompt: str | Sequence[Message],
         *,
-        policy: str = DEFAULT,
+        policy: str = DEFAULT_POLICY,
         mix: MixLike | None = None,
         route: Route | None = None,
         max_tokens: int | None = None,
@@ -307,7 +306,7 @@ class Engine:
         middle = time.perf_counter()
         route = self.router.decide(features, policy)
         if policy == "token" and len(route.mix) > 1:
-            self.decoder.pool.size = max(self.decoder.pool.size, CONTEXTS)
+            self.decoder.pool.size = max(self.decoder.pool.size, CONTEXTS_IN_MOTION)
         timings = {"features": middle - began, "gate": time.perf_counter() - middle}
         return replace(route, timings=timings)
 
@@ -346,7 +345,7 @@ class Engine:
             return self.decoder.read(wanted)
 
     def before_routing(
-        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT, mix: MixLike | None = None
+        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT_POLICY, mix: MixLike | None = None
     ) -> Wanted | None:
         """What `route` reads under the bare base, for who reads long prompts ahead; None where it reads nothing."""
         if mix is not None or policy == "base" or self.router.gate is None:
@@ -366,7 +365,7 @@ class Engine:
 
     def _max_tokens(self, mix: Mix) -> int:
         limits = [self.pack.skill(name).max_tokens for name in mix.scales]
-        return max(limits, default=_DEFAULT_MAX_TOKENS)
+        return max(limits, default=MAX_TOKENS)
 
 
 def _check_range(name: str, value: object, low: int, high: int) -> None:

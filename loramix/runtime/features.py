@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import N_CTX
 from loramix.errors import NativeError, Unsupported
 from loramix.paths import atomic_write
 from loramix.runtime.context import Context
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str]) -> None:
 
     With ``--share``, whatever two prompts begin with is read once.
     """
+    from loramix.hardware import default_threads
     from loramix.prompts import as_messages
-    from loramix.runtime.cpu import default_threads
     from loramix.runtime.llama import Model
     from loramix.runtime.probe import verdict_for
     from loramix.runtime.session import common_prefix, reuse
@@ -66,8 +67,8 @@ def main(arguments: Sequence[str]) -> None:
         f"{p}:{i}": [] for i in layers for p in ("last", "mean")
     }
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
-        context = Context(model, n_ctx=2048, n_threads=default_threads(), taps=layers)
-        prompts = [model.chat(as_messages(json.loads(line)["prompt"]))[-2048:] for line in sys.stdin]
+        context = Context(model, n_ctx=N_CTX, n_threads=default_threads(), taps=layers)
+        prompts = [model.chat(as_messages(json.loads(line)["prompt"]))[-N_CTX:] for line in sys.stdin]
         order, share = list(range(len(prompts))), "--share" in arguments
         if share:
             order.sort(key=lambda i: prompts[i])  # the longest common beginnings come to lie side by side

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from loramix.runtime.defaults import SERVER_CONTEXTS
+from loramix.defaults import N_CTX, SERVER_CONTEXTS
 
 LENGTH = struct.Struct(">I")
 
@@ -20,7 +20,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """How the worker opens its engine."""
 
     pack: str
-    n_ctx: int = 2048
+    n_ctx: int = N_CTX
     n_threads: int | None = None
     contexts: int = SERVER_CONTEXTS
     parallel: int = 8

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from loramix.defaults import DEFAULT_POLICY
 from loramix.errors import UsageError
 from loramix.runtime.body_types import (
     Dimensions,
@@ -201,4 +202,4 @@ class RouteBody(Body):
     model: Model | None = None
     prompt: Text | None = None
     messages: Messages | None = None
-    policy: PolicyName = "each"
+    policy: PolicyName = DEFAULT_POLICY

@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from loramix import hardware
 from loramix.convert.fuse import BLOCK, BLOCK_BYTES, padded
 from loramix.convert.gguf_reader import ArrayInfo, GGUFFile, read_gguf
 from loramix.convert.validate import BaseShape, read_base
+from loramix.defaults import CONTEXTS, KV_STORE_BYTES, MIX_PARTS, N_BATCH, N_CTX, NATIVE_ADAPTERS, RANK
 from loramix.errors import NoSpace
 from loramix.pack import Pack
 from loramix.paths import data_dir, safe_join
-from loramix.runtime import cpu
-from loramix.runtime.defaults import CONTEXTS
 
-BATCH, ADAPTERS, PARTS, STORE_BYTES = 256, 8, 4, 64 * 2**20
-"""What the engine keeps by default; importing it for them would load llama.cpp."""
 KV_BYTES = 2
 """Per number of the KV: float16."""
 NODE_BYTES = 436
@@ -35,7 +33,6 @@ TOKEN_BYTES, MERGE_BYTES = 150, 220
 HEAP_BLOCK = 32 * 2**20
 CELLS = 256
 """Tokens of KV that llama.cpp takes at a time."""
-DEFAULT_RANK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,10 +70,10 @@ class Plan:
 def make_plan(
     base: Path,
     *,
-    n_ctx: int = 2048,
+    n_ctx: int = N_CTX,
     pack: Pack | None = None,
     n_skills: int | None = None,
-    rank: int = DEFAULT_RANK,
+    rank: int = RANK,
     repack: bool = True,
 ) -> Plan:
     """Add up what an engine will take.
@@ -96,7 +93,7 @@ def make_plan(
     n_skills = (len(pack.skills) if pack else 0) if n_skills is None else n_skills
     n_ctx = min(n_ctx, shape.context_length)
     adapters = _adapters(shape, pack, n_skills, rank)
-    held = sorted(adapters, key=lambda adapter: -adapter.native_bytes)[:ADAPTERS]
+    held = sorted(adapters, key=lambda adapter: -adapter.native_bytes)[:NATIVE_ADAPTERS]
     gate = pack.gate() if pack else None
     # halves as `loramix.convert.fuse.Part` keeps them: A in 8 bits, B in float16
     kept = sorted((adapter.file_bytes * 3 // 4 for adapter in adapters), reverse=True)
@@ -104,7 +101,7 @@ def make_plan(
     contexts = min(CONTEXTS, 1 + n_skills)
     compute = _compute_bytes(file, shape, n_ctx, layers)
     nodes = max(1024, 8 * len(file.tensors)) + 6 * sum(adapter.pairs for adapter in held)
-    states = 4 * shape.n_embd * len(layers) * min(n_ctx, BATCH)
+    states = 4 * shape.n_embd * len(layers) * min(n_ctx, N_BATCH)
     weights = sum(tensor.nbytes for tensor in file.tensors.values())
     repacked = _repacked_bytes(file) if repack else 0
     vocabulary = TOKEN_BYTES * shape.vocab_size + MERGE_BYTES * _length(file, "tokenizer.ggml.merges")
@@ -121,14 +118,14 @@ def make_plan(
         Part(
             "compute",
             contexts * (compute + 2 * NODE_BYTES * nodes),
-            f"batches of {min(BATCH, n_ctx)}, graphs",
+            f"batches of {min(N_BATCH, n_ctx)}, graphs",
         ),
         Part(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
         ),
-        Part("blends", sum(kept[:PARTS]), f"numbers of {min(PARTS, n_skills)} skills, to blend anew"),
+        Part("blends", sum(kept[:MIX_PARTS]), f"numbers of {min(MIX_PARTS, n_skills)} skills, to blend anew"),
         Part("gate", (gate_files[0] if gate_files else 0) + states, f"{len(layers)} layers read"),
-        Part("KV store", STORE_BYTES, "at most; prompts that come again"),
+        Part("KV store", KV_STORE_BYTES, "at most; prompts that come again"),
         Part("slack", _slack_bytes(compute, len(held)), "what the allocator keeps after swaps"),
         Part("process", PROCESS_BYTES, "Python, NumPy, llama.cpp"),
     ]
@@ -194,7 +191,7 @@ def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequenc
 
     Layers that the gate reads are kept to the end of the pass; the last layer's input is that in any case.
     """
-    batch, n_ff = min(BATCH, n_ctx), _number(file, "feed_forward_length", 4 * shape.n_embd)
+    batch, n_ff = min(N_BATCH, n_ctx), _number(file, "feed_forward_length", 4 * shape.n_embd)
     kept = sum(layer < shape.n_layer - 1 for layer in layers)
     rows = 3 * n_ff + (4 + kept) * shape.n_embd
     quantized = n_ff + n_ff // 16  # the matmul's other side, 8 bits and its scales
@@ -203,7 +200,7 @@ def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequenc
 
 def _repacked_bytes(file: GGUFFile) -> int:
     """Weights that llama.cpp copies into another order; the embedding is looked up and stays as it is."""
-    kinds = cpu.repacked_types()
+    kinds = hardware.repacked_types()
     return sum(
         tensor.nbytes
         for name, tensor in file.tensors.items()
@@ -255,7 +252,7 @@ def check_fits(plan: Plan) -> str:
     Raises:
         NoSpace: too little memory, or too little disk for what is not there yet.
     """
-    total, available = cpu.memory_bytes()
+    total, available = hardware.memory_bytes()
     what = f"{plan.base} with {plan.n_skills} skills and {plan.n_ctx:,} tokens"
     if total and plan.memory_bytes > total:
         raise NoSpace(

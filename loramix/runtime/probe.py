@@ -22,8 +22,8 @@ from pathlib import Path
 import msgspec
 
 from loramix.errors import NativeError, UsageError
+from loramix.hardware import cpu_flags, cpu_model
 from loramix.paths import cache_dir, sha256_file, write_text
-from loramix.runtime.cpu import cpu_flags, cpu_model
 from loramix.runtime.trial import REFUSED
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"

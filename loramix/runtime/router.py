@@ -13,14 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.validate import BaseShape
+from loramix.defaults import BASE, POLICIES
 from loramix.errors import InvalidArtifact, InvalidMix, UsageError
 from loramix.models import mixing
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
-
-BASE = "base"
-DEFAULT = "each"
 
 MixLike = Mix | str | Mapping[str, float]
 
@@ -135,7 +133,7 @@ class Router:
         elif policy == "each":
             mix, *then = mixing.each(probabilities, names, threshold=threshold)
         else:
-            raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(mixing.POLICIES)}.")
+            raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}.")
         table = dict(zip([*names, BASE], map(float, probabilities), strict=True))
         reason = _reason(mix, then, table, threshold)
         if policy == "token" and len(mix.scales) > 1:

@@ -21,7 +21,7 @@ from sse_starlette.sse import AppStatus
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-import loramix
+from loramix.defaults import __version__
 from loramix.errors import LoramixError
 from loramix.pack import Pack
 from loramix.runtime import api_explain, api_ollama, api_openai
@@ -51,7 +51,7 @@ def create_app(service: Service) -> FastAPI:
         yield
         await service.supervisor.close()
 
-    app = FastAPI(title="Loramix", version=loramix.__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="Loramix", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
     app.include_router(api_openai.router(service))
     app.include_router(api_explain.router(service))
     app.include_router(api_ollama.router(service))

@@ -8,11 +8,12 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Request
 from pydantic import ConfigDict, Field
 
+from loramix.defaults import DEFAULT_POLICY, Policy
 from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack import Pack
@@ -22,7 +23,6 @@ from loramix.runtime.base_details import BaseDetails
 from loramix.runtime.fields import Body, says
 from loramix.runtime.job import Job
 from loramix.runtime.metrics import Metrics
-from loramix.runtime.router import DEFAULT
 from loramix.runtime.supervisor import Supervisor
 
 T = TypeVar("T")
@@ -34,9 +34,7 @@ Scale = Annotated[
 ]
 
 
-PolicyName = Annotated[
-    Literal["top1", "blend", "each", "token", "base"], says('"top1", "blend", "each", "token" or "base"')
-]
+PolicyName = Annotated[Policy, says('"top1", "blend", "each", "token" or "base"')]
 
 
 class Options(Body):
@@ -118,7 +116,7 @@ class Service:
         if mix is not None:
             for skill in Mix.of(mix).scales:
                 self.pack.skill(skill)
-        return options.policy or DEFAULT, mix
+        return options.policy or DEFAULT_POLICY, mix
 
     def submit(self, requests: Sequence[m.Request]) -> list[Job]:
         """Queue requests, all or none; see `Supervisor.submit`."""

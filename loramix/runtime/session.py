@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import CONTEXTS, KV_STORE_BYTES
 from loramix.models.mixing import Mix
 from loramix.runtime.chunks import as_if_whole
 from loramix.runtime.context import Context, Saved
-from loramix.runtime.defaults import CONTEXTS
 from loramix.runtime.llama import Adapter, Model
 from loramix.runtime.native_context import give_back
 
@@ -102,7 +102,7 @@ class ContextPool:
         n_threads: int,
         taps: Sequence[int] = (),
         size: int = CONTEXTS,
-        saved_bytes: int = 64 * 2**20,
+        saved_bytes: int = KV_STORE_BYTES,
     ) -> None:
         self._model, self._adapters = model, adapters
         self._n_ctx, self._n_threads, self._taps = n_ctx, n_threads, taps

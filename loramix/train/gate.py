@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from loramix.convert.gate import convert_gate
 from loramix.convert.validate import read_base
+from loramix.defaults import BASE
 from loramix.models import bases
 from loramix.models.gate import Gate
 from loramix.models.gate_bank import Bank
@@ -23,7 +24,7 @@ from loramix.pack_edit import NewGate, set_gate
 from loramix.pack_own import target_of
 from loramix.paths import atomic_write
 from loramix.runtime.features import compute
-from loramix.train.gate_data import BASE, Prompt, collect
+from loramix.train.gate_data import Prompt, collect
 from loramix.train.gate_fit import Scores, train
 
 Floats = npt.NDArray[np.float32]

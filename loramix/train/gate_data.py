@@ -15,13 +15,13 @@ from typing import Any
 
 import msgspec
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
 from loramix.prompts import fill
 from loramix.textfile import read_lines, read_text
 from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.recipe import Recipe, load_recipe, recipe_beside, shipped
 
-BASE = "base"
 CROSSED = 0.3  # share of a skill's prompts that stand on other skills' texts
 MAX_CHARACTERS = 500  # of a text: the gate reads the instruction, long texts only cost time
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch.utils.checkpoint import checkpoint
 
-from loramix.runtime.cpu import memory_bytes
+from loramix.hardware import memory_bytes
 
 SHARE = 0.8
 """Of the memory that is free once the base is loaded; the rest is for the optimizer, the logits and others."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from loramix.defaults import MAX_RANK, RANK
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.paths import is_safe_name
 from loramix.textfile import read_text
@@ -61,7 +62,7 @@ class Source(_Table, frozen=True):
 class Lora(_Table, frozen=True):
     """Shape of the adapter; names as in PEFT's LoraConfig."""
 
-    r: Annotated[int, Meta(ge=1, le=256)] = 16
+    r: Annotated[int, Meta(ge=1, le=MAX_RANK)] = RANK
     lora_alpha: Annotated[float, Meta(gt=0)] = 32
     lora_dropout: Fraction = 0.0
     use_rslora: bool = False

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from loramix.convert.adapter import convert_adapter
 from loramix.convert.selfcheck import applied
 from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
+from loramix.defaults import BASE
 from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
 from loramix.models import bases
 from loramix.models.gate_bank import Bank
@@ -38,7 +39,7 @@ from loramix.train.gate import (
     select,
     targets_of,
 )
-from loramix.train.gate_data import BASE, MAX_CHARACTERS, Prompt, load_phrasings, prompts_of, templates_of
+from loramix.train.gate_data import MAX_CHARACTERS, Prompt, load_phrasings, prompts_of, templates_of
 from loramix.train.gate_extend import extend, fit_columns, kept_logits, moved_probabilities
 from loramix.train.gate_fit import folds
 from loramix.train.lora import Progress, train_skill
