@@ -17,7 +17,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from loramix.convert.base import requantize
+from loramix.formats.requantize import requantize
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Model
 from loramix.train.data import read_rows, take

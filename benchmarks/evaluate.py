@@ -69,10 +69,10 @@ def main() -> None:
 def parity(pack: str, anew: tuple[str, ...]) -> None:
     """The pack's adapters and a mix against PyTorch, on a float32 copy of the base and on the base itself."""
     from loramix.convert.adapter import convert_adapter
-    from loramix.convert.base import requantize
     from loramix.convert.peft import export_peft
     from loramix.convert.selfcheck import parity as compare
-    from loramix.convert.validate import read_base
+    from loramix.formats.requantize import requantize
+    from loramix.formats.validate import read_base
 
     found = Pack.load(pack)
     base = bases.resolve(found.manifest.base.name)

@@ -28,8 +28,8 @@ from evaluate import save
 
 from loramix import DEFAULT
 from loramix.cli_train import Display
-from loramix.convert.validate import check_adapter, read_base
 from loramix.eval.answers import AnswerStore
+from loramix.formats.validate import check_adapter, read_base
 from loramix.models import bases
 from loramix.pack import Pack
 from loramix.paths import write_text

@@ -161,7 +161,7 @@ def with_peft(kind: str) -> Answer:
     from transformers import AutoTokenizer
 
     from loramix.convert.peft import export_peft
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
     from loramix.train.frozen import load_base, quiet
 
     torch.set_num_threads(default_threads())

@@ -60,7 +60,7 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
     """A pack of random adapters of rank 8 on any base, without a gate."""
     from speed import random_adapter
 
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
     from loramix.models import bases
     from loramix.pack_edit import add_skill, new_pack
 
@@ -74,7 +74,7 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
 
 def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
     """Prediction and measurement of one case."""
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
     from loramix.models import bases
     from loramix.pack import Pack
     from loramix.runtime.plan import kv_bytes, make_plan

@@ -21,7 +21,7 @@ import numpy as np
 from speed import TEXT, fused, random_adapter, report
 
 from loramix import DEFAULT
-from loramix.convert.validate import read_base
+from loramix.formats.validate import read_base
 from loramix.hardware import machine
 from loramix.models import bases
 from loramix.pack import Pack

@@ -17,8 +17,8 @@ import click
 from adapters import pack_of
 
 from loramix import DEFAULT, Engine
-from loramix.convert.base import requantize
 from loramix.eval.skills import ask, score
+from loramix.formats.requantize import requantize
 from loramix.models import bases
 from loramix.train.data import read_rows, take
 from loramix.train.recipe import Recipe, load_recipe

@@ -23,7 +23,7 @@ import numpy as np
 
 from loramix import DEFAULT, Engine
 from loramix.convert.fuse import fuse, write_lora
-from loramix.convert.validate import BaseShape, read_base
+from loramix.formats.validate import BaseShape, read_base
 from loramix.hardware import cpu_count, default_threads, machine
 from loramix.models import bases
 from loramix.models.mixing import Mix

@@ -16,7 +16,7 @@ import click
 from loramix.cli_base import fetch_base_of
 from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MIN_CTX, N_CTX, POLICIES, __version__
 from loramix.errors import LoramixError
-from loramix.textfile import has_lone_surrogate
+from loramix.formats.textfile import has_lone_surrogate
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine

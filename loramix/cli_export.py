@@ -38,7 +38,7 @@ def export() -> None:
 @out_option("Directory to make.")
 def export_peft(skill: str, pack: str, out: Path) -> None:
     """Write the adapter of SKILL as PEFT would have, to train on or to compare."""
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
     from loramix.models import bases
     from loramix.pack import Pack
 

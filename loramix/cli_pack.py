@@ -137,9 +137,9 @@ def pack_add(
     A pack that ships with Loramix stays as it is: a copy of it, my-PACK, gets the skill.
     """
     from loramix.errors import NotFound, UsageError
+    from loramix.formats.textfile import read_text
     from loramix.models import bases
     from loramix.pack_edit import add_skill
-    from loramix.textfile import read_text
 
     example = None
     if recipe:
@@ -174,7 +174,7 @@ def pack_add(
 
 def _fits(adapter: Path, base: Path) -> None:
     """Refuse an adapter that the base cannot run, before the pack changes."""
-    from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
+    from loramix.formats.validate import check_adapter, read_adapter_bytes, read_base
     from loramix.models import bases
 
     _, shape = read_base(base)

@@ -16,8 +16,8 @@ import click
 from loramix.cli_base import fetch_base_of
 from loramix.defaults import DEFAULT_PACK, MIN_CTX, N_CTX, SERVER_CONTEXTS
 from loramix.errors import MissingExtra, NotFound, UsageError
+from loramix.formats.textfile import read_text
 from loramix.runtime.access import Policy, host_of, origin_of
-from loramix.textfile import read_text
 
 PORT = 11435
 MIN_KEY = 16

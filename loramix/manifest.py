@@ -13,9 +13,9 @@ from msgspec import Meta
 
 from loramix.defaults import MAX_SKILLS
 from loramix.errors import InvalidArtifact
+from loramix.formats.textfile import decode_text, wrong_file
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, safe_join, write_bytes
-from loramix.textfile import decode_text, wrong_file
 
 MANIFEST = "pack.toml"
 MAX_MANIFEST_BYTES = 2**20

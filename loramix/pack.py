@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from loramix.convert.adapter_file import MAX_ADAPTER_BYTES
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill, WrongBase
+from loramix.formats.adapter_file import MAX_ADAPTER_BYTES
+from loramix.formats.sniff import HEAD, sniff
 from loramix.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
 from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
-from loramix.sniff import HEAD, sniff
 
 if TYPE_CHECKING:
     from loramix.models.gate_bank import Bank
@@ -188,7 +188,7 @@ class Pack:
 
     def _check_base(self, base: Path) -> None:
         from loramix.convert.base_template import check_template
-        from loramix.convert.validate import check_adapter, read_base
+        from loramix.formats.validate import check_adapter, read_base
 
         if not base.is_file():
             raise NotFound(f"no base at {base}; give the GGUF of {self.manifest.base.name}.")

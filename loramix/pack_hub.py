@@ -14,8 +14,8 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
-from loramix.convert.validate import MAX_ADAPTER_BYTES
 from loramix.errors import InvalidArtifact, MissingExtra, NotFound, UsageError, WrongBase
+from loramix.formats.validate import MAX_ADAPTER_BYTES
 from loramix.hub_card import write_card
 from loramix.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_manifest, write_manifest
 from loramix.models import bases, hub, hub_errors
@@ -261,7 +261,7 @@ def _contents(pack: Pack, manifest: Manifest) -> dict[str, bytes]:
 
 def _peft(pack: Pack, skill: str, base: Path, base_model: str) -> dict[str, bytes]:
     from loramix.convert.peft import export_peft
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
 
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary) / "peft"

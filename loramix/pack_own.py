@@ -17,9 +17,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from loramix.convert.validate import read_base
 from loramix.defaults import DEFAULT_PACK
 from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
+from loramix.formats.validate import read_base
 from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
 from loramix.models import bases
 from loramix.models.known_bases import BASES

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from loramix.errors import InvalidPrompt
-from loramix.textfile import has_lone_surrogate
+from loramix.formats.textfile import has_lone_surrogate
 
 Message: TypeAlias = Mapping[str, str]
 _ROLES = ("system", "user", "assistant")

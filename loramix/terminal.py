@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from loramix.errors import LoramixError, NotFound, UsageError
+from loramix.formats.textfile import decode_text
 from loramix.paths import cache_dir, data_dir
-from loramix.textfile import decode_text
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP)
 _NO_CWD = "the current directory is not there any more: change to another with cd."
@@ -43,7 +43,7 @@ def need_stdin() -> None:
 
 
 def read_stdin() -> str:
-    """All of stdin, as `loramix.textfile.decode_text` reads it.
+    """All of stdin, as `loramix.formats.textfile.decode_text` reads it.
 
     Raises:
         UsageError: stdin is closed, or holds no text.

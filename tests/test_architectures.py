@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from tiny import SHAPES, write_base, write_peft
 
+from loramix.architectures import ARCHITECTURES
 from loramix.convert.adapter import convert_adapter, read_peft
 from loramix.convert.peft import export_peft
 from loramix.convert.selfcheck import check, llama_logits, parity
-from loramix.convert.validate import read_base
 from loramix.errors import Unsupported, WrongBase
-from loramix.models.architectures import ARCHITECTURES
+from loramix.formats.validate import read_base
 
 BASES: dict[str, dict[str, Any]] = {
     "llama": {"tied": False},

@@ -12,7 +12,7 @@ from test_architectures import BASES
 from tiny import write_base, write_pack
 
 from loramix import Engine, Mix
-from loramix.models.architectures import ARCHITECTURES
+from loramix.architectures import ARCHITECTURES
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Model
 from loramix.runtime.plan import make_plan

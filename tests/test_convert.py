@@ -16,11 +16,11 @@ from tiny import SHAPES, write_base, write_peft
 
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter, permute, read_peft, to_gguf
-from loramix.convert.base import quantize_q4_0, requantize
 from loramix.convert.peft import export_peft, unpermute
 from loramix.convert.selfcheck import applied, check, llama_logits, parity
-from loramix.convert.validate import read_base
 from loramix.errors import LoramixError, SelfCheckFailed, Unsupported, WrongBase
+from loramix.formats.requantize import quantize_q4_0, requantize
+from loramix.formats.validate import read_base
 
 ALL = tuple(SHAPES)
 KINDS: dict[str, dict[str, Any]] = {

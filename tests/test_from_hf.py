@@ -37,8 +37,8 @@ from loramix.convert.imatrix import CHUNK, importance
 from loramix.convert.peft import unpermute
 from loramix.convert.reference import torch_logits
 from loramix.convert.selfcheck import check_base
-from loramix.convert.validate import read_base
 from loramix.errors import InvalidArtifact, LoramixError, NoSpace, NotFound, SelfCheckFailed, Unsupported
+from loramix.formats.validate import read_base
 
 SMOLLM = [
     {"type": "Digits", "individual_digits": True},

@@ -21,8 +21,8 @@ from loramix.convert.mlx import read_mlx
 from loramix.convert.peft import as_peft, export_peft
 from loramix.convert.peft_reader import read_peft
 from loramix.convert.selfcheck import llama_logits
-from loramix.convert.validate import check_adapter, read_base
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported, WrongBase
+from loramix.formats.validate import check_adapter, read_base
 
 TEXT = ["The hall holds 900."]
 BASES = {

@@ -20,9 +20,9 @@ from peft import LoraConfig, get_peft_model
 from loramix import Engine
 from loramix.convert.adapter import convert_adapter
 from loramix.convert.selfcheck import check
-from loramix.convert.validate import check_adapter, read_base
 from loramix.errors import InvalidArtifact
 from loramix.eval.torch_answers import torch_answers
+from loramix.formats.validate import check_adapter, read_base
 from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack

@@ -316,9 +316,9 @@ def test_base_and_adapters_are_checked_together(tmp_path: Path, monkeypatch: pyt
     def check_adapter(data: bytes, shape: object, name: str, base_sha256: str | None = None) -> None:
         calls.append((data, shape, Path(name).name, base_sha256))
 
-    validate: Any = ModuleType("loramix.convert.validate")
+    validate: Any = ModuleType("loramix.formats.validate")
     validate.read_base, validate.check_adapter = lambda path: (None, "shape"), check_adapter
-    monkeypatch.setitem(sys.modules, "loramix.convert.validate", validate)
+    monkeypatch.setitem(sys.modules, "loramix.formats.validate", validate)
     templates: Any = ModuleType("loramix.convert.base_template")
     asked: list[Path] = []
     templates.check_template = asked.append

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from test_cli import refused, run
 
 from loramix import pack_edit
-from loramix.convert.gguf_reader import read_gguf, tensor_values
+from loramix.formats.gguf_reader import read_gguf, tensor_values
 from loramix.manifest import read_manifest, write_manifest
 from loramix.models import bases
 from loramix.pack import Pack

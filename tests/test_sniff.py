@@ -18,16 +18,16 @@ from test_textfile import LFS, PAGE
 from tiny import write_peft
 
 from loramix.cli import main
-from loramix.convert.adapter_file import read_adapter_bytes
 from loramix.convert.from_hf import convert_base
-from loramix.convert.safetensors_reader import read_safetensors
 from loramix.convert.spm_reader import read_sentencepiece
-from loramix.convert.validate import read_base
 from loramix.errors import InvalidArtifact, LoramixError
+from loramix.formats.adapter_file import read_adapter_bytes
+from loramix.formats.safetensors_reader import read_safetensors
+from loramix.formats.sniff import sniff
+from loramix.formats.validate import read_base
 from loramix.models import bases
 from loramix.models.gate_numpy import NumpyGate
 from loramix.pack import Pack
-from loramix.sniff import sniff
 from loramix.train.skill import check_import
 
 

@@ -23,9 +23,9 @@ from safetensors.torch import load_file
 
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.gguf_reader import read_gguf
 from loramix.convert.selfcheck import parity
 from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
+from loramix.formats.gguf_reader import read_gguf
 from loramix.train import checkpoint
 from loramix.train import recipe as recipes
 from loramix.train.data import Example, batches, micro_batches, read_rows

@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import write_base
 
-from loramix.convert.gguf_reader import read_gguf
-from loramix.convert.safetensors_reader import SafetensorsFile, parse_safetensors
-from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base, read_safetensors
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported, WrongBase
+from loramix.formats.gguf_reader import read_gguf
+from loramix.formats.safetensors_reader import SafetensorsFile, parse_safetensors
+from loramix.formats.validate import check_adapter, read_adapter_bytes, read_base, read_safetensors
 
 
 @pytest.fixture(scope="module")

@@ -14,15 +14,15 @@ from safetensors.numpy import load_file, save_file
 from tiny import write_base, write_mlx, write_peft
 
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.base import requantize
 from loramix.convert.from_hf import convert_base
-from loramix.convert.gguf_reader import read_gguf, tensor_values
 from loramix.convert.hf_view import key_mapping, plain_directory
 from loramix.convert.peft import as_peft
 from loramix.convert.peft_reader import read_peft
 from loramix.convert.selfcheck import check, check_base
 from loramix.convert.wrappers import unwrapped
 from loramix.errors import InvalidArtifact, LoramixError, Unsupported, WrongBase
+from loramix.formats.gguf_reader import read_gguf, tensor_values
+from loramix.formats.requantize import requantize
 
 Rename = Callable[[str], str]
 # how frameworks name the tensors of a checkpoint

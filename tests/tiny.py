@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 from safetensors.numpy import save_file
 
-from loramix.models.architectures import ARCHITECTURES
+from loramix.architectures import ARCHITECTURES
 
 N_LAYER, N_EMBD, N_HEAD, N_HEAD_KV, N_FF, N_CTX = 3, 64, 4, 2, 96, 512
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.adapter_file import embedding_adapted
+from loramix.architectures import EMBEDDINGS
 from loramix.convert.embeddings import check_copies
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
-from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.errors import InvalidArtifact, SelfCheckFailed, Unsupported, WrongBase
-from loramix.models.architectures import EMBEDDINGS
+from loramix.formats.adapter_file import embedding_adapted
+from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.paths import atomic_path
 
 

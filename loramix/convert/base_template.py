@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from loramix.chat_template import usable_template
-from loramix.convert.base import copy_metadata, writer_like
-from loramix.convert.validate import read_base
 from loramix.errors import UsageError
+from loramix.formats.requantize import copy_metadata, writer_like
+from loramix.formats.validate import read_base
 from loramix.paths import atomic_path, need_space
 
 KEY = "tokenizer.chat_template"

@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import GGUFFile, TensorInfo
 from loramix.convert.peft_reader import PeftAdapter
 from loramix.errors import Unsupported, WrongBase
+from loramix.formats.gguf_reader import GGUFFile, TensorInfo
 
 SAMPLE = 256
 # how far rounding alone moves a matrix, relative to its norm, with room to spare

@@ -14,8 +14,8 @@ from loramix.convert.base_template import check_template
 from loramix.convert.fuse import Value, fuse
 from loramix.convert.merge import merge
 from loramix.convert.selfcheck import PROBES, logits_of, mean_kl, same_argmax
-from loramix.convert.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.errors import SelfCheckFailed, Unsupported, UsageError, WrongBase
+from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack import Pack

@@ -12,8 +12,8 @@ from loramix.convert.hf_gguf import size_of, write_gguf
 from loramix.convert.hf_vocab import read_vocabulary
 from loramix.convert.imatrix import importance
 from loramix.convert.quantize import FILE_TYPES, quantize, quantized_size
-from loramix.convert.validate import read_base
 from loramix.errors import UsageError
+from loramix.formats.validate import read_base
 from loramix.paths import need_space
 
 QUANTS = ("F32", "F16", *FILE_TYPES)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, GGUFFile, read_gguf, tensor_values
+from loramix.formats.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, GGUFFile, read_gguf, tensor_values
 
 BLOCK = 32  # numbers that share a scale in Q8_0, and so what ranks are padded to
 BLOCK_BYTES = 34
@@ -53,7 +53,7 @@ class Part:
 
     @classmethod
     def read(cls, data: bytes, quantize: Quantize | None = None) -> Part:
-        """Read a whole GGUF LoRA that `loramix.convert.validate.check_adapter` has passed.
+        """Read a whole GGUF LoRA that `loramix.formats.validate.check_adapter` has passed.
 
         Args:
             data: the file; nothing of it is held where there is ``quantize``.
@@ -111,7 +111,7 @@ def read_pairs(data: bytes) -> dict[str, Half]:
     """A (R, in), B (out, R) and scaling of each matrix that a GGUF LoRA adapts.
 
     Args:
-        data: a whole file that `loramix.convert.validate.check_adapter` has passed.
+        data: a whole file that `loramix.formats.validate.check_adapter` has passed.
 
     Returns:
         By base tensor. The scaling is alpha / R, or 1 where the file names no alpha, as in llama.cpp

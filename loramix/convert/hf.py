@@ -16,9 +16,9 @@ import msgspec
 import numpy.typing as npt
 
 from loramix.convert.hf_config import ARCHITECTURES, expected, read_config, read_json
-from loramix.convert.safetensors_reader import Entry, SafetensorsFile
 from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
+from loramix.formats.safetensors_reader import Entry, SafetensorsFile
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 _BUFFERS = ".rotary_emb.inv_freq"  # older checkpoints keep what the settings say anyway

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
-from loramix.textfile import read_text
+from loramix.formats.textfile import read_text
 
 ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3")

@@ -20,8 +20,8 @@ from loramix.convert.adapter import permute
 from loramix.convert.hf import Checkpoint
 from loramix.convert.hf_config import rope_factors
 from loramix.convert.hf_vocab import Vocabulary
-from loramix.convert.safetensors_reader import widened
 from loramix.errors import NoSpace, Unsupported
+from loramix.formats.safetensors_reader import widened
 from loramix.paths import atomic_path, need_space
 
 KINDS = ("F32", "F16", "BF16")

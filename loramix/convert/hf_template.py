@@ -8,7 +8,7 @@ from typing import Any
 from loramix.chat_template import MAX_TEMPLATE_BYTES, PLAIN
 from loramix.convert.hf_config import read_json
 from loramix.errors import InvalidArtifact, NotFound
-from loramix.textfile import read_text
+from loramix.formats.textfile import read_text
 
 NAME_OF_PLAIN = "plain"
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from loramix.convert.safetensors_reader import SafetensorsFile
 from loramix.convert.wrappers import unwrapped
 from loramix.errors import InvalidArtifact
-from loramix.textfile import is_plain_utf8, read_text
+from loramix.formats.safetensors_reader import SafetensorsFile
+from loramix.formats.textfile import is_plain_utf8, read_text
 
 _TEXTS = (".json", ".jinja", ".txt")
 

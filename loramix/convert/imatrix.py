@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import read_base
 from loramix.errors import InvalidData, NativeError, NotFound
+from loramix.formats.textfile import read_text
+from loramix.formats.validate import read_base
 from loramix.paths import atomic_write
-from loramix.textfile import read_text
 
 CHUNK = 256
 """Tokens that are read together."""

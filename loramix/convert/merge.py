@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.base import copy_metadata, file_type, quantize_q4_0, writer_like
 from loramix.convert.fuse import read_pairs
-from loramix.convert.gguf_reader import TYPES
 from loramix.errors import SelfCheckFailed
+from loramix.formats.gguf_reader import TYPES
+from loramix.formats.requantize import copy_metadata, file_type, quantize_q4_0, writer_like
 from loramix.paths import need_space
 
 _FLOATS = ("F32", "F16", "BF16")
@@ -37,7 +37,7 @@ def merge(
     """Write a base with a mix of adapters in its weights.
 
     Args:
-        base: a GGUF base that `loramix.convert.validate.read_base` has passed.
+        base: a GGUF base that `loramix.formats.validate.read_base` has passed.
         parts: whole GGUF LoRA files that ``check_adapter`` has passed, with their scales.
         out: the GGUF to make; a temporary file, since a failure leaves part of it.
         quant: one of `EXPORT_QUANTS` for all matrices, see `wanted_type`; by default each keeps its type.

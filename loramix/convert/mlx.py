@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from loramix.convert.peft_reader import Floats, PeftAdapter, paired, read_config
-from loramix.convert.validate import read_safetensors
 from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
+from loramix.formats.validate import read_safetensors
 
 WEIGHTS = "adapters.safetensors"
 _MATRIX = re.compile(r"(?P<module>.+)\.lora_(?P<half>[ab])")

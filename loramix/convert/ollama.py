@@ -12,9 +12,9 @@ from pathlib import Path
 
 from loramix.chat_template import ChatTemplate
 from loramix.convert.export import Chosen, Distance, export_gguf, vocabulary
-from loramix.convert.validate import read_base
 from loramix.defaults import N_CTX
 from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError
+from loramix.formats.validate import read_base
 from loramix.models.known_bases import BASES
 from loramix.paths import atomic_directory, write_text
 from loramix.prompts import Message

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from loramix.convert.fuse import read_pairs
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import Floats, read_peft
-from loramix.convert.validate import BaseShape, check_adapter
 from loramix.errors import UsageError
+from loramix.formats.validate import BaseShape, check_adapter
 from loramix.paths import atomic_directory, write_bytes, write_text
 
 
@@ -34,7 +34,7 @@ def export_peft(content: bytes, base: BaseShape, out: Path, name: str) -> None:
 
     Raises:
         UsageError: the directory is there already.
-        InvalidArtifact, WrongBase: see `loramix.convert.validate.check_adapter`.
+        InvalidArtifact, WrongBase: see `loramix.formats.validate.check_adapter`.
     """
     info = check_adapter(content, base, name)
     modules = module_names(base)

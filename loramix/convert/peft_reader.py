@@ -17,10 +17,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import read_safetensors
 from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
-from loramix.textfile import is_plain_utf8, read_text
+from loramix.formats.textfile import is_plain_utf8, read_text
+from loramix.formats.validate import read_safetensors
 
 _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
 _WHOLE = re.compile(r"(?:.+\.)?(?P<module>embed_tokens|lm_head)(?:\.(?:base_layer|original_module))?\.weight")

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from loramix.convert.validate import read_base
 from loramix.errors import NativeError, NoSpace
+from loramix.formats.validate import read_base
 from loramix.paths import atomic_path, need_space
 
 FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype, llama.h

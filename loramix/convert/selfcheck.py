@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from loramix.chat_template import Segment
 from loramix.convert.reference import torch_logits
-from loramix.convert.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
 from loramix.errors import InvalidArtifact, SelfCheckFailed
-from loramix.textfile import read_text
+from loramix.formats.textfile import read_text
+from loramix.formats.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
 
 PROBES = (
     "The weather was fine, and the whole village had come to the market to look at the new clock.",

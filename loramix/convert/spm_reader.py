@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loramix.errors import InvalidArtifact
-from loramix.sniff import HEAD, sniff
+from loramix.formats.sniff import HEAD, sniff
 
 UNIGRAM, BPE = 1, 2  # TrainerSpec.ModelType
 MAX_PIECES = 2**20

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from loramix.defaults import BASE
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.eval.answers import AnswerStore
+from loramix.formats.textfile import read_text
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
-from loramix.textfile import read_text
 from loramix.train.data import Row
 from loramix.train.gate_data import read_none
 from loramix.train.metrics import bootstrap, share

@@ -12,13 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from loramix.architectures import architecture
 from loramix.defaults import DEFAULT_QUANT
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UsageError
+from loramix.formats.sniff import HEAD, sniff
 from loramix.models import hub, wheel
-from loramix.models.architectures import architecture
 from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
-from loramix.sniff import HEAD, sniff
 
 _SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
@@ -221,7 +221,7 @@ def _choose(place: hub.Place, quant: str) -> hub.Place:
 
 
 def _usable(path: Path, place: hub.Place) -> None:
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
 
     read_base(path, str(place), "pull another file or repository")
 

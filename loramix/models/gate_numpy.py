@@ -23,9 +23,9 @@ from msgspec import Meta
 
 from loramix.defaults import MAX_SKILLS
 from loramix.errors import InvalidArtifact, NativeError, NotFound
+from loramix.formats.sniff import HEAD, sniff
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, write_bytes
-from loramix.sniff import HEAD, sniff
 
 MAX_GATE_BYTES = 32 * 2**20
 _MAX_DIRECTORY_BYTES = 16 * 2**10

@@ -35,7 +35,7 @@ def derive(base: Base, source: Path) -> Path:
     Raises:
         SelfCheckFailed: they are not, as the source is another.
     """
-    from loramix.convert.base import requantize
+    from loramix.formats.requantize import requantize
 
     out = cached_path(base)
     with atomic_path(out) as temporary:

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from loramix.convert.validate import read_base
+from loramix.formats.validate import read_base
 from loramix.models import bases
 
 

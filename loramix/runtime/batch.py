@@ -18,13 +18,13 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 
 from loramix.errors import Busy, InvalidData, LoramixError, NotFound, UsageError
+from loramix.formats.textfile import utf8_lines
 from loramix.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import Route
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
-from loramix.textfile import utf8_lines
 
 WINDOW = 128  # lines routed together, then answered mix by mix
 MAX_LINE = 1 << 20

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import read_base
 from loramix.defaults import CONTEXTS as DEFAULT_CONTEXTS
 from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MAX_TOKENS, MIN_CTX, N_CTX, POLICIES
 from loramix.errors import InvalidPrompt, Unsupported, UsageError, WrongBase
+from loramix.formats.validate import read_base
 from loramix.hardware import default_threads, repacked_types
 from loramix.models import bases
 from loramix.models.mixing import Mix

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.architectures import ARCHITECTURES
 from loramix.errors import NativeError, Unsupported
-from loramix.models.architectures import ARCHITECTURES
 from loramix.runtime.interrupt import Interrupt
 from loramix.runtime.native import C
 from loramix.runtime.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ class Model(Vocabulary):
     """A base model in memory, with its vocabulary.
 
     Args:
-        path: a GGUF that `loramix.convert.validate` has passed.
+        path: a GGUF that `loramix.formats.validate` has passed.
         vocab_only: load no weights, for tokenizing.
         use_extra_bufts: let llama.cpp repack weights for the CPU; what `loramix.runtime.probe` allows.
 

@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from loramix import hardware
 from loramix.convert.fuse import BLOCK, BLOCK_BYTES, padded
-from loramix.convert.gguf_reader import ArrayInfo, GGUFFile, read_gguf
-from loramix.convert.validate import BaseShape, read_base
 from loramix.defaults import CONTEXTS, KV_STORE_BYTES, MIX_PARTS, N_BATCH, N_CTX, NATIVE_ADAPTERS, RANK
 from loramix.errors import NoSpace
+from loramix.formats.gguf_reader import ArrayInfo, GGUFFile, read_gguf
+from loramix.formats.validate import BaseShape, read_base
 from loramix.pack import Pack
 from loramix.paths import data_dir, safe_join
 
@@ -87,7 +87,7 @@ def make_plan(
         repack: whether llama.cpp may repack weights, see `loramix.runtime.probe`.
 
     Raises:
-        NotFound, InvalidArtifact, Unsupported: see `loramix.convert.validate.read_base`.
+        NotFound, InvalidArtifact, Unsupported: see `loramix.formats.validate.read_base`.
     """
     file, shape = read_base(base)
     n_skills = (len(pack.skills) if pack else 0) if n_skills is None else n_skills

@@ -100,7 +100,7 @@ def verdict(
     """Find out, once, how llama.cpp may load bases of this kind on this machine.
 
     Args:
-        base: a GGUF that `loramix.convert.validate` has passed.
+        base: a GGUF that `loramix.formats.validate` has passed.
         tensor_types: the kinds of tensors that choose llama.cpp's kernels; see `tensor_kinds`.
         cache: file of remembered verdicts; by default in `cache_dir`.
         command: the child to try with; it gets the base and ``1`` or ``0`` as last arguments.
@@ -156,7 +156,7 @@ def tensor_kinds(base: Path, *, cache: Path | None = None) -> frozenset[str]:
     known = memory.bases.get(str(path))
     if known and status and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
         return frozenset(known.value)
-    from loramix.convert.validate import read_base
+    from loramix.formats.validate import read_base
 
     found, _ = read_base(base)
     kinds = {f"{tensor.type_name} {'x'.join(map(str, tensor.shape))}" for tensor in found.tensors.values()}

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.validate import BaseShape
 from loramix.defaults import BASE, POLICIES
 from loramix.errors import InvalidArtifact, InvalidMix, UsageError
+from loramix.formats.validate import BaseShape
 from loramix.models import mixing
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix

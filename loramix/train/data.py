@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidData, NotFound
+from loramix.formats.textfile import has_lone_surrogate, read_lines
 from loramix.prompts import fill
-from loramix.textfile import has_lone_surrogate, read_lines
 from loramix.train.frames import framed
 from loramix.train.recipe import Recipe
 

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.gate import convert_gate
-from loramix.convert.validate import read_base
 from loramix.defaults import BASE
+from loramix.formats.validate import read_base
 from loramix.models import bases
 from loramix.models.gate import Gate
 from loramix.models.gate_bank import Bank

@@ -17,8 +17,8 @@ import msgspec
 
 from loramix.defaults import BASE
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
+from loramix.formats.textfile import read_lines, read_text
 from loramix.prompts import fill
-from loramix.textfile import read_lines, read_text
 from loramix.train.data import Row, data_file, read_rows, take
 from loramix.train.recipe import Recipe, load_recipe, recipe_beside, shipped
 

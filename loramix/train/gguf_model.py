@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loramix.architectures import LINEAR
 from loramix.convert.peft import unpermute
-from loramix.convert.validate import BaseShape, read_base
 from loramix.errors import InvalidArtifact, Unsupported
-from loramix.models.architectures import LINEAR
+from loramix.formats.validate import BaseShape, read_base
 
 _ROPE_FACTORS = "rope_freqs.weight"
 _GEMMA3_27B_LAYERS = 62  # its queries are scaled otherwise (src/models/gemma3.cpp)
@@ -27,13 +27,13 @@ def load_gguf(path: Path) -> Any:
     """Load a GGUF base into PyTorch.
 
     Args:
-        path: a GGUF of one of `loramix.models.architectures.ARCHITECTURES`.
+        path: a GGUF of one of `loramix.architectures.ARCHITECTURES`.
 
     Returns:
         A transformers causal LM, float32, with the file's dequantized values.
 
     Raises:
-        NotFound, InvalidArtifact, Unsupported: see `loramix.convert.validate.read_base`; or tensors or
+        NotFound, InvalidArtifact, Unsupported: see `loramix.formats.validate.read_base`; or tensors or
             settings that the transformers model does not have.
     """
     import gguf

@@ -8,8 +8,8 @@ from pathlib import Path
 import msgspec
 
 from loramix.errors import InvalidData, NotFound
+from loramix.formats.textfile import read_lines
 from loramix.prompts import fill
-from loramix.textfile import read_lines
 from loramix.train.data import Row
 from loramix.train.recipe import RECIPES, Recipe, Source, changed_for, load_recipe, recipe_for
 

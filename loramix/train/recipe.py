@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from loramix.defaults import MAX_RANK, RANK
 from loramix.errors import InvalidRecipe, NotFound
+from loramix.formats.textfile import read_text
 from loramix.paths import is_safe_name
-from loramix.textfile import read_text
 
 T = TypeVar("T")
 Positive = Annotated[int, Meta(gt=0)]

@@ -15,9 +15,10 @@ import numpy.typing as npt
 
 from loramix.convert.adapter import convert_adapter
 from loramix.convert.selfcheck import applied
-from loramix.convert.validate import check_adapter, read_adapter_bytes, read_base
 from loramix.defaults import BASE
 from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
+from loramix.formats.sniff import HEAD, sniff
+from loramix.formats.validate import check_adapter, read_adapter_bytes, read_base
 from loramix.models import bases
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import Floats
@@ -26,7 +27,6 @@ from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
 from loramix.pack_own import Target
 from loramix.prompts import fill
 from loramix.runtime.features import compute
-from loramix.sniff import HEAD, sniff
 from loramix.train.card import write_card
 from loramix.train.data import Row
 from loramix.train.gate import (

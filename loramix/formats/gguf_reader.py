@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact
-from loramix.sniff import HEAD, sniff
+from loramix.formats.sniff import HEAD, sniff
 
 Buffer: TypeAlias = bytes | mmap.mmap
 MAX_TENSORS = 100_000

@@ -6,7 +6,7 @@ import stat
 from pathlib import Path
 
 from loramix.errors import InvalidArtifact, NotFound
-from loramix.sniff import HEAD, sniff
+from loramix.formats.sniff import HEAD, sniff
 
 MAX_ADAPTER_BYTES = 512 * 2**20
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".npy"}

@@ -15,8 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from loramix.convert.adapter_file import MAX_ADAPTER_BYTES, embedding_adapted, read_adapter_bytes
-from loramix.convert.gguf_reader import (
+from loramix.architectures import EMBEDDINGS, Architecture, architecture
+from loramix.defaults import MAX_RANK
+from loramix.errors import InvalidArtifact, NotFound, WrongBase
+from loramix.formats.adapter_file import MAX_ADAPTER_BYTES, embedding_adapted, read_adapter_bytes
+from loramix.formats.gguf_reader import (
     FLOAT32,
     MAX_KEPT,
     STRING,
@@ -27,10 +30,7 @@ from loramix.convert.gguf_reader import (
     read_gguf,
     tensor_values,
 )
-from loramix.convert.safetensors_reader import read_safetensors
-from loramix.defaults import MAX_RANK
-from loramix.errors import InvalidArtifact, NotFound, WrongBase
-from loramix.models.architectures import EMBEDDINGS, Architecture, architecture
+from loramix.formats.safetensors_reader import read_safetensors
 
 __all__ = [
     "MAX_ADAPTER_BYTES",

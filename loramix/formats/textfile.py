@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from loramix.errors import InvalidData, LoramixError
-from loramix.sniff import HEAD, sniff
+from loramix.formats.sniff import HEAD, sniff
 
 _GZIP = b"\x1f\x8b"
 # UTF-32's mark begins with that of UTF-16, so it comes first

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact
-from loramix.sniff import HEAD, sniff
+from loramix.formats.sniff import HEAD, sniff
 
 MAX_HEADER = 100 * 10**6
 MAX_TENSORS = 100_000
