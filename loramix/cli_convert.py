@@ -87,7 +87,7 @@ def convert_base(
 
     template = given_template(chat_template) if chat_template is not None else None
     if source.is_file():
-        from loramix.convert.base_template import with_template
+        from loramix.templates.base_template import with_template
 
         if template is None or quant or imatrix_text:
             raise UsageError(

@@ -86,9 +86,9 @@ def pack_check(name: str) -> None:
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
     """Make an empty pack in DIRECTORY, named like it."""
-    from loramix.convert.base_template import check_template
     from loramix.models import bases
     from loramix.pack_edit import new_pack
+    from loramix.templates.base_template import check_template
 
     fetch_base(base)
     path = bases.resolve(base)

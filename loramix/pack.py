@@ -187,8 +187,8 @@ class Pack:
         return notes
 
     def _check_base(self, base: Path) -> None:
-        from loramix.convert.base_template import check_template
         from loramix.formats.validate import check_adapter, read_base
+        from loramix.templates.base_template import check_template
 
         if not base.is_file():
             raise NotFound(f"no base at {base}; give the GGUF of {self.manifest.base.name}.")

@@ -1,6 +1,6 @@
 """Prompts as messages, and a skill's instruction templates, whose ``{input}`` is plain text.
 
-How a base writes a conversation is `loramix.chat_template`.
+How a base writes a conversation is `loramix.templates.chat_template`.
 """
 
 from __future__ import annotations

@@ -14,11 +14,11 @@ from tiny import TEMPLATE as CHATML
 from tiny import write_base
 
 from loramix import Engine
-from loramix.chat_template import ChatTemplate
 from loramix.cli import main
 from loramix.convert.export import choose
 from loramix.convert.ollama import Turns, export_ollama, modelfile, recognise
 from loramix.errors import Unsupported, UsageError
+from loramix.templates.chat_template import ChatTemplate
 
 SMOL = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"

@@ -319,10 +319,10 @@ def test_base_and_adapters_are_checked_together(tmp_path: Path, monkeypatch: pyt
     validate: Any = ModuleType("loramix.formats.validate")
     validate.read_base, validate.check_adapter = lambda path: (None, "shape"), check_adapter
     monkeypatch.setitem(sys.modules, "loramix.formats.validate", validate)
-    templates: Any = ModuleType("loramix.convert.base_template")
+    templates: Any = ModuleType("loramix.templates.base_template")
     asked: list[Path] = []
     templates.check_template = asked.append
-    monkeypatch.setitem(sys.modules, "loramix.convert.base_template", templates)
+    monkeypatch.setitem(sys.modules, "loramix.templates.base_template", templates)
     with pytest.raises(NotFound):
         pack.check(base)
     base.write_bytes(b"GGUF other")

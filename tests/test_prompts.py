@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import TEMPLATE, write_base
 
-from loramix.chat_template import ChatTemplate
 from loramix.errors import InvalidArtifact, InvalidData, InvalidPrompt
 from loramix.prompts import as_messages, fill
 from loramix.runtime.tokenize import tokenize_rows
+from loramix.templates.chat_template import ChatTemplate
 
 CONTROLS = ("<|im_start|>", "<|im_end|>")
 USER = [{"role": "user", "content": "hi"}]

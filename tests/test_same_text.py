@@ -16,9 +16,7 @@ from speaking import N_VOCAB, ZEPHYR, pack_on, pieces, write_speaking
 from tiny import write_base
 
 from loramix import Engine
-from loramix.chat_template import PLAIN
 from loramix.cli import main
-from loramix.convert.base_template import check_template, with_template
 from loramix.convert.from_hf import convert_base
 from loramix.errors import InvalidArtifact, UsageError
 from loramix.models import bases
@@ -29,6 +27,8 @@ from loramix.runtime.grammar import GrammarSampler
 from loramix.runtime.llama import Model
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.tokenize import tokenize_rows
+from loramix.templates.base_template import check_template, with_template
+from loramix.templates.chat_template import PLAIN
 from loramix.train.examples import token_ids
 
 pytest.importorskip("sentencepiece")

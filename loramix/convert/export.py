@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from loramix.chat_template import ChatTemplate
-from loramix.convert.base_template import check_template
 from loramix.convert.fuse import Value, fuse
 from loramix.convert.merge import merge
 from loramix.convert.selfcheck import PROBES, logits_of, mean_kl, same_argmax
@@ -21,6 +19,8 @@ from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import atomic_path, need_space, write_bytes
 from loramix.prompts import as_messages
+from loramix.templates.base_template import check_template
+from loramix.templates.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)

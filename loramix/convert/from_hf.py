@@ -6,7 +6,6 @@ import math
 import secrets
 from pathlib import Path
 
-from loramix.chat_template import usable_template
 from loramix.convert.hf import Checkpoint
 from loramix.convert.hf_gguf import size_of, write_gguf
 from loramix.convert.hf_vocab import read_vocabulary
@@ -15,6 +14,7 @@ from loramix.convert.quantize import FILE_TYPES, quantize, quantized_size
 from loramix.errors import UsageError
 from loramix.formats.validate import read_base
 from loramix.paths import need_space
+from loramix.templates.chat_template import usable_template
 
 QUANTS = ("F32", "F16", *FILE_TYPES)
 

@@ -17,8 +17,8 @@ from loramix.convert.hf_pretokenizer import listed, pre_tokenizer, space_prefix
 from loramix.convert.hf_template import read_chat_template, read_end_tokens
 from loramix.convert.hf_view import plain_directory
 from loramix.convert.spm_reader import BPE, Piece, read_sentencepiece
-from loramix.end_tokens import END_TOKENS, end_tokens_text
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
+from loramix.templates.end_tokens import END_TOKENS, end_tokens_text
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 SPACE = "▁"

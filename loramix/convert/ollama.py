@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loramix.chat_template import ChatTemplate
 from loramix.convert.export import Chosen, Distance, export_gguf, vocabulary
 from loramix.defaults import N_CTX
 from loramix.errors import InvalidArtifact, InvalidPrompt, Unsupported, UsageError
@@ -18,6 +17,7 @@ from loramix.formats.validate import read_base
 from loramix.models.known_bases import BASES
 from loramix.paths import atomic_directory, write_text
 from loramix.prompts import Message
+from loramix.templates.chat_template import ChatTemplate
 
 MODELFILE = "Modelfile"
 _QUOTES = '"""'

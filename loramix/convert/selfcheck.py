@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loramix.chat_template import Segment
 from loramix.convert.reference import torch_logits
 from loramix.errors import InvalidArtifact, SelfCheckFailed
 from loramix.formats.textfile import read_text
 from loramix.formats.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
+from loramix.templates.chat_template import Segment
 
 PROBES = (
     "The weather was fine, and the whole village had come to the market to look at the new clock.",
@@ -53,7 +53,7 @@ def llama_logits(
     Args:
         base: GGUF base.
         adapters: GGUF LoRA files with scales.
-        texts: plain texts, or conversations as `loramix.chat_template.ChatTemplate.segments` gives them.
+        texts: plain texts, or conversations as `loramix.templates.chat_template.ChatTemplate.segments` gives them.
 
     Returns:
         (T, V) float32 and ids for each text.

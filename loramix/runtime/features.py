@@ -109,7 +109,7 @@ def compute(
         InvalidArtifact: the base has no chat template that can be used.
         NativeError: the child failed.
     """
-    from loramix.convert.base_template import check_template
+    from loramix.templates.base_template import check_template
 
     check_template(base)
     with tempfile.TemporaryDirectory() as directory:

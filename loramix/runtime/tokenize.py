@@ -80,7 +80,7 @@ def tokenize_rows(
         InvalidData: a prompt cannot be used.
         NativeError: the child failed.
     """
-    from loramix.convert.base_template import check_template
+    from loramix.templates.base_template import check_template
 
     check_template(base)
     return tokenized(base, rows)

@@ -12,11 +12,11 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from loramix.chat_template import ChatTemplate, Segment, usable_template
-from loramix.end_tokens import END_TOKENS, parse_end_tokens
 from loramix.errors import InvalidArtifact, InvalidPrompt
 from loramix.prompts import Message
 from loramix.runtime.native import C
+from loramix.templates.chat_template import ChatTemplate, Segment, usable_template
+from loramix.templates.end_tokens import END_TOKENS, parse_end_tokens
 
 _NAMED = {  # GGUF's keys by the names that transformers gives a template
     "bos_token": "bos_token_id",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from loramix.chat_template import usable_template
 from loramix.errors import UsageError
 from loramix.formats.requantize import copy_metadata, writer_like
 from loramix.formats.validate import read_base
 from loramix.paths import atomic_path, need_space
+from loramix.templates.chat_template import usable_template
 
 KEY = "tokenizer.chat_template"
 _NAMED = {"bos_token": "<s>", "eos_token": "</s>"}  # stand in for the base's own, which need its vocabulary

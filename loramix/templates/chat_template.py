@@ -1,7 +1,7 @@
 """A base's chat template: conversations as the text that the base was tuned on.
 
 Training, evaluation and run time render with this code alone. The template comes inside a GGUF, from a stranger:
-it runs in `loramix.template_sandbox`, and one that cannot render a prompt is refused when the base is loaded.
+it runs in `loramix.templates.sandbox`, and one that cannot render a prompt is refused when the base is loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jinja2 import TemplateError, nodes
 
 from loramix.errors import InvalidArtifact, InvalidPrompt
 from loramix.prompts import Message
-from loramix.template_sandbox import Sandbox
+from loramix.templates.sandbox import Sandbox
 
 Segment: TypeAlias = tuple[str, bool]  # text, and whether special tokens in it are meant
 
