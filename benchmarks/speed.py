@@ -22,10 +22,10 @@ import click
 import numpy as np
 
 from loramix import DEFAULT, Engine
-from loramix.convert.fuse import fuse, write_lora
 from loramix.formats.validate import BaseShape, read_base
 from loramix.hardware import cpu_count, default_threads, machine
 from loramix.models import bases
+from loramix.models.fuse import fuse, write_lora
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import write_text

@@ -8,7 +8,7 @@ import numpy as np
 from tiny import write_base, write_peft
 
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.fuse import fuse
+from loramix.models.fuse import fuse
 from loramix.models.mixing import Mix
 from loramix.runtime.batch_context import BatchContext
 from loramix.runtime.context import Context

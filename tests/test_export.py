@@ -19,12 +19,12 @@ from loramix import Engine
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter, permute
 from loramix.convert.export import Chosen, choose, export_adapter, export_gguf
-from loramix.convert.fuse import write_lora
 from loramix.convert.merge import merge, wanted_type
 from loramix.errors import InvalidArtifact, NoSpace, SelfCheckFailed, Unsupported, UsageError, WrongBase
 from loramix.formats.gguf_reader import read_gguf
 from loramix.formats.validate import read_base
 from loramix.models import bases
+from loramix.models.fuse import write_lora
 from loramix.models.mixing import Mix
 from loramix.pack_edit import add_skill, new_pack
 from loramix.runtime.context import Context

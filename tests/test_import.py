@@ -16,13 +16,13 @@ from tiny import SHAPES, write_base, write_mlx, write_peft
 
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter, read_adapter, to_gguf
-from loramix.convert.fuse import fuse, read_pairs
 from loramix.convert.mlx import read_mlx
 from loramix.convert.peft import as_peft, export_peft
 from loramix.convert.peft_reader import read_peft
 from loramix.convert.selfcheck import llama_logits
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, Unsupported, WrongBase
 from loramix.formats.validate import check_adapter, read_base
+from loramix.models.fuse import fuse, read_pairs
 
 TEXT = ["The hall holds 900."]
 BASES = {

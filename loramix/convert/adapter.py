@@ -91,7 +91,7 @@ def convert_adapter(
 
 
 def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
-    """Rename, permute and fold a PEFT adapter's matrices; the runtime pads them (`loramix.convert.fuse`).
+    """Rename, permute and fold a PEFT adapter's matrices; the runtime pads them (`loramix.models.fuse`).
 
     Args:
         adapter: as read.

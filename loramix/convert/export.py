@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from loramix.convert.fuse import Value, fuse
 from loramix.convert.merge import merge
 from loramix.convert.selfcheck import PROBES, logits_of, mean_kl, same_argmax
 from loramix.errors import SelfCheckFailed, Unsupported, UsageError, WrongBase
 from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.models import bases
+from loramix.models.fuse import Value, fuse
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.paths import atomic_path, need_space, write_bytes

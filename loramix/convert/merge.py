@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.fuse import read_pairs
 from loramix.errors import SelfCheckFailed
 from loramix.formats.gguf_reader import TYPES
 from loramix.formats.requantize import copy_metadata, file_type, quantize_q4_0, writer_like
+from loramix.models.fuse import read_pairs
 from loramix.paths import need_space
 
 _FLOATS = ("F32", "F16", "BF16")

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loramix.convert.fuse import read_pairs
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import Floats, read_peft
 from loramix.errors import UsageError
 from loramix.formats.validate import BaseShape, check_adapter
+from loramix.models.fuse import read_pairs
 from loramix.paths import atomic_directory, write_bytes, write_text
 
 

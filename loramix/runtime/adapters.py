@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection
 from functools import cached_property
 from pathlib import Path
 
-from loramix.convert.fuse import Part, fuse
 from loramix.defaults import MIX_PARTS, NATIVE_ADAPTERS
 from loramix.errors import InvalidArtifact, NotFound, UnknownSkill
 from loramix.formats.validate import MAX_ADAPTER_BYTES, BaseShape, check_adapter
+from loramix.models.fuse import Part, fuse
 from loramix.models.mixing import Mix
 from loramix.pack import Pack
 from loramix.runtime.llama import Adapter, Model, quantize_rows

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loramix import hardware
-from loramix.convert.fuse import BLOCK, BLOCK_BYTES, padded
 from loramix.defaults import CONTEXTS, KV_STORE_BYTES, MIX_PARTS, N_BATCH, N_CTX, NATIVE_ADAPTERS, RANK
 from loramix.errors import NoSpace
 from loramix.formats.gguf_reader import ArrayInfo, GGUFFile, read_gguf
 from loramix.formats.validate import BaseShape, read_base
+from loramix.models.fuse import BLOCK, BLOCK_BYTES, padded
 from loramix.pack import Pack
 from loramix.paths import data_dir, safe_join
 
@@ -95,7 +95,7 @@ def make_plan(
     adapters = _adapters(shape, pack, n_skills, rank)
     held = sorted(adapters, key=lambda adapter: -adapter.native_bytes)[:NATIVE_ADAPTERS]
     gate = pack.gate() if pack else None
-    # halves as `loramix.convert.fuse.Part` keeps them: A in 8 bits, B in float16
+    # halves as `loramix.models.fuse.Part` keeps them: A in 8 bits, B in float16
     kept = sorted((adapter.file_bytes * 3 // 4 for adapter in adapters), reverse=True)
     layers = gate.info.layers if gate else []
     contexts = min(CONTEXTS, 1 + n_skills)
@@ -173,7 +173,7 @@ def _packed(shape: BaseShape, pack: Pack, skill: str) -> Adapter:
 
 
 def _native(shape: BaseShape, n_numbers: int, rank: int) -> int:
-    """Bytes of an adapter's numbers as it runs: see `loramix.convert.fuse`."""
+    """Bytes of an adapter's numbers as it runs: see `loramix.models.fuse`."""
     if not shape.is_quantized:
         return 2 * n_numbers
     return n_numbers * padded(rank) // rank * BLOCK_BYTES // BLOCK
