@@ -12,8 +12,8 @@ from loramix.convert.adapter import convert_adapter
 from loramix.eval.answers import AnswerStore
 from loramix.eval.skills import ask, parts_of, score
 from loramix.models import bases
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill, new_pack
+from loramix.pack.edit import add_skill, new_pack
+from loramix.pack.pack import Pack
 from loramix.train.data import data_file, read_rows
 from loramix.train.recipe import Recipe
 

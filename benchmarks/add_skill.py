@@ -26,9 +26,9 @@ from loramix.eval import routing
 from loramix.eval.skills import score
 from loramix.models import bases
 from loramix.models.mixing import decide
-from loramix.pack import Pack
-from loramix.pack_edit import remove_skill
-from loramix.pack_own import target_of
+from loramix.pack.edit import remove_skill
+from loramix.pack.own import target_of
+from loramix.pack.pack import Pack
 from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train import skill as work

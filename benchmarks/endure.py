@@ -23,7 +23,7 @@ from load import CHAT, bodies, connect, files, pieces, resident, talkers
 from serving import served
 
 import loramix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 
 BUSY = {429, 503}
 """What a full queue is answered with."""

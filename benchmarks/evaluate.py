@@ -30,7 +30,7 @@ from loramix import DEFAULT, Engine
 from loramix.eval.report import figure, read_report, to_markdown
 from loramix.hardware import machine
 from loramix.models import bases
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import write_text
 
 HERE = Path(__file__).parent

@@ -17,7 +17,7 @@ from evaluate import save
 
 from loramix import DEFAULT, Engine
 from loramix.eval.answers import AnswerStore
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.train.recipe import load_recipe
 
 PATH = click.Path(exists=True, path_type=Path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # serve.py imports from there too
 from serving import Served

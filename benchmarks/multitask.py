@@ -31,7 +31,7 @@ from loramix.cli_train import Display
 from loramix.eval.answers import AnswerStore
 from loramix.formats.validate import check_adapter, read_base
 from loramix.models import bases
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import write_text
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows, take

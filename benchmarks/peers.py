@@ -30,7 +30,7 @@ import click
 from loramix import DEFAULT
 from loramix.hardware import default_threads, machine
 from loramix.models import bases
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import write_text
 
 MAX_TOKENS = 24

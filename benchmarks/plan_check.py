@@ -62,7 +62,7 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
 
     from loramix.formats.validate import read_base
     from loramix.models import bases
-    from loramix.pack_edit import add_skill, new_pack
+    from loramix.pack.edit import add_skill, new_pack
 
     _, shape = read_base(base)
     new_pack(directory, str(base.absolute()), bases.digest(base))
@@ -76,7 +76,7 @@ def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
     """Prediction and measurement of one case."""
     from loramix.formats.validate import read_base
     from loramix.models import bases
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
     from loramix.runtime.plan import kv_bytes, make_plan
 
     found = Pack.load(pack)

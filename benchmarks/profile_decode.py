@@ -24,7 +24,7 @@ from loramix import DEFAULT
 from loramix.formats.validate import read_base
 from loramix.hardware import machine
 from loramix.models import bases
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.runtime.context import Context
 from loramix.runtime.contributions import first_operand
 from loramix.runtime.llama import Adapter, C, Model, ggml

@@ -28,7 +28,7 @@ from load import CHAT, Body, ask, bodies, connect, files, first_text, many, piec
 from serving import openapi_cases, served
 
 import loramix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 
 
 def overhead(pack: Pack, rounds: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from loramix.hardware import cpu_count, default_threads, machine
 from loramix.models import bases
 from loramix.models.fuse import fuse, write_lora
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import write_text
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Model, quantize_rows

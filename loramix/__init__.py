@@ -15,7 +15,7 @@ __all__ = ["DEFAULT", "Answer", "Engine", "LoramixError", "Mix", "Pack", "Route"
 if TYPE_CHECKING:
     from loramix.errors import LoramixError
     from loramix.models.mixing import Mix
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
     from loramix.runtime.engine import Engine
     from loramix.runtime.router import Route
     from loramix.runtime.stream import Answer

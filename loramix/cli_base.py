@@ -42,6 +42,6 @@ def fetch_base_of(pack: str) -> None:
     Args:
         pack: name or directory.
     """
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     fetch_base(Pack.load(pack).manifest.base.name)

@@ -53,7 +53,7 @@ def evaluate(
 
     Killed at any moment, the same command goes on where it was.
     """
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     fetch_base_of(pack)
     with training_extra(), EvalDisplay() as display:

@@ -40,7 +40,7 @@ def export_peft(skill: str, pack: str, out: Path) -> None:
     """Write the adapter of SKILL as PEFT would have, to train on or to compare."""
     from loramix.formats.validate import read_base
     from loramix.models import bases
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     fetch_base_of(pack)
     with training_extra():

@@ -22,7 +22,7 @@ def pack() -> None:
 @click.option("--json", "as_json", is_flag=True)
 def pack_list(as_json: bool) -> None:
     """Packs that can be opened by name."""
-    from loramix.pack import list_packs
+    from loramix.pack.pack import list_packs
 
     found = list_packs()
     if as_json:
@@ -48,7 +48,7 @@ def pack_show(name: str, as_json: bool) -> None:
     """What the pack NAME holds."""
     import msgspec
 
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     found = Pack.load(name)
     if as_json:
@@ -69,7 +69,7 @@ def pack_show(name: str, as_json: bool) -> None:
 def pack_check(name: str) -> None:
     """Check every file of the pack NAME, against its base too where that is here."""
     from loramix.models import bases
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     found = Pack.load(name)
     base = bases.find(found.manifest.base.name)
@@ -87,7 +87,7 @@ def pack_check(name: str) -> None:
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
     """Make an empty pack in DIRECTORY, named like it."""
     from loramix.models import bases
-    from loramix.pack_edit import new_pack
+    from loramix.pack.edit import new_pack
     from loramix.templates.base_template import check_template
 
     fetch_base(base)
@@ -102,8 +102,8 @@ def pack_new(directory: Path, base: str, description: str, license_: str) -> Non
 @click.argument("directory", type=PATH)
 def pack_copy(name: str, directory: Path) -> None:
     """Copy the pack NAME to DIRECTORY, to change it there; what is the same takes no room twice."""
-    from loramix.pack import Pack
-    from loramix.pack_own import copy_pack
+    from loramix.pack.own import copy_pack
+    from loramix.pack.pack import Pack
 
     copy_pack(Pack.load(name), directory)
     click.echo(str(directory))
@@ -139,7 +139,7 @@ def pack_add(
     from loramix.errors import NotFound, UsageError
     from loramix.formats.textfile import read_text
     from loramix.models import bases
-    from loramix.pack_edit import add_skill
+    from loramix.pack.edit import add_skill
 
     example = None
     if recipe:
@@ -210,7 +210,7 @@ def pack_pull(repository: str, **options: str) -> None:
 @click.option("--private", is_flag=True, help="Make a private repository.")
 def pack_push(name: str, repository: str, skill: str, private: bool) -> None:
     """Push the pack NAME to OWNER/REPO on the Hugging Face hub, with a model card."""
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
     from loramix.pack_hub import push_pack
 
     click.echo(push_pack(Pack.load(name), repository, skill=skill, private=private))

@@ -34,7 +34,7 @@ def plan(
 ) -> None:
     """Predict memory and disk; exit code 1 where they do not suffice."""
     from loramix.models import bases
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
     from loramix.runtime.plan import check_fits, make_plan
 
     # a base that is named without a pack is planned with adapters yet to be made

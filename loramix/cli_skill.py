@@ -13,7 +13,7 @@ from loramix.cli_train import PATH, Display, training_extra
 from loramix.defaults import DEFAULT_PACK
 
 if TYPE_CHECKING:
-    from loramix.pack_own import Target
+    from loramix.pack.own import Target
 
 PACK = click.option(
     "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory; see above."
@@ -95,9 +95,9 @@ def skill_import(
 
 def target_of(pack: str, to: str, base: str = "", *, make: bool = True) -> Target:
     """The pack that a command changes; that it is not the one that was named is said on stderr."""
-    from loramix import pack_own
+    from loramix.pack import own
 
-    target = pack_own.target_of(pack, to=to, base=base, make=make)
+    target = own.target_of(pack, to=to, base=base, make=make)
     if target.note:
         click.echo(target.note, err=True)
     return target
@@ -113,7 +113,7 @@ def _add(
     max_rows: int | None,
     replace: bool,
 ) -> None:
-    from loramix.pack_edit import check_skill_name
+    from loramix.pack.edit import check_skill_name
 
     check_skill_name(name)
     base = target.pack.manifest.base.name
@@ -160,7 +160,7 @@ def skill_remove(name: str, pack: str, to: str) -> None:
 
 def remove(target: Target, name: str) -> None:
     """Remove a skill, and say so."""
-    from loramix.pack_edit import remove_skill
+    from loramix.pack.edit import remove_skill
 
     with target.changing() as directory:
         change = remove_skill(directory, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from loramix.manifest import Manifest
+from loramix.pack.manifest import Manifest
 
 _LICENSES = {
     *(

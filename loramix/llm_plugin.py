@@ -10,7 +10,7 @@ import llm
 from pydantic import Field
 
 from loramix import DEFAULT, Engine
-from loramix.pack import list_packs
+from loramix.pack.pack import list_packs
 
 
 @cache

@@ -17,14 +17,14 @@ from msgspec.structs import replace
 from loramix.errors import InvalidArtifact, MissingExtra, NotFound, UsageError, WrongBase
 from loramix.formats.validate import MAX_ADAPTER_BYTES
 from loramix.hub_card import write_card
-from loramix.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_manifest, write_manifest
 from loramix.models import bases, hub, hub_errors
 from loramix.models.gate_numpy import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote
 from loramix.models.known_bases import BASES
-from loramix.pack import MAX_FEATURES_BYTES, SHIPPED, Pack
-from loramix.pack_edit import Change, add_skill, put_pack
-from loramix.pack_own import Target, target_of
+from loramix.pack.edit import Change, add_skill, put_pack
+from loramix.pack.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_manifest, write_manifest
+from loramix.pack.own import Target, target_of
+from loramix.pack.pack import MAX_FEATURES_BYTES, SHIPPED, Pack
 from loramix.paths import data_dir, safe_join, safe_name, write_text
 
 MAX_CARD_BYTES = 2**20

@@ -135,7 +135,7 @@ def page_server(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> It
     from browsing import HTML, KEY
     from serving import served
 
-    from loramix.manifest import read_manifest, write_manifest
+    from loramix.pack.manifest import read_manifest, write_manifest
 
     pack = Path(shutil.copytree(tiny_pack, tmp_path_factory.mktemp("shown") / "tiny"))
     manifest = read_manifest(pack)

@@ -13,8 +13,8 @@ from hf_tiny import CONFIG, random_weights, write_checkpoint, write_sentencepiec
 
 from loramix.convert.from_hf import convert_base
 from loramix.models import bases
-from loramix.pack import Pack
-from loramix.pack_edit import new_pack
+from loramix.pack.edit import new_pack
+from loramix.pack.pack import Pack
 
 ZEPHYR = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}{% endfor %}"

@@ -12,7 +12,7 @@ import pytest
 from loramix import Engine
 from loramix.errors import InvalidArtifact
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.runtime import adapters
 from loramix.runtime.adapters import AdapterFile
 

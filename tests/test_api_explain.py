@@ -14,7 +14,7 @@ import pytest
 from serving import ASK, Served, served, wait_until
 
 from loramix import Engine
-from loramix.pack_edit import remove_skill
+from loramix.pack.edit import remove_skill
 from loramix.runtime.contributions import contributions
 
 MIX = {"sentiment": 1.0, "summarize": 0.5}

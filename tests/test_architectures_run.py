@@ -91,7 +91,7 @@ def test_embeddings_are_unit_vectors(engine: Engine) -> None:
 
 
 def test_a_plan_can_be_made(base: Path, pack: Path) -> None:
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     assert make_plan(base, pack=Pack.load(str(pack))).memory_bytes > 40e6
 

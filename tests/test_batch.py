@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 from loramix.cli import main
 from loramix.errors import Busy, UsageError
-from loramix.pack_edit import remove_skill
+from loramix.pack.edit import remove_skill
 from loramix.runtime import batch
 from loramix.runtime.batch import run_batch
 from loramix.runtime.batch_context import BatchContext

@@ -43,7 +43,7 @@ def healthy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         manifest=SimpleNamespace(base=SimpleNamespace(name=DEFAULT)),
         check=lambda base: [],
     )
-    monkeypatch.setattr("loramix.pack.Pack.load", lambda name: pack)
+    monkeypatch.setattr("loramix.pack.pack.Pack.load", lambda name: pack)
     monkeypatch.setattr(bases, "find", lambda name: base)
     monkeypatch.setattr(bases, "digest", lambda path: BASES[DEFAULT].sha256)
     monkeypatch.setattr(probe, "verdict_for", lambda path: probe.Verdict(True, "went well", "k", 0.0))
@@ -100,7 +100,7 @@ def test_a_damaged_pack_is_a_line_and_not_a_traceback(
     def damaged(name: str) -> None:
         raise error
 
-    monkeypatch.setattr("loramix.pack.Pack.load", damaged)
+    monkeypatch.setattr("loramix.pack.pack.Pack.load", damaged)
     found = by_name()["pack"]
     assert found.status == "fail" and "pack.toml is broken." in found.detail
 

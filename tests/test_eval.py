@@ -33,8 +33,8 @@ from loramix.eval.routing import (
     summarize,
 )
 from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots, tidy
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill
+from loramix.pack.edit import add_skill
+from loramix.pack.pack import Pack
 from loramix.train.data import Row
 from loramix.train.gate_data import Prompt
 from loramix.train.recipe import Recipe, Source, load_recipe

@@ -17,8 +17,8 @@ from tiny import write_peft
 from loramix import Engine
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill
+from loramix.pack.edit import add_skill
+from loramix.pack.pack import Pack
 from loramix.runtime.contributions import contributions
 
 PROMPT = "the quick brown fox"

@@ -26,7 +26,7 @@ from loramix.formats.validate import read_base
 from loramix.models import bases
 from loramix.models.fuse import write_lora
 from loramix.models.mixing import Mix
-from loramix.pack_edit import add_skill, new_pack
+from loramix.pack.edit import add_skill, new_pack
 from loramix.runtime.context import Context
 from loramix.runtime.llama import Model, quantize_rows
 from loramix.runtime.stream import Wanted

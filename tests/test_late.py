@@ -25,8 +25,8 @@ from loramix.eval.torch_answers import torch_answers
 from loramix.formats.validate import check_adapter, read_base
 from loramix.models import bases
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill, set_gate
+from loramix.pack.edit import add_skill, set_gate
+from loramix.pack.pack import Pack
 from loramix.runtime.detokenize import detokenize
 from loramix.runtime.tokenize import header, tokenize_rows
 from loramix.train.data import Example, read_rows

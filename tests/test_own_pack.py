@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 from loramix import Engine
 from loramix.cli import main
 from loramix.errors import Busy, InvalidArtifact, UsageError
-from loramix.pack import Pack
-from loramix.pack_edit import remove_skill
-from loramix.pack_own import copy_pack, target_of
+from loramix.pack.edit import remove_skill
+from loramix.pack.own import copy_pack, target_of
+from loramix.pack.pack import Pack
 
 NAME = "shipped-pack"
 
@@ -182,7 +182,7 @@ def test_a_copy_that_another_process_makes_meanwhile(packs: Path) -> None:
 def test_a_directory_that_cannot_be_written(pack: Path, packs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     access = os.access
     monkeypatch.setattr(
-        "loramix.pack_own.os.access", lambda path, mode: Path(path) != pack and access(path, mode)
+        "loramix.pack.own.os.access", lambda path, mode: Path(path) != pack and access(path, mode)
     )
     before = tree(pack)
     done = loramix("skill", "remove", "sentiment", "--pack", pack)

@@ -17,14 +17,14 @@ import pytest
 from click.testing import CliRunner
 from filelock import FileLock
 
-import loramix.pack as packs
+import loramix.pack.pack as packs
 from loramix.cli import main
 from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UnknownSkill, UsageError, WrongBase
-from loramix.manifest import BaseReference, Manifest, SkillEntry, read_manifest, write_manifest
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import GateInfo, NumpyGate
-from loramix.pack import Pack, list_packs
-from loramix.pack_edit import NewGate, add_skill, remove_skill, set_gate
+from loramix.pack.edit import NewGate, add_skill, remove_skill, set_gate
+from loramix.pack.manifest import BaseReference, Manifest, SkillEntry, read_manifest, write_manifest
+from loramix.pack.pack import Pack, list_packs
 from loramix.paths import write_bytes
 
 BASE = b"GGUF base"
@@ -432,8 +432,8 @@ def test_a_change_killed_anywhere_leaves_a_whole_pack(
         written.append(str(path.relative_to(tmp_path / "p")))
         write_bytes(path, content)
 
-    monkeypatch.setattr("loramix.pack_edit.write_bytes", killed)
-    monkeypatch.setattr("loramix.manifest.write_bytes", killed)
+    monkeypatch.setattr("loramix.pack.edit.write_bytes", killed)
+    monkeypatch.setattr("loramix.pack.manifest.write_bytes", killed)
 
     def change() -> Pack:
         gate = NewGate(gate_for(["sentiment", "title"]), b"features")

@@ -13,11 +13,11 @@ from hub_server import TOKEN, Hub, Repo, sha256
 from msgspec.structs import replace
 from test_cli import refused, run
 
-from loramix import pack_edit
 from loramix.formats.gguf_reader import read_gguf, tensor_values
-from loramix.manifest import read_manifest, write_manifest
 from loramix.models import bases
-from loramix.pack import Pack
+from loramix.pack import edit
+from loramix.pack.manifest import read_manifest, write_manifest
+from loramix.pack.pack import Pack
 from loramix.paths import data_dir
 
 BASE = "some/tiny-GGUF:tiny.gguf"
@@ -86,7 +86,7 @@ def test_a_pushed_change_is_one_commit_and_takes_away_what_has_gone(standin: Hub
     repo = pushed(standin, shared)
     repo.files["notes.txt"] = b"somebody's own"
     before = len(repo.commits)
-    pack_edit.remove_skill(shared, "summarize")
+    edit.remove_skill(shared, "summarize")
     pushed(standin, shared)
     gate = Pack.load(shared).gate_path
     assert gate is not None
@@ -216,7 +216,7 @@ def test_one_skill_of_a_pack_alone_or_into_another(
     assert "pack tiny-sentiment with 1 skill is in" in done.stdout, done.output
     assert not any("summarize" in request.path or "gate" in request.path for request in standin.requests)
     mine = data_dir() / "packs" / "mine"
-    pack_edit.new_pack(mine, BASE, bases.digest(bases.resolve(BASE)))
+    edit.new_pack(mine, BASE, bases.digest(bases.resolve(BASE)))
     done = run("pack", "pull", REPO, "--skill", "summarize", "--into", "mine")
     assert "skill summarize added" in done.stdout, done.output
     assert [skill.name for skill in Pack.load("mine").skills] == ["summarize"]
@@ -228,14 +228,14 @@ def test_one_skill_of_a_pack_alone_or_into_another(
         says="pack smollm2-135m for smollm2-135m",
     )
     assert not (data_dir() / "packs" / "my-smollm2-135m").exists()
-    pack_edit.new_pack(tmp_path / "ship" / "ours", BASE, bases.digest(bases.resolve(BASE)))
+    edit.new_pack(tmp_path / "ship" / "ours", BASE, bases.digest(bases.resolve(BASE)))
     for module in ("pack", "pack_own", "pack_hub"):
         monkeypatch.setattr(f"loramix.{module}.SHIPPED", tmp_path / "ship")
     done = run("pack", "pull", REPO, "--skill", "sentiment", "--into", "ours")
     assert "stays as it is; this changes a copy of it, my-ours" in done.stdout, done.output
     assert not Pack.load("ours").skills and Pack.load("my-ours").skills[0].name == "sentiment"
     other = data_dir() / "packs" / "else"
-    pack_edit.new_pack(other, "smollm2-135m", "0" * 64)
+    edit.new_pack(other, "smollm2-135m", "0" * 64)
     refused(
         run("pack", "pull", REPO, "--skill", "sentiment", "--into", "else"), says="pack else for smollm2-135m"
     )
@@ -247,7 +247,7 @@ def test_a_full_disk_keeps_the_old_pack_and_nothing_new(
     repo = pushed(standin, shared)
     here = data_dir() / "packs" / "tiny"
     written: list[Path] = []
-    write = pack_edit.write_bytes
+    write = edit.write_bytes
 
     def filling(path: Path, content: bytes) -> None:
         if len(written) == 2:
@@ -255,10 +255,10 @@ def test_a_full_disk_keeps_the_old_pack_and_nothing_new(
         written.append(path)
         write(path, content)
 
-    monkeypatch.setattr(pack_edit, "write_bytes", filling)
+    monkeypatch.setattr(edit, "write_bytes", filling)
     refused(run("pack", "pull", REPO), says="No space left")
     assert len(written) == 2 and not here.exists()
-    monkeypatch.setattr(pack_edit, "write_bytes", write)
+    monkeypatch.setattr(edit, "write_bytes", write)
     assert run("pack", "pull", REPO).exit_code == 0
     old = tree(here)
     manifest = replace(read_manifest(shared), description="new")
@@ -269,9 +269,9 @@ def test_a_full_disk_keeps_the_old_pack_and_nothing_new(
     pushed(standin, shared)
     assert "skills/sentiment-2.gguf" in repo.files and "skills/sentiment.gguf" not in repo.files
     written.clear()
-    monkeypatch.setattr(pack_edit, "write_bytes", filling)
+    monkeypatch.setattr(edit, "write_bytes", filling)
     refused(run("pack", "pull", REPO), says="No space left")
     assert len(written) == 2 and tree(here) == old
-    monkeypatch.setattr(pack_edit, "write_bytes", write)
+    monkeypatch.setattr(edit, "write_bytes", write)
     assert run("pack", "pull", REPO).exit_code == 0 and Pack.load("tiny").manifest.description == "new"
     assert not (here / "skills/sentiment.gguf").exists()

@@ -15,7 +15,7 @@ from tiny import N_CTX, write_base
 
 from loramix import DEFAULT, hardware
 from loramix.errors import NoSpace
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.runtime import plan
 from loramix.runtime.plan import check_fits, make_plan
 

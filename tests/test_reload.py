@@ -15,8 +15,8 @@ from loramix.convert.adapter import convert_adapter
 from loramix.errors import InvalidArtifact, UnknownSkill
 from loramix.models import bases
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill, remove_skill, set_gate
+from loramix.pack.edit import add_skill, remove_skill, set_gate
+from loramix.pack.pack import Pack
 from loramix.runtime.contributions import contributions
 
 PROMPT = "the quick brown fox"

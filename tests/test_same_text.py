@@ -20,7 +20,7 @@ from loramix.cli import main
 from loramix.convert.from_hf import convert_base
 from loramix.errors import InvalidArtifact, UsageError
 from loramix.models import bases
-from loramix.pack_edit import new_pack
+from loramix.pack.edit import new_pack
 from loramix.runtime.batch import run_batch
 from loramix.runtime.detokenize import detokenize
 from loramix.runtime.grammar import GrammarSampler

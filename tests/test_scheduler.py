@@ -14,7 +14,7 @@ from tiny import random_gate
 from loramix import Engine
 from loramix.errors import InvalidPrompt, LoramixError, UnknownSkill
 from loramix.models import bases
-from loramix.pack_edit import remove_skill, set_gate
+from loramix.pack.edit import remove_skill, set_gate
 from loramix.runtime.batch_context import BatchContext
 from loramix.runtime.context import Context
 from loramix.runtime.scheduler import Scheduler

@@ -19,7 +19,7 @@ from serving import ASK, PATIENCE_S, Served, served, wait_until
 from tiny import random_gate
 
 from loramix.models import bases
-from loramix.pack_edit import remove_skill, set_gate
+from loramix.pack.edit import remove_skill, set_gate
 from loramix.runtime.server import GRACE_S
 
 MIXES = ["tiny:base", "tiny:sentiment", "tiny:summarize", "tiny"]

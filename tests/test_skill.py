@@ -19,8 +19,8 @@ from loramix.cli import main
 from loramix.errors import InvalidArtifact, InvalidData
 from loramix.models import bases
 from loramix.models.gate_bank import Bank, Projection
-from loramix.pack import Pack
-from loramix.pack_edit import set_gate
+from loramix.pack.edit import set_gate
+from loramix.pack.pack import Pack
 from loramix.runtime.features import compute
 from loramix.train.data import Row
 from loramix.train.gate import cached_features, converted, gate_info, groups_of, select, targets_of

@@ -16,7 +16,7 @@ from loramix.convert.peft_reader import read_config
 from loramix.errors import InvalidArtifact, InvalidData, InvalidRecipe, LoramixError, UsageError
 from loramix.eval.routing import read_held_out
 from loramix.formats.textfile import decode_text, has_lone_surrogate, read_lines, read_text, utf8_lines
-from loramix.manifest import read_manifest
+from loramix.pack.manifest import read_manifest
 from loramix.train.data import Row, read_rows
 from loramix.train.gate_data import read_none
 from loramix.train.own_recipe import recipe_of_data

@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from loramix.cli import main
 from loramix.errors import InvalidRecipe, NotFound
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.train.gate_data import BASE, PHRASINGS, Prompt, collect, load_phrasings
 from loramix.train.recipe import load_recipe, shipped
 

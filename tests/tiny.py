@@ -253,9 +253,9 @@ def random_gate(
 def write_pack(directory: Path, base: Path, **peft: Any) -> Path:
     """Write a pack of two random skills and a random gate; ``peft`` are options of `write_peft`."""
     from loramix.convert.adapter import convert_adapter
-    from loramix.manifest import BaseReference, Manifest, write_manifest
     from loramix.models import bases
-    from loramix.pack_edit import add_skill, set_gate
+    from loramix.pack.edit import add_skill, set_gate
+    from loramix.pack.manifest import BaseReference, Manifest, write_manifest
 
     digest = bases.digest(base)
     reference = BaseReference(name=str(base), sha256=digest)

@@ -16,7 +16,7 @@ from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_
 from loramix.models import bases
 from loramix.models.fuse import Value, fuse
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import atomic_path, need_space, write_bytes
 from loramix.prompts import as_messages
 from loramix.templates.base_template import check_template

@@ -12,7 +12,7 @@ from typing import IO, Any
 from loramix.defaults import DEFAULT_POLICY
 from loramix.errors import UsageError
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import open_lines
 from loramix.runtime.engine import Engine
 

@@ -17,8 +17,8 @@ from loramix.eval.composed import evaluate_composed, n_composed
 from loramix.eval.rival import rival
 from loramix.eval.skills import end_task, evaluate_skill, n_answers
 from loramix.hardware import machine
-from loramix.manifest import MANIFEST
-from loramix.pack import Pack
+from loramix.pack.manifest import MANIFEST
+from loramix.pack.pack import Pack
 from loramix.paths import sha256_file, write_text
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, data_file, read_rows

@@ -17,7 +17,7 @@ from loramix.errors import InvalidArtifact, NotFound, UnknownSkill
 from loramix.formats.validate import MAX_ADAPTER_BYTES, BaseShape, check_adapter
 from loramix.models.fuse import Part, fuse
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.runtime.llama import Adapter, Model, quantize_rows
 
 """Skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales."""

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from loramix.errors import Busy, InvalidData, LoramixError, NotFound, UsageError
 from loramix.formats.textfile import utf8_lines
-from loramix.manifest import MANIFEST
+from loramix.pack.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import Route

@@ -185,7 +185,7 @@ def _probe(name: str) -> Check:
 
 
 def _pack(name: str) -> Check:
-    from loramix.pack import Pack
+    from loramix.pack.pack import Pack
 
     pack = Pack.load(name)
     notes = pack.check(bases.find(pack.manifest.base.name))

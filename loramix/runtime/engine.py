@@ -25,7 +25,7 @@ from loramix.formats.validate import read_base
 from loramix.hardware import default_threads, repacked_types
 from loramix.models import bases
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.constraint import Constraint

@@ -19,7 +19,7 @@ from loramix.errors import NoSpace
 from loramix.formats.gguf_reader import ArrayInfo, GGUFFile, read_gguf
 from loramix.formats.validate import BaseShape, read_base
 from loramix.models.fuse import BLOCK, BLOCK_BYTES, padded
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import data_dir, safe_join
 
 KV_BYTES = 2

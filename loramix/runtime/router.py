@@ -18,7 +18,7 @@ from loramix.formats.validate import BaseShape
 from loramix.models import mixing
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 
 MixLike = Mix | str | Mapping[str, float]
 

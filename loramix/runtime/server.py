@@ -23,7 +23,7 @@ from starlette.responses import Response
 
 from loramix.defaults import __version__
 from loramix.errors import LoramixError
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.runtime import api_explain, api_ollama, api_openai
 from loramix.runtime import messages as m
 from loramix.runtime.access import Policy

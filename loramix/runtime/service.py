@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from loramix.defaults import DEFAULT_POLICY, Policy
 from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
-from loramix.pack import Pack
+from loramix.pack.pack import Pack
 from loramix.paths import safe_join
 from loramix.runtime import messages as m
 from loramix.runtime.base_details import BaseDetails

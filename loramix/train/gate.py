@@ -20,8 +20,8 @@ from loramix.models import bases
 from loramix.models.gate import Gate
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import GateInfo
-from loramix.pack_edit import NewGate, set_gate
-from loramix.pack_own import target_of
+from loramix.pack.edit import NewGate, set_gate
+from loramix.pack.own import target_of
 from loramix.paths import atomic_write
 from loramix.runtime.features import compute
 from loramix.train.gate_data import Prompt, collect
@@ -87,7 +87,7 @@ def train_gate(
         pooling: see `loramix.runtime.features.pool`.
         search: compare the `candidates` and take the best.
         per_skill: prompts a skill, see `loramix.train.gate_data.collect`; fewer take less time, and decide worse.
-        to: see `loramix.pack_own.target_of`.
+        to: see `loramix.pack.own.target_of`.
 
     Yields:
         Lines that tell how it goes.

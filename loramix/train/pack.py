@@ -10,10 +10,10 @@ from pathlib import Path
 
 from loramix.convert.adapter import convert_adapter
 from loramix.errors import UsageError
-from loramix.manifest import MANIFEST
 from loramix.models import bases
-from loramix.pack import Pack
-from loramix.pack_edit import add_skill, check_skill_name, new_pack
+from loramix.pack.edit import add_skill, check_skill_name, new_pack
+from loramix.pack.manifest import MANIFEST
+from loramix.pack.pack import Pack
 from loramix.paths import sha256_file, write_text
 from loramix.templates.base_template import check_template
 from loramix.train.card import write_card

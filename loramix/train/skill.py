@@ -22,9 +22,9 @@ from loramix.formats.validate import check_adapter, read_adapter_bytes, read_bas
 from loramix.models import bases
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_numpy import Floats
-from loramix.pack import Pack
-from loramix.pack_edit import Change, NewGate, add_skill, check_skill_name
-from loramix.pack_own import Target
+from loramix.pack.edit import Change, NewGate, add_skill, check_skill_name
+from loramix.pack.own import Target
+from loramix.pack.pack import Pack
 from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train.card import write_card

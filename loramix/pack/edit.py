@@ -16,7 +16,10 @@ from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
 from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UsageError
-from loramix.manifest import (
+from loramix.models.gate_numpy import NumpyGate
+from loramix.models.mixing import RESERVED_NAMES
+from loramix.pack.files import NewFiles, digest_of, digests
+from loramix.pack.manifest import (
     MANIFEST,
     BaseReference,
     GateReference,
@@ -26,10 +29,7 @@ from loramix.manifest import (
     read_manifest,
     write_manifest,
 )
-from loramix.models.gate_numpy import NumpyGate
-from loramix.models.mixing import RESERVED_NAMES
-from loramix.pack import Pack, check_gate
-from loramix.pack_files import NewFiles, digest_of, digests
+from loramix.pack.pack import Pack, check_gate
 from loramix.paths import safe_join, safe_name, write_bytes
 
 

@@ -20,11 +20,11 @@ from msgspec.structs import replace
 from loramix.defaults import DEFAULT_PACK
 from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
 from loramix.formats.validate import read_base
-from loramix.manifest import MANIFEST, BaseReference, Manifest, write_manifest
 from loramix.models import bases
 from loramix.models.known_bases import BASES
-from loramix.pack import SHIPPED, Pack, is_directory
-from loramix.pack_files import digests
+from loramix.pack.files import digests
+from loramix.pack.manifest import MANIFEST, BaseReference, Manifest, write_manifest
+from loramix.pack.pack import SHIPPED, Pack, is_directory
 from loramix.paths import (
     atomic_directory,
     data_dir,

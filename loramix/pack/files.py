@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from loramix.manifest import Manifest
+from loramix.pack.manifest import Manifest
 from loramix.paths import safe_join, sha256_file
 
 

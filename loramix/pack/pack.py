@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill, WrongBase
 from loramix.formats.adapter_file import MAX_ADAPTER_BYTES
 from loramix.formats.sniff import HEAD, sniff
-from loramix.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
 from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
+from loramix.pack.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
 
 if TYPE_CHECKING:
     from loramix.models.gate_bank import Bank
 
 MAX_FEATURES_BYTES = 2**28
-SHIPPED = Path(__file__).parent / "packs"
+SHIPPED = Path(__file__).parent.parent / "packs"
 
 
 class Listing(NamedTuple):
