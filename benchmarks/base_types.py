@@ -18,8 +18,8 @@ import click
 import numpy as np
 
 from loramix.formats.requantize import requantize
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model
 from loramix.train.data import read_rows, take
 
 TYPES = {

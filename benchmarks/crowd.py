@@ -28,8 +28,8 @@ from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 from loramix.pack.edit import add_skill, new_pack, set_gate
 from loramix.pack.pack import Pack
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model
 from loramix.runtime.probe import verdict_for
 
 

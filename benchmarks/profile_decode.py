@@ -25,9 +25,9 @@ from loramix.formats.validate import read_base
 from loramix.hardware import machine
 from loramix.models import bases
 from loramix.pack.pack import Pack
-from loramix.runtime.context import Context
 from loramix.runtime.contributions import first_operand
-from loramix.runtime.llama import Adapter, C, Model, ggml
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Adapter, C, Model, ggml
 from loramix.runtime.probe import verdict_for
 
 

@@ -30,7 +30,7 @@ from schemas import SCHEMAS, validator
 from loramix import DEFAULT
 from loramix.models import bases
 from loramix.paths import write_text
-from loramix.runtime.llama import C, Model
+from loramix.runtime.llama.model import C, Model
 from loramix.runtime.schema import schema_to_grammar
 from loramix.runtime.schema_sampler import vocabulary
 

@@ -29,8 +29,8 @@ from loramix.models.fuse import fuse, write_lora
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 from loramix.paths import write_text
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model, quantize_rows
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
 from loramix.runtime.stream import Wanted

@@ -105,7 +105,7 @@ def tiny_engine(tiny_pack: Path) -> Iterator[Any]:
 @pytest.fixture
 def batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many answers each decoding in a batch context was for."""
-    from loramix.runtime.batch_context import BatchContext
+    from loramix.runtime.llama.batch_context import BatchContext
 
     sizes: list[int] = []
     decode = BatchContext.decode

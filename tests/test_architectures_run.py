@@ -13,8 +13,8 @@ from tiny import write_base, write_pack
 
 from loramix import Engine, Mix
 from loramix.architectures import ARCHITECTURES
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model
 from loramix.runtime.plan import make_plan
 
 PROMPT = "Is it good? The cat sat on the mat."

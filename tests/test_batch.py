@@ -18,8 +18,8 @@ from loramix.errors import Busy, UsageError
 from loramix.pack.edit import remove_skill
 from loramix.runtime import batch
 from loramix.runtime.batch import run_batch
-from loramix.runtime.batch_context import BatchContext
 from loramix.runtime.engine import Engine
+from loramix.runtime.llama.batch_context import BatchContext
 
 
 def write(path: Path, rows: list[Any]) -> Path:

@@ -10,9 +10,9 @@ from tiny import write_base, write_peft
 from loramix.convert.adapter import convert_adapter
 from loramix.models.fuse import fuse
 from loramix.models.mixing import Mix
-from loramix.runtime.batch_context import BatchContext
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model, quantize_rows
+from loramix.runtime.llama.batch_context import BatchContext
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model, quantize_rows
 
 
 def test_a_row_beside_others_is_the_row_alone_on_a_quantized_base(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from test_session import MIXES, pool_of
 
 from loramix.models.mixing import Mix
-from loramix.runtime.chunks import TILE, as_if_whole, chunks
-from loramix.runtime.context import Context
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.prefill_chunks import TILE, as_if_whole, chunks
 
 
 def kinds(start: int, end: int, size: int) -> dict[int, str]:

@@ -12,7 +12,7 @@ import pytest
 
 from loramix import Engine, Mix
 from loramix.errors import InvalidPrompt, NativeError, UnknownSkill, UsageError
-from loramix.runtime.context import Context
+from loramix.runtime.llama.context import Context
 from loramix.runtime.stream import Wanted
 
 LONG = "the quick brown fox jumps over the lazy dog and then some more of it"

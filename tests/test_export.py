@@ -27,8 +27,8 @@ from loramix.models import bases
 from loramix.models.fuse import write_lora
 from loramix.models.mixing import Mix
 from loramix.pack.edit import add_skill, new_pack
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model, quantize_rows
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model, quantize_rows
 from loramix.runtime.stream import Wanted
 
 MIXES = ["sentiment", "sentiment=0.5", "sentiment=0.75,summarize=0.25"]

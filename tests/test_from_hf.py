@@ -98,8 +98,8 @@ def make(tokenizer: Path, tmp_path: Path) -> Any:
 
 
 def our_logits(base: Path) -> np.ndarray:
-    from loramix.runtime.context import Context
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.context import Context
+    from loramix.runtime.llama.model import Model
 
     with Model(base, use_extra_bufts=False) as model:
         context = Context(model, n_ctx=256, n_threads=1, exact=True)
@@ -548,7 +548,7 @@ TEXT = "The old mill by the river had not turned for years; 12 men could not mov
 
 def test_an_importance_matrix_rounds_what_matters_more_finely(make: Any, tmp_path: Path) -> None:
     """Against NumPy where the input is known: the first layer's is the normalized embedding."""
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
 
     source = make(hidden_size=256, intermediate_size=256)
     convert_base(source, tmp_path / "full.gguf", "F32")

@@ -14,7 +14,7 @@ from loramix.convert.selfcheck import llama_logits
 from loramix.formats.gguf_reader import read_gguf, tensor_values
 from loramix.formats.validate import check_adapter, read_base
 from loramix.models.fuse import fuse, read_pairs, write_gguf
-from loramix.runtime.llama import quantize_rows
+from loramix.runtime.llama.model import quantize_rows
 
 ALL = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

@@ -43,7 +43,7 @@ LLAMA_NORMALIZER = {
 
 def our_tokens(directory: Path, n_vocab: int, texts: list[str]) -> list[list[int]]:
     """llama.cpp's tokens after a whole conversion, special tokens meant."""
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
 
     write_checkpoint(
         directory,

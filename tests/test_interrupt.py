@@ -12,8 +12,8 @@ from test_scheduler import Heard
 from loramix import Engine
 from loramix.errors import Interrupted
 from loramix.models.mixing import Mix
-from loramix.runtime.context import Context
-from loramix.runtime.llama import C
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import C
 from loramix.runtime.scheduler import Scheduler
 
 PROMPT = list(range(3, 203))

@@ -158,7 +158,7 @@ def test_a_prompt_that_the_template_refuses_is_named_in_training(tmp_path: Path)
 
 @pytest.mark.base
 def test_the_default_template_adds_the_system_message_it_was_tuned_with(default_base: Path) -> None:
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
 
     with Model(default_base, vocab_only=True) as model:
         template = ChatTemplate(model.chat_template)

@@ -24,7 +24,7 @@ from loramix.pack.edit import new_pack
 from loramix.runtime.batch import run_batch
 from loramix.runtime.detokenize import detokenize
 from loramix.runtime.grammar import GrammarSampler
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.model import Model
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.tokenize import tokenize_rows
 from loramix.templates.base_template import check_template, with_template

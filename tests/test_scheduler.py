@@ -15,8 +15,8 @@ from loramix import Engine
 from loramix.errors import InvalidPrompt, LoramixError, UnknownSkill
 from loramix.models import bases
 from loramix.pack.edit import remove_skill, set_gate
-from loramix.runtime.batch_context import BatchContext
-from loramix.runtime.context import Context
+from loramix.runtime.llama.batch_context import BatchContext
+from loramix.runtime.llama.context import Context
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
 from loramix.runtime.turns import SLICE, STARVED

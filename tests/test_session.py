@@ -10,8 +10,8 @@ import pytest
 
 from loramix.errors import InvalidPrompt, NativeError
 from loramix.models.mixing import Mix
-from loramix.runtime.context import Context
-from loramix.runtime.llama import C
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import C
 from loramix.runtime.session import WORTH_SAVING, ContextPool, SavedStore, reuse
 
 MIXES = [Mix.parse(text) for text in ("base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5")]

@@ -185,7 +185,7 @@ def vocabulary(base: Path) -> Vocabulary:
     Args:
         base: a GGUF base that has been checked.
     """
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
 
     with Model(base, vocab_only=True) as model:
         bos = model.text(model.bos) if model.add_bos and model.bos >= 0 else ""

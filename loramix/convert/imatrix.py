@@ -67,7 +67,7 @@ class Observer:
     """
 
     def __init__(self, widths: dict[str, int]) -> None:
-        from loramix.runtime.llama import C, ggml
+        from loramix.runtime.llama.model import C, ggml
 
         self.sums: dict[str, npt.NDArray[np.float64]] = {}
         self.counts: dict[str, int] = {}
@@ -96,8 +96,8 @@ class Observer:
 def main(arguments: Sequence[str]) -> int:
     """Run one job; see the module's first line."""
     from loramix.hardware import default_threads
-    from loramix.runtime.context import Context
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.context import Context
+    from loramix.runtime.llama.model import Model
 
     base, text, out = map(Path, arguments)
     try:

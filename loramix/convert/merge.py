@@ -133,7 +133,7 @@ def _pack(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]:
     try:
         packed: npt.NDArray[Any] = gguf.quants.quantize(values, wanted)
     except NotImplementedError:  # k-quants: llama.cpp alone can make them
-        from loramix.runtime.llama import quantize_rows
+        from loramix.runtime.llama.model import quantize_rows
 
         packed = quantize_rows(values, int(wanted))
     return packed

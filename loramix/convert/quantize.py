@@ -65,7 +65,7 @@ def quantized_size(weights: int, quant: str) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run one job: ``{"source", "out", "file_type", "imatrix"}`` as JSON, the last if there is one."""
     from loramix.hardware import cpu_count
-    from loramix.runtime.llama import C, start, why
+    from loramix.runtime.llama.model import C, start, why
 
     job: dict[str, Any] = json.loads(arguments[0])
     start()

@@ -73,8 +73,8 @@ def logits_of(
 ) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
     """`llama_logits` of a base and adapters that have been checked."""
     from loramix.hardware import default_threads
-    from loramix.runtime.context import Context
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.context import Context
+    from loramix.runtime.llama.model import Model
     from loramix.runtime.probe import verdict_for
 
     rows: list[npt.NDArray[np.float32]] = []
@@ -238,7 +238,7 @@ def check_tokens(source: Path, base: Path, texts: Sequence[str] = (*PROBES, *SPE
         return 0
     from tokenizers import Tokenizer
 
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
 
     theirs = Tokenizer.from_str(read_text(source / "tokenizer.json", InvalidArtifact))
     with Model(base, vocab_only=True) as model:

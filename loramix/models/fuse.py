@@ -80,7 +80,7 @@ def fuse(
         parts: GGUF LoRA files, as `Part.read` takes them or read by it with the same ``quantize``, with their
             scales. Ranks and adapted matrices may differ.
         metadata: what to write beside what llama.cpp needs.
-        quantize: rounds rows of floats to a GGML type (`loramix.runtime.llama.quantize_rows`). With it the mix is
+        quantize: rounds rows of floats to a GGML type (`loramix.runtime.llama.model.quantize_rows`). With it the mix is
             Q8_0, ranks padded with zeros to multiples of 32: what runs fastest, and gives the same bits whether
             a token is decoded alone or beside others (measured; docs/performance.md).
 

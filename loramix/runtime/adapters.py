@@ -18,7 +18,7 @@ from loramix.formats.validate import MAX_ADAPTER_BYTES, BaseShape, check_adapter
 from loramix.models.fuse import Part, fuse
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
-from loramix.runtime.llama import Adapter, Model, quantize_rows
+from loramix.runtime.llama.model import Adapter, Model, quantize_rows
 
 """Skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales."""
 

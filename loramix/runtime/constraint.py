@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loramix.errors import UsageError
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.model import Model
 from loramix.runtime.sampling import Picker, Sampler
 
 if TYPE_CHECKING:

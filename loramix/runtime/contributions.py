@@ -20,9 +20,9 @@ import numpy.typing as npt
 from loramix.errors import Unsupported
 from loramix.models.mixing import Mix
 from loramix.prompts import Message, as_messages
-from loramix.runtime.context import Context
 from loramix.runtime.detokenize import Detokenizer
-from loramix.runtime.llama import C, ggml
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import C, ggml
 from loramix.runtime.stream import Answer
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterable
 
-from loramix.runtime.vocabulary import Vocabulary
+from loramix.runtime.llama.vocabulary import Vocabulary
 
 
 def shown(vocabulary: Vocabulary, token: int, *, first: bool) -> bytes:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model
 from loramix.runtime.session import reuse
 
 

@@ -32,7 +32,7 @@ from loramix.runtime.constraint import Constraint
 from loramix.runtime.decoder import Decoder
 from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.model import Model
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import MixLike, Route, Router, as_mix
 from loramix.runtime.sampling import Picker, Sampler, Sampling

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from loramix.defaults import N_CTX
 from loramix.errors import NativeError, Unsupported
 from loramix.paths import atomic_write
-from loramix.runtime.context import Context
+from loramix.runtime.llama.context import Context
 
 POOLINGS = ("last", "mean", "last+mean")
 
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     from loramix.hardware import default_threads
     from loramix.prompts import as_messages
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
     from loramix.runtime.probe import verdict_for
     from loramix.runtime.session import common_prefix, reuse
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import UsageError
-from loramix.runtime.llama import C, Model
+from loramix.runtime.llama.model import C, Model
 from loramix.runtime.sampling import Sampler
 
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data

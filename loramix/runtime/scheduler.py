@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 from loramix.errors import Interrupted
 from loramix.models.mixing import Mix
-from loramix.runtime.batch_context import BatchContext
-from loramix.runtime.context import Context
 from loramix.runtime.engine import Engine
 from loramix.runtime.listener import Listener, named
+from loramix.runtime.llama.batch_context import BatchContext
+from loramix.runtime.llama.context import Context
 from loramix.runtime.stream import Decoded, Stream, Wanted
 from loramix.runtime.turns import SLICE, Turns
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from loramix.errors import UsageError
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.model import Model
 from loramix.runtime.sampling import Sampler
 
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from loramix.defaults import CONTEXTS, KV_STORE_BYTES
 from loramix.models.mixing import Mix
-from loramix.runtime.chunks import as_if_whole
-from loramix.runtime.context import Context, Saved
-from loramix.runtime.llama import Adapter, Model
-from loramix.runtime.native_context import give_back
+from loramix.runtime.llama.context import Context, Saved
+from loramix.runtime.llama.model import Adapter, Model
+from loramix.runtime.llama.native_context import give_back
+from loramix.runtime.llama.prefill_chunks import as_if_whole
 
 WORTH_SAVING = 32  # tokens; fewer are decoded again sooner than they are copied out and back
 

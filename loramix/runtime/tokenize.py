@@ -37,7 +37,7 @@ def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
 
 def main(arguments: Sequence[str]) -> None:
     """Read ``{"prompt", "answer"}`` lines; write ``ids`` and ``lengths`` (rows, 2: prompt, answer)."""
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.model import Model
 
     base, out = Path(arguments[0]), Path(arguments[1])
     ids: list[int] = []

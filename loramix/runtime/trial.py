@@ -39,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an expected crash leaves no core file
     except (ImportError, OSError, ValueError):
         pass  # Windows, or not allowed here
-    from loramix.runtime.context import Context
-    from loramix.runtime.llama import Model
+    from loramix.runtime.llama.context import Context
+    from loramix.runtime.llama.model import Model
 
     try:
         with Model(Path(arguments[0]), use_extra_bufts=arguments[1] == "1") as model:

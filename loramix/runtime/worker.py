@@ -24,8 +24,8 @@ from loramix.errors import LoramixError, RequestFailed
 from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
 from loramix.runtime.explaining import Explainer
-from loramix.runtime.interrupt import Interrupt
 from loramix.runtime.listener import named
+from loramix.runtime.llama.interrupt import Interrupt
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
 

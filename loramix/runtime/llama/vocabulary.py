@@ -14,7 +14,7 @@ from typing import Any
 
 from loramix.errors import InvalidArtifact, InvalidPrompt
 from loramix.prompts import Message
-from loramix.runtime.native import C
+from loramix.runtime.llama.native import C
 from loramix.templates.chat_template import ChatTemplate, Segment, usable_template
 from loramix.templates.end_tokens import END_TOKENS, parse_end_tokens
 

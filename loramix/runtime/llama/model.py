@@ -1,4 +1,4 @@
-"""llama.cpp's model and adapters; with `loramix.runtime.context` the only owner of its handles.
+"""llama.cpp's model and adapters; with `loramix.runtime.llama.context` the only owner of its handles.
 
 Measured traps it guards: an adapter that failed to load is a NULL pointer object and not None, and an
 adapter freed while in use kills the process.
@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from loramix.architectures import ARCHITECTURES
 from loramix.errors import NativeError, Unsupported
-from loramix.runtime.interrupt import Interrupt
-from loramix.runtime.native import C
-from loramix.runtime.vocabulary import Vocabulary
+from loramix.runtime.llama.interrupt import Interrupt
+from loramix.runtime.llama.native import C
+from loramix.runtime.llama.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
-    from loramix.runtime.native_context import NativeContext
+    from loramix.runtime.llama.native_context import NativeContext
 
 __all__ = ["Adapter", "C", "Model", "ggml", "quantize_rows", "start", "why"]
 _log_tail: list[str] = []

@@ -19,9 +19,9 @@ import numpy.typing as npt
 
 from loramix.errors import NativeError
 from loramix.models.mixing import Mix
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Adapter, C, Model, why
-from loramix.runtime.native_context import KV, NativeContext
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Adapter, C, Model, why
+from loramix.runtime.llama.native_context import KV, NativeContext
 
 DEAD = 512
 """Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""

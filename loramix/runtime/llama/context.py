@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from loramix.defaults import N_BATCH, N_CTX
 from loramix.errors import Interrupted, InvalidPrompt, NativeError
-from loramix.runtime.chunks import chunks
-from loramix.runtime.llama import Adapter, C, Model, why
-from loramix.runtime.native_context import NativeContext
-from loramix.runtime.taps import NodeTaps, tap, tapped
+from loramix.runtime.llama.hidden_states import NodeTaps, tap, tapped
+from loramix.runtime.llama.model import Adapter, C, Model, why
+from loramix.runtime.llama.native_context import NativeContext
+from loramix.runtime.llama.prefill_chunks import chunks
 
 
 class Behind(NamedTuple):

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from loramix.runtime.native import C
+from loramix.runtime.llama.native import C
 
 
 class Interrupt:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import NativeError
-from loramix.runtime.llama import C, ggml
+from loramix.runtime.llama.model import C, ggml
 
 
 def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any:

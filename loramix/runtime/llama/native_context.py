@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import NativeError
-from loramix.runtime.llama import Adapter, C, Model, why
+from loramix.runtime.llama.model import Adapter, C, Model, why
 
 KV = npt.NDArray[np.uint8]
 
