@@ -30,9 +30,9 @@ from schemas import SCHEMAS, validator
 from loramix import DEFAULT
 from loramix.models import bases
 from loramix.paths import write_text
+from loramix.runtime.constraints.schema import schema_to_grammar
+from loramix.runtime.constraints.schema_sampler import vocabulary
 from loramix.runtime.llama.model import C, Model
-from loramix.runtime.schema import schema_to_grammar
-from loramix.runtime.schema_sampler import vocabulary
 
 # remote documents, other dialects, and words that only annotate
 NOT_APPLICABLE = {"refRemote", "vocabulary", "dynamicRef", "format", "content", "default"}

@@ -34,8 +34,8 @@ from loramix.runtime.llama.model import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
 from loramix.runtime.stream import Wanted
+from loramix.runtime.token_mixer import TokenMixer
 from loramix.runtime.tokenize import header
-from loramix.runtime.tokenwise import TokenMixer
 
 PREFILL, DECODE = 256, 32
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40

@@ -22,8 +22,8 @@ from loramix.errors import InvalidArtifact, UsageError
 from loramix.models import bases
 from loramix.pack.edit import new_pack
 from loramix.runtime.batch import run_batch
+from loramix.runtime.constraints.grammar import GrammarSampler
 from loramix.runtime.detokenize import detokenize
-from loramix.runtime.grammar import GrammarSampler
 from loramix.runtime.llama.model import Model
 from loramix.runtime.sampling import Sampler, Sampling
 from loramix.runtime.tokenize import tokenize_rows

@@ -17,9 +17,9 @@ from loramix.models import bases
 from loramix.pack.edit import remove_skill, set_gate
 from loramix.runtime.llama.batch_context import BatchContext
 from loramix.runtime.llama.context import Context
+from loramix.runtime.mix_turns import SLICE, STARVED
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
-from loramix.runtime.turns import SLICE, STARVED
 
 MIXES: list[dict[str, Any]] = [
     {"mix": "base"},

@@ -15,9 +15,9 @@ from schemas import REFUSED, SCHEMAS, validator
 from loramix import Engine
 from loramix.errors import UsageError
 from loramix.runtime.batch import run_batch
+from loramix.runtime.constraints.schema import MAX_SCHEMA_BYTES, schema_to_grammar
+from loramix.runtime.constraints.schema_sampler import SchemaSampler, vocabulary
 from loramix.runtime.sampling import Sampling
-from loramix.runtime.schema import MAX_SCHEMA_BYTES, schema_to_grammar
-from loramix.runtime.schema_sampler import SchemaSampler, vocabulary
 
 KEPT = {name: schema for name, schema in SCHEMAS.items() if name not in REFUSED}
 PIECES = [

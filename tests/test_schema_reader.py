@@ -14,7 +14,7 @@ from hf_tiny import write_sentencepiece
 from test_schema import allows, words  # noqa: F401  (a fixture)
 
 from loramix.errors import UsageError
-from loramix.runtime.schema import schema_to_grammar
+from loramix.runtime.constraints.schema import schema_to_grammar
 
 TEXT = {"type": "string"}
 ALLOWED: list[tuple[Any, list[str], list[str]]] = [
@@ -263,7 +263,7 @@ def test_the_server_follows_a_schema(tiny_server: Any) -> None:
 def test_sentencepiece_tokens_are_read_as_bytes(tmp_path: Path) -> None:
     from llguidance import LLMatcher
 
-    from loramix.runtime.schema_sampler import vocabulary
+    from loramix.runtime.constraints.schema_sampler import vocabulary
 
     sentencepiece = pytest.importorskip("sentencepiece")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(write_sentencepiece(tmp_path)))

@@ -10,9 +10,9 @@ import pytest
 
 from loramix.errors import InvalidPrompt, NativeError
 from loramix.models.mixing import Mix
+from loramix.runtime.kv_cache import WORTH_SAVING, ContextPool, SavedStore, reuse
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import C
-from loramix.runtime.session import WORTH_SAVING, ContextPool, SavedStore, reuse
 
 MIXES = [Mix.parse(text) for text in ("base", "sentiment", "summarize", "sentiment=0.5,summarize=0.5")]
 
@@ -180,7 +180,7 @@ def test_a_context_grows_and_computes_what_a_wide_one_does(
 
 def test_memory_is_given_back_after_a_swap_alone(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
-    monkeypatch.setattr("loramix.runtime.session.give_back", lambda: given.append("back"))
+    monkeypatch.setattr("loramix.runtime.kv_cache.give_back", lambda: given.append("back"))
     for mix in ("sentiment", "sentiment", "summarize", "summarize=0.5", "summarize"):
         tiny_engine.generate("Good?", mix=mix, max_tokens=2)
     assert len(given) == 3, "the second and the last found their contexts"

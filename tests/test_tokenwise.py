@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loramix.models.mixing import Mix
-from loramix.runtime.tokenwise import TokenMixer
+from loramix.runtime.token_mixer import TokenMixer
 
 BLEND = Mix.of({"a": 0.6, "b": 0.4})
 

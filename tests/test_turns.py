@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from loramix.models.mixing import Mix
-from loramix.runtime.turns import SLICE, STARVED, Turns
+from loramix.runtime.mix_turns import SLICE, STARVED, Turns
 
 A, B, C = (Mix.of({name: 1.0}) for name in "abc")
 

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from loramix.errors import InvalidArtifact
 from loramix.models.mixing import Mix
 from loramix.runtime.adapters import AdapterCache
+from loramix.runtime.kv_cache import ContextPool, Ready
 from loramix.runtime.llama.batch_context import BatchContext
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model
 from loramix.runtime.llama.prefill_chunks import chunks
-from loramix.runtime.session import ContextPool, Ready
 from loramix.runtime.stream import Decoded, Wanted
 
 

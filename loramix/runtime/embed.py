@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidPrompt
+from loramix.runtime.kv_cache import reuse
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model
-from loramix.runtime.session import reuse
 
 
 class Embedder:

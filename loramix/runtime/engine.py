@@ -28,7 +28,7 @@ from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
-from loramix.runtime.constraint import Constraint
+from loramix.runtime.constraints.constraint import Constraint
 from loramix.runtime.decoder import Decoder
 from loramix.runtime.embed import Embedder
 from loramix.runtime.features import pool
@@ -37,7 +37,7 @@ from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import MixLike, Route, Router, as_mix
 from loramix.runtime.sampling import Picker, Sampler, Sampling
 from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
-from loramix.runtime.tokenwise import CONTEXTS_IN_MOTION
+from loramix.runtime.token_mixer import CONTEXTS_IN_MOTION
 
 _MAX_STOPS = 16
 

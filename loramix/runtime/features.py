@@ -57,9 +57,9 @@ def main(arguments: Sequence[str]) -> None:
     """
     from loramix.hardware import default_threads
     from loramix.prompts import as_messages
+    from loramix.runtime.kv_cache import common_prefix, reuse
     from loramix.runtime.llama.model import Model
     from loramix.runtime.probe import verdict_for
-    from loramix.runtime.session import common_prefix, reuse
 
     base, out = Path(arguments[0]), Path(arguments[1])
     layers = [int(text) for text in arguments[2].split(",")]

@@ -2,7 +2,7 @@
 
 Some builds crash on the first prompt: GCC drops the set-up of AMX tiles, or a wheel was built for another
 CPU. A crash cannot be caught, so a child decodes first, and the verdict is remembered for this library,
-CPU and kind of base. ``python -m loramix.runtime.trial BASE 0|1`` is that child.
+CPU and kind of base. ``python -m loramix.runtime.probe_child BASE 0|1`` is that child.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import msgspec
 from loramix.errors import NativeError, UsageError
 from loramix.hardware import cpu_flags, cpu_model
 from loramix.paths import cache_dir, sha256_file, write_text
-from loramix.runtime.trial import REFUSED
+from loramix.runtime.probe_child import REFUSED
 
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 ENVIRONMENT = "LORAMIX_EXTRA_BUFTS"
@@ -121,7 +121,7 @@ def verdict(
         return Verdict(known.use_extra_bufts, known.reason, key, 0.0)
     started = time.monotonic()
     # -P: a module in the user's current directory must not be imported in place of ours
-    command = command or [sys.executable, "-P", "-m", "loramix.runtime.trial"]
+    command = command or [sys.executable, "-P", "-m", "loramix.runtime.probe_child"]
     packed = _try(command, base, True, timeout_s)
     if packed.trouble:
         plain = _try(command, base, False, timeout_s)

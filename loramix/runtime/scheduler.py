@@ -20,8 +20,8 @@ from loramix.runtime.engine import Engine
 from loramix.runtime.listener import Listener, named
 from loramix.runtime.llama.batch_context import BatchContext
 from loramix.runtime.llama.context import Context
+from loramix.runtime.mix_turns import SLICE, Turns
 from loramix.runtime.stream import Decoded, Stream, Wanted
-from loramix.runtime.turns import SLICE, Turns
 
 
 @dataclass(eq=False)

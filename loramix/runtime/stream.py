@@ -18,7 +18,7 @@ from loramix.models.mixing import Mix
 from loramix.runtime.detokenize import Detokenizer, shown
 from loramix.runtime.router import Route
 from loramix.runtime.sampling import Picker, TokenScore, score
-from loramix.runtime.tokenwise import TokenMixer
+from loramix.runtime.token_mixer import TokenMixer
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine

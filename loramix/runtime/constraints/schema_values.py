@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from loramix.errors import UsageError
-from loramix.runtime.schema_strings import as_patterns
+from loramix.runtime.constraints.schema_strings import as_patterns
 
 MAX_COUNT = 10_000
 MAX_NUMBER = 9_000_000_000_000_000_000  # the engine computes with 64 bits

@@ -37,18 +37,18 @@ class Constraint:
         if json_schema is None:
             return None if gbnf is None else cls(gbnf, None)
         # llguidance loads in 0.1 s, which most runs can do without
-        from loramix.runtime.schema import schema_to_grammar
+        from loramix.runtime.constraints.schema import schema_to_grammar
 
         return cls(None, schema_to_grammar(json_schema))
 
     def picker(self, model: Model, sampler: Sampler) -> Picker:
         """A sampler for one answer, which draws with ``sampler`` from what is allowed."""
         if self.rules is None:
-            from loramix.runtime.grammar import GrammarSampler
+            from loramix.runtime.constraints.grammar import GrammarSampler
 
             assert self.gbnf is not None
             return GrammarSampler(model, self.gbnf, sampler)
-        from loramix.runtime.schema_sampler import SchemaSampler, vocabulary
+        from loramix.runtime.constraints.schema_sampler import SchemaSampler, vocabulary
 
         if model not in _tokens:
             _tokens[model] = vocabulary(model)

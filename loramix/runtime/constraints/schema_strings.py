@@ -6,7 +6,7 @@ common year, no leap second, no quoted local part of an address.
 
 from __future__ import annotations
 
-from loramix.runtime.schema_patterns import rewritten
+from loramix.runtime.constraints.schema_patterns import rewritten
 
 _YEAR, _LEAP = (
     r"[1-9]\d{3}",

@@ -12,9 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
-from loramix.runtime.schema_strings import as_patterns
-from loramix.runtime.schema_unions import tag_of, with_required
-from loramix.runtime.schema_values import VALUES, at, encodable, read_values, refuse, short, writable
+from loramix.runtime.constraints.schema_strings import as_patterns
+from loramix.runtime.constraints.schema_unions import tag_of, with_required
+from loramix.runtime.constraints.schema_values import (
+    VALUES,
+    at,
+    encodable,
+    read_values,
+    refuse,
+    short,
+    writable,
+)
 
 MAX_DEPTH = 64
 _ALTERNATIVES = ("allOf", "anyOf", "oneOf")

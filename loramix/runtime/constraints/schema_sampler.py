@@ -47,7 +47,7 @@ class SchemaSampler:
 
     Args:
         tokens: what `vocabulary` gave for the base.
-        grammar: of `loramix.runtime.schema.schema_to_grammar`.
+        grammar: of `loramix.runtime.constraints.schema.schema_to_grammar`.
         sampler: chooses among what is allowed.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from loramix.runtime.schema_values import TYPES
+from loramix.runtime.constraints.schema_values import TYPES
 
 
 def tag_of(branches: Sequence[Mapping[str, Any]], preferred: object = None) -> str | None:

@@ -1,4 +1,4 @@
-"""The child of `loramix.runtime.probe`: ``python -m loramix.runtime.trial BASE 0|1`` loads a base and decodes.
+"""The child of `loramix.runtime.probe`: ``python -m loramix.runtime.probe_child BASE 0|1`` loads a base and decodes.
 
 Its exit code says how that went; a crash takes nobody with it.
 """

@@ -10,8 +10,8 @@ from typing import Any
 from llguidance import LLMatcher
 
 from loramix.errors import UsageError
-from loramix.runtime.schema_reader import Reader
-from loramix.runtime.schema_values import at, refuse
+from loramix.runtime.constraints.schema_reader import Reader
+from loramix.runtime.constraints.schema_values import at, refuse
 
 MAX_SCHEMA_BYTES = 65_536
 MAX_GRAMMAR_BYTES = 262_144
@@ -30,7 +30,7 @@ def schema_to_grammar(schema: Mapping[str, Any] | bool) -> str:
         schema: a JSON schema; references may point into itself alone.
 
     Returns:
-        A grammar for `loramix.runtime.schema_sampler.SchemaSampler`.
+        A grammar for `loramix.runtime.constraints.schema_sampler.SchemaSampler`.
 
     Raises:
         UsageError: too large, no schema, or something that cannot be enforced; with the path of the field.
