@@ -17,7 +17,7 @@ from loramix.cli_base import fetch_base_of
 from loramix.defaults import DEFAULT_PACK, MIN_CTX, N_CTX, SERVER_CONTEXTS
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.formats.textfile import read_text
-from loramix.runtime.access import Policy, host_of, origin_of
+from loramix.server.access import Policy, host_of, origin_of
 
 PORT = 11435
 MIN_KEY = 16
@@ -123,9 +123,9 @@ def serve(
         )
     fetch_base_of(pack)
     with serving_extra():
-        from loramix.runtime.job import Limits
-        from loramix.runtime.messages import Settings
-        from loramix.runtime.server import serve as work
+        from loramix.server.app import serve as work
+        from loramix.server.protocol import Settings
+        from loramix.server.queued_request import Limits
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     work(
         Settings(

@@ -9,7 +9,7 @@ import pytest
 from serving import ASK, Served
 
 from loramix.prompts import as_messages
-from loramix.runtime.chat_messages import ChatMessage, plain
+from loramix.server.chat_messages import ChatMessage, plain
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
 CALLED = '[called weather({"city": "Bonn"})]'

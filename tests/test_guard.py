@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from loramix.cli import main
 from loramix.errors import UsageError
-from loramix.runtime.access import Policy
-from loramix.runtime.guard import MAX_BODY, Guard, Refusal, check_json
+from loramix.server.access import Policy
+from loramix.server.guard import MAX_BODY, Guard, Refusal, check_json
 
 KEY = "0123456789abcdef-right"
 JSON = {"content-type": "application/json"}
@@ -189,7 +189,7 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
 
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     """Case L7."""
-    monkeypatch.setattr("loramix.runtime.guard.SEND_S", 0.05)
+    monkeypatch.setattr("loramix.server.guard.SEND_S", 0.05)
     ended: list[str] = []
 
     async def endless(scope: Any, receive: Any, send: Any) -> None:

@@ -16,7 +16,7 @@ from test_guard import ask
 import loramix
 from loramix.cli import main
 from loramix.errors import UsageError
-from loramix.runtime.access import Policy, host_of, origin_of
+from loramix.server.access import Policy, host_of, origin_of
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 GETS = (
@@ -227,7 +227,7 @@ def test_seconds_are_a_number(option: str) -> None:
 
 def test_the_address_to_listen_on_is_read_as_well_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr("loramix.runtime.server.serve", lambda *_, **options: seen.append(options))
+    monkeypatch.setattr("loramix.server.app.serve", lambda *_, **options: seen.append(options))
     monkeypatch.delenv("LORAMIX_API_KEY", raising=False)
     for given, host in (("LOCALHOST", "localhost"), ("[::1]", "::1"), ("127.0.0.1", "127.0.0.1")):
         assert CliRunner().invoke(main, ["serve", "--host", given]).exit_code == 0

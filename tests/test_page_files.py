@@ -11,8 +11,8 @@ import httpx
 from serving import Served
 
 from loramix.explain import COLOURS
-from loramix.runtime.access import Policy
-from loramix.runtime.guard import Guard
+from loramix.server.access import Policy
+from loramix.server.guard import Guard
 
 WEB = Path(__file__).parent.parent / "loramix" / "runtime" / "web"
 

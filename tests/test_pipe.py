@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from loramix.errors import RequestFailed
-from loramix.runtime import messages as m
-from loramix.runtime.worker import Pipe
+from loramix.server import protocol as m
+from loramix.server.worker import Pipe
 
 PROMPT = "the quick brown fox"
 

@@ -12,10 +12,10 @@ import pydantic
 import pytest
 from serving import ASK, Served
 
-from loramix.runtime.body_types import limit_of, sampling_of
-from loramix.runtime.fields import Body, Row, Use, sentence
-from loramix.runtime.request_table import BODIES, WITHOUT, table
 from loramix.runtime.sampling import Sampling
+from loramix.server.body_types import limit_of, sampling_of
+from loramix.server.fields import Body, Row, Use, sentence
+from loramix.server.request_table import BODIES, WITHOUT, table
 
 LEAST: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"model": "tiny", "messages": [ASK], "max_tokens": 1},

@@ -20,7 +20,7 @@ from tiny import random_gate
 
 from loramix.models import bases
 from loramix.pack.edit import remove_skill, set_gate
-from loramix.runtime.server import GRACE_S
+from loramix.server.app import GRACE_S
 
 MIXES = ["tiny:base", "tiny:sentiment", "tiny:summarize", "tiny"]
 LONG = {"model": "tiny:base", "messages": [ASK], "max_tokens": 400, "temperature": 2, "seed": 1}

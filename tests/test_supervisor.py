@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from loramix.errors import NotFound, RequestFailed
-from loramix.runtime import messages as m
-from loramix.runtime.job import Job, Limits
-from loramix.runtime.supervisor import OVERTAKEN, Supervisor
+from loramix.server import protocol as m
+from loramix.server.queued_request import Job, Limits
+from loramix.server.supervisor import OVERTAKEN, Supervisor
 
 
 def asked(mix: dict[str, float] | None = None, **options: Any) -> m.Answer:
@@ -44,7 +44,7 @@ def test_later_requests_of_the_mix_that_decodes_go_first_but_not_for_ever() -> N
 
 
 def test_a_worker_that_hangs_is_killed(tiny_pack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loramix.runtime.supervisor.HUNG_S", 0.3)
+    monkeypatch.setattr("loramix.server.supervisor.HUNG_S", 0.3)
 
     async def go() -> None:
         supervisor = Supervisor(m.Settings(pack=str(tiny_pack), n_ctx=256, n_threads=1), Limits(queue=4))

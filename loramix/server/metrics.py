@@ -15,7 +15,7 @@ from prometheus_client import (
 )
 from prometheus_client.process_collector import ProcessCollector
 
-from loramix.runtime.supervisor import Supervisor
+from loramix.server.supervisor import Supervisor
 
 PHASES = ("queue", "features", "gate", "first_token", "total")
 _BUCKETS = (0.0005, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from loramix.runtime import ollama_bodies as ollama
-from loramix.runtime import openai_bodies as openai
-from loramix.runtime.api_explain import ExplainBody
-from loramix.runtime.fields import Body, Row
+from loramix.server.api_explain import ExplainBody
+from loramix.server.fields import Body, Row
+from loramix.server.ollama import bodies as ollama
+from loramix.server.openai import bodies as openai
 
 BODIES: dict[str, type[Body]] = {
     "/v1/chat/completions": openai.ChatBody,

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import msgspec
 
 from loramix.errors import LoramixError
-from loramix.runtime import messages as m
-from loramix.runtime.guard import error_body
-from loramix.runtime.job import Job
-from loramix.runtime.service import Event, Events, Service, Whole, report
+from loramix.server import protocol as m
+from loramix.server.guard import error_body
+from loramix.server.queued_request import Job
+from loramix.server.service import Event, Events, Service, Whole, report
 
 Score = tuple[bytes, float, list[tuple[bytes, float]]]
 

@@ -11,7 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Match, Mount
 from starlette.staticfiles import StaticFiles
 
-from loramix.runtime.guard import Message, Receive, Send
+from loramix.server.guard import Message, Receive, Send
 
 WEB = Path(__file__).with_name("web")
 HEADERS = {

@@ -16,7 +16,7 @@ from loramix.runtime.listener import named
 from loramix.runtime.stream import Stream
 
 if TYPE_CHECKING:
-    from loramix.runtime.worker import Pipe
+    from loramix.server.worker import Pipe
 
 
 @dataclass(eq=False)

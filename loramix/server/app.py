@@ -24,16 +24,18 @@ from starlette.responses import Response
 from loramix.defaults import __version__
 from loramix.errors import LoramixError
 from loramix.pack.pack import Pack
-from loramix.runtime import api_explain, api_ollama, api_openai
-from loramix.runtime import messages as m
-from loramix.runtime.access import Policy
-from loramix.runtime.fields import sentence
-from loramix.runtime.guard import App, Guard, Message, Receive, Send, error_body
-from loramix.runtime.job import Limits
-from loramix.runtime.page import Place
-from loramix.runtime.request_table import BODIES
-from loramix.runtime.service import Service
-from loramix.runtime.supervisor import Supervisor
+from loramix.server import api_explain
+from loramix.server import protocol as m
+from loramix.server.access import Policy
+from loramix.server.fields import sentence
+from loramix.server.guard import App, Guard, Message, Receive, Send, error_body
+from loramix.server.ollama import api
+from loramix.server.openai import api
+from loramix.server.page import Place
+from loramix.server.queued_request import Limits
+from loramix.server.request_table import BODIES
+from loramix.server.service import Service
+from loramix.server.supervisor import Supervisor
 
 GRACE_S = 8.0
 """For running answers after a signal to end; what is left then gets an error."""
@@ -52,9 +54,9 @@ def create_app(service: Service) -> FastAPI:
         await service.supervisor.close()
 
     app = FastAPI(title="Loramix", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
-    app.include_router(api_openai.router(service))
+    app.include_router(api.router(service))
     app.include_router(api_explain.router(service))
-    app.include_router(api_ollama.router(service))
+    app.include_router(api.router(service))
     app.add_middleware(Counted, service=service)
 
     @app.get("/health")

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from loramix.runtime.access import Policy, preflight, same_origin
+from loramix.server.access import Policy, preflight, same_origin
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

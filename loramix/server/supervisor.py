@@ -18,8 +18,8 @@ from contextlib import suppress
 import msgspec
 
 from loramix.errors import RequestFailed
-from loramix.runtime import messages as m
-from loramix.runtime.job import Job, Limits, failed
+from loramix.server import protocol as m
+from loramix.server.queued_request import Job, Limits, failed
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Supervisor:
 
     async def _run(self) -> int:
         """One worker's life; its exit code."""
-        command = ["-m", "loramix.runtime.worker", msgspec.json.encode(self.settings).decode()]
+        command = ["-m", "loramix.server.worker", msgspec.json.encode(self.settings).decode()]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command,

@@ -18,12 +18,12 @@ from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack.pack import Pack
 from loramix.paths import safe_join
-from loramix.runtime import messages as m
-from loramix.runtime.base_details import BaseDetails
-from loramix.runtime.fields import Body, says
-from loramix.runtime.job import Job
-from loramix.runtime.metrics import Metrics
-from loramix.runtime.supervisor import Supervisor
+from loramix.server import protocol as m
+from loramix.server.base_details import BaseDetails
+from loramix.server.fields import Body, says
+from loramix.server.metrics import Metrics
+from loramix.server.queued_request import Job
+from loramix.server.supervisor import Supervisor
 
 T = TypeVar("T")
 Event = m.Started | m.Said | m.Ended | m.Result

@@ -1,7 +1,7 @@
-"""``python -m loramix.runtime.worker SETTINGS``: the engine in a process of its own, requests in, replies out.
+"""``python -m loramix.server.worker SETTINGS``: the engine in a process of its own, requests in, replies out.
 
 llama.cpp ends the process on what it does not like, and nothing in the process can catch that: so the server
-keeps it in this one, and `loramix.runtime.supervisor` starts another.
+keeps it in this one, and `loramix.server.supervisor` starts another.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 import msgspec
 
 from loramix.errors import LoramixError, RequestFailed
-from loramix.runtime import messages as m
 from loramix.runtime.engine import Engine
-from loramix.runtime.explaining import Explainer
 from loramix.runtime.listener import named
 from loramix.runtime.llama.interrupt import Interrupt
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
+from loramix.server import protocol as m
+from loramix.server.explaining import Explainer
 
 PACE_S = 0.02
 """Least time between two pieces of one answer: each wakes server and client on cores that decode."""

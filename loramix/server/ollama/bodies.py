@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BeforeValidator, Field
 
-from loramix.runtime.body_types import (
+from loramix.server.body_types import (
     NO_LIMIT,
     Dimensions,
     Flag,
@@ -16,10 +16,10 @@ from loramix.runtime.body_types import (
     Texts,
     TopLogprobs,
 )
-from loramix.runtime.chat_messages import MAX_MESSAGES, ChatMessage
-from loramix.runtime.fields import Body, Refusal, refused, says, shown
-from loramix.runtime.openai_bodies import NO_BIAS, NO_TOOLS, TUNING
-from loramix.runtime.service import Options
+from loramix.server.chat_messages import MAX_MESSAGES, ChatMessage
+from loramix.server.fields import Body, Refusal, refused, says, shown
+from loramix.server.openai.bodies import NO_BIAS, NO_TOOLS, TUNING
+from loramix.server.service import Options
 
 
 class RunOptions(SamplerSettings):

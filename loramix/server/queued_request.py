@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loramix.errors import RequestFailed
-from loramix.runtime import messages as m
+from loramix.server import protocol as m
 
 
 class Limits(NamedTuple):

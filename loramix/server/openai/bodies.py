@@ -11,7 +11,7 @@ from pydantic import Field
 
 from loramix.defaults import DEFAULT_POLICY
 from loramix.errors import UsageError
-from loramix.runtime.body_types import (
+from loramix.server.body_types import (
     Dimensions,
     Flag,
     Limit,
@@ -23,9 +23,9 @@ from loramix.runtime.body_types import (
     TopLogprobs,
     sampling_of,
 )
-from loramix.runtime.chat_messages import Messages
-from loramix.runtime.fields import Body, Refusal, says
-from loramix.runtime.service import Name, Options, PolicyName
+from loramix.server.chat_messages import Messages
+from loramix.server.fields import Body, Refusal, says
+from loramix.server.service import Name, Options, PolicyName
 
 MAX_CHOICES = 8
 NO_TOOLS = (

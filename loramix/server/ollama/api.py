@@ -14,11 +14,10 @@ from starlette.responses import Response, StreamingResponse
 
 from loramix.defaults import __version__
 from loramix.errors import LoramixError, UsageError
-from loramix.runtime import messages as m
-from loramix.runtime.body_types import limit_of, sampling_of
-from loramix.runtime.chat_messages import plain
-from loramix.runtime.job import Job
-from loramix.runtime.ollama_bodies import (
+from loramix.server import protocol as m
+from loramix.server.body_types import limit_of, sampling_of
+from loramix.server.chat_messages import plain
+from loramix.server.ollama.bodies import (
     ChatBody,
     EmbedBody,
     EmbeddingsBody,
@@ -26,8 +25,9 @@ from loramix.runtime.ollama_bodies import (
     Generated,
     ShowBody,
 )
-from loramix.runtime.openai_forms import Score, score_list
-from loramix.runtime.service import Events, Service, Whole, giving_up, report, shortened, unless_left
+from loramix.server.openai.replies import Score, score_list
+from loramix.server.queued_request import Job
+from loramix.server.service import Events, Service, Whole, giving_up, report, shortened, unless_left
 
 Form = Callable[[str], dict[str, Any]]
 NS = 1_000_000_000

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from loramix.runtime import messages as m
-from loramix.runtime.body_types import Model
-from loramix.runtime.chat_messages import Messages, plain
-from loramix.runtime.fields import Body, says
-from loramix.runtime.service import Options, Service, giving_up, report, unless_left
+from loramix.server import protocol as m
+from loramix.server.body_types import Model
+from loramix.server.chat_messages import Messages, plain
+from loramix.server.fields import Body, says
+from loramix.server.service import Options, Service, giving_up, report, unless_left
 
 EXPLAINED_TOKENS = 512
 """Of an answer that is measured: each token gives a number per skill and layer."""

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-from loramix.runtime.fields import Body, refused, says
-from loramix.runtime.service import Name
+from loramix.server.fields import Body, refused, says
+from loramix.server.service import Name
 
 NO_LIMIT = 2**31 - 1
 """The largest limit that clients send; answers end with the context in any case."""

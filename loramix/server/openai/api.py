@@ -12,11 +12,10 @@ from sse_starlette import EventSourceResponse
 from starlette.responses import Response
 
 from loramix.errors import UsageError
-from loramix.runtime import messages as m
-from loramix.runtime.body_types import limit_of
-from loramix.runtime.chat_messages import plain
-from loramix.runtime.job import Job
-from loramix.runtime.openai_bodies import (
+from loramix.server import protocol as m
+from loramix.server.body_types import limit_of
+from loramix.server.chat_messages import plain
+from loramix.server.openai.bodies import (
     MAX_CHOICES,
     ChatBody,
     CompletionBody,
@@ -24,8 +23,9 @@ from loramix.runtime.openai_bodies import (
     RouteBody,
     Sampled,
 )
-from loramix.runtime.openai_forms import Chat, Completion, Form, encoded, stream, usage_of
-from loramix.runtime.service import Events, Service, giving_up, report, shortened, unless_left
+from loramix.server.openai.replies import Chat, Completion, Form, encoded, stream, usage_of
+from loramix.server.queued_request import Job
+from loramix.server.service import Events, Service, giving_up, report, shortened, unless_left
 
 
 def router(service: Service) -> APIRouter:

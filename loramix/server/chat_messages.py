@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from loramix.runtime.fields import Body, Refusal, refused, says
+from loramix.server.fields import Body, Refusal, refused, says
 
 MAX_MESSAGES = 512
 MAX_PARTS = 64
