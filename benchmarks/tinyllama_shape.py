@@ -23,7 +23,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from loramix.convert.hf_config import Config, expected
+from loramix.convert.hf.config import Config, expected
 from loramix.paths import write_text
 
 SHARD_VALUES = 250 * 10**6  # bfloat16: 500 MB

@@ -82,8 +82,8 @@ def convert_base(
     SOURCE may be a GGUF base, to copy it with another chat template.
     """
     from loramix.convert import selfcheck
-    from loramix.convert.from_hf import convert_base as work
-    from loramix.convert.hf_template import given_template
+    from loramix.convert.hf.template import given_template
+    from loramix.convert.hf.to_gguf import convert_base as work
 
     template = given_template(chat_template) if chat_template is not None else None
     if source.is_file():

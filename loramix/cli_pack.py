@@ -198,7 +198,7 @@ def pack_remove(name: str, skill: str, to: str) -> None:
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
 def pack_pull(repository: str, **options: str) -> None:
     """Pull the pack of OWNER/REPO from the Hugging Face hub; it is checked before it takes its place."""
-    from loramix.pack_hub import pull_pack
+    from loramix.convert.pack_hub import pull_pack
 
     click.echo(pull_pack(repository, **options).message)
 
@@ -210,7 +210,7 @@ def pack_pull(repository: str, **options: str) -> None:
 @click.option("--private", is_flag=True, help="Make a private repository.")
 def pack_push(name: str, repository: str, skill: str, private: bool) -> None:
     """Push the pack NAME to OWNER/REPO on the Hugging Face hub, with a model card."""
+    from loramix.convert.pack_hub import push_pack
     from loramix.pack.pack import Pack
-    from loramix.pack_hub import push_pack
 
     click.echo(push_pack(Pack.load(name), repository, skill=skill, private=private))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from hf_tiny import CONFIG, random_weights, write_checkpoint, write_sentencepiece, write_settings, write_shard
 
-from loramix.convert.from_hf import convert_base
+from loramix.convert.hf.to_gguf import convert_base
 from loramix.models import bases
 from loramix.pack.edit import new_pack
 from loramix.pack.pack import Pack

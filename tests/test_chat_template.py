@@ -12,7 +12,7 @@ import pytest
 from chat_families import CONVERSATIONS, FAMILIES, SPECIAL
 from hf_tiny import write_bpe, write_settings
 
-from loramix.convert.hf_template import given_template, read_chat_template, read_end_tokens
+from loramix.convert.hf.template import given_template, read_chat_template, read_end_tokens
 from loramix.errors import InvalidArtifact, InvalidPrompt, NotFound
 from loramix.templates.chat_template import PLAIN, ChatTemplate, usable_template
 

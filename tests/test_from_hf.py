@@ -31,8 +31,9 @@ from hf_tiny import (
 )
 
 from loramix.cli import main
-from loramix.convert import hf_config, selfcheck
-from loramix.convert.from_hf import convert_base
+from loramix.convert import selfcheck
+from loramix.convert.hf import config
+from loramix.convert.hf.to_gguf import convert_base
 from loramix.convert.imatrix import CHUNK, importance
 from loramix.convert.peft import unpermute
 from loramix.convert.reference import torch_logits
@@ -233,11 +234,9 @@ def test_the_metadata_says_what_config_json_says(make: Any, tmp_path: Path) -> N
 
 def test_rope_factors_are_those_of_the_paper_in_float64() -> None:
     """Long waves are slowed by the factor, short ones not, those between in proportion."""
-    config = hf_config.Config(
-        ["LlamaForCausalLM"], 2048, 8192, 16, 32, 128256, head_dim=64, rope_theta=500000.0
-    )
-    config.rope_scaling = hf_config.Rope("llama3", "", None, 32.0, 1.0, 4.0, 8192)
-    found = hf_config.rope_factors(config)
+    config = config.Config(["LlamaForCausalLM"], 2048, 8192, 16, 32, 128256, head_dim=64, rope_theta=500000.0)
+    config.rope_scaling = config.Rope("llama3", "", None, 32.0, 1.0, 4.0, 8192)
+    found = config.rope_factors(config)
     assert found is not None and found.shape == (32,)
     for i, factor in enumerate(found):
         wave = 2 * math.pi * 500000.0 ** (2 * i / 64)

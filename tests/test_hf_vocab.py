@@ -13,11 +13,11 @@ import gguf
 import pytest
 from hf_tiny import SPECIAL, strings, write_bpe, write_checkpoint, write_sentencepiece, write_settings
 
-from loramix.convert.from_hf import convert_base
-from loramix.convert.hf_pretokenizer import LLAMA3_SPLIT, PRE_TOKENIZERS
-from loramix.convert.hf_vocab import read_vocabulary
+from loramix.convert.hf.pretokenizer import LLAMA3_SPLIT, PRE_TOKENIZERS
+from loramix.convert.hf.spm_reader import read_sentencepiece
+from loramix.convert.hf.to_gguf import convert_base
+from loramix.convert.hf.vocabulary import read_vocabulary
 from loramix.convert.selfcheck import check_tokens
-from loramix.convert.spm_reader import read_sentencepiece
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, SelfCheckFailed, Unsupported
 from loramix.runtime.tokenize import tokenize_rows
 

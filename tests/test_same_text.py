@@ -17,7 +17,7 @@ from tiny import write_base
 
 from loramix import Engine
 from loramix.cli import main
-from loramix.convert.from_hf import convert_base
+from loramix.convert.hf.to_gguf import convert_base
 from loramix.errors import InvalidArtifact, UsageError
 from loramix.models import bases
 from loramix.pack.edit import new_pack

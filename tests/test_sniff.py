@@ -18,8 +18,8 @@ from test_textfile import LFS, PAGE
 from tiny import write_peft
 
 from loramix.cli import main
-from loramix.convert.from_hf import convert_base
-from loramix.convert.spm_reader import read_sentencepiece
+from loramix.convert.hf.spm_reader import read_sentencepiece
+from loramix.convert.hf.to_gguf import convert_base
 from loramix.errors import InvalidArtifact, LoramixError
 from loramix.formats.adapter_file import read_adapter_bytes
 from loramix.formats.safetensors_reader import read_safetensors

@@ -11,7 +11,7 @@ import pytest
 from tiny import write_peft
 
 from loramix.cli_serve import read_key
-from loramix.convert.hf_config import read_json
+from loramix.convert.hf.config import read_json
 from loramix.convert.peft_reader import read_config
 from loramix.errors import InvalidArtifact, InvalidData, InvalidRecipe, LoramixError, UsageError
 from loramix.eval.routing import read_held_out

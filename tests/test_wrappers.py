@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 from tiny import write_base, write_mlx, write_peft
 
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.from_hf import convert_base
-from loramix.convert.hf_view import key_mapping, plain_directory
+from loramix.convert.hf.to_gguf import convert_base
+from loramix.convert.hf.view import key_mapping, plain_directory
 from loramix.convert.peft import as_peft
 from loramix.convert.peft_reader import read_peft
 from loramix.convert.selfcheck import check, check_base

@@ -210,9 +210,9 @@ def cut(example: Example, max_length: int, around: tuple[int, int] = (0, 0)) -> 
 
 def _tokenize_directory(base: Path, rows: list[dict[str, str]]) -> list[tuple[Any, int]]:
     """Token ids as the base has them once it is converted: by the same code, from its vocabulary alone."""
-    from loramix.convert.hf_config import read_config
-    from loramix.convert.hf_gguf import write_vocabulary
-    from loramix.convert.hf_vocab import read_vocabulary
+    from loramix.convert.hf.config import read_config
+    from loramix.convert.hf.gguf_writer import write_vocabulary
+    from loramix.convert.hf.vocabulary import read_vocabulary
     from loramix.runtime.tokenize import tokenized
     from loramix.templates.chat_template import usable_template
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from loramix.convert.hf_view import key_mapping, plain_directory
+from loramix.convert.gguf_model import load_gguf
+from loramix.convert.hf.view import key_mapping, plain_directory
 from loramix.errors import NotFound, Unsupported
-from loramix.train.gguf_model import load_gguf
 from loramix.train.recipe import Lora
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 from msgspec.structs import replace
 
+from loramix.convert.hub_card import write_card
 from loramix.errors import InvalidArtifact, MissingExtra, NotFound, UsageError, WrongBase
 from loramix.formats.validate import MAX_ADAPTER_BYTES
-from loramix.hub_card import write_card
 from loramix.models import bases, hub, hub_errors
 from loramix.models.gate_numpy import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy.typing as npt
 
-from loramix.convert.hf_config import ARCHITECTURES, expected, read_config, read_json
+from loramix.convert.hf.config import ARCHITECTURES, expected, read_config, read_json
 from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.formats.safetensors_reader import Entry, SafetensorsFile

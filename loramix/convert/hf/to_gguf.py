@@ -6,9 +6,9 @@ import math
 import secrets
 from pathlib import Path
 
-from loramix.convert.hf import Checkpoint
-from loramix.convert.hf_gguf import size_of, write_gguf
-from loramix.convert.hf_vocab import read_vocabulary
+from loramix.convert.hf.checkpoint import Checkpoint
+from loramix.convert.hf.gguf_writer import size_of, write_gguf
+from loramix.convert.hf.vocabulary import read_vocabulary
 from loramix.convert.imatrix import importance
 from loramix.convert.quantize import FILE_TYPES, quantize, quantized_size
 from loramix.errors import UsageError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from loramix.convert.hf_config import read_json
+from loramix.convert.hf.config import read_json
 from loramix.errors import InvalidArtifact, NotFound
 from loramix.formats.textfile import read_text
 from loramix.templates.chat_template import MAX_TEMPLATE_BYTES, PLAIN

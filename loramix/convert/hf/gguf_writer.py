@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.adapter import permute
-from loramix.convert.hf import Checkpoint
-from loramix.convert.hf_config import rope_factors
-from loramix.convert.hf_vocab import Vocabulary
+from loramix.convert.hf.checkpoint import Checkpoint
+from loramix.convert.hf.config import rope_factors
+from loramix.convert.hf.vocabulary import Vocabulary
 from loramix.errors import NoSpace, Unsupported
 from loramix.formats.safetensors_reader import widened
 from loramix.paths import atomic_path, need_space

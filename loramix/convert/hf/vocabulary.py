@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loramix.convert.hf_config import read_json
-from loramix.convert.hf_pretokenizer import listed, pre_tokenizer, space_prefix
-from loramix.convert.hf_template import read_chat_template, read_end_tokens
-from loramix.convert.hf_view import plain_directory
-from loramix.convert.spm_reader import BPE, Piece, read_sentencepiece
+from loramix.convert.hf.config import read_json
+from loramix.convert.hf.pretokenizer import listed, pre_tokenizer, space_prefix
+from loramix.convert.hf.spm_reader import BPE, Piece, read_sentencepiece
+from loramix.convert.hf.template import read_chat_template, read_end_tokens
+from loramix.convert.hf.view import plain_directory
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.templates.end_tokens import END_TOKENS, end_tokens_text
 
