@@ -33,9 +33,9 @@ from loramix.prompts import fill
 from loramix.runtime.features import compute
 from loramix.train import skill as work
 from loramix.train.data import data_file, read_rows, take
+from loramix.train.default_recipe import recipe_of_data
 from loramix.train.gate import select
 from loramix.train.lora import train_skill
-from loramix.train.own_recipe import recipe_of_data
 from loramix.train.recipe import recipe_beside
 
 NAME = "translate_de"

@@ -160,9 +160,9 @@ def with_peft(kind: str) -> Answer:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
+    from loramix.convert.base_model import load_base, quiet
     from loramix.convert.peft import export_peft
     from loramix.formats.validate import read_base
-    from loramix.train.frozen import load_base, quiet
 
     torch.set_num_threads(default_threads())
     pack, base = Pack.load(DEFAULT), bases.resolve(DEFAULT)

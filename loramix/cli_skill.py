@@ -121,7 +121,7 @@ def _add(
     with training_extra(), Display() as display:
         from loramix.train import skill as work
         from loramix.train.data import limited, read_rows
-        from loramix.train.own_recipe import recipe_of_data
+        from loramix.train.default_recipe import recipe_of_data
 
         if adapter is not None:
             work.check_import(adapter)

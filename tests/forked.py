@@ -17,7 +17,7 @@ _CONTEXT.set_forkserver_preload(
         "torch",
         "transformers.models.llama.modeling_llama",
         "peft",
-        "loramix.train.frozen",
+        "loramix.convert.base_model",
         "loramix.train.lora",
     ]
 )

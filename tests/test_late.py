@@ -19,6 +19,7 @@ from peft import LoraConfig, get_peft_model
 
 from loramix import Engine
 from loramix.convert.adapter import convert_adapter
+from loramix.convert.base_model import load_base
 from loramix.convert.selfcheck import check
 from loramix.errors import InvalidArtifact
 from loramix.eval.torch_answers import torch_answers
@@ -29,9 +30,8 @@ from loramix.pack.edit import add_skill, set_gate
 from loramix.pack.pack import Pack
 from loramix.runtime.detokenize import detokenize
 from loramix.runtime.tokenize import header, tokenize_rows
+from loramix.train.activated_lora import late_states
 from loramix.train.data import Example, read_rows
-from loramix.train.frozen import load_base
-from loramix.train.late import late_states
 from loramix.train.lora import train_skill
 from loramix.train.recipe import load_recipe
 

@@ -23,10 +23,10 @@ from loramix.pack.edit import set_gate
 from loramix.pack.pack import Pack
 from loramix.runtime.features import compute
 from loramix.train.data import Row
+from loramix.train.default_recipe import recipe_of_data
 from loramix.train.gate import cached_features, converted, gate_info, groups_of, select, targets_of
 from loramix.train.gate_data import BASE, Prompt
 from loramix.train.gate_fit import train
-from loramix.train.own_recipe import recipe_of_data
 
 pytestmark = pytest.mark.train
 LAYERS = [1, 2]

@@ -18,8 +18,8 @@ from loramix.eval.routing import read_held_out
 from loramix.formats.textfile import decode_text, has_lone_surrogate, read_lines, read_text, utf8_lines
 from loramix.pack.manifest import read_manifest
 from loramix.train.data import Row, read_rows
+from loramix.train.default_recipe import recipe_of_data
 from loramix.train.gate_data import read_none
-from loramix.train.own_recipe import recipe_of_data
 from loramix.train.recipe import RECIPES, load_recipe
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-be", "utf-32", "gzip", "crlf", "gzip+mark")

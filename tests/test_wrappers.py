@@ -165,7 +165,7 @@ def test_pytorch_reads_wrapped_names_and_marks_too(tmp_path: Path, tiny_base: Pa
 
 @pytest.mark.train
 def test_a_base_that_transformers_would_fill_with_random_numbers_is_refused(tmp_path: Path) -> None:
-    from loramix.train.frozen import load_base
+    from loramix.convert.base_model import load_base
 
     source = renamed(checkpoint(tmp_path / "hf"), lambda name: f"somewhere.else.{name}")
     with pytest.raises(Unsupported, match=r"lacks .* other weights"):

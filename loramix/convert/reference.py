@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     import torch
     from peft import PeftModel
 
-    from loramix.train.frozen import load_base
+    from loramix.convert.base_model import load_base
 
     job = json.loads(Path(arguments[0]).read_text())
     model = load_base(Path(job["base"]))

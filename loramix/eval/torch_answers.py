@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> None:
     import torch
     from peft import PeftModel
 
-    from loramix.train.frozen import load_base, quiet
+    from loramix.convert.base_model import load_base, quiet
 
     job = json.loads(Path(arguments[0]).read_text())
     model = load_base(Path(job["base"]))

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from loramix.convert.base_model import device
 from loramix.train.data import Example
-from loramix.train.frozen import device
 
 
 def padded(rows: Sequence[npt.NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,14 +20,14 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from loramix.convert.base_model import attach, autocast_dtype, device, digest, load_base, quiet
 from loramix.errors import Busy, UsageError
 from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
+from loramix.train.activated_lora import late_states
 from loramix.train.data import Example, Row, batches, micro_batches, take
 from loramix.train.examples import common_prefix, header_of, prepare
 from loramix.train.forward import collate, hidden_states
-from loramix.train.frozen import attach, autocast_dtype, device, digest, load_base, quiet
-from loramix.train.late import late_states
 from loramix.train.memory import checkpoint_layers, is_short
 from loramix.train.metrics import kept
 from loramix.train.recipe import Recipe

@@ -134,7 +134,7 @@ class Recipe(_Table, frozen=True):
     keep: MeasureName | None = None
     """Train only on rows whose own target is perfect by this measure, e.g. sentences that say all facts."""
     activation: Literal["always", "answer"] = "always"
-    """Where the adapter acts: on all tokens, or from the answer's header on (see `loramix.train.late`)."""
+    """Where the adapter acts: on all tokens, or from the answer's header on (see `loramix.train.activated_lora`)."""
     lora: Lora = Lora()
     training: Training = Training()
 
