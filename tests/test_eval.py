@@ -22,7 +22,6 @@ from loramix.eval.composed import METHODS, part_score
 from loramix.eval.composed_cases import Kind, cases, kinds_of
 from loramix.eval.report import METHODS as METHOD_NAMES
 from loramix.eval.report import read_report
-from loramix.eval.rival import rival
 from loramix.eval.routing import (
     Decisions,
     Question,
@@ -33,6 +32,7 @@ from loramix.eval.routing import (
     summarize,
 )
 from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots, tidy
+from loramix.eval.tfidf_baseline import rival
 from loramix.pack.edit import add_skill
 from loramix.pack.pack import Pack
 from loramix.train.data import Row

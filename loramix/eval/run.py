@@ -14,8 +14,8 @@ from loramix.errors import UsageError
 from loramix.eval import routing
 from loramix.eval.answers import AnswerStore
 from loramix.eval.composed import evaluate_composed, n_composed
-from loramix.eval.rival import rival
 from loramix.eval.skills import end_task, evaluate_skill, n_answers
+from loramix.eval.tfidf_baseline import rival
 from loramix.hardware import machine
 from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
