@@ -74,10 +74,10 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
 
 def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
     """Prediction and measurement of one case."""
+    from loramix.diagnose.memory_plan import kv_bytes, make_plan
     from loramix.formats.validate import read_base
     from loramix.models import bases
     from loramix.pack.pack import Pack
-    from loramix.runtime.plan import kv_bytes, make_plan
 
     found = Pack.load(pack)
     base = bases.resolve(found.manifest.base.name)

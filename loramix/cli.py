@@ -235,7 +235,7 @@ def pull(name: str, **options: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="A JSON list instead of lines.")
 def doctor(as_json: bool) -> None:
     """Check this machine, the build, the base and the pack, and say how to mend what is wrong."""
-    from loramix.runtime.doctor import report, to_json
+    from loramix.diagnose.doctor import report, to_json
 
     checks = report()
     if as_json:

@@ -11,7 +11,7 @@ import click
 from loramix.defaults import DEFAULT_PACK, MAX_RANK, MAX_SKILLS, MIN_CTX, N_CTX, RANK
 
 if TYPE_CHECKING:
-    from loramix.runtime.plan import Plan
+    from loramix.diagnose.memory_plan import Plan
 
 
 @click.command()
@@ -33,9 +33,9 @@ def plan(
     base: str | None, pack_name: str | None, skills: int | None, rank: int, ctx: int, as_json: bool
 ) -> None:
     """Predict memory and disk; exit code 1 where they do not suffice."""
+    from loramix.diagnose.memory_plan import check_fits, make_plan
     from loramix.models import bases
     from loramix.pack.pack import Pack
-    from loramix.runtime.plan import check_fits, make_plan
 
     # a base that is named without a pack is planned with adapters yet to be made
     pack = None if base and not pack_name else Pack.load(pack_name or DEFAULT_PACK)
@@ -73,7 +73,7 @@ def _show(made: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from loramix.runtime.plan import size
+    from loramix.diagnose.memory_plan import size
 
     table = Table(title=f"{made.base}, {made.n_skills} skills, {made.n_ctx:,} tokens", title_justify="left")
     table.add_column("memory")

@@ -13,9 +13,9 @@ from tiny import write_base, write_pack
 
 from loramix import Engine, Mix
 from loramix.architectures import ARCHITECTURES
+from loramix.diagnose.memory_plan import make_plan
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model
-from loramix.runtime.plan import make_plan
 
 PROMPT = "Is it good? The cat sat on the mat."
 

@@ -13,10 +13,11 @@ from click.testing import CliRunner
 
 from loramix import DEFAULT, hardware
 from loramix.cli import main
+from loramix.diagnose import doctor
 from loramix.errors import InvalidArtifact, NativeError
 from loramix.models import bases
 from loramix.models.known_bases import BASES
-from loramix.runtime import doctor, probe
+from loramix.runtime import probe
 
 NAMES = [
     *("python", "platform", "cpu", "threads", "memory", "llama.cpp", "base", "native probe"),

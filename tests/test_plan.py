@@ -14,15 +14,15 @@ from test_cli import refused, run
 from tiny import N_CTX, write_base
 
 from loramix import DEFAULT, hardware
+from loramix.diagnose import memory_plan
+from loramix.diagnose.memory_plan import check_fits, make_plan
 from loramix.errors import NoSpace
 from loramix.pack.pack import Pack
-from loramix.runtime import plan
-from loramix.runtime.plan import check_fits, make_plan
 
 MIB = 2**20
 
 
-def parts(made: plan.Plan) -> dict[str, int]:
+def parts(made: memory_plan.Plan) -> dict[str, int]:
     return {part.name: part.size_bytes for part in made.memory}
 
 
@@ -78,11 +78,11 @@ def test_kv_and_compute_are_what_llama_cpp_says(tiny_base: Path, n_ctx: int, tap
     said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kv = re.findall(r"KV buffer size =\s+([\d.]+) MiB", said)[-1]
     compute = re.findall(r"CPU compute buffer size =\s+([\d.]+) MiB", said)[-1]
-    file, shape = plan.read_base(tiny_base)
-    assert plan.kv_bytes(file, shape, n_ctx) / MIB == pytest.approx(float(kv), abs=0.006)
+    file, shape = memory_plan.read_base(tiny_base)
+    assert memory_plan.kv_bytes(file, shape, n_ctx) / MIB == pytest.approx(float(kv), abs=0.006)
     layers = [int(layer) for layer in taps.split(",") if layer]
     # ours has the matmul's scratch and the logits on top, which llama.cpp counts elsewhere
-    work = plan._compute_bytes(file, shape, n_ctx, layers) / MIB
+    work = memory_plan._compute_bytes(file, shape, n_ctx, layers) / MIB
     assert float(compute) <= work <= float(compute) * 1.25
 
 
