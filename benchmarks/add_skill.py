@@ -20,7 +20,7 @@ import numpy as np
 from evaluate import HERE, save
 
 from loramix import DEFAULT, Engine
-from loramix.cli_train import Display
+from loramix.commands.train import Display
 from loramix.defaults import BASE
 from loramix.eval import routing
 from loramix.eval.skills import score

@@ -27,7 +27,7 @@ from adapters import pack_of, pinned_scores
 from evaluate import save
 
 from loramix import DEFAULT
-from loramix.cli_train import Display
+from loramix.commands.train import Display
 from loramix.eval.answers import AnswerStore
 from loramix.formats.validate import check_adapter, read_base
 from loramix.models import bases

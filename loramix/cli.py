@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramix.cli_base import fetch_base_of
+from loramix.commands.fetch_base import fetch_base_of
 from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MIN_CTX, N_CTX, POLICIES, __version__
 from loramix.errors import LoramixError
 from loramix.formats.textfile import has_lone_surrogate
@@ -32,7 +32,7 @@ class Group(click.Group):
     """A click group that shows our errors as one sentence and finds the tool commands late."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from loramix.terminal import drop_stdout, explain
+        from loramix.commands.terminal import drop_stdout, explain
 
         try:
             found = super().invoke(ctx)
@@ -59,7 +59,7 @@ class Group(click.Group):
             ctx.exit(1)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
-        from loramix.terminal import prepare_streams
+        from loramix.commands.terminal import prepare_streams
 
         prepare_streams()
         for number, word in enumerate(args, 1):
@@ -130,7 +130,7 @@ def read_prompt(prompt: tuple[str, ...]) -> str:
     Raises:
         UsageError: stdin is closed, or no text.
     """
-    from loramix.terminal import read_stdin
+    from loramix.commands.terminal import read_stdin
 
     return " ".join(prompt) if prompt and prompt != ("-",) else read_stdin()
 
@@ -193,8 +193,8 @@ def route(
 @click.option("--system", help="System message.")
 def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options: Any) -> None:
     """Talk; each turn is routed. /help lists what can be typed."""
-    from loramix.chat import Chat
-    from loramix.terminal import need_stdin
+    from loramix.commands.chat_loop import Chat
+    from loramix.commands.terminal import need_stdin
 
     need_stdin()
     with open_engine(pack, ctx, threads) as engine:
@@ -252,29 +252,18 @@ def doctor(as_json: bool) -> None:
 
 
 def _add_tools() -> None:
-    from loramix import (
-        cli_batch,
-        cli_convert,
-        cli_eval,
-        cli_explain,
-        cli_export,
-        cli_pack,
-        cli_plan,
-        cli_serve,
-        cli_skill,
-        cli_train,
-    )
+    from loramix.commands import batch, convert, evaluate, explain, export, pack, plan, serve, skill, train
 
-    main.add_command(cli_train.train)
-    main.add_command(cli_convert.convert)
-    main.add_command(cli_export.export)
-    main.add_command(cli_pack.pack)
-    main.add_command(cli_skill.skill)
-    main.add_command(cli_serve.serve)
-    main.add_command(cli_eval.evaluate)
-    main.add_command(cli_plan.plan)
-    main.add_command(cli_explain.explain)
-    main.add_command(cli_batch.batch)
+    main.add_command(train.train)
+    main.add_command(convert.convert)
+    main.add_command(export.export)
+    main.add_command(pack.pack)
+    main.add_command(skill.skill)
+    main.add_command(serve.serve)
+    main.add_command(evaluate.evaluate)
+    main.add_command(plan.plan)
+    main.add_command(explain.explain)
+    main.add_command(batch.batch)
 
 
 _add_tools()

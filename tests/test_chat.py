@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loramix import Engine
-from loramix.chat import Chat
 from loramix.cli import main
+from loramix.commands.chat_loop import Chat
 from loramix.errors import InvalidPrompt
 
 

@@ -233,7 +233,7 @@ def test_another_address_needs_a_key(host: str, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_weak_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
-    from loramix.cli_serve import read_key
+    from loramix.commands.serve import read_key
 
     monkeypatch.setenv("LORAMIX_API_KEY", "short")
     with pytest.raises(UsageError, match="16"):

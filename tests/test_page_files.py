@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from serving import Served
 
-from loramix.explain import COLOURS
+from loramix.commands.explain_report import COLOURS
 from loramix.server.access import Policy
 from loramix.server.guard import Guard
 

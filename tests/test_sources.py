@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from loramix.cli_train import train
+from loramix.commands.train import train
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
 from loramix.train import lora
 from loramix.train.data import Row, instruct

@@ -15,12 +15,12 @@ from click.testing import CliRunner
 from test_textfile import ENCODINGS, written
 
 from loramix.cli import main, read_prompt
+from loramix.commands.terminal import explain, need_cwd, read_stdin
 from loramix.errors import InvalidPrompt, LoramixError, NotFound, UsageError
 from loramix.models.hub import Place
 from loramix.models.hub_errors import asking
 from loramix.paths import cache_dir, data_dir
 from loramix.prompts import as_messages
-from loramix.terminal import explain, need_cwd, read_stdin
 
 
 def own_process(*words: str | bytes, cwd: Path | None = None, **environment: str | None) -> Any:

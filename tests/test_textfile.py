@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny import write_peft
 
-from loramix.cli_serve import read_key
+from loramix.commands.serve import read_key
 from loramix.convert.hf.config import read_json
 from loramix.convert.peft_reader import read_config
 from loramix.errors import InvalidArtifact, InvalidData, InvalidRecipe, LoramixError, UsageError

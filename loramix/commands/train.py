@@ -9,10 +9,10 @@ from typing import Any
 
 import click
 
-from loramix.cli_base import fetch_base, fetch_base_of
+from loramix.commands.fetch_base import fetch_base, fetch_base_of
+from loramix.commands.terminal import need_cwd
 from loramix.defaults import DEFAULT_PACK
 from loramix.errors import InvalidData, MissingExtra
-from loramix.terminal import need_cwd
 
 PATH = click.Path(path_type=Path)
 

@@ -32,7 +32,7 @@ def explain(
     **options: Any,
 ) -> None:
     """Answer PROMPT, and show what each skill of the mix added to each token, layer by layer."""
-    from loramix.explain import lines, to_html, write_png
+    from loramix.commands.explain_report import lines, to_html, write_png
     from loramix.paths import write_text
     from loramix.runtime.contributions import contributions
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramix.cli_base import fetch_base
-from loramix.cli_train import PATH, Display, training_extra
+from loramix.commands.fetch_base import fetch_base
+from loramix.commands.train import PATH, Display, training_extra
 from loramix.defaults import DEFAULT_PACK
 
 if TYPE_CHECKING:

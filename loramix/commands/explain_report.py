@@ -22,7 +22,7 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8
 """By skill of a mix, told apart by colour-blind people too (after Okabe and Ito), on light and on dark."""
 _TERMINAL = ("blue", "yellow", "green", "magenta", "cyan", "red", "bright_blue", "bright_green")
 _SHADES = " ░▒▓█"
-_PAGE = Path(__file__).with_name("explain.html.jinja")
+_PAGE = Path(__file__).with_name("explain_report.html.jinja")
 
 
 def lines(found: Contributions, width: int = 100) -> list[str]:

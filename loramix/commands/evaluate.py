@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from loramix.cli_base import fetch_base_of
-from loramix.cli_train import PATH, training_extra
+from loramix.commands.fetch_base import fetch_base_of
+from loramix.commands.train import PATH, training_extra
 from loramix.defaults import DEFAULT_PACK
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from loramix.cli_base import fetch_base_of
+from loramix.commands.fetch_base import fetch_base_of
 from loramix.defaults import DEFAULT_PACK, MIN_CTX, N_CTX, SERVER_CONTEXTS
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.formats.textfile import read_text

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loramix.cli_base import fetch_base_of
-from loramix.cli_skill import PACK
-from loramix.cli_train import PATH, training_extra
+from loramix.commands.fetch_base import fetch_base_of
+from loramix.commands.skill import PACK
+from loramix.commands.train import PATH, training_extra
 from loramix.defaults import EXPORT_QUANTS, MIN_CTX, N_CTX
 
 if TYPE_CHECKING:

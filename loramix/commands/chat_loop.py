@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from loramix.chat_input import enable_line_editing, read_message
+from loramix.commands.chat_input import enable_line_editing, read_message
 from loramix.defaults import DEFAULT_POLICY, POLICIES
 from loramix.errors import InvalidPrompt, LoramixError
 from loramix.models.mixing import Mix

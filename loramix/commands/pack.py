@@ -7,9 +7,9 @@ from pathlib import Path
 
 import click
 
-from loramix.cli_base import fetch_base
-from loramix.cli_skill import TO, remove, say_how_to_use, target_of
-from loramix.cli_train import PATH
+from loramix.commands.fetch_base import fetch_base
+from loramix.commands.skill import TO, remove, say_how_to_use, target_of
+from loramix.commands.train import PATH
 from loramix.defaults import DEFAULT_PACK
 
 
