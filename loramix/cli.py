@@ -6,26 +6,15 @@ stdout is the answer, stderr the rest. Imports stand inside the commands: ``--he
 from __future__ import annotations
 
 import errno
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from loramix.commands.fetch_base import fetch_base_of
-from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MIN_CTX, N_CTX, POLICIES, __version__
+from loramix.defaults import __version__
 from loramix.errors import LoramixError
 from loramix.formats.textfile import has_lone_surrogate
-
-if TYPE_CHECKING:
-    from loramix.runtime.engine import Engine
-    from loramix.runtime.router import Route
-    from loramix.runtime.stream import Answer
-
-policy_option = click.option(
-    "--policy", type=click.Choice(POLICIES), default=DEFAULT_POLICY, show_default=True
-)
 
 
 class Group(click.Group):
@@ -77,193 +66,41 @@ def main() -> None:
     """Many LoRA skills on one small quantized base, mixed by a learned gate, on a laptop CPU."""
 
 
-def engine_options(command: Any) -> Any:
-    """Options of every command that opens a pack."""
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."
-        ),
-        click.option(
-            "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
-        ),
-        click.option(
-            "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."
-        ),
+def _add_commands() -> None:
+    from loramix.commands import (
+        answer,
+        bases,
+        batch,
+        convert,
+        doctor,
+        evaluate,
+        explain,
+        export,
+        pack,
+        plan,
+        serve,
+        skill,
+        train,
+    )
+
+    for command in (
+        answer.run,
+        answer.route,
+        answer.chat,
+        batch.batch,
+        explain.explain,
+        bases.pull,
+        doctor.doctor,
+        plan.plan,
+        pack.pack,
+        skill.skill,
+        train.train,
+        convert.convert,
+        export.export,
+        evaluate.evaluate,
+        serve.serve,
     ):
-        command = option(command)
-    return command
+        main.add_command(command)
 
 
-def answer_options(command: Any) -> Any:
-    """Options of every command that answers."""
-    for option in (
-        click.option("--stop", multiple=True, help="Text that ends the answer; may be given again."),
-        click.option("--seed", type=click.IntRange(0), help="Seed of the random draws."),
-        click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
-        click.option("--min-p", type=float, default=0.0, show_default=True),
-        click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps all tokens."),
-        click.option("--top-p", type=float, default=1.0, show_default=True),
-        click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
-        click.option(
-            "--max-tokens", "-n", type=click.IntRange(1), help="Longest answer; by default the skill's."
-        ),
-        click.option(
-            "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
-        ),
-        policy_option,
-    ):
-        command = option(command)
-    return command
-
-
-def open_engine(pack: str, ctx: int, threads: int | None) -> Engine:
-    """The engine of a pack; a base that is missing is fetched where the user wants that."""
-    fetch_base_of(pack)
-    from loramix.runtime.engine import Engine
-
-    return Engine.open(pack, n_ctx=ctx, n_threads=threads)
-
-
-def read_prompt(prompt: tuple[str, ...]) -> str:
-    """The prompt's words, or stdin where it is ``-`` or absent.
-
-    Raises:
-        UsageError: stdin is closed, or no text.
-    """
-    from loramix.commands.terminal import read_stdin
-
-    return " ".join(prompt) if prompt and prompt != ("-",) else read_stdin()
-
-
-@main.command()
-@click.argument("prompt", nargs=-1)
-@engine_options
-@answer_options
-@click.option("--show-route", is_flag=True, help="Show on stderr which mix answers, and why.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def run(
-    prompt: tuple[str, ...],
-    pack: str,
-    ctx: int,
-    threads: int | None,
-    show_route: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Answer PROMPT (words, or stdin)."""
-    text = read_prompt(prompt)
-    with open_engine(pack, ctx, threads) as engine:
-        stream = engine.stream(text, **options)
-        if show_route:
-            echo_route(stream.route)
-        for piece in stream:
-            if not as_json:
-                click.echo(piece, nl=False)
-        if stream.answer is not None and as_json:
-            click.echo(json.dumps(answer_json(stream.answer), ensure_ascii=False))
-        elif not as_json:
-            click.echo()
-
-
-@main.command()
-@click.argument("prompt", nargs=-1)
-@engine_options
-@policy_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
-def route(
-    prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool
-) -> None:
-    """Show which mix would answer PROMPT, and why, without answering."""
-    text = read_prompt(prompt)
-    with open_engine(pack, ctx, threads) as engine:
-        chosen = engine.route(text, policy=policy)
-    if as_json:
-        click.echo(json.dumps(chosen.to_json()))
-        return
-    width = max(map(len, chosen.probabilities), default=0)
-    for name, p in sorted(chosen.probabilities.items(), key=lambda item: -item[1]):
-        click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
-    click.echo(f"mix: {chosen.named}")
-    click.echo(f"why: {chosen.reason}")
-
-
-@main.command()
-@engine_options
-@answer_options
-@click.option("--system", help="System message.")
-def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options: Any) -> None:
-    """Talk; each turn is routed. /help lists what can be typed."""
-    from loramix.commands.chat_loop import Chat
-    from loramix.commands.terminal import need_stdin
-
-    need_stdin()
-    with open_engine(pack, ctx, threads) as engine:
-        Chat(engine, system=system, **options).loop()
-
-
-def echo_route(chosen: Route) -> None:
-    """Mix and reason, on stderr."""
-    click.echo(click.style(f"[{chosen.named}] {chosen.reason}", dim=True), err=True)
-
-
-def answer_json(answer: Answer) -> dict[str, Any]:
-    """An answer as a JSON object; where the mix changed on the way, with each token's."""
-    moved = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
-    return {
-        "text": answer.text,
-        "route": answer.route.to_json(),
-        **moved,
-        "usage": answer.usage,
-        "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},
-        "finish_reason": answer.finish_reason,
-    }
-
-
-@main.command()
-@click.argument("name")
-@click.option("--quant", default="", help="Quantization where there are several, e.g. Q4_0.")
-@click.option("--revision", default="", help="Branch, tag or commit on the hub.")
-@click.option("--sha256", default="", help="What the file must be.")
-def pull(name: str, **options: str) -> None:
-    """Fetch the base NAME, or OWNER/REPO[:FILE] of the Hugging Face hub."""
-    from loramix.models import bases
-
-    click.echo(str(bases.pull(name, **options)))
-
-
-@main.command()
-@click.option("--json", "as_json", is_flag=True, help="A JSON list instead of lines.")
-def doctor(as_json: bool) -> None:
-    """Check this machine, the build, the base and the pack, and say how to mend what is wrong."""
-    from loramix.diagnose.doctor import report, to_json
-
-    checks = report()
-    if as_json:
-        click.echo(to_json(checks))
-    else:
-        marks = {"ok": ("ok  ", "green"), "warn": ("note", "yellow"), "fail": ("FAIL", "red")}
-        for check in checks:
-            mark, colour = marks[check.status]
-            click.echo(f"{click.style(mark, fg=colour)}  {check.name}: {check.detail}")
-            if check.mend and check.status != "ok":
-                click.echo(f"      → {check.mend}")
-    if any(check.status == "fail" for check in checks):
-        raise SystemExit(1)
-
-
-def _add_tools() -> None:
-    from loramix.commands import batch, convert, evaluate, explain, export, pack, plan, serve, skill, train
-
-    main.add_command(train.train)
-    main.add_command(convert.convert)
-    main.add_command(export.export)
-    main.add_command(pack.pack)
-    main.add_command(skill.skill)
-    main.add_command(serve.serve)
-    main.add_command(evaluate.evaluate)
-    main.add_command(plan.plan)
-    main.add_command(explain.explain)
-    main.add_command(batch.batch)
-
-
-_add_tools()
+_add_commands()

@@ -234,9 +234,11 @@ def test_the_metadata_says_what_config_json_says(make: Any, tmp_path: Path) -> N
 
 def test_rope_factors_are_those_of_the_paper_in_float64() -> None:
     """Long waves are slowed by the factor, short ones not, those between in proportion."""
-    config = config.Config(["LlamaForCausalLM"], 2048, 8192, 16, 32, 128256, head_dim=64, rope_theta=500000.0)
-    config.rope_scaling = config.Rope("llama3", "", None, 32.0, 1.0, 4.0, 8192)
-    found = config.rope_factors(config)
+    settings = config.Config(
+        ["LlamaForCausalLM"], 2048, 8192, 16, 32, 128256, head_dim=64, rope_theta=500000.0
+    )
+    settings.rope_scaling = config.Rope("llama3", "", None, 32.0, 1.0, 4.0, 8192)
+    found = config.rope_factors(settings)
     assert found is not None and found.shape == (32,)
     for i, factor in enumerate(found):
         wave = 2 * math.pi * 500000.0 ** (2 * i / 64)

@@ -45,8 +45,8 @@ LAYERS = (
 CLIENTS = {"runtime.features", "runtime.tokenize"}
 MAX_TOP_FILES, MAX_LINES, MAX_FUNCTION = 8, 300, 60
 LONG_FUNCTIONS = {
-    ("server/openai/api.py", "router"): "FastAPI's routes are closures over one service",
-    ("server/ollama/api.py", "router"): "FastAPI's routes are closures over one service",
+    ("server/openai/routes.py", "router"): "FastAPI's routes are closures over one service",
+    ("server/ollama/routes.py", "router"): "FastAPI's routes are closures over one service",
 }
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from loramix.errors import RequestFailed
 from loramix.server import protocol as m
-from loramix.server.worker import Pipe
+from loramix.server.pipe import Pipe
 
 PROMPT = "the quick brown fox"
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from loramix.cli import main
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.base_model import attach, autocast_dtype, digest, load_base
+from loramix.convert.base_model import autocast_dtype, digest, load_base
 from loramix.convert.selfcheck import parity
 from loramix.errors import Busy, InvalidRecipe, LoramixError, UsageError
 from loramix.formats.gguf_reader import read_gguf
@@ -33,6 +33,7 @@ from loramix.train.data import Example, batches, micro_batches, read_rows
 from loramix.train.examples import common_prefix, cut
 from loramix.train.forward import collate, hidden_states
 from loramix.train.lora import train_skill
+from loramix.train.peft_model import attach
 from loramix.train.recipe import load_recipe
 
 pytestmark = pytest.mark.train

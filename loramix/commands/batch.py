@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from loramix.cli import answer_options, engine_options, open_engine
+from loramix.commands.options import answer_options, engine_options, open_engine
 
 
 @click.command()

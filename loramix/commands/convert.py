@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from loramix.commands.fetch_base import fetch_base
-from loramix.commands.train import PATH, training_extra
+from loramix.commands.options import PATH, training_extra
 from loramix.defaults import BASE_QUANTS, DEFAULT_PACK, DEFAULT_QUANT
 from loramix.errors import MissingExtra, UsageError
 from loramix.models.known_bases import BASES

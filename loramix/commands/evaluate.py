@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from loramix.commands.fetch_base import fetch_base_of
-from loramix.commands.train import PATH, training_extra
+from loramix.commands.options import PATH, training_extra
 from loramix.defaults import DEFAULT_PACK
 
 

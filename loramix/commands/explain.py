@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from loramix.cli import answer_json, answer_options, engine_options, open_engine, read_prompt
+from loramix.commands.options import answer_json, answer_options, engine_options, open_engine, read_prompt
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 

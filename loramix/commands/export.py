@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramix.commands.fetch_base import fetch_base_of
+from loramix.commands.options import PATH, training_extra
 from loramix.commands.skill import PACK
-from loramix.commands.train import PATH, training_extra
 from loramix.defaults import EXPORT_QUANTS, MIN_CTX, N_CTX
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from loramix.commands.fetch_base import fetch_base
+from loramix.commands.options import PATH
 from loramix.commands.skill import TO, remove, say_how_to_use, target_of
-from loramix.commands.train import PATH
 from loramix.defaults import DEFAULT_PACK
 
 

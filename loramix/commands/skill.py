@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from loramix.commands.fetch_base import fetch_base
-from loramix.commands.train import PATH, Display, training_extra
+from loramix.commands.options import PATH, training_extra
+from loramix.commands.train import Display
 from loramix.defaults import DEFAULT_PACK
 
 if TYPE_CHECKING:

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from loramix.commands.fetch_base import fetch_base, fetch_base_of
-from loramix.commands.terminal import need_cwd
+from loramix.commands.options import PATH, training_extra
 from loramix.defaults import DEFAULT_PACK
-from loramix.errors import InvalidData, MissingExtra
-
-PATH = click.Path(path_type=Path)
-
-
-@contextmanager
-def training_extra() -> Iterator[None]:
-    """Turn a missing torch into a sentence with its mend."""
-    need_cwd()
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in {
-            "torch",
-            "transformers",
-            "peft",
-            "safetensors",
-            "rouge_score",
-            "sacrebleu",
-            "matplotlib",
-            "sklearn",
-        }:
-            raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
-        raise
+from loramix.errors import InvalidData
 
 
 @click.group()

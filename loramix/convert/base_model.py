@@ -1,4 +1,4 @@
-"""The frozen base in PyTorch: loaded once, never updated, its weights' digest to prove it; and a LoRA put on it."""
+"""The frozen base in PyTorch: loaded once, never updated, its weights' digest to prove it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import torch
 from loramix.convert.gguf_model import load_gguf
 from loramix.convert.hf.view import key_mapping, plain_directory
 from loramix.errors import NotFound, Unsupported
-from loramix.train.recipe import Lora
 
 
 def device() -> torch.device:
@@ -106,24 +105,3 @@ def digest(model: Any) -> str:
             sha.update(plain.encode())
             sha.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
-
-
-def attach(base: Any, shape: Lora) -> Any:
-    """Put a fresh LoRA on the base; its matrices are float32 and alone learn."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(
-        r=shape.r,
-        lora_alpha=shape.lora_alpha,  # PEFT takes floats too
-        lora_dropout=shape.lora_dropout,
-        use_rslora=shape.use_rslora,
-        target_modules=list(shape.target_modules),
-        layers_to_transform=shape.layers(base.config.num_hidden_layers),
-        task_type="CAUSAL_LM",
-    )
-    with quiet():
-        model = get_peft_model(base, config)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-    return model

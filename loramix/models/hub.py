@@ -17,26 +17,13 @@ from typing import Any, NamedTuple
 
 from loramix.errors import Busy, InvalidArtifact, LoramixError
 from loramix.models.hub_errors import asking
+from loramix.models.hub_place import Place as Place
+from loramix.models.hub_place import parse as parse
 from loramix.paths import need_space, sha256_file, sync_directory
 
 SPARE_BYTES = 64 * 2**20
 """Room that stays free on the disk behind a download."""
-_PLACE = re.compile(
-    r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<file>[^:@\\]+))?(@(?P<revision>[^@\\]+))?", re.ASCII
-)
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
-
-
-class Place(NamedTuple):
-    """Where something is on the hub."""
-
-    repository: str
-    """``OWNER/REPO``."""
-    file: str = ""
-    revision: str = "main"
-
-    def __str__(self) -> str:
-        return self.repository + (f":{self.file}" if self.file else "") + f"@{self.revision}"
 
 
 class Listing(NamedTuple):
@@ -65,14 +52,6 @@ class Fetched:
     path: Path
     commit: str
     """What the revision stood for, 40 hex digits; empty where the hub could not be asked."""
-
-
-def parse(text: str) -> Place | None:
-    """Read ``OWNER/REPO[:FILE][@REVISION]``, or None where the text is nothing of the kind."""
-    found = _PLACE.fullmatch(text)
-    if found is None:
-        return None
-    return Place(found["repository"], found["file"] or "", found["revision"] or "main")
 
 
 def list_files(place: Place) -> Listing:

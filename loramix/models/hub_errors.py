@@ -6,12 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from loramix.errors import InvalidArtifact, MissingExtra, NoSpace, NotFound, UsageError
-
-if TYPE_CHECKING:
-    from loramix.models.hub import Place
+from loramix.models.hub_place import Place
 
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
 _FULL = (28, 122)  # ENOSPC, EDQUOT

@@ -29,8 +29,8 @@ from loramix.server import protocol as m
 from loramix.server.access import Policy
 from loramix.server.fields import sentence
 from loramix.server.guard import App, Guard, Message, Receive, Send, error_body
-from loramix.server.ollama import api
-from loramix.server.openai import api
+from loramix.server.ollama import routes as ollama_routes
+from loramix.server.openai import routes as openai_routes
 from loramix.server.page import Place
 from loramix.server.queued_request import Limits
 from loramix.server.request_table import BODIES
@@ -54,9 +54,9 @@ def create_app(service: Service) -> FastAPI:
         await service.supervisor.close()
 
     app = FastAPI(title="Loramix", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
-    app.include_router(api.router(service))
+    app.include_router(openai_routes.router(service))
     app.include_router(api_explain.router(service))
-    app.include_router(api.router(service))
+    app.include_router(ollama_routes.router(service))
     app.add_middleware(Counted, service=service)
 
     @app.get("/health")

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from loramix.errors import LoramixError
 from loramix.runtime.contributions import Contributions, measuring
 from loramix.runtime.engine import Engine
 from loramix.runtime.listener import named
 from loramix.runtime.stream import Stream
-
-if TYPE_CHECKING:
-    from loramix.server.worker import Pipe
+from loramix.server.pipe import Pipe
 
 
 @dataclass(eq=False)

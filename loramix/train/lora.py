@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
-from loramix.convert.base_model import attach, autocast_dtype, device, digest, load_base, quiet
+from loramix.convert.base_model import autocast_dtype, device, digest, load_base, quiet
 from loramix.errors import Busy, UsageError
 from loramix.paths import sha256_file, write_text
 from loramix.train import checkpoint
@@ -30,6 +30,7 @@ from loramix.train.examples import common_prefix, header_of, prepare
 from loramix.train.forward import collate, hidden_states
 from loramix.train.memory import checkpoint_layers, is_short
 from loramix.train.metrics import kept
+from loramix.train.peft_model import attach
 from loramix.train.recipe import Recipe
 from loramix.train.schedule import Schedule
 

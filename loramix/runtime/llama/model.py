@@ -14,7 +14,7 @@ import threading
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +24,6 @@ from loramix.errors import NativeError, Unsupported
 from loramix.runtime.llama.interrupt import Interrupt
 from loramix.runtime.llama.native import C
 from loramix.runtime.llama.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from loramix.runtime.llama.native_context import NativeContext
 
 __all__ = ["Adapter", "C", "Model", "ggml", "quantize_rows", "start", "why"]
 _log_tail: list[str] = []
@@ -50,6 +47,17 @@ def why() -> str:
     return f" (llama.cpp: {_log_tail[-1]})" if _log_tail else ""
 
 
+class OpenContext(Protocol):
+    """What a model must know of the contexts on it, to free everything in order."""
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        """Adapters that act in it."""
+
+    def close(self) -> None:
+        """Free it; may be called again."""
+
+
 class Model(Vocabulary):
     """A base model in memory, with its vocabulary.
 
@@ -70,7 +78,7 @@ class Model(Vocabulary):
             threading.RLock()
         )  # adapters are listed by every context's graph: no change while one decodes
         self.adapters: dict[int, Adapter] = {}
-        self.contexts: set[NativeContext] = set()
+        self.contexts: set[OpenContext] = set()
         self.interrupt = Interrupt()
         parameters = C.llama_model_default_params()
         parameters.vocab_only = vocab_only

@@ -1,0 +1,91 @@
+"""Commands that answer one prompt or hold a conversation: ``loramix run``, ``route`` and ``chat``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loramix.commands.options import (
+    answer_json,
+    answer_options,
+    engine_options,
+    open_engine,
+    policy_option,
+    read_prompt,
+)
+
+if TYPE_CHECKING:
+    from loramix.runtime.router import Route
+
+
+@click.command()
+@click.argument("prompt", nargs=-1)
+@engine_options
+@answer_options
+@click.option("--show-route", is_flag=True, help="Show on stderr which mix answers, and why.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def run(
+    prompt: tuple[str, ...],
+    pack: str,
+    ctx: int,
+    threads: int | None,
+    show_route: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Answer PROMPT (words, or stdin)."""
+    text = read_prompt(prompt)
+    with open_engine(pack, ctx, threads) as engine:
+        stream = engine.stream(text, **options)
+        if show_route:
+            echo_route(stream.route)
+        for piece in stream:
+            if not as_json:
+                click.echo(piece, nl=False)
+        if stream.answer is not None and as_json:
+            click.echo(json.dumps(answer_json(stream.answer), ensure_ascii=False))
+        elif not as_json:
+            click.echo()
+
+
+@click.command()
+@click.argument("prompt", nargs=-1)
+@engine_options
+@policy_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
+def route(
+    prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool
+) -> None:
+    """Show which mix would answer PROMPT, and why, without answering."""
+    text = read_prompt(prompt)
+    with open_engine(pack, ctx, threads) as engine:
+        chosen = engine.route(text, policy=policy)
+    if as_json:
+        click.echo(json.dumps(chosen.to_json()))
+        return
+    width = max(map(len, chosen.probabilities), default=0)
+    for name, p in sorted(chosen.probabilities.items(), key=lambda item: -item[1]):
+        click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
+    click.echo(f"mix: {chosen.named}")
+    click.echo(f"why: {chosen.reason}")
+
+
+@click.command()
+@engine_options
+@answer_options
+@click.option("--system", help="System message.")
+def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options: Any) -> None:
+    """Talk; each turn is routed. /help lists what can be typed."""
+    from loramix.commands.chat_loop import Chat
+    from loramix.commands.terminal import need_stdin
+
+    need_stdin()
+    with open_engine(pack, ctx, threads) as engine:
+        Chat(engine, system=system, **options).loop()
+
+
+def echo_route(chosen: Route) -> None:
+    """Mix and reason, on stderr."""
+    click.echo(click.style(f"[{chosen.named}] {chosen.reason}", dim=True), err=True)

@@ -1,0 +1,116 @@
+"""Options and inputs that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loramix.commands.fetch_base import fetch_base_of
+from loramix.commands.terminal import need_cwd
+from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MIN_CTX, N_CTX, POLICIES
+from loramix.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from loramix.runtime.engine import Engine
+    from loramix.runtime.stream import Answer
+
+PATH = click.Path(path_type=Path)
+policy_option = click.option(
+    "--policy", type=click.Choice(POLICIES), default=DEFAULT_POLICY, show_default=True
+)
+
+
+def engine_options(command: Any) -> Any:
+    """Options of every command that opens a pack."""
+    for option in (
+        click.option(
+            "--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."
+        ),
+        click.option(
+            "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
+        ),
+        click.option(
+            "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def answer_options(command: Any) -> Any:
+    """Options of every command that answers."""
+    for option in (
+        click.option("--stop", multiple=True, help="Text that ends the answer; may be given again."),
+        click.option("--seed", type=click.IntRange(0), help="Seed of the random draws."),
+        click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
+        click.option("--min-p", type=float, default=0.0, show_default=True),
+        click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps all tokens."),
+        click.option("--top-p", type=float, default=1.0, show_default=True),
+        click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
+        click.option(
+            "--max-tokens", "-n", type=click.IntRange(1), help="Longest answer; by default the skill's."
+        ),
+        click.option(
+            "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
+        ),
+        policy_option,
+    ):
+        command = option(command)
+    return command
+
+
+def open_engine(pack: str, ctx: int, threads: int | None) -> Engine:
+    """The engine of a pack; a base that is missing is fetched where the user wants that."""
+    fetch_base_of(pack)
+    from loramix.runtime.engine import Engine
+
+    return Engine.open(pack, n_ctx=ctx, n_threads=threads)
+
+
+def read_prompt(prompt: tuple[str, ...]) -> str:
+    """The prompt's words, or stdin where it is ``-`` or absent.
+
+    Raises:
+        UsageError: stdin is closed, or no text.
+    """
+    from loramix.commands.terminal import read_stdin
+
+    return " ".join(prompt) if prompt and prompt != ("-",) else read_stdin()
+
+
+def answer_json(answer: Answer) -> dict[str, Any]:
+    """An answer as a JSON object; where the mix changed on the way, with each token's."""
+    moved = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
+    return {
+        "text": answer.text,
+        "route": answer.route.to_json(),
+        **moved,
+        "usage": answer.usage,
+        "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},
+        "finish_reason": answer.finish_reason,
+    }
+
+
+@contextmanager
+def training_extra() -> Iterator[None]:
+    """Turn a missing torch into a sentence with its mend."""
+    need_cwd()
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in {
+            "torch",
+            "transformers",
+            "peft",
+            "safetensors",
+            "rouge_score",
+            "sacrebleu",
+            "matplotlib",
+            "sklearn",
+        }:
+            raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
+        raise

@@ -1,0 +1,30 @@
+"""A place on the Hugging Face hub, as users write it: ``OWNER/REPO[:FILE][@REVISION]``."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_PLACE = re.compile(
+    r"(?P<repository>[\w.-]+/[\w.-]+)(:(?P<file>[^:@\\]+))?(@(?P<revision>[^@\\]+))?", re.ASCII
+)
+
+
+class Place(NamedTuple):
+    """Where something is on the hub."""
+
+    repository: str
+    """``OWNER/REPO``."""
+    file: str = ""
+    revision: str = "main"
+
+    def __str__(self) -> str:
+        return self.repository + (f":{self.file}" if self.file else "") + f"@{self.revision}"
+
+
+def parse(text: str) -> Place | None:
+    """Read ``OWNER/REPO[:FILE][@REVISION]``, or None where the text is nothing of the kind."""
+    found = _PLACE.fullmatch(text)
+    if found is None:
+        return None
+    return Place(found["repository"], found["file"] or "", found["revision"] or "main")
