@@ -29,11 +29,11 @@ from loramix.models.fuse import fuse, write_lora
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 from loramix.paths import write_text
+from loramix.runtime.decoder import DecodeRequest
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
-from loramix.runtime.stream import Wanted
 from loramix.runtime.token_mixer import TokenMixer
 from loramix.runtime.tokenize import header
 
@@ -162,7 +162,7 @@ def pack_mixes(pack: Pack) -> dict[str, bytes]:
 def switches(engine: Any, rounds: int) -> dict[str, Any]:
     """Milliseconds to go to a mix that was used before, and to build a blend that was not."""
     names = [skill.name for skill in engine.pack.skills]
-    prompt = engine._tokens([{"role": "user", "content": "One, two, three, four."}])
+    prompt = engine.model.chat([{"role": "user", "content": "One, two, three, four."}])
 
     def to(mix: Mix) -> float:
         began = time.perf_counter()
@@ -252,16 +252,16 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
 
     def follow(policy: str, moved: bool, text: str) -> float:
         nonlocal moves
-        prompt = engine._tokens([{"role": "user", "content": text}])
+        prompt = engine.model.chat([{"role": "user", "content": text}])
         route = engine.route(text, policy=policy)
         moving = TokenMixer(route.key) if policy == "token" else None
         mix = moving.mix if moving else route.key
-        engine.decode(Wanted(mix, prompt, len(prompt)))
+        engine.decode(DecodeRequest(mix, prompt, len(prompt)))
         began = time.perf_counter()
         for i in range(len(said)):
-            engine.decode(Wanted(mix, prompt + said[: i + 1], len(prompt)))
+            engine.decode(DecodeRequest(mix, prompt + said[: i + 1], len(prompt)))
             if moving:
-                reading = engine.reading(mix)
+                reading = engine.gate_probabilities(mix)
                 if moved:
                     reading = {(moving.first, moving.second)[i // 8 % 2]: 1.0}
                 before, mix = mix, moving.follow(reading)
@@ -301,7 +301,7 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
         with Engine(source) as plain, Engine(source) as late:
             found["switches"] = switches(plain, rounds)
             found["token-wise"] = tokenwise(plain, rounds)
-            first, second = (plain._tokens([{"role": "user", "content": text}]) for text in "ab")
+            first, second = (plain.model.chat([{"role": "user", "content": text}]) for text in "ab")
             for file in late.decoder.adapters._files.values():  # it costs what a pack trained so costs
                 file.invocation = tuple(header(first, second))
             found |= requests(plain, late, rounds)

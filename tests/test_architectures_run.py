@@ -40,7 +40,7 @@ def engine(pack: Path) -> Iterator[Engine]:
 
 def test_a_mix_decodes_as_its_adapters_do_apart(engine: Engine) -> None:
     """The fused blend that answers gives the logits of the two adapters side by side."""
-    ids = engine._tokens([{"role": "user", "content": PROMPT}])
+    ids = engine.model.chat([{"role": "user", "content": PROMPT}])
     mix = Mix.parse("sentiment=0.5,summarize=0.25")
     apart = [(a, mix.scales[name]) for name, a in engine.decoder.adapters.apart(mix).items()]
     options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1}
@@ -62,7 +62,7 @@ def test_every_policy_answers(policy: str, engine: Engine) -> None:
 
 def test_the_gate_reads_the_same_states_in_pieces(engine: Engine) -> None:
     """Tapped states do not depend on how many tokens are decoded at once."""
-    ids = engine._tokens([{"role": "user", "content": PROMPT}])
+    ids = engine.model.chat([{"role": "user", "content": PROMPT}])
     whole = Context(engine.model, n_ctx=256, n_threads=1, taps=(0, 1, 2))
     pieces = Context(engine.model, n_ctx=256, n_threads=1, taps=(0, 1, 2))
     whole.decode(ids)

@@ -10,7 +10,7 @@ from test_session import MIXES, pool_of
 
 from loramix.models.mixing import Mix
 from loramix.runtime.llama.context import Context
-from loramix.runtime.llama.prefill_chunks import TILE, as_if_whole, chunks
+from loramix.runtime.llama.prefill_chunks import TILE, chunks, resume_position
 
 
 def kinds(start: int, end: int, size: int) -> dict[int, str]:
@@ -32,7 +32,7 @@ def test_behind_a_cached_prefix_every_token_meets_the_kernels_of_a_whole_prompt(
     for _ in range(4000):
         whole, n_tokens = rng.randrange(1, 700), rng.randrange(1, 700)
         same = rng.randrange(0, min(whole, n_tokens - 1) + 1)
-        start = as_if_whole(same, whole, n_tokens, size)
+        start = resume_position(same, whole, n_tokens, size)
         assert 0 <= start <= same and start < n_tokens
         wanted = kinds(0, n_tokens, size)
         held = kinds(0, whole, size)
@@ -56,7 +56,7 @@ def test_behind_a_cached_prefix_every_token_meets_the_kernels_of_a_whole_prompt(
     ],
 )
 def test_what_stays(same: int, whole: int, n_tokens: int, start: int) -> None:
-    assert as_if_whole(same, whole, n_tokens, 256) == start
+    assert resume_position(same, whole, n_tokens, 256) == start
 
 
 @pytest.mark.parametrize("mix", MIXES)

@@ -47,7 +47,7 @@ def test_the_lowest_layer_is_what_numpy_computes(
     answer = engine.generate(PROMPT, mix={"query": scale}, max_tokens=5)
     found = contributions(engine, PROMPT, answer)
     base, adapter = tensors(tiny_base), tensors(tmp_path / "query.gguf")
-    last = engine._tokens([{"role": "user", "content": PROMPT}])[-1]
+    last = engine.model.chat([{"role": "user", "content": PROMPT}])[-1]
     for place, token in enumerate([last, *answer.tokens[:-1]]):
         x = base["token_embd.weight"][token]
         x = x / np.sqrt(np.mean(x**2) + 1e-5) * base["blk.0.attn_norm.weight"]

@@ -27,9 +27,9 @@ from loramix.models import bases
 from loramix.models.fuse import write_lora
 from loramix.models.mixing import Mix
 from loramix.pack.edit import add_skill, new_pack
+from loramix.runtime.decoder import DecodeRequest
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model, quantize_rows
-from loramix.runtime.stream import Wanted
 
 MIXES = ["sentiment", "sentiment=0.5", "sentiment=0.75,summarize=0.25"]
 PROMPT = "What a day!"
@@ -53,8 +53,8 @@ def tensors_of(path: Path) -> dict[str, np.ndarray]:
 def running(pack: Path, mix: str) -> tuple[list[int], np.ndarray]:
     """The engine's tokens of a prompt, and its logits after them."""
     with Engine.open(pack, n_ctx=128, n_threads=1) as engine:
-        tokens = engine._tokens([{"role": "user", "content": PROMPT}])
-        return tokens, engine.decode(Wanted(Mix.parse(mix), tokens, len(tokens))).logits
+        tokens = engine.model.chat([{"role": "user", "content": PROMPT}])
+        return tokens, engine.decode(DecodeRequest(Mix.parse(mix), tokens, len(tokens))).logits
 
 
 def alone(base: Path, tokens: list[int], adapter: Path | None = None) -> np.ndarray:

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from loramix.cli import main
 from loramix.errors import UsageError
-from loramix.server.access import Policy
+from loramix.server.access import AccessPolicy
 from loramix.server.guard import MAX_BODY, Guard, Refusal, check_json
 
 KEY = "0123456789abcdef-right"
@@ -25,7 +25,9 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
-def ask(policy: Policy, method: str = "GET", path: str = "/v1/models", **options: Any) -> httpx.Response:
+def ask(
+    policy: AccessPolicy, method: str = "GET", path: str = "/v1/models", **options: Any
+) -> httpx.Response:
     async def go() -> httpx.Response:
         transport = httpx.ASGITransport(app=Guard(echo, policy))
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -57,17 +59,17 @@ def ask(policy: Policy, method: str = "GET", path: str = "/v1/models", **options
     ],
 )
 def test_hosts(host: str, status: int) -> None:
-    policy = Policy(hosts=frozenset({"box.lan"}))
+    policy = AccessPolicy(hosts=frozenset({"box.lan"}))
     assert ask(policy, headers={"host": host}).status_code == status
 
 
 def test_two_hosts_are_none() -> None:
     headers = [("host", "localhost"), ("host", "evil.example")]
-    assert ask(Policy(), headers=headers).status_code == 403
+    assert ask(AccessPolicy(), headers=headers).status_code == 403
 
 
 def test_an_address_names_a_server_that_listens_on_all() -> None:
-    policy = Policy(api_key=KEY, any_address=True)
+    policy = AccessPolicy(api_key=KEY, any_address=True)
     headers = {"authorization": f"Bearer {KEY}"}
     assert ask(policy, headers={"host": "192.168.1.7:11435", **headers}).status_code == 200
     assert ask(policy, headers={"host": "evil.example", **headers}).status_code == 403
@@ -93,7 +95,7 @@ def test_an_address_names_a_server_that_listens_on_all() -> None:
     ],
 )
 def test_origins(origin: str, allowed: bool) -> None:
-    policy = Policy(origins=frozenset({"https://chat.example"}), api_key=KEY)
+    policy = AccessPolicy(origins=frozenset({"https://chat.example"}), api_key=KEY)
     asked = {"origin": origin, "access-control-request-method": "POST"}
     preflight = ask(policy, "OPTIONS", "/v1/chat/completions", headers=asked)
     assert preflight.status_code == (204 if allowed else 403)
@@ -121,10 +123,10 @@ def test_origins(origin: str, allowed: bool) -> None:
 def test_keys(header: str | None, status: int) -> None:
     headers = {} if header is None else {"authorization": header.encode("latin-1")}
     for path in ("/v1/models", "/api/tags", "/metrics", "/openapi.json"):
-        answer = ask(Policy(api_key=KEY), path=path, headers=headers)
+        answer = ask(AccessPolicy(api_key=KEY), path=path, headers=headers)
         assert answer.status_code == status
         assert KEY not in answer.text
-    assert ask(Policy(api_key=KEY), path="/health", headers=headers).status_code == 200
+    assert ask(AccessPolicy(api_key=KEY), path="/health", headers=headers).status_code == 200
 
 
 def test_the_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +135,7 @@ def test_the_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
     compared: list[bool] = []
     real = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(True) or real(a, b))
-    ask(Policy(api_key=KEY), headers={"authorization": "Bearer nonsense"})
+    ask(AccessPolicy(api_key=KEY), headers={"authorization": "Bearer nonsense"})
     assert compared
 
 
@@ -161,7 +163,7 @@ def test_the_key_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -
 )
 def test_bodies(kind: str | None, body: bytes, status: int) -> None:
     headers = {"content-type": kind} if kind else {}
-    answer = ask(Policy(), "POST", content=body, headers=headers)
+    answer = ask(AccessPolicy(), "POST", content=body, headers=headers)
     assert answer.status_code == status
     assert answer.content == body if status == 200 else "message" in answer.json()["error"]
 
@@ -175,8 +177,8 @@ def test_pages_must_say_that_they_send_json(kind: str | None) -> None:
         {"sec-fetch-site": "cross-site"},
         {"sec-fetch-site": "same-site"},
     ):
-        assert ask(Policy(), "POST", content=b"{}", headers={**headers, **page}).status_code == 415
-        assert ask(Policy(), "POST", content=b"{}", headers={**JSON, **page}).status_code == 200
+        assert ask(AccessPolicy(), "POST", content=b"{}", headers={**headers, **page}).status_code == 415
+        assert ask(AccessPolicy(), "POST", content=b"{}", headers={**JSON, **page}).status_code == 200
 
 
 def test_a_body_without_a_length_is_bounded_too() -> None:
@@ -184,7 +186,7 @@ def test_a_body_without_a_length_is_bounded_too() -> None:
         while True:
             yield b" " * 65_536
 
-    assert ask(Policy(), "POST", content=endless(), headers=JSON).status_code == 413
+    assert ask(AccessPolicy(), "POST", content=endless(), headers=JSON).status_code == 413
 
 
 def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,13 +210,13 @@ def test_a_client_that_takes_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch)
             await asyncio.sleep(60)
 
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [(b"host", b"localhost")]}
-    asyncio.run(Guard(endless, Policy())(scope, asyncio.sleep, send))  # type: ignore[arg-type]
+    asyncio.run(Guard(endless, AccessPolicy())(scope, asyncio.sleep, send))  # type: ignore[arg-type]
     assert ended == ["closed"] and len(taken) == 4
 
 
 def test_errors_have_the_form_of_their_clients() -> None:
-    ollama = ask(Policy(), "POST", "/api/chat", content=b"{", headers=JSON).json()
-    openai = ask(Policy(), "POST", "/v1/chat/completions", content=b"{", headers=JSON).json()
+    ollama = ask(AccessPolicy(), "POST", "/api/chat", content=b"{", headers=JSON).json()
+    openai = ask(AccessPolicy(), "POST", "/v1/chat/completions", content=b"{", headers=JSON).json()
     assert ollama == {"error": "the body is not valid JSON."}
     assert openai["error"]["type"] == "invalid_request_error"
 

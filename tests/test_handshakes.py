@@ -16,7 +16,7 @@ from test_guard import ask
 import loramix
 from loramix.cli import main
 from loramix.errors import UsageError
-from loramix.server.access import Policy, host_of, origin_of
+from loramix.server.access import AccessPolicy, host_of, origin_of
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 GETS = (
@@ -92,7 +92,7 @@ def test_options_are_answered_everywhere(tiny_server: Served) -> None:
     ],
 )
 def test_a_preflight_allows_what_an_allowed_page_asks_for(fields: str) -> None:
-    policy = Policy(origins=frozenset({"https://chat.example"}))
+    policy = AccessPolicy(origins=frozenset({"https://chat.example"}))
     asked = {"access-control-request-method": "POST", "access-control-request-headers": fields}
     for origin in ("https://chat.example", "http://localhost:3000"):
         allowed = ask(policy, "OPTIONS", "/api/chat", headers={"origin": origin, **asked})
@@ -163,7 +163,7 @@ def test_a_wrong_path_or_method_gets_a_sentence(tiny_server: Served) -> None:
 def test_origins_are_put_into_the_form_of_browsers(given: str, origin: str) -> None:
     assert origin_of(given) == origin
     assert origin_of(origin) == origin
-    allowed = Policy(origins=frozenset({origin_of(given)}))
+    allowed = AccessPolicy(origins=frozenset({origin_of(given)}))
     assert ask(allowed, headers={"origin": origin}).status_code == 200
 
 
@@ -200,7 +200,7 @@ def test_origins_that_match_no_page_are_refused_at_the_start(given: str) -> None
 )
 def test_hosts_are_put_into_the_form_of_clients(given: str, host: str, header: str) -> None:
     assert host_of(given) == host_of(host) == host
-    policy = Policy(hosts=frozenset({host_of(given)}))
+    policy = AccessPolicy(hosts=frozenset({host_of(given)}))
     assert ask(policy, headers={"host": header}).status_code == 200
     assert ask(policy, headers={"host": "other"}).status_code == 403
 

@@ -73,7 +73,7 @@ def test_a_prompt_that_is_read_for_nobody_is_left_where_it_is(
     with Engine.open(tiny_pack, n_ctx=512, n_threads=1) as engine:
         scheduler = Scheduler(engine, heard, parallel=4)
         scheduler.add(1, lambda: engine.stream("a dog", **short))
-        before = partial(engine.before_routing, long, **how)
+        before = partial(engine.routing_request, long, **how)
         scheduler.add(2, lambda: engine.stream(long, **how), before)
         scheduler.step()
         engine.model.interrupt.stop(2)  # another thread has read the message

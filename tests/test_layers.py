@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.xfail(strict=False, reason="the layout that this describes is being built")
-
 ROOT = Path(__file__).parent.parent / "loramix"
 # from the bottom up; a module imports its own layer and those before it, never one after it
 LAYERS = (
@@ -126,6 +124,11 @@ def test_few_files_stand_at_the_top() -> None:
     assert "cli.py" in top and len(top) <= MAX_TOP_FILES, top
 
 
+def _docstring_lines(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    first = node.body[0]
+    return (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(node) is not None else 0
+
+
 def test_files_and_functions_are_short() -> None:
     long = []
     for path in modules().values():
@@ -134,7 +137,7 @@ def test_files_and_functions_are_short() -> None:
             long.append(f"{name} has {count} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
+                length = (node.end_lineno or 0) - node.lineno + 1 - _docstring_lines(node)
                 if length > MAX_FUNCTION and (name, node.name) not in LONG_FUNCTIONS:
                     long.append(f"{node.name} of {name} has {length} lines")
     assert not long

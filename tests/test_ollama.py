@@ -217,7 +217,7 @@ def test_a_directory_for_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with Engine.open(pack, n_ctx=512, n_threads=1) as engine:
         for chat in map(messages, CHATS):
             prompt = as_ollama(instructions, chat)
-            assert engine.model.tokenize(prompt, special=True) == engine._tokens(chat)
+            assert engine.model.tokenize(prompt, special=True) == engine.model.chat(chat)
     with pytest.raises(UsageError, match="exists already"):
         export_ollama(choose(str(pack), "mood"), out)
 

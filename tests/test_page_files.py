@@ -11,7 +11,7 @@ import httpx
 from serving import Served
 
 from loramix.commands.explain_report import COLOURS
-from loramix.server.access import Policy
+from loramix.server.access import AccessPolicy
 from loramix.server.guard import Guard
 
 WEB = Path(__file__).parent.parent / "loramix" / "runtime" / "web"
@@ -40,7 +40,7 @@ def test_a_page_of_this_server_may_ask_under_any_of_its_names() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     async def status(host: str, origin: str) -> int:
-        guard: Any = Guard(app, Policy(hosts=frozenset({"box.example"})))
+        guard: Any = Guard(app, AccessPolicy(hosts=frozenset({"box.example"})))
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard)) as client:
             headers = {"Host": host, "Origin": origin}
             return (await client.post("http://box.example/v1/route", json={}, headers=headers)).status_code

@@ -85,7 +85,7 @@ def test_training_and_run_time_see_the_same_tokens(base: Path) -> None:
     with Engine(pack_of(base), base=base, n_ctx=256) as engine:
         for text, (ids, n_answer), example in zip(PROMPTS, trained, from_directory, strict=True):
             chat = [{"role": "user", "content": text}]
-            assert engine._tokens(chat) == ids[:-n_answer].tolist()
+            assert engine.model.chat(chat) == ids[:-n_answer].tolist()
             assert example.ids.tolist() == ids.tolist() and example.n_answer == n_answer
             assert ids[-1] == eot == 2
             assert detokenize(engine.model, ids[-n_answer:]) == text  # the answer as it was written
@@ -272,7 +272,7 @@ def test_a_template_is_given_to_a_base(spoken: Path, tmp_path: Path) -> None:
     assert (found.exit_code, found.output) == (0, f"{named}\n")
     with Engine(new_pack(tmp_path / "pack", str(named), bases.digest(named)), n_ctx=64) as engine:
         [(ids, n)], _ = tokenize_rows(named, [{"prompt": "hello", "answer": "x"}])
-        assert engine._tokens([{"role": "user", "content": "hello"}]) == ids[:-n].tolist()
+        assert engine.model.chat([{"role": "user", "content": "hello"}]) == ids[:-n].tolist()
         assert engine.model.chat_template == PLAIN
     mine = tmp_path / "mine.jinja"
     mine.write_text("Q: {{ messages[-1].content }}\nA:")

@@ -127,7 +127,7 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(
     with Engine.open(tiny_pack, n_ctx=256, n_threads=1) as engine:
         scheduler = Scheduler(engine, heard, parallel=4)
         scheduler.add(1, lambda: engine.stream("a dog", **short))
-        before = partial(engine.before_routing, long, **{k: v for k, v in how.items() if k != "max_tokens"})
+        before = partial(engine.routing_request, long, **{k: v for k, v in how.items() if k != "max_tokens"})
         scheduler.add(2, lambda: engine.stream(long, max_tokens=6, **how), before)
         said = [len(heard.texts[1])]
         while 2 not in heard.texts or not heard.texts[2]:
@@ -152,13 +152,13 @@ def test_a_long_prompt_can_be_given_up_while_it_is_read(
     heard, long = Heard(), "dog " * 45
     scheduler = Scheduler(tiny_engine, heard, parallel=4)
     for number, how in ((1, {}), (2, {"mix": "sentiment"})):
-        before = partial(tiny_engine.before_routing, long, **how)
+        before = partial(tiny_engine.routing_request, long, **how)
         scheduler.add(number, lambda how=how: tiny_engine.stream(long, **how), before)
         scheduler.step()
         assert len(scheduler) == 1
         scheduler.cancel(number)
         assert len(scheduler) == 0
-    scheduler.add(3, lambda: tiny_engine.stream(long), partial(tiny_engine.before_routing, "dog " * 999))
+    scheduler.add(3, lambda: tiny_engine.stream(long), partial(tiny_engine.routing_request, "dog " * 999))
     assert isinstance(heard.errors[3], InvalidPrompt) and len(scheduler) == 0
     assert heard.answers == {} and tiny_engine.generate(long, max_tokens=3).tokens
 

@@ -12,7 +12,7 @@ import pytest
 
 from loramix.errors import NotFound, RequestFailed
 from loramix.server import protocol as m
-from loramix.server.queued_request import Job, Limits
+from loramix.server.queued_request import Limits, QueuedRequest
 from loramix.server.supervisor import OVERTAKEN, Supervisor
 
 
@@ -21,7 +21,7 @@ def asked(mix: dict[str, float] | None = None, **options: Any) -> m.Answer:
     return m.Answer(number=0, messages=[message], policy="each", mix=mix, **options)
 
 
-async def last(job: Job) -> m.Started | m.Said | m.Ended | m.Result:
+async def last(job: QueuedRequest) -> m.Started | m.Said | m.Ended | m.Result:
     found = [event async for event in job.events()]
     return found[-1]
 

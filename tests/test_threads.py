@@ -57,9 +57,9 @@ def test_the_gate_reads_an_answers_own_token(tiny_engine: Any, monkeypatch: pyte
     monkeypatch.setattr(gate, "probabilities", lambda self, features: np.array([0.45, 0.45, 0.1]))
     others: list[threading.Thread] = []
     kept_out: list[bool] = []
-    read = Engine.reading
+    read = Engine.gate_probabilities
 
-    def reading(self: Engine, mix: Any) -> dict[str, float]:
+    def gate_probabilities(self: Engine, mix: Any) -> dict[str, float]:
         other = threading.Thread(target=lambda: tokens(self, "another prompt", str(mix), 1))
         other.start()
         other.join(0.2)
@@ -67,7 +67,7 @@ def test_the_gate_reads_an_answers_own_token(tiny_engine: Any, monkeypatch: pyte
         others.append(other)
         return read(self, mix)
 
-    monkeypatch.setattr(Engine, "reading", reading)
+    monkeypatch.setattr(Engine, "gate_probabilities", gate_probabilities)
     tiny_engine.generate(LONG, policy="token", max_tokens=2)
     for other in others:
         other.join()

@@ -1,0 +1,1 @@
+"""The commands of ``loramix``, one file each: they parse options, call one function and print."""

@@ -17,7 +17,7 @@ from loramix.commands.fetch_base import fetch_base_of
 from loramix.defaults import DEFAULT_PACK, MIN_CTX, N_CTX, SERVER_CONTEXTS
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.formats.textfile import read_text
-from loramix.server.access import Policy, host_of, origin_of
+from loramix.server.access import AccessPolicy, host_of, origin_of
 
 PORT = 11435
 MIN_KEY = 16
@@ -137,7 +137,7 @@ def serve(
             n_cells=max(cells, ctx),
         ),
         Limits(queue=queue, queue_s=queue_timeout, first_token_s=first_token_timeout, total_s=timeout),
-        Policy(hosts=hosts, origins=origins, api_key=key, any_address=not local),
+        AccessPolicy(hosts=hosts, origins=origins, api_key=key, any_address=not local),
         host=host,
         port=port,
     )

@@ -1,1 +1,1 @@
-"""Conversion between training and run time: validation, GGUF adapters, NumPy gates."""
+"""Adapters, gates and bases between training, run time and other programs."""

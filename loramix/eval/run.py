@@ -78,10 +78,8 @@ def evaluate_pack(
     """
     chosen = [pack.skill(name).name for name in skills] or [skill.name for skill in pack.skills]
     asks_gate = bool({"routing", "composed"} & set(parts))
-    if asks_gate and pack.gate() is None:
-        raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or give --only skills.")
-    if asks_gate and held_out is None:
-        raise UsageError("the gate is measured on phrasings of --held-out FILE; give it, or --only skills.")
+    if asks_gate:
+        _check_gate(pack, held_out)
     needed = [skill.name for skill in pack.skills] if asks_gate else chosen
     recipes = {name: recipe_beside(data_dir, name) for name in needed}
     rows = {name: read_rows(data_file(data_dir, name)) for name in needed}
@@ -90,18 +88,8 @@ def evaluate_pack(
     if "routing" in parts:
         test = {name: [row for row in rows[name] if row.split == "test"] for name in needed}
         sets = routing.questions(recipes, test, unseen, none_files)
-    digest = sha256_file(pack.directory / MANIFEST)
-    found: dict[str, Any] = {
-        "format": 1,
-        "pack": {
-            "name": pack.name,
-            "base": pack.manifest.base.name,
-            "manifest_sha256": digest,
-            "skill_bytes": {skill.name: len(pack.adapter_bytes(skill.name)) for skill in pack.skills},
-        },
-        "machine": machine(),
-        "limits": {"rows": limit, "few": few, "composed-rows": composed_limit, "grid-rows": grid_limit},
-    }
+    limits = {"rows": limit, "few": few, "composed-rows": composed_limit, "grid-rows": grid_limit}
+    found: dict[str, Any] = {**_head(pack), "limits": limits}
     with AnswerStore(out / "answers.jsonl") as store, Engine(pack, **engine_options) as engine:
         if "skills" in parts:
             found["skills"] = {
@@ -125,12 +113,31 @@ def evaluate_pack(
             found["routing"]["rival"] = rival(collect(needed, data_dir, none_files), sets)
             found["routing"]["rival_groups"] = routing.by_group(found["routing"]["rival"])
         if "composed" in parts and (together := unseen.get("composed")):
-            limits = {"limit": composed_limit, "grid_limit": grid_limit}
-            tick = _counter("composed", n_composed(recipes, rows, together, **limits), report)
-            found["composed"] = evaluate_composed(engine, store, recipes, rows, together, **limits, tick=tick)
+            bounds = {"limit": composed_limit, "grid_limit": grid_limit}
+            tick = _counter("composed", n_composed(recipes, rows, together, **bounds), report)
+            found["composed"] = evaluate_composed(engine, store, recipes, rows, together, **bounds, tick=tick)
     path = out / REPORT
     write_text(path, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     return path
+
+
+def _check_gate(pack: Pack, held_out: Path | None) -> None:
+    """Refuse to measure a gate that is not there, or without phrasings for it."""
+    if pack.gate() is None:
+        raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or give --only skills.")
+    if held_out is None:
+        raise UsageError("the gate is measured on phrasings of --held-out FILE; give it, or --only skills.")
+
+
+def _head(pack: Pack) -> dict[str, Any]:
+    """What was measured, and on which machine."""
+    known = {
+        "name": pack.name,
+        "base": pack.manifest.base.name,
+        "manifest_sha256": sha256_file(pack.directory / MANIFEST),
+        "skill_bytes": {skill.name: len(pack.adapter_bytes(skill.name)) for skill in pack.skills},
+    }
+    return {"format": 1, "pack": known, "machine": machine()}
 
 
 def _skill(

@@ -1,0 +1,1 @@
+"""Readers and validators of untrusted files: GGUF, safetensors, text; nothing here loads native code."""

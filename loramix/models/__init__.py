@@ -1,1 +1,1 @@
-"""Pure maths and lookup: gate, mixing, base models by name."""
+"""Gate, mixes and bases: pure computation and lookup."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from loramix.errors import InvalidArtifact, MissingExtra, NoSpace, NotFound, UsageError
+from loramix.errors import InvalidArtifact, LoramixError, MissingExtra, NoSpace, NotFound, UsageError
 from loramix.models.hub_place import Place
 
 LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
@@ -37,63 +37,15 @@ def asking(place: Place) -> Iterator[None]:
         from huggingface_hub import errors
     except ImportError:
         raise MissingExtra("the hub needs its client: pip install 'loramix[hub]'.") from None
-    name = place.repository
     try:
         yield
-    except errors.GatedRepoError as error:
-        token = token_source()
-        if token and _status(error) == 401:
-            raise NotFound(_stale(place, token)) from None
-        then = f"with the account whose token is in {token.place}" if token else f"then {LOG_IN}"
-        raise NotFound(
-            f"{name} is gated: accept its terms on its page on the hub, {then}, and run the command again."
-        ) from None
-    except errors.RepositoryNotFoundError as error:
-        if _status(error) == 401:
-            if token := token_source():
-                raise NotFound(_stale(place, token)) from None
-            raise NotFound(
-                f"the hub shows no {name} to this user: it does not exist, or it is private: "
-                f"check the name, or {LOG_IN}."
-            ) from None
-        raise NotFound(f"there is no repository {name} on the hub; check the name.") from None
-    except errors.RevisionNotFoundError:
-        raise NotFound(
-            f"{name} has no revision {place.revision!r}; give a branch, tag or commit of it."
-        ) from None
-    except errors.RemoteEntryNotFoundError:
-        raise NotFound(
-            f"{name} has no file {place.file!r} at revision {place.revision}; see its page on the hub."
-        ) from None
-    except errors.OfflineModeIsEnabled:
-        raise NotFound(
-            f"{place} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that, "
-            "then run the command again."
-        ) from None
-    except errors.HFValidationError:
-        raise UsageError(f"{name!r} is no repository; the hub's are OWNER/REPO.") from None
-    except errors.HfHubHTTPError as error:
-        status, said = _status(error), getattr(error, "server_message", None)
-        if status in (401, 403):
-            why = f" ({said})" if said else ""
-            token = token_source()
-            if token and status == 401:
-                raise NotFound(_stale(place, token)) from None
-            if token:
-                raise NotFound(
-                    f"the hub refuses {place}{why}: the token in {token.place} may not do this; {LOG_IN}, "
-                    "with a token that may."
-                ) from None
-            raise NotFound(
-                f"the hub refuses {place}{why}: {LOG_IN}, with a token that may do this."
-            ) from None
-        raise NotFound(f"the hub fails on {place} (HTTP {status}); try again later.") from None
-    except errors.HTTPError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise NotFound(
-            f"the hub cannot be reached for {place} ({reason}): check the network, then run the same command again; "
-            "what has come so far is kept."
-        ) from None
+    except (
+        errors.HfHubHTTPError,
+        errors.HTTPError,
+        errors.HFValidationError,
+        errors.OfflineModeIsEnabled,
+    ) as error:
+        raise _explained(error, place) from None
     except errors.FileMetadataError:
         raise NotFound(f"what answers for {place} is no hub; check HF_ENDPOINT and the proxy.") from None
     except OSError as error:
@@ -108,6 +60,67 @@ def asking(place: Place) -> Iterator[None]:
                 f"{place} came with a wrong length ({reason}); not kept, fetch it again."
             ) from None
         raise
+
+
+def _explained(error: Exception, place: Place) -> LoramixError:
+    """An error of the hub's client as one sentence."""
+    from huggingface_hub import errors
+
+    name = place.repository
+    if isinstance(error, errors.GatedRepoError):
+        token = token_source()
+        if token and _status(error) == 401:
+            return NotFound(_stale(place, token))
+        then = f"with the account whose token is in {token.place}" if token else f"then {LOG_IN}"
+        return NotFound(
+            f"{name} is gated: accept its terms on its page on the hub, {then}, and run the command again."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        if _status(error) != 401:
+            return NotFound(f"there is no repository {name} on the hub; check the name.")
+        if token := token_source():
+            return NotFound(_stale(place, token))
+        return NotFound(
+            f"the hub shows no {name} to this user: it does not exist, or it is private: "
+            f"check the name, or {LOG_IN}."
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return NotFound(f"{name} has no revision {place.revision!r}; give a branch, tag or commit of it.")
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return NotFound(
+            f"{name} has no file {place.file!r} at revision {place.revision}; see its page on the hub."
+        )
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return NotFound(
+            f"{place} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that, "
+            "then run the command again."
+        )
+    if isinstance(error, errors.HFValidationError):
+        return UsageError(f"{name!r} is no repository; the hub's are OWNER/REPO.")
+    if isinstance(error, errors.HfHubHTTPError):
+        return _refused(error, place)
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return NotFound(
+        f"the hub cannot be reached for {place} ({reason}): check the network, then run the same command again; "
+        "what has come so far is kept."
+    )
+
+
+def _refused(error: Any, place: Place) -> NotFound:
+    """An HTTP status that says no: whose fault it is, and what to do."""
+    status, said = _status(error), getattr(error, "server_message", None)
+    if status not in (401, 403):
+        return NotFound(f"the hub fails on {place} (HTTP {status}); try again later.")
+    why = f" ({said})" if said else ""
+    token = token_source()
+    if token and status == 401:
+        return NotFound(_stale(place, token))
+    if token:
+        return NotFound(
+            f"the hub refuses {place}{why}: the token in {token.place} may not do this; {LOG_IN}, "
+            "with a token that may."
+        )
+    return NotFound(f"the hub refuses {place}{why}: {LOG_IN}, with a token that may do this.")
 
 
 class Token(NamedTuple):

@@ -1,1 +1,1 @@
-"""The llama.cpp runtime: engine, router, sessions. Never imports torch."""
+"""Running a pack: routing, decoding, streaming, batches."""

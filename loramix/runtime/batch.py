@@ -22,6 +22,8 @@ from loramix.formats.textfile import utf8_lines
 from loramix.pack.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
+from loramix.runtime.options import GenerationOptions
+from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
@@ -30,6 +32,7 @@ WINDOW = 128  # lines routed together, then answered mix by mix
 MAX_LINE = 1 << 20
 
 Line = tuple[int, bytes]
+Routed = tuple[Route, dict[str, Any], PreparedPrompt]
 
 
 def run_batch(
@@ -97,42 +100,41 @@ def _answers(
     engine: Engine, lines: Iterator[Line], column: str, parallel: int, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     """A row for each line: those of a window routed first, then answered mix by mix."""
-    chosen = {name: options[name] for name in ("policy", "mix") if options.get(name) is not None}
-    if chosen.get("policy") == "token":
+    asked = GenerationOptions.of(**{name: value for name, value in options.items() if value is not None})
+    if asked.policy == "token":
         parallel = 1  # its mix moves within an answer, so that no two share one
-    with closing(_Together(engine, parallel)) as together:
+    with closing(_BatchRunner(engine, parallel)) as together:
         while window := list(islice(lines, WINDOW)):
-            routed: list[tuple[Route, dict[str, Any], Any]] = []
+            routed: list[Routed] = []
             for number, line in window:
                 row: dict[str, Any] = {"line": number}
                 try:
                     row, prompt = _read(number, line, column)
-                    routed.append((engine.route(prompt, **chosen), row, prompt))
+                    prepared = engine.prepare(prompt)
+                    routed.append((engine.route(prepared, asked), row, prepared))
                 except UsageError:  # the options' fault, not the line's
                     raise
                 except LoramixError as error:
                     yield {**row, "error": str(error)}
             routed.sort(key=lambda item: (item[0].named, item[1]["line"]))
-            yield from together.rows(routed, options)
+            yield from together.rows(routed, asked)
 
 
-class _Together:
-    """Answers side by side, and hears of them; see `loramix.runtime.listener.Listener`."""
+class _BatchRunner:
+    """Answers side by side, and hears of them; see `loramix.runtime.listener.AnswerListener`."""
 
     def __init__(self, engine: Engine, parallel: int) -> None:
         self._engine, self._parallel = engine, parallel
         self._scheduler = Scheduler(engine, self, parallel=parallel)
         self._found: list[tuple[int, dict[str, Any]]] = []
 
-    def rows(
-        self, routed: Sequence[tuple[Route, dict[str, Any], Any]], options: Mapping[str, Any]
-    ) -> Iterator[dict[str, Any]]:
+    def rows(self, routed: Sequence[Routed], options: GenerationOptions) -> Iterator[dict[str, Any]]:
         """The rows of routed prompts, made whole, as they end."""
         rows = {row["line"]: row for _, row, _ in routed}
         waiting = iter(routed)
         while rows:
             for route, row, prompt in islice(waiting, self._parallel - len(self._scheduler)):
-                open_stream = partial(self._engine.stream, prompt, route=route, **options)
+                open_stream = partial(self._engine.stream, prompt, options, route=route)
                 self._scheduler.add(row["line"], open_stream)
             self._scheduler.step()
             found, self._found = self._found, []

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from loramix.errors import Unsupported
 from loramix.models.mixing import Mix
-from loramix.prompts import Message, as_messages
+from loramix.prompts import Message
 from loramix.runtime.detokenize import Detokenizer
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import C, ggml
@@ -95,7 +95,7 @@ def measuring(
 
     Nobody else may reload the engine's pack meanwhile: close this first.
     """
-    ids = engine._tokens(as_messages(prompt))
+    ids = engine.prepare(prompt).tokens
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
     moving = answer.route.policy == "token"

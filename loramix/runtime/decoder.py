@@ -6,6 +6,7 @@ Knows nothing of packs, gates or text; belongs to one thread at a time.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,29 @@ import numpy.typing as npt
 from loramix.errors import InvalidArtifact
 from loramix.models.mixing import Mix
 from loramix.runtime.adapters import AdapterCache
-from loramix.runtime.kv_cache import ContextPool, Ready
+from loramix.runtime.kv_cache import ContextPool, PreparedContext
 from loramix.runtime.llama.batch_context import BatchContext
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model
 from loramix.runtime.llama.prefill_chunks import chunks
-from loramix.runtime.stream import Decoded, Wanted
+
+
+class DecodeRequest(NamedTuple):
+    """What to decode for an answer: the logits after these tokens under this mix."""
+
+    mix: Mix
+    tokens: list[int]
+    n_prompt: int
+    """How many of them are the prompt; the rest has been generated."""
+
+
+class DecodeResult(NamedTuple):
+    """What a `DecodeRequest` gives."""
+
+    logits: npt.NDArray[np.float32]
+    """(V,) float32."""
+    cached: int
+    """Tokens that were in the KV cache already."""
 
 
 class Decoder:
@@ -60,7 +78,7 @@ class Decoder:
             )
         return len(prompt) - len(invocation)
 
-    def prepare(self, wanted: Wanted) -> Ready:
+    def prepare(self, wanted: DecodeRequest) -> PreparedContext:
         """The context of a mix with what is known of the wanted tokens; see `ContextPool.prepare`.
 
         Raises:
@@ -69,7 +87,7 @@ class Decoder:
         acts_from = self.acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
         return self.pool.prepare(wanted.mix, wanted.tokens, acts_from)
 
-    def decode(self, wanted: Wanted) -> Decoded:
+    def decode(self, wanted: DecodeRequest) -> DecodeResult:
         """Logits behind the wanted tokens.
 
         Raises:
@@ -77,9 +95,9 @@ class Decoder:
             NativeError: llama.cpp fails.
         """
         context, start, cached = self.prepare(wanted)
-        return Decoded(context.decode(wanted.tokens[start:]), cached)
+        return DecodeResult(context.decode(wanted.tokens[start:]), cached)
 
-    def read(self, wanted: Wanted) -> int:
+    def read(self, wanted: DecodeRequest) -> int:
         """Read a batch of a long prompt ahead, so that others get their tokens before the rest of it is read.
 
         Args:
@@ -95,12 +113,12 @@ class Decoder:
         context.decode(first)
         return len(first)
 
-    def hold(self, wanted: Wanted, kv: npt.NDArray[np.uint8]) -> None:
+    def hold(self, wanted: DecodeRequest, kv: npt.NDArray[np.uint8]) -> None:
         """Take the KV of all but the last of the wanted tokens into the context of their mix."""
         acts_from = self.acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
         self.pool.hold(wanted.mix, wanted.tokens[:-1], kv, whole=wanted.n_prompt, acts_from=acts_from)
 
-    def holding(self, wanted: Wanted) -> Context | None:
+    def holding(self, wanted: DecodeRequest) -> Context | None:
         """The context that holds all but the last of the wanted tokens under their mix, if one does."""
         return self.pool.holding(wanted.mix, wanted.tokens[:-1])
 

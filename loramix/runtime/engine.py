@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import CONTEXTS as DEFAULT_CONTEXTS
-from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MAX_TOKENS, MIN_CTX, N_CTX, POLICIES
-from loramix.errors import InvalidPrompt, Unsupported, UsageError, WrongBase
+from loramix.defaults import DEFAULT_PACK, MAX_TOKENS, MIN_CTX, N_CTX
+from loramix.errors import UsageError, WrongBase
 from loramix.formats.validate import read_base
 from loramix.hardware import default_threads, repacked_types
 from loramix.models import bases
@@ -29,17 +29,18 @@ from loramix.pack.pack import Pack
 from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.constraints.constraint import Constraint
-from loramix.runtime.decoder import Decoder
+from loramix.runtime.decoder import Decoder, DecodeRequest, DecodeResult
 from loramix.runtime.embed import Embedder
-from loramix.runtime.features import pool
 from loramix.runtime.llama.model import Model
+from loramix.runtime.options import GenerationOptions, check_range
+from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.probe import verdict_for
-from loramix.runtime.router import MixLike, Route, Router, as_mix
-from loramix.runtime.sampling import Picker, Sampler, Sampling
-from loramix.runtime.stream import Answer, Decoded, Stream, Wanted
-from loramix.runtime.token_mixer import CONTEXTS_IN_MOTION
+from loramix.runtime.router import Route, Router
+from loramix.runtime.routing import gate_probabilities, route_prompt, routing_request
+from loramix.runtime.sampling import Sampler
+from loramix.runtime.stream import Answer, Stream
 
-_MAX_STOPS = 16
+Prompt = str | Sequence[Message] | PreparedPrompt
 
 
 class Engine:
@@ -64,7 +65,7 @@ class Engine:
     ) -> None:
         self.pack = pack
         self.base_path = base or bases.resolve(pack.manifest.base.name)
-        _check_range("n_ctx", n_ctx, MIN_CTX, 1_048_576)
+        check_range("n_ctx", n_ctx, MIN_CTX, 1_048_576)
         found = bases.digest(self.base_path)
         if found != pack.manifest.base.sha256:
             raise WrongBase(
@@ -115,36 +116,36 @@ class Engine:
         """
         return cls(Pack.load(name_or_directory), **options)
 
-    def route(
-        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT_POLICY, mix: MixLike | None = None
-    ) -> Route:
+    def prepare(self, prompt: Prompt) -> PreparedPrompt:
+        """Check and tokenize a prompt, once for routing and answering; a prepared one comes back as it is.
+
+        Raises:
+            InvalidPrompt: empty, or longer than the context.
+        """
+        if isinstance(prompt, PreparedPrompt):
+            return prompt
+        with self.alone():
+            return PreparedPrompt.of(prompt, self.model, self.n_ctx, self.model.n_ctx_train)
+
+    def route(self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any) -> Route:
         """Choose the mix for a prompt, without answering.
 
         Args:
             prompt: text, or OpenAI-style messages; the last user's message is what is routed.
-            policy: see `Router.decide`; or ``base``.
-            mix: a mix that overrides the gate.
+            options: its policy and mix count.
+            **values: ``policy`` and ``mix`` instead of ``options``; see `GenerationOptions`.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
             UnknownSkill: the mix names a skill that the pack lacks.
         """
-        messages = as_messages(prompt)
+        options = options or GenerationOptions.of(**values)
         with self.alone():
-            return self._route(messages, policy, mix)
+            return route_prompt(self.pack, self.router, self.decoder, self.prepare(prompt), options)
 
-    def generate(self, prompt: str | Sequence[Message], **options: Any) -> Answer:
-        """Answer a prompt.
-
-        Args:
-            prompt: text, or OpenAI-style messages.
-            **options: ``policy``, ``mix``, ``route``, ``max_tokens``, ``stop`` and all of `Sampling`.
-
-        Raises:
-            InvalidPrompt: empty, or longer than the context.
-            UsageError: an option out of its range.
-        """
-        stream = self.stream(prompt, **options)
+    def generate(self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any) -> Answer:
+        """Answer a prompt; arguments and errors are those of `stream`."""
+        stream = self.stream(prompt, options, **values)
         for _ in stream:
             pass
         assert stream.answer is not None
@@ -152,64 +153,42 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | Sequence[Message],
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
         *,
-        policy: str = DEFAULT_POLICY,
-        mix: MixLike | None = None,
         route: Route | None = None,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        grammar: str | None = None,
-        json_schema: Mapping[str, Any] | bool | None = None,
-        top_logprobs: int | None = None,
         began: float | None = None,
-        **sampling: Any,
+        **values: Any,
     ) -> Stream:
         """Answer a prompt piece by piece.
 
         Args:
-            prompt: text, or OpenAI-style messages.
-            policy: see `Router.decide`; or ``base``.
-            mix: a mix that overrides the gate: a `Mix`, its text form, or ``{skill: scale}``.
-            route: what `route` gave for this prompt, so that it is not decided again; overrides both.
-            max_tokens: longest answer; by default what each skill that answers says.
-            stop: texts that end the answer and are not part of it.
-            grammar: GBNF that the answer follows; one mix alone answers then.
-            json_schema: JSON schema that the answer follows; one mix alone answers then.
-            top_logprobs: keep each token's log-probability and those of so many likeliest ones, at most 20.
-            began: `time.perf_counter` when it was asked for, which timings count from; by default now.
-            **sampling: settings of `Sampling`.
+            prompt: text, OpenAI-style messages, or what `prepare` made of them.
+            options: how to answer.
+            route: what `route` gave for this prompt, so that it is not decided again.
+            began: `time.perf_counter` at the request in seconds, from which timings count; by default now.
+            **values: instead of ``options``: fields of `GenerationOptions` and settings of `Sampling`.
 
         Returns:
             An iterator of text pieces, whole UTF-8 characters each, with ``route`` and, at the end, ``answer``.
+
+        Raises:
+            InvalidPrompt: empty, or longer than the context.
+            UsageError: an option out of its range.
+            UnknownSkill: the mix names a skill that the pack lacks.
         """
         began = time.perf_counter() if began is None else began
-        messages = as_messages(prompt)
-        try:
-            settings = Sampling(**sampling)
-        except TypeError:
-            known = set(Sampling.__dataclass_fields__)
-            raise UsageError(
-                f"unknown option {sorted(set(sampling) - known)}; there are {sorted(known)}."
-            ) from None
-        if isinstance(stop, str):
-            stop = [stop]
-        if len(stop) > _MAX_STOPS or not all(isinstance(text, str) and text for text in stop):
-            raise UsageError(f"stop must be at most {_MAX_STOPS} non-empty texts.")
-        if max_tokens is not None:
-            _check_range("max_tokens", max_tokens, 1, 1_000_000)
-        if top_logprobs is not None:
-            _check_range("top_logprobs", top_logprobs, 0, 20)
-        constraint = Constraint.of(grammar, json_schema)
+        options = options or GenerationOptions.of(**values)
+        constraint = Constraint.of(options.grammar, options.json_schema)
         with self.alone():
+            prepared = self.prepare(prompt)
             if route is None:
-                route = self._route(messages, policy, mix)
-            tokens = self._tokens(messages)
-            sampler = Sampler(settings, len(tokens))
-            picker: Picker = sampler
-            if constraint is not None:
-                route, picker = replace(route, then=()), constraint.picker(self.model, sampler)
-            return Stream(self, route, tokens, max_tokens, tuple(stop), picker, began, top_logprobs)
+                route = route_prompt(self.pack, self.router, self.decoder, prepared, options)
+            sampler = Sampler(options.sampling, len(prepared.tokens))
+            if constraint is None:
+                return Stream(self, route, prepared, options, sampler, began)
+            route, picker = replace(route, then=()), constraint.picker(self.model, sampler)
+            return Stream(self, route, prepared, options, picker, began)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:
         """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
@@ -282,92 +261,36 @@ class Engine:
                 raise UsageError("the engine is closed; open it again.")
             yield
 
-    def _require(self, mix: Mix) -> None:
-        for skill in mix.scales:
-            self.pack.skill(skill)
-
-    def _route(self, messages: list[dict[str, str]], policy: str, mix: MixLike | None) -> Route:
-        if mix is not None:
-            fixed = as_mix(mix)
-            self._require(fixed)
-            return self.router.fixed(fixed)
-        if policy not in POLICIES:
-            raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}.")
-        if policy == "base" or (not self.router.skills):
-            return self.router.fixed(Mix.EMPTY)
-        gate = self.router.gate
-        if policy == "token" and gate is not None and gate.info.pooling != "last":
-            raise Unsupported(
-                f"the gate of {self.pack.name} reads {gate.info.pooling!r}, not the last token alone, which token-wise "
-                "routing needs; use another policy."
-            )
-        began = time.perf_counter()
-        features = self._features(messages)
-        middle = time.perf_counter()
-        route = self.router.decide(features, policy)
-        if policy == "token" and len(route.mix) > 1:
-            self.decoder.pool.size = max(self.decoder.pool.size, CONTEXTS_IN_MOTION)
-        timings = {"features": middle - began, "gate": time.perf_counter() - middle}
-        return replace(route, timings=timings)
-
-    def _features(self, messages: list[dict[str, str]]) -> npt.NDArray[np.float32]:
-        """Features of the last user's message, asked alone: what the gate was trained on."""
-        gate = self.router.gate
-        if gate is None:
-            return np.zeros(0, np.float32)
-        tokens = self._tokens([messages[-1]])
-        context, start, _ = self.decoder.pool.prepare(Mix.EMPTY, tokens)
-        context.decode(tokens[start:])
-        return pool(context, gate.info.layers, gate.info.pooling)
-
     def count_tokens(self, prompt: str | Sequence[Message]) -> int:
         """How many tokens a prompt has under the base's chat template, however many the context holds."""
         with self.alone():
             return len(self.model.chat(as_messages(prompt)))
 
-    def _tokens(self, messages: list[dict[str, str]]) -> list[int]:
-        tokens = self.model.chat(messages)
-        if len(tokens) >= self.n_ctx:
-            raise InvalidPrompt(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}: "
-                f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {self.model.n_ctx_train})."
-            )
-        return tokens
+    def max_tokens(self, mix: Mix) -> int:
+        """Longest answer of a mix in tokens: the largest limit of its skills.
 
-    def decode(self, wanted: Wanted) -> Decoded:
-        """See `Decoder.decode`; streams of several threads may ask in turn."""
+        Raises:
+            UnknownSkill: the pack has lost a skill of the mix.
+        """
+        return max((self.pack.skill(name).max_tokens for name in mix.scales), default=MAX_TOKENS)
+
+    def decode(self, request: DecodeRequest) -> DecodeResult:
+        """See `Decoder.decode`; streams of several threads take turns."""
         with self.alone():
-            return self.decoder.decode(wanted)
+            return self.decoder.decode(request)
 
-    def read(self, wanted: Wanted) -> int:
+    def read(self, request: DecodeRequest) -> int:
         """See `Decoder.read`; as `decode`, refused where the engine is closed."""
         with self.alone():
-            return self.decoder.read(wanted)
+            return self.decoder.read(request)
 
-    def before_routing(
-        self, prompt: str | Sequence[Message], *, policy: str = DEFAULT_POLICY, mix: MixLike | None = None
-    ) -> Wanted | None:
-        """What `route` reads under the bare base, for who reads long prompts ahead; None where it reads nothing."""
-        if mix is not None or policy == "base" or self.router.gate is None:
-            return None
+    def routing_request(
+        self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any
+    ) -> DecodeRequest | None:
+        """The base-model prefill that `route` with these arguments needs, so that it can be chunked."""
+        return routing_request(self.router, self.prepare(prompt), options or GenerationOptions.of(**values))
+
+    def gate_probabilities(self, mix: Mix) -> dict[str, float]:
+        """See `loramix.runtime.routing.gate_probabilities`."""
         with self.alone():
-            tokens = self._tokens([as_messages(prompt)[-1]])
-            return Wanted(Mix.EMPTY, tokens, len(tokens))
-
-    def reading(self, mix: Mix) -> dict[str, float]:
-        """What the gate says to the last token that a mix decoded, by skill; nothing where it cannot read that."""
-        with self.alone():
-            gate = self.router.gate
-            if gate is None or gate.info.pooling != "last":  # another one since the answer began
-                return {}
-            states = pool(self.decoder.pool.get(mix), gate.info.layers, "last")
-            return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
-
-    def _max_tokens(self, mix: Mix) -> int:
-        limits = [self.pack.skill(name).max_tokens for name in mix.scales]
-        return max(limits, default=MAX_TOKENS)
-
-
-def _check_range(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UsageError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")
+            return gate_probabilities(self.router, self.decoder, mix)

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from loramix.defaults import CONTEXTS, KV_STORE_BYTES
 from loramix.models.mixing import Mix
-from loramix.runtime.llama.context import Context, Saved
+from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Adapter, Model
 from loramix.runtime.llama.native_context import give_back
-from loramix.runtime.llama.prefill_chunks import as_if_whole
+from loramix.runtime.llama.prefill_chunks import resume_position
+from loramix.runtime.llama.saved_context import Saved
 
 WORTH_SAVING = 32  # tokens; fewer are decoded again sooner than they are copied out and back
 
@@ -70,7 +71,7 @@ class SavedStore:
         return len(self._known)
 
 
-class Ready(NamedTuple):
+class PreparedContext(NamedTuple):
     """A context for a prompt."""
 
     context: Context
@@ -143,7 +144,7 @@ class ContextPool:
         self._contexts[mix] = context
         return context
 
-    def prepare(self, mix: Mix, tokens: list[int], acts_from: int = 0) -> Ready:
+    def prepare(self, mix: Mix, tokens: list[int], acts_from: int = 0) -> PreparedContext:
         """The context of a mix, holding the longest prefix of ``tokens`` that was ever decoded and is still known.
 
         Args:
@@ -156,7 +157,7 @@ class ContextPool:
         if (
             held and context.acts_from == acts_from and context.tokens == tokens[:-1]
         ):  # an answer's next token
-            return Ready(context, held, held)
+            return PreparedContext(context, held, held)
         if acts_from:
             return self._adopted(context, tokens[:acts_from])
         live = common_prefix(context.tokens, tokens)
@@ -166,7 +167,7 @@ class ContextPool:
         if found is not None:
             context.restore(found)
         same = reuse(context, tokens)
-        return Ready(context, same, same)
+        return PreparedContext(context, same, same)
 
     def hold(
         self, mix: Mix, tokens: Sequence[int], kv: npt.NDArray[np.uint8], *, whole: int, acts_from: int
@@ -181,7 +182,7 @@ class ContextPool:
         self._keep(mix, context, common_prefix(context.tokens, tokens))
         context.hold(tokens, kv, whole=whole, acts_from=acts_from)
 
-    def _adopted(self, context: Context, prefix: list[int]) -> Ready:
+    def _adopted(self, context: Context, prefix: list[int]) -> PreparedContext:
         """A late mix's context with the bare base's KV of what is before its adapters act."""
         base = self.get(Mix.EMPTY)
         cached = common_prefix(base.tokens, prefix)
@@ -189,7 +190,7 @@ class ContextPool:
             base, start, cached = self.prepare(Mix.EMPTY, prefix)
             base.decode(prefix[start:])
         context.adopt(base, len(prefix))
-        return Ready(context, len(prefix), cached)
+        return PreparedContext(context, len(prefix), cached)
 
     def _keep(self, mix: Mix, context: Context, staying: int = 0) -> None:
         """Copy out what a context holds, if more than its first ``staying`` tokens are worth it."""
@@ -257,7 +258,7 @@ def reuse(context: Context, tokens: Sequence[int]) -> int:
     context.truncate(same)
     if goes_on or (same == len(tokens) and context.behind is not None and context.behind.length == same):
         return same
-    same = as_if_whole(min(same, len(tokens) - 1), context.whole, len(tokens), context.n_batch)
+    same = resume_position(min(same, len(tokens) - 1), context.whole, len(tokens), context.n_batch)
     context.truncate(same)
     context.whole = len(tokens)
     return same

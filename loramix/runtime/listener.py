@@ -11,7 +11,7 @@ from loramix.runtime.stream import Stream
 _log = logging.getLogger(__name__)
 
 
-class Listener(Protocol):
+class AnswerListener(Protocol):
     """Who hears what becomes of the answers."""
 
     def started(self, number: int, stream: Stream) -> None:
@@ -27,7 +27,7 @@ class Listener(Protocol):
         """It will not be."""
 
 
-def named(error: Exception) -> LoramixError:
+def as_loramix_error(error: Exception) -> LoramixError:
     """The error as a client may see it; what nobody foresaw is logged whole."""
     if isinstance(error, LoramixError):
         return error

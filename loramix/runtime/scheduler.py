@@ -11,48 +11,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from loramix.errors import Interrupted
 from loramix.models.mixing import Mix
+from loramix.runtime.decoder import DecodeRequest, DecodeResult
 from loramix.runtime.engine import Engine
-from loramix.runtime.listener import Listener, named
+from loramix.runtime.listener import AnswerListener, as_loramix_error
 from loramix.runtime.llama.batch_context import BatchContext
-from loramix.runtime.llama.context import Context
 from loramix.runtime.mix_turns import SLICE, Turns
-from loramix.runtime.stream import Decoded, Stream, Wanted
-
-
-@dataclass(eq=False)
-class _Job:
-    number: int
-    stream: Stream
-    wanted: Wanted
-    sequence: int | None = None
-    """Where its KV is in the batch context."""
-    held: bool = False
-    """Whether its KV is in the engine's own context."""
-    read: int = 0
-    """Tokens of its prompt that were read ahead of the last piece."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether its tokens must be read before it can go on."""
-        return self.sequence is None and not self.held
-
-
-class _Opening(NamedTuple):
-    """An answer whose prompt is not routed yet."""
-
-    open_stream: Callable[[], Stream]
-    wanted: Wanted | None
-    """What routing reads."""
-
-    @property
-    def is_long(self) -> bool:
-        """Whether it takes more than one piece."""
-        return self.wanted is not None and len(self.wanted.tokens) > Context.N_BATCH
+from loramix.runtime.scheduled_answer import PendingAnswer, ScheduledAnswer
+from loramix.runtime.stream import Stream
 
 
 class Scheduler:
@@ -65,13 +33,15 @@ class Scheduler:
         n_cells: tokens of all answers in the batch context together.
     """
 
-    def __init__(self, engine: Engine, listener: Listener, *, parallel: int, n_cells: int = 4096) -> None:
+    def __init__(
+        self, engine: Engine, listener: AnswerListener, *, parallel: int, n_cells: int = 4096
+    ) -> None:
         self._engine, self._listener = engine, listener
         self._decoder, self._interrupt = engine.decoder, engine.model.interrupt
         self._parallel, self._n_cells = parallel, max(n_cells, engine.n_ctx)
-        self._opening: dict[int, _Opening] = {}
+        self._opening: dict[int, PendingAnswer] = {}
         self._opened = False  # whether the last step read for routing
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, ScheduledAnswer] = {}
         self._batch: BatchContext | None = None
         self._turns = Turns()
 
@@ -82,19 +52,19 @@ class Scheduler:
         self,
         number: int,
         open_stream: Callable[[], Stream],
-        before: Callable[[], Wanted | None] = lambda: None,
+        before: Callable[[], DecodeRequest | None] = lambda: None,
     ) -> None:
         """Begin an answer.
 
         Args:
             number: how the listener hears of it.
             open_stream: makes it, which routes the prompt.
-            before: what that will read, see `Engine.before_routing`.
+            before: what that will read, see `Engine.routing_request`.
         """
         try:
-            self._opening[number] = opening = _Opening(open_stream, before())
+            self._opening[number] = opening = PendingAnswer(open_stream, before())
         except Exception as error:
-            self._listener.failed(number, named(error))
+            self._listener.failed(number, as_loramix_error(error))
             return
         if not opening.is_long:
             self._open(number)
@@ -112,13 +82,13 @@ class Scheduler:
             return  # who stopped it cancels it
         except Exception as error:
             del self._opening[number]
-            self._listener.failed(number, named(error))
+            self._listener.failed(number, as_loramix_error(error))
             return
         del self._opening[number]
         self._listener.started(number, stream)
         wanted = self._listen(number, stream, stream.advance())
         if wanted is not None:
-            self._jobs[number] = _Job(number, stream, wanted)
+            self._jobs[number] = ScheduledAnswer(number, stream, wanted)
 
     def cancel(self, number: int) -> None:
         """End an answer here; one that has ended already is no error."""
@@ -159,7 +129,7 @@ class Scheduler:
         else:
             self._together(group)
 
-    def _read_one(self) -> _Job | None:
+    def _read_one(self) -> ScheduledAnswer | None:
         """Read a prompt that waits, or a piece of it; which, if any."""
         running = not all(job.waits for job in self._jobs.values())
         ready = (job for job in self._jobs.values() if job.waits and (not running or self._fits(job)))
@@ -171,13 +141,13 @@ class Scheduler:
                 self._settle(waiting)
         return waiting
 
-    def _fits(self, job: _Job) -> bool:
+    def _fits(self, job: ScheduledAnswer) -> bool:
         if self._batch is None:
             return True
         margin = SLICE * len(self._jobs)
         return self._batch.free > 0 and self._batch.used + len(job.wanted.tokens) + margin <= self._n_cells
 
-    def _alone(self, job: _Job) -> None:
+    def _alone(self, job: ScheduledAnswer) -> None:
         """Decode in the engine's own context."""
         try:
             with self._interrupt.during(job.number):
@@ -189,7 +159,7 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
 
-    def _reads_on(self, job: _Job) -> bool:
+    def _reads_on(self, job: ScheduledAnswer) -> bool:
         """Whether there was more than a batch to read, and there is more still."""
         try:
             with self._interrupt.during(job.number):
@@ -202,7 +172,7 @@ class Scheduler:
         job.read += read
         return read > 0
 
-    def _shared(self, job: _Job) -> bool:
+    def _shared(self, job: ScheduledAnswer) -> bool:
         """Whether others of the same mix are in the batch context."""
         others = (other for other in self._jobs.values() if other.sequence is not None)
         return any(other.wanted.mix == job.wanted.mix for other in others)
@@ -223,7 +193,7 @@ class Scheduler:
             if all_of_it or job.wanted.mix == mix or (job.wanted.mix and skilled > room):
                 self._settle(job)
 
-    def _settle(self, job: _Job) -> None:
+    def _settle(self, job: ScheduledAnswer) -> None:
         """Move an answer's KV from the engine's context into the batch's."""
         job.held = False
         context = self._decoder.holding(job.wanted)
@@ -235,7 +205,7 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
 
-    def _may_return(self, job: _Job) -> bool:
+    def _may_return(self, job: ScheduledAnswer) -> bool:
         """Whether an answer in the batch context is the only one of its mix, and the engine has a context for it."""
         others = [other for other in self._jobs.values() if other is not job]
         if not job.wanted.mix or any(other.wanted.mix == job.wanted.mix for other in others):
@@ -243,7 +213,7 @@ class Scheduler:
         held = [other for other in others if other.held and other.wanted.mix]
         return len(held) < self._decoder.pool.size - 1 and not any(other.stream.moves for other in held)
 
-    def _return(self, job: _Job) -> None:
+    def _return(self, job: ScheduledAnswer) -> None:
         """Go on in the engine's own context, where a token alone costs less."""
         assert self._batch is not None and job.sequence is not None
         try:
@@ -255,7 +225,7 @@ class Scheduler:
         job.sequence = None
         self._alone(job)
 
-    def _turn(self) -> list[_Job]:
+    def _turn(self) -> list[ScheduledAnswer]:
         """Answers of the mix that decodes now."""
         batched = [job for job in self._jobs.values() if job.sequence is not None]
         if not batched or self._batch is None:
@@ -269,7 +239,7 @@ class Scheduler:
             group = [job for job in group if job is not youngest]
         return group
 
-    def _together(self, group: list[_Job]) -> None:
+    def _together(self, group: list[ScheduledAnswer]) -> None:
         """Decode one token for each of some answers of one mix."""
         if not group or self._batch is None:
             return
@@ -286,11 +256,11 @@ class Scheduler:
         for job in group:
             assert job.sequence is not None
             try:
-                self._feed(job, Decoded(logits[job.sequence], len(job.wanted.tokens) - 1))
+                self._feed(job, DecodeResult(logits[job.sequence], len(job.wanted.tokens) - 1))
             except Exception as error:
                 self._fail(job, error)
 
-    def _feed(self, job: _Job, decoded: Decoded) -> None:
+    def _feed(self, job: ScheduledAnswer, decoded: DecodeResult) -> None:
         before = job.wanted
         wanted = self._listen(job.number, job.stream, job.stream.advance(decoded))
         if wanted is None:
@@ -301,7 +271,7 @@ class Scheduler:
         if not goes_on and not job.stream.moves:  # another mix answers now, from the prompt on
             self._give_up(job)
 
-    def _listen(self, number: int, stream: Stream, item: str | Wanted | None) -> Wanted | None:
+    def _listen(self, number: int, stream: Stream, item: str | DecodeRequest | None) -> DecodeRequest | None:
         """Hand on what an answer says until it wants tokens, or ends."""
         while isinstance(item, str):
             self._listener.said(number, stream, item)
@@ -310,17 +280,17 @@ class Scheduler:
             self._listener.ended(number, stream)
         return item
 
-    def _give_up(self, job: _Job) -> None:
+    def _give_up(self, job: ScheduledAnswer) -> None:
         """Forget an answer's KV; its tokens are read anew."""
         if job.sequence is not None and self._batch is not None:
             self._batch.release(job.sequence)
         job.sequence, job.held = None, False
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: ScheduledAnswer) -> None:
         self._give_up(job)
         self._jobs.pop(job.number, None)
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: ScheduledAnswer, error: Exception) -> None:
         job.stream.close()
         self._forget(job)
-        self._listener.failed(job.number, named(error))
+        self._listener.failed(job.number, as_loramix_error(error))

@@ -8,42 +8,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol, TypeAlias
 
 from loramix.models.mixing import Mix
+from loramix.runtime.decoder import DecodeRequest, DecodeResult
 from loramix.runtime.detokenize import Detokenizer, shown
+from loramix.runtime.llama.model import Model
+from loramix.runtime.options import GenerationOptions
+from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route
 from loramix.runtime.sampling import Picker, TokenScore, score
 from loramix.runtime.token_mixer import TokenMixer
 
-if TYPE_CHECKING:
-    from loramix.runtime.engine import Engine
-
-
 Shown: TypeAlias = tuple[bytes, float, list[tuple[bytes, float]]]
 """A token's bytes, its log-probability, and the likeliest ones with theirs."""
-
-
-class Wanted(NamedTuple):
-    """What an answer goes on from: logits behind these tokens under this mix."""
-
-    mix: Mix
-    tokens: list[int]
-    n_prompt: int
-    """How many of them are the prompt; the rest has been answered."""
-
-
-class Decoded(NamedTuple):
-    """What it is handed."""
-
-    logits: npt.NDArray[np.float32]
-    """(V,) float32."""
-    cached: int
-    """Tokens that were not decoded for it."""
 
 
 @dataclass(frozen=True)
@@ -66,49 +46,68 @@ class Answer:
     """Log-probabilities of the tokens, where they were asked for."""
 
 
+class StreamEngine(Protocol):
+    """What a `Stream` needs of an engine."""
+
+    model: Model
+    n_ctx: int
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other threads out."""
+
+    def decode(self, request: DecodeRequest) -> DecodeResult:
+        """Logits after tokens under a mix."""
+
+    def gate_probabilities(self, mix: Mix) -> dict[str, float]:
+        """The gate's probabilities at the last token that a mix decoded, by skill."""
+
+    def max_tokens(self, mix: Mix) -> int:
+        """Longest answer of a mix in tokens, by its skills."""
+
+    def tidy(self) -> None:
+        """Release memory that finished answers hold."""
+
+
 class Stream(Iterator[str]):
     """Pieces of an answer as they come; made by `Engine.stream`.
 
     Args:
         engine: decodes.
         route: the mixes that answer, one after another, each on a line of its own.
-        prompt: token ids.
-        max_tokens: longest answer in all; None: what each mix says.
-        stop: texts that end the answer.
-        sampler: picks tokens.
-        began: `time.perf_counter` at the call.
-        top: for each token keep its log-probability, and those of so many likeliest ones; None keeps none.
+        prompt: tokenized.
+        options: limits, stop texts and log-probabilities to keep.
+        picker: chooses tokens.
+        began: `time.perf_counter` at the call, in seconds.
     """
 
     def __init__(
         self,
-        engine: Engine,
+        engine: StreamEngine,
         route: Route,
-        prompt: list[int],
-        max_tokens: int | None,
-        stop: tuple[str, ...],
-        sampler: Picker,
+        prompt: PreparedPrompt,
+        options: GenerationOptions,
+        picker: Picker,
         began: float,
-        top: int | None = None,
     ) -> None:
         self.route = route
         self.answer: Answer | None = None
-        self._engine, self._prompt, self._stop = engine, prompt, stop
-        self._limit, self._sampler, self._began, self._top = max_tokens, sampler, began, top
+        self._engine, self._prompt, self._stop = engine, prompt.tokens, options.stop
+        self._limit, self._top = options.max_tokens, options.top_logprobs
+        self._picker, self._began = picker, began
         self.scores: list[TokenScore] = []
         self._tokens: list[int] = []
         self._mixes: list[Mix] = []
         self._firsts: set[int] = set()  # where a mix's answer begins
         self._text, self._sent = "", 0
         self._first, self._cached = 0.0, 0
-        self._pieces: Generator[str | Wanted, Decoded | None, None] = self._run()
+        self._pieces: Generator[str | DecodeRequest, DecodeResult | None, None] = self._run()
 
     def __iter__(self) -> Stream:
         return self
 
     def __next__(self) -> str:
         item = self.advance()
-        while isinstance(item, Wanted):
+        while isinstance(item, DecodeRequest):
             try:
                 with self._engine.alone():  # until the token is picked, what its context holds is read too
                     item = self.advance(self._engine.decode(item))
@@ -134,7 +133,7 @@ class Stream(Iterator[str]):
             rows.append((shown(model, token, first=first), chance, others))
         return rows
 
-    def advance(self, decoded: Decoded | None = None) -> str | Wanted | None:
+    def advance(self, decoded: DecodeResult | None = None) -> str | DecodeRequest | None:
         """Go one step.
 
         Args:
@@ -152,11 +151,11 @@ class Stream(Iterator[str]):
         """Stop here; what was decoded stays in the cache and is valid."""
         self._pieces.close()
 
-    def _run(self) -> Generator[str | Wanted, Decoded | None, None]:
+    def _run(self) -> Generator[str | DecodeRequest, DecodeResult | None, None]:
         finish = "stop"
         steps = self.route.steps
         for number, mix in enumerate(steps):
-            limit = self._engine._max_tokens(mix)
+            limit = self._engine.max_tokens(mix)
             if self._limit is not None:
                 left = self._limit - len(self._tokens)
                 limit = min(limit, left) if len(steps) > 1 else left
@@ -184,7 +183,7 @@ class Stream(Iterator[str]):
         )
         self._engine.tidy()
 
-    def _say(self, mix: Mix, limit: int) -> Generator[str | Wanted, Decoded | None, str]:
+    def _say(self, mix: Mix, limit: int) -> Generator[str | DecodeRequest, DecodeResult | None, str]:
         """One mix's answer; what ended it: ``end`` (the model), ``stop`` (a stop text) or ``length``."""
         engine = self._engine
         moving = TokenMixer(mix) if self.moves else None
@@ -194,15 +193,17 @@ class Stream(Iterator[str]):
         self._firsts.add(len(self._tokens))
         tokens: list[int] = []
         while True:
-            decoded = yield Wanted(mix, self._prompt + tokens, len(self._prompt))
+            decoded = yield DecodeRequest(mix, self._prompt + tokens, len(self._prompt))
             assert decoded is not None
-            token = self._sampler.pick(decoded.logits, self._prompt + tokens)
+            token = self._picker.pick(decoded.logits, self._prompt + tokens)
             if not self._first:
                 self._first, self._cached = time.perf_counter() - self._began, decoded.cached
             if engine.model.is_end(token):
                 return "end"
             if moving:
-                moving.follow(engine.reading(mix))  # now: after a yield the context may hold another answer
+                moving.follow(
+                    engine.gate_probabilities(mix)
+                )  # now: after a yield the context may hold another answer
             tokens.append(token)
             self._tokens.append(token)
             self._mixes.append(mix)

@@ -23,7 +23,7 @@ _FIELDS = re.compile(r"[\w!#$%&'*+.^`|~ ,-]{1,2000}", re.ASCII)
 METHODS = "GET, HEAD, POST, OPTIONS"
 
 
-class Policy(NamedTuple):
+class AccessPolicy(NamedTuple):
     """Who may ask.
 
     Args:
@@ -113,7 +113,7 @@ def preflight(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def host_of(text: str, option: str = "--allow-host") -> str:
-    """A host's name or address as `Policy` compares it: lower case, without port, brackets or last dot.
+    """A host's name or address as `AccessPolicy` compares it: lower case, without port, brackets or last dot.
 
     Args:
         text: as a user gives it.

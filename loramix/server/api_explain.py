@@ -36,13 +36,10 @@ def router(service: Service) -> APIRouter:
     @api.post("/explain")
     async def explain(body: ExplainBody, request: Request) -> Response:
         """Answer a conversation, and measure what each skill added."""
-        policy, mix = service.target(body.model, body.loramix)
         asked = m.Answer(
             number=0,
             messages=plain(body.messages),
-            policy=policy,
-            mix=mix,
-            max_tokens=body.max_tokens,
+            options=service.options(body.model, body.loramix, max_tokens=body.max_tokens),
             whole=True,
             explain=True,
         )

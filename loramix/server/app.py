@@ -26,7 +26,7 @@ from loramix.errors import LoramixError
 from loramix.pack.pack import Pack
 from loramix.server import api_explain
 from loramix.server import protocol as m
-from loramix.server.access import Policy
+from loramix.server.access import AccessPolicy
 from loramix.server.fields import sentence
 from loramix.server.guard import App, Guard, Message, Receive, Send, error_body
 from loramix.server.ollama import routes as ollama_routes
@@ -173,7 +173,7 @@ class Server(uvicorn.Server):
 def serve(
     settings: m.Settings,
     limits: Limits,
-    policy: Policy,
+    policy: AccessPolicy,
     *,
     host: str,
     port: int,
@@ -195,7 +195,7 @@ def serve(
         runner.run(_serve(settings, limits, policy, host, port))
 
 
-async def _serve(settings: m.Settings, limits: Limits, policy: Policy, host: str, port: int) -> None:
+async def _serve(settings: m.Settings, limits: Limits, policy: AccessPolicy, host: str, port: int) -> None:
     AppStatus.enable_automatic_graceful_drain = False  # streams may end by themselves
     supervisor = Supervisor(settings, limits)
     service = Service(Pack.load(settings.pack), supervisor)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from loramix.errors import LoramixError
 from loramix.runtime.contributions import Contributions, measuring
 from loramix.runtime.engine import Engine
-from loramix.runtime.listener import named
+from loramix.runtime.listener import as_loramix_error
 from loramix.runtime.stream import Stream
 from loramix.server.pipe import Pipe
 
@@ -25,7 +25,7 @@ class _Job:
 
 
 class Explainer:
-    """A `Listener` that holds the end of some answers back until they are measured.
+    """A `AnswerListener` that holds the end of some answers back until they are measured.
 
     Args:
         engine: gives the answers.
@@ -45,22 +45,22 @@ class Explainer:
         self._asked[number] = messages
 
     def started(self, number: int, stream: Stream) -> None:
-        """See `Listener`."""
+        """See `AnswerListener`."""
         self._pipe.started(number, stream)
 
     def said(self, number: int, stream: Stream, text: str) -> None:
-        """See `Listener`."""
+        """See `AnswerListener`."""
         self._pipe.said(number, stream, text)
 
     def ended(self, number: int, stream: Stream) -> None:
-        """See `Listener`."""
+        """See `AnswerListener`."""
         if number in self._asked:
             self._jobs.append(_Job(number, stream, self._asked.pop(number)))
         else:
             self._pipe.ended(number, stream)
 
     def failed(self, number: int, error: LoramixError) -> None:
-        """See `Listener`."""
+        """See `AnswerListener`."""
         self._asked.pop(number, None)
         self._pipe.failed(number, error)
 
@@ -81,7 +81,7 @@ class Explainer:
             self._pipe.ended(job.number, job.stream, found.to_json())
         except Exception as error:
             self._jobs.remove(job)
-            self._pipe.failed(job.number, named(error))
+            self._pipe.failed(job.number, as_loramix_error(error))
 
     def cancel(self, number: int) -> None:
         """Measure that answer no more."""

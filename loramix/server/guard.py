@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from loramix.server.access import Policy, preflight, same_origin
+from loramix.server.access import AccessPolicy, preflight, same_origin
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -46,7 +46,7 @@ class Guard:
         policy: who may ask.
     """
 
-    def __init__(self, app: App, policy: Policy) -> None:
+    def __init__(self, app: App, policy: AccessPolicy) -> None:
         self._app, self._policy = app, policy
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:

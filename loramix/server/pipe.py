@@ -56,11 +56,11 @@ class Pipe:
         self._answers[number].whole = True
 
     def started(self, number: int, stream: Stream) -> None:
-        """See `Listener`."""
+        """See `AnswerListener`."""
         self.send(m.Started(number=number, route=stream.route.to_json(), timings=stream.route.timings))
 
     def said(self, number: int, stream: Stream, text: str) -> None:
-        """See `Listener`; the first piece goes at once."""
+        """See `AnswerListener`; the first piece goes at once."""
         said = self._answers[number]
         said.text, said.stream, said.scored = said.text + text, stream, len(stream.scores)
         # the next skill's first piece stays apart from the last one's: the page tints by piece
@@ -84,7 +84,7 @@ class Pipe:
         self.send(m.Said(number=number, text=text, scores=scores))
 
     def ended(self, number: int, stream: Stream, contributions: dict[str, Any] | None = None) -> None:
-        """See `Listener`; with what was measured, where that was asked for."""
+        """See `AnswerListener`; with what was measured, where that was asked for."""
         answer = stream.answer
         assert answer is not None
         self._say(number)
@@ -106,7 +106,7 @@ class Pipe:
         )
 
     def failed(self, number: int, error: LoramixError) -> None:
-        """See `Listener`."""
+        """See `AnswerListener`."""
         self._say(number)
         self._answers.pop(number)
         self.send(m.Failed(number=number, message=str(error), status=error.http_status))

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from loramix.defaults import N_CTX, SERVER_CONTEXTS
+from loramix.runtime.options import GenerationOptions
 
 LENGTH = struct.Struct(">I")
 
@@ -38,13 +39,7 @@ class Answer(_Message, frozen=True, kw_only=True):
     """Answer these messages; see `Engine.stream`."""
 
     messages: list[dict[str, str]]
-    policy: str
-    mix: dict[str, float] | None = None
-    max_tokens: int | None = None
-    stop: list[str] = []
-    json_schema: dict[str, Any] | None = None
-    top_logprobs: int | None = None
-    sampling: dict[str, int | float] = {}
+    options: GenerationOptions
     whole: bool = False
     """Nobody reads along: what comes after the first piece is said at the end."""
     explain: bool = False

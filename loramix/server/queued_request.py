@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loramix.errors import RequestFailed
+from loramix.models.mixing import Mix
 from loramix.server import protocol as m
 
 
@@ -23,7 +24,7 @@ class Limits(NamedTuple):
 
 
 @dataclass(eq=False)
-class Job:
+class QueuedRequest:
     """A request on its way; made by `Supervisor.submit`."""
 
     request: m.Request
@@ -41,9 +42,9 @@ class Job:
         return self.request.number
 
     @property
-    def mix(self) -> dict[str, float] | None:
+    def mix(self) -> Mix | None:
         """The mix, where the client named it."""
-        return self.request.mix if isinstance(self.request, m.Answer) else None
+        return self.request.options.mix if isinstance(self.request, m.Answer) else None
 
     async def events(self) -> AsyncIterator[m.Started | m.Said | m.Ended | m.Result]:
         """Replies up to the last one.
@@ -62,6 +63,6 @@ class Job:
                 return
 
 
-def failed(job: Job, message: str, status: int) -> m.Failed:
+def failed(job: QueuedRequest, message: str, status: int) -> m.Failed:
     """The last reply to a request that will not be answered."""
     return m.Failed(number=job.number, message=message, status=status)

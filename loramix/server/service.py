@@ -18,11 +18,12 @@ from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack.pack import Pack
 from loramix.paths import safe_join
+from loramix.runtime.options import GenerationOptions
 from loramix.server import protocol as m
 from loramix.server.base_details import BaseDetails
 from loramix.server.fields import Body, says
 from loramix.server.metrics import Metrics
-from loramix.server.queued_request import Job
+from loramix.server.queued_request import QueuedRequest
 from loramix.server.supervisor import Supervisor
 
 T = TypeVar("T")
@@ -118,11 +119,25 @@ class Service:
                 self.pack.skill(skill)
         return options.policy or DEFAULT_POLICY, mix
 
-    def submit(self, requests: Sequence[m.Request]) -> list[Job]:
+    def options(self, model: str, chosen: Options | None, **values: Any) -> GenerationOptions:
+        """How to answer a request.
+
+        Args:
+            model: the model's name.
+            chosen: the body's field ``loramix``.
+            **values: as `GenerationOptions.of` takes them.
+
+        Raises:
+            NotFound, UsageError: see `target`; or a value out of its range.
+        """
+        policy, mix = self.target(model, chosen)
+        return GenerationOptions.of(policy=policy, mix=mix, **values)
+
+    def submit(self, requests: Sequence[m.Request]) -> list[QueuedRequest]:
         """Queue requests, all or none; see `Supervisor.submit`."""
         return self.supervisor.submit(requests)
 
-    async def events(self, job: Job) -> Events:
+    async def events(self, job: QueuedRequest) -> Events:
         """A job's events, counted; who stops reading gives the job up."""
         try:
             async for event in job.events():
@@ -134,7 +149,7 @@ class Service:
         finally:
             self.supervisor.leave(job)
 
-    async def begin(self, job: Job) -> Events:
+    async def begin(self, job: QueuedRequest) -> Events:
         """A job's events, once there is one: what cannot be answered fails here, before a stream has begun."""
         events = self.events(job)
         first = await anext(events)
@@ -146,7 +161,7 @@ class Service:
 
         return all_of_them()
 
-    async def whole(self, job: Job) -> Whole:
+    async def whole(self, job: QueuedRequest) -> Whole:
         """A job's whole answer."""
         answer = Whole()
         async for event in self.events(job):
@@ -227,7 +242,7 @@ async def _left(request: Request) -> None:
 
 
 @asynccontextmanager
-async def giving_up(service: Service, jobs: Sequence[Job]) -> AsyncIterator[None]:
+async def giving_up(service: Service, jobs: Sequence[QueuedRequest]) -> AsyncIterator[None]:
     """Give up jobs that nobody reads any more."""
     try:
         yield

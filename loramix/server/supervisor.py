@@ -19,7 +19,7 @@ import msgspec
 
 from loramix.errors import RequestFailed
 from loramix.server import protocol as m
-from loramix.server.queued_request import Job, Limits, failed
+from loramix.server.queued_request import Limits, QueuedRequest, failed
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class Supervisor:
     def __init__(self, settings: m.Settings, limits: Limits) -> None:
         self.settings, self.limits = settings, limits
         self.restarts = 0
-        self.waiting: list[Job] = []
-        self.active: dict[int, Job] = {}
+        self.waiting: list[QueuedRequest] = []
+        self.active: dict[int, QueuedRequest] = {}
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
         self._ready = False
@@ -70,7 +70,7 @@ class Supervisor:
         self._task = asyncio.create_task(self._keep())
         return await self._opened
 
-    def submit(self, requests: Sequence[m.Request]) -> list[Job]:
+    def submit(self, requests: Sequence[m.Request]) -> list[QueuedRequest]:
         """Queue requests, all or none.
 
         Args:
@@ -87,7 +87,7 @@ class Supervisor:
         loop, jobs = asyncio.get_running_loop(), []
         for request in requests:
             self._number += 1
-            job = Job(msgspec.structs.replace(request, number=self._number))
+            job = QueuedRequest(msgspec.structs.replace(request, number=self._number))
             job.timers.append(
                 loop.call_later(self.limits.queue_s, self._expire, job, "in the queue", self.limits.queue_s)
             )
@@ -96,7 +96,7 @@ class Supervisor:
         self._dispatch()
         return jobs
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: QueuedRequest) -> None:
         """Nobody wants the answer any more; for one that has ended this does nothing."""
         if not job.done:
             self._settle(job, m.Failed(number=job.number, message="the request was cancelled.", status=499))
@@ -220,7 +220,7 @@ class Supervisor:
             self.active[job.number] = job
             self._write(job.request)
 
-    def _next(self) -> Job:
+    def _next(self) -> QueuedRequest:
         """The oldest request; or a later one whose mix decodes now, unless that was overtaken often."""
         oldest = self.waiting[0]
         mixes = [job.mix for job in self.active.values() if job.mix is not None]
@@ -232,12 +232,12 @@ class Supervisor:
                     return self.waiting.pop(i)
         return self.waiting.pop(0)
 
-    def _expire(self, job: Job, where: str, seconds: float) -> None:
+    def _expire(self, job: QueuedRequest, where: str, seconds: float) -> None:
         if not job.done:
             self._settle(job, failed(job, f"the request took more than {seconds:g} s {where}.", 504))
             self._cancel(job)
 
-    def _cancel(self, job: Job) -> None:
+    def _cancel(self, job: QueuedRequest) -> None:
         """Take it from the queue, or from the worker, which is killed if it does not listen."""
         if job in self.waiting:
             self.waiting.remove(job)
@@ -251,7 +251,7 @@ class Supervisor:
         with suppress(OSError, RuntimeError):  # uvloop's closed pipes raise the latter
             self._process.stdin.write(m.frame(request))
 
-    def _hung(self, job: Job) -> None:
+    def _hung(self, job: QueuedRequest) -> None:
         if self.active.get(job.number) is job:
             _log.error("the worker does not answer; killing it")
             self._kill()
@@ -260,7 +260,7 @@ class Supervisor:
         if self._process and self._process.returncode is None:
             self._process.kill()
 
-    def _settle(self, job: Job, reply: m.Ended | m.Result | m.Failed) -> None:
+    def _settle(self, job: QueuedRequest, reply: m.Ended | m.Result | m.Failed) -> None:
         """The last reply to a request."""
         if job.done:
             return

@@ -14,16 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
 from loramix.errors import LoramixError, RequestFailed
+from loramix.runtime.decoder import DecodeRequest
 from loramix.runtime.engine import Engine
-from loramix.runtime.listener import named
+from loramix.runtime.listener import as_loramix_error
 from loramix.runtime.llama.interrupt import Interrupt
+from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.scheduler import Scheduler
-from loramix.runtime.stream import Stream
 from loramix.server import protocol as m
 from loramix.server.explaining import Explainer
 from loramix.server.pipe import Pipe
@@ -63,12 +63,7 @@ class Worker:
                 self._pipe.expect_whole(request.number)
             if request.explain:
                 self._explainer.expect(request.number, request.messages)
-            came = time.perf_counter()
-            self._scheduler.add(
-                request.number,
-                lambda: self._open(request, came),
-                lambda: self._engine.before_routing(request.messages, policy=request.policy, mix=request.mix),
-            )
+            self._begin(request)
         elif isinstance(request, m.Cancel):
             self._scheduler.cancel(request.number)
             self._explainer.cancel(request.number)
@@ -77,20 +72,18 @@ class Worker:
             try:
                 self._pipe.send(self._result(request))
             except Exception as error:
-                self._pipe.failed(request.number, named(error))
+                self._pipe.failed(request.number, as_loramix_error(error))
 
-    def _open(self, request: m.Answer, came: float) -> Stream:
-        sampling: dict[str, Any] = dict(request.sampling)
-        return self._engine.stream(
-            request.messages,
-            policy=request.policy,
-            mix=request.mix,
-            max_tokens=request.max_tokens,
-            stop=request.stop,
-            json_schema=request.json_schema,
-            top_logprobs=request.top_logprobs,
-            began=came,
-            **sampling,
+    def _begin(self, request: m.Answer) -> None:
+        """Hand an answer to the scheduler; its prompt is tokenized once."""
+        came, prepared = time.perf_counter(), list[PreparedPrompt]()
+
+        def prepare() -> DecodeRequest | None:
+            prepared.append(self._engine.prepare(request.messages))
+            return self._engine.routing_request(prepared[0], request.options)
+
+        self._scheduler.add(
+            request.number, lambda: self._engine.stream(prepared[0], request.options, began=came), prepare
         )
 
     def _result(self, request: m.Route | m.Embed | m.Reload) -> m.Result:

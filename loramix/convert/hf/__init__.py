@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints to GGUF bases: settings, vocabulary, chat template and tensors."""

@@ -1,0 +1,1 @@
+"""Constrained decoding: GBNF grammars and JSON schemas."""

@@ -1,0 +1,1 @@
+"""The only owner of llama.cpp handles: model, vocabulary, contexts, hidden states."""

@@ -7,8 +7,7 @@ kills the process, so prompts go in chunks; the KV of one mix must never meet an
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,39 +18,7 @@ from loramix.runtime.llama.hidden_states import NodeTaps, tap, tapped
 from loramix.runtime.llama.model import Adapter, C, Model, why
 from loramix.runtime.llama.native_context import NativeContext
 from loramix.runtime.llama.prefill_chunks import chunks
-
-
-class Behind(NamedTuple):
-    """What the model said behind a prompt: asked again it is not read again, and gets the same bits."""
-
-    length: int
-    """Of the prompt."""
-    logits: npt.NDArray[np.float32]
-    states: dict[int, npt.NDArray[np.float32]]
-    """Its last token's, by tapped layer."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds."""
-        return self.logits.nbytes + sum(row.nbytes for row in self.states.values())
-
-
-@dataclass(frozen=True)
-class Saved:
-    """A context's tokens with their KV, copied out; fits any context of the same model, mix and taps."""
-
-    tokens: tuple[int, ...]
-    kv: npt.NDArray[np.uint8] = field(repr=False)
-    states: dict[int, npt.NDArray[np.float32]] = field(repr=False)
-    whole: int
-    """See `Context.whole`."""
-    behind: Behind | None = field(repr=False, default=None)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it holds."""
-        behind = self.behind.nbytes if self.behind else 0
-        return self.kv.nbytes + behind + sum(rows.nbytes for rows in self.states.values())
+from loramix.runtime.llama.saved_context import PromptEnd, Saved
 
 
 class Context(NativeContext):
@@ -94,7 +61,7 @@ class Context(NativeContext):
         self.taps, self.n_ctx = tuple(taps), n_ctx
         self.tokens: list[int] = []
         self.whole = 0  # length of the prompt whose bits the tokens up to there have, see `chunks`
-        self.behind: Behind | None = None  # of the last prompt that was read, while it is held
+        self.behind: PromptEnd | None = None  # of the last prompt that was read, while it is held
         self.acts_from = 0  # the bare base's KV before, see `adopt`
         # per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
         self.history, rows = history, n_ctx if history else 1
@@ -279,7 +246,7 @@ class Context(NativeContext):
             )
         if len(tokens) > 1:
             last = {layer: self.states(layer)[-1].copy() for layer in self.taps}
-            self.behind = Behind(len(self.tokens), logits.copy(), last)
+            self.behind = PromptEnd(len(self.tokens), logits.copy(), last)
         return logits
 
     def _tapped(self, layer: int, n_tokens: int) -> npt.NDArray[np.float32]:

@@ -30,7 +30,7 @@ def chunks(position: int, tokens: Sequence[int], size: int) -> Iterator[Sequence
         yield tokens[start : start + size]
 
 
-def as_if_whole(same: int, whole: int, n_tokens: int, size: int) -> int:
+def resume_position(same: int, whole: int, n_tokens: int, size: int) -> int:
     """Where to go on behind a cached prefix; everything then has the bits of a prompt that is read from 0 on.
 
     Args:

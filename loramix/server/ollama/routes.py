@@ -26,7 +26,7 @@ from loramix.server.ollama.bodies import (
     ShowBody,
 )
 from loramix.server.openai.replies import Score, score_list
-from loramix.server.queued_request import Job
+from loramix.server.queued_request import QueuedRequest
 from loramix.server.service import Events, Service, Whole, giving_up, report, shortened, unless_left
 
 Form = Callable[[str], dict[str, Any]]
@@ -42,20 +42,22 @@ def router(service: Service) -> APIRouter:
     async def answer(
         request: Request, body: Generated, messages: list[dict[str, str]], form: Form
     ) -> Response:
-        policy, mix = service.target(body.model, body.loramix)
+        service.target(body.model, body.loramix)
         if not messages:  # how Ollama's clients load a model
             return JSONResponse({**_head(body.model), **form(""), "done": True, "done_reason": "load"})
         options = body.options
         asked = m.Answer(
             number=0,
             messages=messages,
-            policy=policy,
-            mix=mix,
-            max_tokens=limit_of(options.num_predict, service.n_ctx),
-            stop=options.stop or [],
-            sampling=sampling_of(options),
-            top_logprobs=body.top_logprobs if body.logprobs else None,
-            json_schema=body.schema_for_grammar(),
+            options=service.options(
+                body.model,
+                body.loramix,
+                max_tokens=limit_of(options.num_predict, service.n_ctx),
+                stop=options.stop or (),
+                top_logprobs=body.top_logprobs if body.logprobs else None,
+                json_schema=body.schema_for_grammar(),
+                **sampling_of(options),
+            ),
             whole=not body.stream,
         )
         jobs = service.submit([asked])
@@ -168,7 +170,9 @@ def router(service: Service) -> APIRouter:
     return api
 
 
-async def _lines(service: Service, job: Job, begun: Events, model: str, form: Form) -> AsyncIterator[bytes]:
+async def _lines(
+    service: Service, job: QueuedRequest, begun: Events, model: str, form: Form
+) -> AsyncIterator[bytes]:
     """Lines of an answer; the last one has ``done``, or is an error."""
     whole = Whole()
     try:
@@ -191,7 +195,7 @@ def _scores(scores: Sequence[Score]) -> dict[str, Any]:
     return {"logprobs": score_list(scores)} if scores else {}
 
 
-def _tail(whole: Whole, job: Job) -> dict[str, Any]:
+def _tail(whole: Whole, job: QueuedRequest) -> dict[str, Any]:
     """The end of an answer: counts, nanoseconds, and the route."""
     assert whole.ended is not None
     usage, timings = whole.ended.usage, whole.ended.timings

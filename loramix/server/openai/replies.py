@@ -15,7 +15,7 @@ import msgspec
 from loramix.errors import LoramixError
 from loramix.server import protocol as m
 from loramix.server.guard import error_body
-from loramix.server.queued_request import Job
+from loramix.server.queued_request import QueuedRequest
 from loramix.server.service import Event, Events, Service, Whole, report
 
 Score = tuple[bytes, float, list[tuple[bytes, float]]]
@@ -110,7 +110,7 @@ def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] |
 
 async def stream(
     service: Service,
-    jobs: Sequence[Job],
+    jobs: Sequence[QueuedRequest],
     begun: Sequence[Events],
     form: Form,
     n: int,

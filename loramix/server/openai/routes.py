@@ -24,7 +24,7 @@ from loramix.server.openai.bodies import (
     Sampled,
 )
 from loramix.server.openai.replies import Chat, Completion, Form, encoded, stream, usage_of
-from loramix.server.queued_request import Job
+from loramix.server.queued_request import QueuedRequest
 from loramix.server.service import Events, Service, giving_up, report, shortened, unless_left
 
 
@@ -33,8 +33,7 @@ def router(service: Service) -> APIRouter:
     api = APIRouter(prefix="/v1")
 
     def requests(body: Sampled, prompts: Sequence[list[dict[str, str]]], **extra: Any) -> list[m.Request]:
-        policy, mix = service.target(body.model, body.loramix)
-        limit = limit_of(body.limit, service.n_ctx)
+        service.target(body.model, body.loramix)
         if len(prompts) * (body.n or 1) > MAX_CHOICES:
             raise UsageError(
                 f"prompt holds {len(prompts)} and n is {body.n or 1}; their product may be {MAX_CHOICES} at most."
@@ -43,13 +42,15 @@ def router(service: Service) -> APIRouter:
             m.Answer(
                 number=0,
                 messages=prompt,
-                policy=policy,
-                mix=mix,
-                max_tokens=limit,
-                stop=body.stop or [],
-                sampling=body.sampling(choice),
+                options=service.options(
+                    body.model,
+                    body.loramix,
+                    max_tokens=limit_of(body.limit, service.n_ctx),
+                    stop=body.stop or (),
+                    **body.sampling(choice),
+                    **extra,
+                ),
                 whole=not body.stream,
-                **extra,
             )
             for prompt in prompts
             for choice in range(body.n or 1)
@@ -76,7 +77,7 @@ def router(service: Service) -> APIRouter:
             content["loramix"] = {**reports[0], "choices": reports}
         return JSONResponse(content)
 
-    async def begin(request: Request, jobs: list[Job]) -> list[Events]:
+    async def begin(request: Request, jobs: list[QueuedRequest]) -> list[Events]:
         try:
             return await unless_left(request, asyncio.gather(*(service.begin(job) for job in jobs)))
         except BaseException:

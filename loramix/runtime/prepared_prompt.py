@@ -1,0 +1,44 @@
+"""A prompt that is checked and tokenized, once for routing and answering."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loramix.errors import InvalidPrompt
+from loramix.prompts import Message, as_messages
+from loramix.runtime.llama.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """A conversation under the base's chat template; made by `of`."""
+
+    tokens: list[int]
+    """Ids of the whole conversation, the header of the answer last."""
+    routed: list[int]
+    """Ids of the last user's message alone, which the gate reads; `tokens` itself where there is no other message."""
+
+    @classmethod
+    def of(
+        cls, prompt: str | Sequence[Message], vocabulary: Vocabulary, n_ctx: int, n_ctx_train: int
+    ) -> PreparedPrompt:
+        """Check and tokenize a prompt.
+
+        Args:
+            prompt: text, or OpenAI-style messages.
+            vocabulary: of the base.
+            n_ctx: tokens that prompt and answer may have together.
+            n_ctx_train: tokens that the base can read at most, for the message.
+
+        Raises:
+            InvalidPrompt: empty, of an unknown role, or no shorter than the context.
+        """
+        messages = as_messages(prompt)
+        tokens = vocabulary.chat(messages)
+        if len(tokens) >= n_ctx:
+            raise InvalidPrompt(
+                f"the prompt has {len(tokens)} tokens and the context holds {n_ctx}: "
+                f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {n_ctx_train})."
+            )
+        return cls(tokens, tokens if len(messages) == 1 else vocabulary.chat(messages[-1:]))
