@@ -282,8 +282,8 @@ def test_the_runtime_never_imports_torch(pack: Path) -> None:
     code = (
         "import sys, pkgutil, importlib, loramix\n"
         "for found in pkgutil.walk_packages(loramix.__path__, 'loramix.'):\n"
-        "    training = found.name.startswith('loramix.train') or found.name in "
-        "('loramix.models.gate', 'loramix.__main__')\n"
+        "    training = found.name.startswith('loramix.train') or found.name in ('loramix.models.gate', "
+        "'loramix.convert.base_model', 'loramix.convert.gguf_model', 'loramix.__main__')\n"
         "    if not training: importlib.import_module(found.name)\n"
         "from loramix import Engine\n"
         f"with Engine.open({str(pack)!r}, n_ctx=256, n_threads=1) as engine: engine.generate('hi', max_tokens=2)\n"

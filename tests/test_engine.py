@@ -182,7 +182,7 @@ class Script:
 def scripted(engine: Any, text: str, stop: tuple[str, ...] = (), end: bool = True, limit: int = 200) -> Any:
     ids = engine.model.tokenize(text) + ([engine.model.eot] if end else [])
     stream = engine.stream("x", mix="base", stop=stop, max_tokens=limit)
-    stream._sampler = Script(ids)
+    stream._picker = Script(ids)
     return stream
 
 

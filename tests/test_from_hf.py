@@ -66,7 +66,7 @@ LOGITS = """
 import sys, numpy, torch
 from pathlib import Path
 from transformers import AutoModelForCausalLM
-from loramix.train.frozen import load_base
+from loramix.convert.base_model import load_base
 ids = torch.tensor([[int(i) for i in sys.argv[1].split(",")]])
 for directory in map(Path, sys.argv[2:]):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)

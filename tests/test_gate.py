@@ -134,7 +134,7 @@ def test_a_decision_is_fast() -> None:
 
 def test_numpy_side_never_imports_torch() -> None:
     code = (
-        "import sys, loramix.models.gate_numpy, loramix.models.mixing, loramix.pack, loramix.pack_edit, "
+        "import sys, loramix.models.gate_numpy, loramix.models.mixing, loramix.pack.edit, "
         "loramix.convert.gate; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -29,8 +29,8 @@ def parts(made: memory_plan.Plan) -> dict[str, int]:
 FORGET = """
 import sys
 from pathlib import Path
-from loramix.runtime.context import Context
-from loramix.runtime.llama import Model
+from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.model import Model
 def mapped():
     lines = Path("/proc/self/smaps").read_text().split("\\n")
     at = [i for i, line in enumerate(lines) if line.endswith(sys.argv[1])]
@@ -53,9 +53,9 @@ def test_pages_of_the_file_are_given_back_and_come_again(tiny_base: Path) -> Non
 CHILD = """
 import sys
 from pathlib import Path
-from loramix.convert.validate import read_base
-from loramix.runtime import llama
-from loramix.runtime.context import Context
+from loramix.formats.validate import read_base
+from loramix.runtime.llama import model as llama
+from loramix.runtime.llama.context import Context
 lines = []
 @llama.C.llama_log_callback
 def note(level, text, _):
@@ -178,7 +178,7 @@ def test_no_llama_cpp_is_loaded_for_it(tiny_base: Path) -> None:
     code = f"""
 import sys
 from pathlib import Path
-from loramix.runtime.plan import check_fits, make_plan
+from loramix.diagnose.memory_plan import check_fits, make_plan
 check_fits(make_plan(Path({str(tiny_base)!r}), n_skills=3))
 assert "llama_cpp" not in sys.modules and "torch" not in sys.modules
 """
