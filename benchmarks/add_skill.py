@@ -30,7 +30,7 @@ from loramix.pack.edit import remove_skill
 from loramix.pack.own import target_of
 from loramix.pack.pack import Pack
 from loramix.prompts import fill
-from loramix.runtime.features import compute
+from loramix.runtime.children import compute
 from loramix.train import skill as work
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.default_recipe import recipe_of_data

@@ -35,7 +35,7 @@ from loramix.runtime.llama.model import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Router
 from loramix.runtime.token_mixer import TokenMixer
-from loramix.runtime.tokenize import header
+from loramix.train.examples import header
 
 PREFILL, DECODE = 256, 32
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40

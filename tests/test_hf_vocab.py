@@ -19,7 +19,7 @@ from loramix.convert.hf.to_gguf import convert_base
 from loramix.convert.hf.vocabulary import read_vocabulary
 from loramix.convert.selfcheck import check_tokens
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, SelfCheckFailed, Unsupported
-from loramix.runtime.tokenize import tokenize_rows
+from loramix.runtime.children import tokenize_rows
 
 tokenizers = pytest.importorskip("tokenizers")
 

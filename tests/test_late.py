@@ -28,10 +28,11 @@ from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack.edit import add_skill, set_gate
 from loramix.pack.pack import Pack
+from loramix.runtime.children import tokenize_rows
 from loramix.runtime.detokenize import detokenize
-from loramix.runtime.tokenize import header, tokenize_rows
 from loramix.train.activated_lora import late_states
 from loramix.train.data import Example, read_rows
+from loramix.train.examples import header
 from loramix.train.lora import train_skill
 from loramix.train.recipe import load_recipe
 

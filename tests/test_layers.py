@@ -39,8 +39,6 @@ LAYERS = (
     "__main__",
     "llm_plugin",
 )
-# these start a process of their own, so that PyTorch and llama.cpp never share one
-CLIENTS = {"runtime.features", "runtime.tokenize"}
 MAX_TOP_FILES, MAX_LINES, MAX_FUNCTION = 8, 300, 60
 LONG_FUNCTIONS = {
     ("server/openai/routes.py", "router"): "FastAPI's routes are closures over one service",
@@ -107,16 +105,30 @@ def test_no_circle_of_files() -> None:
         pytest.fail(f"modules import each other in a circle: {' -> '.join(error.args[1])}")
 
 
-def test_training_reaches_the_runtime_through_child_processes_only() -> None:
-    assert imports()["train.gate"] & CLIENTS  # what is looked at is there
-    direct = [
-        f"{name} imports {other}"
-        for name, others in imports().items()
-        if name.startswith("train.")
-        for other in others
-        if other.startswith("runtime") and other not in CLIENTS
-    ]
-    assert not direct
+def reached(start: str) -> set[str]:
+    """All modules of the package that a module imports, directly or through others."""
+    found, open_ = {start}, [start]
+    while open_:
+        for other in imports()[open_.pop()] - found:
+            found.add(other)
+            open_.append(other)
+    return found
+
+
+def imports_library(module: str, library: str) -> bool:
+    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    return any(name.split(".")[0] == library for name in names)
+
+
+def test_nothing_that_reaches_pytorch_reaches_llama_cpp() -> None:
+    """What training needs of the runtime it asks of child processes, see `loramix.runtime.children`."""
+    native = {name for name in modules() if imports_library(name, "llama_cpp")}
+    torch = {name for name in modules() if imports_library(name, "torch")}
+    assert native and {"train.lora", "train.gate_fit", "models.gate"} <= torch
+    both = {name: reached(name) & native for name in torch if name not in ("__main__",)}
+    assert not {name: sorted(found) for name, found in both.items() if found}
 
 
 def test_few_files_stand_at_the_top() -> None:

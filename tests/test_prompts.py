@@ -13,7 +13,7 @@ from tiny import TEMPLATE, write_base
 
 from loramix.errors import InvalidArtifact, InvalidData, InvalidPrompt
 from loramix.prompts import as_messages, fill
-from loramix.runtime.tokenize import tokenize_rows
+from loramix.runtime.children import tokenize_rows
 from loramix.templates.chat_template import ChatTemplate
 
 CONTROLS = ("<|im_start|>", "<|im_end|>")

@@ -22,11 +22,11 @@ from loramix.errors import InvalidArtifact, UsageError
 from loramix.models import bases
 from loramix.pack.edit import new_pack
 from loramix.runtime.batch import run_batch
+from loramix.runtime.children import tokenize_rows
 from loramix.runtime.constraints.grammar import GrammarSampler
 from loramix.runtime.detokenize import detokenize
 from loramix.runtime.llama.model import Model
 from loramix.runtime.sampling import Sampler, Sampling
-from loramix.runtime.tokenize import tokenize_rows
 from loramix.templates.base_template import check_template, with_template
 from loramix.templates.chat_template import PLAIN
 from loramix.train.examples import token_ids

@@ -21,7 +21,7 @@ from loramix.models import bases
 from loramix.models.gate_bank import Bank, Projection
 from loramix.pack.edit import set_gate
 from loramix.pack.pack import Pack
-from loramix.runtime.features import compute
+from loramix.runtime.children import compute
 from loramix.train.data import Row
 from loramix.train.default_recipe import recipe_of_data
 from loramix.train.gate import cached_features, converted, gate_info, groups_of, select, targets_of

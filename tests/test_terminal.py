@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner
 from test_textfile import ENCODINGS, written
 
-from loramix.cli import main, read_prompt
+from loramix.cli import main
+from loramix.commands.options import read_prompt
 from loramix.commands.terminal import explain, need_cwd, read_stdin
 from loramix.errors import InvalidPrompt, LoramixError, NotFound, UsageError
 from loramix.models.hub import Place

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from loramix.convert.reference import torch_logits
 from loramix.errors import InvalidArtifact, SelfCheckFailed
 from loramix.formats.textfile import read_text
 from loramix.formats.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
+from loramix.runtime.children import REFUSED
 from loramix.templates.chat_template import Segment
 
 PROBES = (
@@ -257,3 +259,11 @@ def _log_softmax(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     wide -= wide.max(axis=1, keepdims=True)
     result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
     return result
+
+
+if __name__ == "__main__":  # BASE ADAPTER, for `loramix.runtime.children.adapter_effect`
+    try:
+        print(applied(Path(sys.argv[1]), Path(sys.argv[2])))
+    except SelfCheckFailed as failure:
+        print(failure, file=sys.stderr)
+        sys.exit(REFUSED)

@@ -1,60 +1,20 @@
-"""``python -m loramix.eval.torch_answers JOB.json OUT.json``: greedy answers of an adapter in PyTorch.
-
-What the adapter says before conversion, in float32; in a process of its own, since torch and llama.cpp must
-not share one.
-"""
+"""Greedy answers of an adapter in PyTorch, before conversion: computed in a child process, kept in a file."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 
 from loramix.convert.reference import torch_child
 from loramix.errors import InvalidArtifact
 from loramix.paths import sha256_file, write_text
+from loramix.runtime.children import tokenize_rows
 from loramix.runtime.detokenize import detokenize
 from loramix.runtime.engine import Engine
-from loramix.runtime.tokenize import tokenize_rows
 
-BATCH = 16
 WEIGHTS = "adapter_model.safetensors"
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Read ``{"base", "adapter", "ids", "max_tokens", "ends"}``; write the answers' token ids, without the end."""
-    import torch
-    from peft import PeftModel
-
-    from loramix.convert.base_model import load_base, quiet
-
-    job = json.loads(Path(arguments[0]).read_text())
-    model = load_base(Path(job["base"]))
-    with quiet():
-        model = PeftModel.from_pretrained(model, job["adapter"])
-    prompts, ends = job["ids"], job["ends"]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: list[list[int]] = [[] for _ in prompts]
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        width = max(len(prompts[i]) for i in rows)
-        padded = [[ends[0]] * (width - len(prompts[i])) + prompts[i] for i in rows]
-        mask = [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in rows]
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=torch.tensor(padded),
-                attention_mask=torch.tensor(mask),
-                max_new_tokens=job["max_tokens"],
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
-            )
-        for i, found in zip(rows, out[:, width:].tolist(), strict=True):
-            answers[i] = list(takewhile(lambda token: token not in ends, found))
-    write_text(Path(arguments[1]), json.dumps(answers))
 
 
 def torch_answers(
@@ -95,10 +55,6 @@ def _run(job: dict[str, object], out: Path) -> None:
     request = out.with_suffix(".job.json")
     write_text(request, json.dumps(job))
     try:
-        torch_child("loramix.eval.torch_answers", request, out)
+        torch_child("loramix.eval.torch_child", request, out)
     finally:
         request.unlink()
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

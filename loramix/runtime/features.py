@@ -7,9 +7,7 @@ the runtime computes them in its own process, so training and serving see the sa
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import N_CTX
-from loramix.errors import NativeError, Unsupported
+from loramix.errors import Unsupported
 from loramix.paths import atomic_write
 from loramix.runtime.llama.context import Context
 
@@ -88,41 +86,6 @@ def main(arguments: Sequence[str]) -> None:
     with atomic_write(out) as file:
         back = np.argsort(order)
         np.savez(file, **{key: np.stack(value)[back] for key, value in rows.items()})  # type: ignore[arg-type]
-
-
-def compute(
-    base: Path, prompts: Sequence[str], layers: Sequence[int], *, share: bool = False
-) -> dict[str, npt.NDArray[np.float16]]:
-    """Features of many prompts, from a child process.
-
-    Args:
-        base: the GGUF that serves.
-        prompts: user's texts, one message each.
-        layers: layers to tap.
-        share: read what prompts begin with once: nearly half of short ones, at the price of rounding, some 0.04
-            standard deviations of a feature.
-
-    Returns:
-        float16 arrays (prompts, D) by ``last:LAYER`` and ``mean:LAYER``.
-
-    Raises:
-        InvalidArtifact: the base has no chat template that can be used.
-        NativeError: the child failed.
-    """
-    from loramix.templates.base_template import check_template
-
-    check_template(base)
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "features.npz"
-        command = [sys.executable, "-m", "loramix.runtime.features", str(base), str(out)]
-        command += [",".join(map(str, layers)), *["--share"] * share]
-        lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-        child = subprocess.run(command, input=lines, text=True, capture_output=True, check=False)
-        if child.returncode or not out.is_file():
-            reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-            raise NativeError(f"computing features with {base} failed: {reason}; run 'loramix doctor'.")
-        with np.load(out, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
 
 
 if __name__ == "__main__":

@@ -153,7 +153,7 @@ def token_ids(base: Path, rows: Sequence[tuple[str, str]]) -> list[Example]:
     """
     texts = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
     if base.is_file():
-        from loramix.runtime.tokenize import tokenize_rows
+        from loramix.runtime.children import tokenize_rows
 
         pairs, _ = tokenize_rows(base, texts)
     else:
@@ -179,10 +179,20 @@ def _around(example: Example, frame: Example) -> tuple[int, int]:
     return before, behind
 
 
+def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
+    """The tokens that the chat template puts behind the user's text, up to the answer.
+
+    Args:
+        first, second: ids of two prompts whose texts end differently.
+    """
+    count = 0
+    while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
+        count += 1
+    return [int(token) for token in first[len(first) - count :]]
+
+
 def header_of(base: Path) -> list[int]:
     """What the base's template puts behind a user's text: two prompts that end differently show it."""
-    from loramix.runtime.tokenize import header
-
     first, second = token_ids(base, [("a", "x"), ("b", "x")])
     return header(first.ids[: -first.n_answer].tolist(), second.ids[: -second.n_answer].tolist())
 
@@ -213,7 +223,7 @@ def _tokenize_directory(base: Path, rows: list[dict[str, str]]) -> list[tuple[An
     from loramix.convert.hf.config import read_config
     from loramix.convert.hf.gguf_writer import write_vocabulary
     from loramix.convert.hf.vocabulary import read_vocabulary
-    from loramix.runtime.tokenize import tokenized
+    from loramix.runtime.children import tokenized
     from loramix.templates.chat_template import usable_template
 
     vocabulary = read_vocabulary(base, read_config(base).vocab_size)

@@ -23,7 +23,7 @@ from loramix.models.gate_numpy import GateInfo
 from loramix.pack.edit import NewGate, set_gate
 from loramix.pack.own import target_of
 from loramix.paths import atomic_write
-from loramix.runtime.features import compute
+from loramix.runtime.children import compute
 from loramix.train.gate_data import Prompt, collect
 from loramix.train.gate_fit import Scores, train
 

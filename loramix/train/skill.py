@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.adapter import convert_adapter
-from loramix.convert.selfcheck import applied
 from loramix.defaults import BASE
 from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
 from loramix.formats.sniff import HEAD, sniff
@@ -26,7 +25,7 @@ from loramix.pack.edit import Change, NewGate, add_skill, check_skill_name
 from loramix.pack.own import Target
 from loramix.pack.pack import Pack
 from loramix.prompts import fill
-from loramix.runtime.features import compute
+from loramix.runtime.children import adapter_effect, compute
 from loramix.train.card import write_card
 from loramix.train.data import Row
 from loramix.train.gate import (
@@ -110,7 +109,7 @@ def add(
             raise NotFound(f"no adapter at {adapter}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
         content = read_adapter_bytes(converted)
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
-        say(f"the adapter moves the base's logits by up to {applied(base, converted):.2f}")
+        say(f"the adapter moves the base's logits by up to {adapter_effect(base, converted):.2f}")
     alone = all(skill.name == name for skill in pack.skills)
     gate = (_first if alone else _extended)(pack, recipe, rows, base, out, say)
     with target.changing() as directory:
