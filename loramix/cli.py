@@ -224,7 +224,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
 @click.option("--sha256", default="", help="What the file must be.")
 def pull(name: str, **options: str) -> None:
-    """Fetch the base NAME, or OWNER/REPO[:FILE] of the Hugging Face hub."""
+    """Fetch the base NAME (see 'loramix bases'), or OWNER/REPO[:FILE] of the Hugging Face hub."""
     from loramix.models import bases
 
     click.echo(str(bases.pull(name, **options)))
@@ -252,6 +252,7 @@ def doctor(as_json: bool) -> None:
 
 def _add_tools() -> None:
     from loramix import (
+        cli_bases,
         cli_batch,
         cli_convert,
         cli_eval,
@@ -264,6 +265,7 @@ def _add_tools() -> None:
         cli_train,
     )
 
+    main.add_command(cli_bases.list_bases)
     main.add_command(cli_train.train)
     main.add_command(cli_convert.convert)
     main.add_command(cli_export.export)
