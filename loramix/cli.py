@@ -90,6 +90,7 @@ def _add_commands() -> None:
         batch.batch,
         explain.explain,
         bases.pull,
+        bases.list_bases,
         doctor.doctor,
         plan.plan,
         pack.pack,

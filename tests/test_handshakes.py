@@ -113,7 +113,7 @@ def test_models_are_shown_as_ollamas_clients_want_them(tiny_server: Served, tiny
     for path in ("/api/tags", "/api/ps"):
         for model in tiny_server.http.get(path).json()["models"]:
             assert details.items() <= model["details"].items()
-            assert re.fullmatch(r"\d+M|[\d.]+B", model["details"]["parameter_size"])
+            assert re.fullmatch(r"\d+K|\d+\.\d\dM", model["details"]["parameter_size"])
             assert model["size"] == tiny_base.stat().st_size and re.fullmatch("[0-9a-f]{64}", model["digest"])
     for name in ({"model": "tiny"}, {"name": "tiny:base"}, {"model": "tiny:latest", "verbose": True}):
         shown = tiny_server.post("/api/show", **name).json()

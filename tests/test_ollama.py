@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
+from chat_families import FAMILIES
 from click.testing import CliRunner
 from test_export import pack_of
 from tiny import TEMPLATE as CHATML
@@ -41,12 +41,36 @@ LLAMA_DATED = (
     "{{ '<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n\n' + system"
     " + '<|eot_id|>' }}" + LLAMA.removeprefix("{{ bos_token }}")
 )
+QWEN = (
+    "{%- if tools %}{{- raise_exception('no tools here') }}{%- elif messages[0]['role'] == 'system' %}"
+    "{{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}{%- else %}"
+    "{{- '<|im_start|>system\nYou are Qwen. You are a helpful assistant.<|im_end|>\n' }}{%- endif %}"
+    "{%- for message in messages %}{%- if message.role == 'user' or (message.role == 'system' and not loop.first)"
+    " or (message.role == 'assistant' and not message.tool_calls) %}"
+    "{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+EMPTY = FAMILIES["ChatML with tools"].replace("You are helpful.", "")
+QWEN_3 = EMPTY.replace("{%- elif messages[0].role != 'system' %}", "{%- elif false %}")
+GEMMA = (
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- set first = messages[0]['content'] + '\n\n' -%}"
+    "{%- set rest = messages[1:] -%}{%- else -%}{%- set first = '' -%}{%- set rest = messages -%}{%- endif -%}"
+    "{%- for message in rest -%}{%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}"
+    "{{ raise_exception('Conversation roles must alternate') }}{%- endif -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' + (first if loop.first else '') + (message['content'] | trim)"
+    " + '<end_of_turn>\n' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
 TEMPLATES = {
     "ChatML": (CHATML, "", "</s>"),
     "ChatML with a system message": (SMOL, "", "</s>"),
     "Zephyr": (ZEPHYR, "<s>", "</s>"),
     "Llama 3": (LLAMA, "<|begin_of_text|>", "<|eot_id|>"),
     "Llama 3 with a preface": (LLAMA_DATED, "<|begin_of_text|>", "<|eot_id|>"),
+    "ChatML of Qwen 2.5": (QWEN, "", "<|im_end|>"),
+    "ChatML of Qwen 3": (QWEN_3, "", "<|im_end|>"),
+    "Gemma 3": (GEMMA, "<bos>", "<eos>"),
 }
 CHATS: list[list[tuple[str, str]]] = [
     [("user", "Is it 5 o'clock?")],
@@ -87,42 +111,58 @@ def parse(text: str) -> list[tuple[str, str]]:
 
 def go(template: str, chat: Sequence[dict[str, str]]) -> str:
     """What Ollama renders: the part of Go's text/template that is used here, and nothing else of it."""
-    system = "\n\n".join(message["content"] for message in chat if message["role"] == "system")
     pieces = re.split(r"(\{\{.*?\}\})", template)
+    system = "\n\n".join(message["content"] for message in chat if message["role"] == "system")
+    variables: dict[str, str] = {}
 
-    def block(words: Iterator[str], scope: dict[str, Any] | None, on: bool) -> str:
-        out = ""
-        for piece in words:
-            if not piece.startswith("{{"):
-                out += piece if on else ""
-                continue
-            action = piece[2:-2].strip()
-            if action == "end":
-                return out
-            if action == "range .Messages":
-                body = list(words_until_end(words))
-                out += "".join(block(iter(body), message, on) for message in chat)
-            elif action == 'if ne .Role "system"':
-                assert scope is not None
-                out += block(words, scope, on and scope["role"] != "system")
-            elif action in (".Role", ".Content"):
-                assert scope is not None
-                out += scope[action[1:].lower()] if on else ""
-            else:
-                assert action == ".System" and scope is None, f"no such field here: {piece}"
-                out += system if on else ""
-        return out
+    def value(word: str, scope: dict[str, str] | None) -> str:
+        if word.startswith("$"):
+            return variables[word]
+        if word.startswith('"'):
+            return word[1:-1]
+        if word == ".System":
+            assert scope is None, "inside range the dot is a message"
+            return system
+        assert scope is not None and word in (".Role", ".Content"), f"no such field here: {word}"
+        return scope[word[1:].lower()]
 
-    def words_until_end(words: Iterator[str]) -> Iterator[str]:
+    def end_of(start: int) -> int:
         depth = 1
-        for piece in words:
-            action = piece[2:-2].strip() if piece.startswith("{{") else ""
+        for at in range(start, len(pieces)):
+            action = pieces[at][2:-2].strip() if pieces[at].startswith("{{") else ""
             depth += action.startswith(("range", "if")) - (action == "end")
             if not depth:
-                return
-            yield piece
+                return at
+        raise AssertionError("a block is not closed")
 
-    return block(iter(pieces), None, True)
+    def block(start: int, stop: int, scope: dict[str, str] | None) -> str:
+        out, at = "", start
+        while at < stop:
+            piece, at = pieces[at], at + 1
+            words = piece[2:-2].split() if piece.startswith("{{") else None
+            if words is None:
+                out += piece
+            elif words == ["range", ".Messages"]:
+                assert scope is None
+                end = end_of(at)
+                out += "".join(block(at, end, message) for message in chat)
+                at = end + 1
+            elif words[0] == "if":
+                end = end_of(at)
+                test, *names = words[1:] if len(words) > 2 else ["ne", words[1], '""']
+                assert test in ("eq", "ne")
+                if (value(names[0], scope) == value(names[1], scope)) == (test == "eq"):
+                    out += block(at, end, scope)
+                at = end + 1
+            elif len(words) == 3:
+                assert words[0].startswith("$") and (words[1] == ":=") == (words[0] not in variables)
+                variables[words[0]] = value(words[2], scope)
+            else:
+                (word,) = words
+                out += value(word, scope)
+        return out
+
+    return block(0, len(pieces), None)
 
 
 def as_ollama(instructions: list[tuple[str, str]], chat: list[dict[str, str]]) -> str:
@@ -144,6 +184,25 @@ def test_prompts_are_the_runtimes_own(name: str) -> None:
         assert as_ollama(parse(text), chat) == template.render(chat).removeprefix(bos)
 
 
+def test_a_system_message_of_gemma_is_written_once() -> None:
+    """With Ollama's ``.System``, which is all system messages of the chat."""
+    template = recognise(ChatTemplate(GEMMA, {"bos_token": "<bos>"}), "<bos>").go()
+    said = go(template, messages(CHATS[3]))
+    assert said == (
+        "<start_of_turn>user\nS\n\na<end_of_turn>\n<start_of_turn>model\nb<end_of_turn>\n<start_of_turn>user\nc"
+        "<end_of_turn>\n<start_of_turn>model\nd<end_of_turn>\n<start_of_turn>user\ne<end_of_turn>\n"
+        "<start_of_turn>model\n"
+    )
+
+
+def test_the_system_message_of_qwen_gives_way_to_another() -> None:
+    turns = recognise(ChatTemplate(QWEN))
+    assert turns.system == "You are Qwen. You are a helpful assistant."
+    instructions = parse(modelfile(turns, "x.gguf", n_ctx=1, max_tokens=1, stops=[]))
+    assert "Qwen" in as_ollama(instructions, messages(CHATS[0]))
+    assert "Qwen" not in as_ollama(instructions, messages(CHATS[1]))
+
+
 def test_chats_outside_the_trials_are_rendered_by_the_family_too() -> None:
     assert Turns("x", "<", ":", ">", system="s").render(messages(CHATS[2])) == "<system:s><user:Hi>" + (
         "<assistant:Hello!><user:Bye><assistant:"
@@ -155,6 +214,11 @@ UNKNOWN = {
     "no system": "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHATML,
     "numbered turns": CHATML.replace("message['role'] +", "message['role'] + loop.index | string +"),
     "a mark of Go": LLAMA_DATED.replace("Cutting", "{{"),
+    "Gemma 2, which takes no system message": FAMILIES["Gemma"],
+    "turns of Gemma that are numbered": GEMMA.replace(
+        "'<end_of_turn>", "loop.index | string + '<end_of_turn>"
+    ),
+    "a system message without text": EMPTY,
     "three quotes": SMOL.replace("SmolLM", '"""'),
     "nothing": "",
 }
@@ -162,7 +226,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_templates_are_refused(name: str) -> None:
-    with pytest.raises(Unsupported, match="none of ChatML, Zephyr, Llama 3"):
+    with pytest.raises(Unsupported, match="none of ChatML, Zephyr, Llama 3, Gemma"):
         recognise(ChatTemplate(UNKNOWN[name]))
 
 

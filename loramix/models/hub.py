@@ -23,6 +23,8 @@ from loramix.paths import need_space, sha256_file, sync_directory
 
 SPARE_BYTES = 64 * 2**20
 """Room that stays free on the disk behind a download."""
+PATIENCE_SECONDS = 4.0
+"""How long a hub may take to answer where there is another source."""
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
@@ -124,6 +126,31 @@ def fetch(
         # the content is there: the client only writes its own book-keeping, a link under the commit
         path = hf_hub_download(place.repository, place.file, revision=remote.commit_hash)
         return Fetched(Path(path), remote.commit_hash)
+
+
+def unavailable(place: Place) -> str:
+    """Why a file of the hub cannot be had now, as the beginning of a sentence; empty where it can.
+
+    Args:
+        place: it is asked for, not fetched; what is in the hub's cache needs no asking.
+    """
+    try:
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
+    except ImportError:
+        return "the hub's client is not installed"
+    try:
+        if not _cached(place):
+            url = hf_hub_url(place.repository, place.file, revision=place.revision)
+            get_hf_file_metadata(url, timeout=PATIENCE_SECONDS)
+    except errors.OfflineModeIsEnabled:
+        return "HF_HUB_OFFLINE is set"
+    except errors.HfHubHTTPError as error:
+        return f"the hub refuses {place} (HTTP {error.response.status_code})"
+    except errors.HTTPError:
+        return "the hub cannot be reached"
+    except errors.FileMetadataError:
+        return "what answers for the hub is no hub"
+    return ""
 
 
 def changed(place: Place, known: str, found: str) -> str:

