@@ -79,7 +79,8 @@ def convert_base(
 ) -> None:
     """Convert the Hugging Face checkpoint in the directory SOURCE to a GGUF base.
 
-    Checkpoints of Llama, Mistral, Qwen2, Qwen2.5 and Qwen3 are converted. SOURCE may be a GGUF base, to copy it with another chat template.
+    Checkpoints of Llama, Mistral, Qwen2, Qwen2.5 and Qwen3 are converted.
+    SOURCE may be a GGUF base, to copy it with another chat template.
     """
     from loramix.convert import selfcheck
     from loramix.convert.from_hf import convert_base as work
