@@ -6,6 +6,7 @@ Knows names and conventions only; nothing here reads a file or imports llama.cpp
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from loramix.errors import Unsupported
 
@@ -23,6 +24,22 @@ EMBEDDINGS = {"model.embed_tokens": "token_embd.weight", "lm_head": "output.weig
 """GGUF tensor of the two matrices that are as long as the vocabulary; no adapter may change them."""
 
 
+_ATTENTION = tuple(module for module in LINEAR if module.startswith("self_attn."))
+_MLP = tuple(module for module in LINEAR if module.startswith("mlp."))
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointClass:
+    """A class of transformers whose checkpoints hold an architecture."""
+
+    name: str
+    """As ``architectures`` of config.json names it."""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """Settings that its configuration takes where config.json lacks them and LlamaConfig takes others."""
+    window_setting: str = ""
+    """Setting that turns a sliding window on; empty where no setting does."""
+
+
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """How one architecture names, orders and computes what differs between them."""
@@ -37,8 +54,18 @@ class Architecture:
     """transformers' class of that model."""
     norms: dict[str, str]
     """GGUF's name of each norm of a layer, by transformers' name of the module."""
-    bias_settings: dict[str, str] = field(default_factory=dict)
-    """Setting of transformers that says whether a matrix of each layer has a bias, with GGUF's name of the matrix."""
+    bias_settings: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Setting of transformers that says whether matrices of each layer have a bias, with their modules."""
+    biases: tuple[str, ...] = ()
+    """Modules of each layer that always have a bias."""
+    no_bias: tuple[str, ...] = ()
+    """Modules of each layer whose bias llama.cpp does not load, whatever the settings allow."""
+    own_head_width: bool = True
+    """llama.cpp takes heads of another width than the model's width divided by the heads."""
+    checkpoints: tuple[CheckpointClass, ...] = ()
+    """Classes whose checkpoints can be converted to a GGUF base."""
+    gguf_only: tuple[str, ...] = ()
+    """Classes of its checkpoints that cannot be converted: a base of them comes as GGUF."""
     permuted_qk: bool = False
     """llama.cpp's converter interleaves the two halves of each head's rows of Q and K (conversion/llama.py)."""
     norm_offset: float = 0.0
@@ -73,6 +100,14 @@ class Architecture:
 
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
+# what transformers' configurations of these models take where a file is silent
+_MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
+_QWEN = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 ARCHITECTURES = {
     architecture.name: architecture
@@ -83,7 +118,12 @@ ARCHITECTURES = {
             "llama",
             "LlamaForCausalLM",
             _NORMS,
-            bias_settings={"attention_bias": "attn_q", "mlp_bias": "ffn_up"},
+            bias_settings={"attention_bias": _ATTENTION, "mlp_bias": _MLP},
+            checkpoints=(
+                CheckpointClass("LlamaForCausalLM"),
+                CheckpointClass("LLaMAForCausalLM"),
+                CheckpointClass("MistralForCausalLM", _MISTRAL, "sliding_window"),
+            ),
             permuted_qk=True,
             taps_layer_inputs=True,
         ),
@@ -93,6 +133,9 @@ ARCHITECTURES = {
             "qwen2",
             "Qwen2ForCausalLM",
             _NORMS,
+            biases=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            own_head_width=False,
+            checkpoints=(CheckpointClass("Qwen2ForCausalLM", _QWEN, "use_sliding_window"),),
         ),
         Architecture(
             "qwen3",
@@ -100,7 +143,11 @@ ARCHITECTURES = {
             "qwen3",
             "Qwen3ForCausalLM",
             _NORMS | _QK_NORMS,
-            bias_settings={"attention_bias": "attn_q"},
+            bias_settings={"attention_bias": _ATTENTION},
+            no_bias=("self_attn.o_proj",),
+            checkpoints=(
+                CheckpointClass("Qwen3ForCausalLM", _QWEN | {"head_dim": 128}, "use_sliding_window"),
+            ),
             taps_layer_inputs=True,
         ),
         Architecture(
@@ -116,10 +163,24 @@ ARCHITECTURES = {
             }
             | _QK_NORMS,
             norm_offset=1.0,
+            gguf_only=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
             sliding_period=6,
         ),
     )
 }
+
+
+def checkpoint_class(name: str) -> tuple[Architecture, CheckpointClass] | None:
+    """The architecture that a class of transformers holds, and the class; None where it cannot be converted.
+
+    Args:
+        name: of the class, as ``architectures`` of config.json has it.
+    """
+    for kind in ARCHITECTURES.values():
+        for found in kind.checkpoints:
+            if found.name == name:
+                return kind, found
+    return None
 
 
 def architecture(name: str, where: str) -> Architecture:

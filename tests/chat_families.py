@@ -105,6 +105,99 @@ FAMILIES = {
 {% if (message['role'] == 'assistant') %}{% set role = 'model' %}{% else %}{% set role = message['role'] %}{% endif %}
 {{ '<start_of_turn>' + role + '\n' + message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}
 {% if add_generation_prompt %}{{'<start_of_turn>model\n'}}{% endif %}""",
+    "Gemma 3": """{{ bos_token }}
+{%- set first = '' -%}
+{%- set turns = messages -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set given = messages[0]['content'] -%}
+    {%- set first = (given if given is string else given[0]['text']) + '\n\n' -%}
+    {%- set turns = messages[1:] -%}
+{%- endif -%}
+{%- for turn in turns -%}
+    {%- if (turn['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception("users and assistants must take turns") }}
+    {%- endif -%}
+    {{ '<start_of_turn>' + ('model' if turn['role'] == 'assistant' else turn['role']) + '\n'
+       + (first if loop.first else "") }}
+    {%- if turn['content'] is string -%}
+        {{ turn['content'] | trim }}
+    {%- elif turn['content'] is iterable -%}
+        {%- for part in turn['content'] -%}
+            {{ '<start_of_image>' if part['type'] == 'image' else part['text'] | trim }}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("unknown content") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\n' }}
+{%- endif -%}""",
+    "Qwen 2.5": """{%- if tools %}
+    {{- '<|im_start|>system\n' + (messages[0].content if messages[0].role == 'system' else 'Help.') }}
+    {%- for tool in tools %}
+        {{- "\n" + (tool | tojson) }}
+    {%- endfor %}
+    {{- '<|im_end|>\n' }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\nHelp.<|im_end|>\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == "user" or (m.role == "system" and not loop.first)
+        or (m.role == "assistant" and not m.tool_calls) %}
+        {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}
+    {%- elif m.role == "tool" %}
+        {%- if loop.index0 == 0 or messages[loop.index0 - 1].role != "tool" %}
+            {{- '<|im_start|>user' }}
+        {%- endif %}
+        {{- '\n' + m.content + ('' if not loop.last and messages[loop.index0 + 1].role == "tool" else '<|im_end|>\n') }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+{%- endif %}""",
+    "Qwen 3": """{%- if not tools and messages[0].role == 'system' %}
+    {{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- set seen = namespace(tool=true, last=messages|length - 1) %}
+{%- for m in messages[::-1] %}
+    {%- set at = (messages|length - 1) - loop.index0 %}
+    {%- if seen.tool and m.role == "user" and m.content is string
+        and not (m.content.startswith('<reply>') and m.content.endswith('</reply>')) %}
+        {%- set seen.tool = false %}
+        {%- set seen.last = at %}
+    {%- endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- set text = m.content if m.content is string else '' %}
+    {%- if m.role == "user" or (m.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + m.role + '\n' + text + '<|im_end|>' + '\n' }}
+    {%- elif m.role == "assistant" %}
+        {%- set thought = '' %}
+        {%- if m.reasoning_content is string %}
+            {%- set thought = m.reasoning_content %}
+        {%- elif '</think>' in text %}
+            {%- set thought = text.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set text = text.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > seen.last and (loop.last or (not loop.last and thought)) %}
+            {{- '<|im_start|>' + m.role + '\n<think>\n' + thought.strip('\n') + '\n</think>\n\n' + text.lstrip('\n') }}
+        {%- else %}
+            {{- '<|im_start|>' + m.role + '\n' + text }}
+        {%- endif %}
+        {{- '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}""",
     "Mistral": """{%- if messages[0]["role"] == "system" %}
     {%- set system_message = messages[0]["content"] %}
     {%- set loop_messages = messages[1:] %}
@@ -162,7 +255,7 @@ _TEXTS = [
     "Is it raining?",
     "  Two spaces, and a line\n\nbelow  \n",
     "naïve café 你好 🙂 \t tab",
-    "print('{{ x }}') {% if %} <b>&amp;</b> \"quoted\" \\n",
+    "```python\nprint('{{ x }}')\n```\n{% if %} <b>&amp;</b> \"quoted\" \\n",
     "1234567 don't I'LL x=y+z;",
 ]
 CONVERSATIONS: list[list[dict[str, str]]] = []
@@ -173,3 +266,5 @@ for _text in _TEXTS:
     _system = {"role": "system", "content": "Be brief.\n"}
     CONVERSATIONS += [[_user], [_system, _user], [*_past, _again], [_system, *_past, _again]]
     CONVERSATIONS += [[*_past, _user, *_past[1:], _again], [_again]]
+CONVERSATIONS += [[_user, _again], [_past[1], _user], [_system, _user, _again], [_user, _system, _again]]
+"""The last four take no turns, which some templates refuse."""

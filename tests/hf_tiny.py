@@ -1,4 +1,4 @@
-"""Tiny random Hugging Face checkpoints of the Llama architecture, with tokenizers trained in a moment."""
+"""Tiny random Hugging Face checkpoints, with tokenizers trained in a moment."""
 
 from __future__ import annotations
 
@@ -34,6 +34,27 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+QWEN2: dict[str, Any] = {
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "rope_theta": 1000000.0,
+    "use_sliding_window": False,
+    "sliding_window": 131072,
+    "max_window_layers": 1,
+}
+QWEN3: dict[str, Any] = {
+    **QWEN2,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "attention_bias": False,
+    "head_dim": 24,
+}
+MISTRAL: dict[str, Any] = {
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": None,
+    "rope_theta": 1000000.0,
+}
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + message['content'] }}{% endfor %}"
@@ -62,7 +83,7 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
     """float32 weights by transformers' names; norms near one."""
     rng = np.random.default_rng(seed)
     width, inner, heads = config["hidden_size"], config["intermediate_size"], config["num_attention_heads"]
-    size = config.get("head_dim") or width // heads
+    size = config.get("head_dim") or (128 if config.get("model_type") == "qwen3" else width // heads)
     q, kv = heads * size, config.get("num_key_value_heads", heads) * size
     linear = {
         "self_attn.q_proj": (q, width),
@@ -73,15 +94,19 @@ def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, np.ndarra
         "mlp.up_proj": (inner, width),
         "mlp.down_proj": (width, inner),
     }
+    always = list(linear)[:3] if config.get("model_type") == "qwen2" else []
     weights = {"model.embed_tokens.weight": rng.normal(0, 0.5, (config["vocab_size"], width))}
     for layer in range(config["num_hidden_layers"]):
         for module, shape in linear.items():
             key = f"model.layers.{layer}.{module}"
             weights[f"{key}.weight"] = rng.normal(0, 0.12, shape)
-            if config.get("attention_bias" if "attn" in module else "mlp_bias"):
+            if module in always or config.get("attention_bias" if "attn" in module else "mlp_bias"):
                 weights[f"{key}.bias"] = rng.normal(0, 0.3, shape[0])
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{layer}.{norm}.weight"] = rng.normal(1, 0.1, width)
+        if config.get("model_type") == "qwen3":
+            for norm in ("q_norm", "k_norm"):
+                weights[f"model.layers.{layer}.self_attn.{norm}.weight"] = rng.normal(1, 0.3, size)
     weights["model.norm.weight"] = rng.normal(1, 0.1, width)
     if not config.get("tie_word_embeddings"):
         weights["lm_head.weight"] = rng.normal(0, 0.2, (config["vocab_size"], width))
@@ -93,7 +118,8 @@ def write_checkpoint(
 ) -> Path:
     """Write config.json and weights; ``changes`` override `CONFIG`, None takes a key away."""
     directory.mkdir(parents=True, exist_ok=True)
-    config = {key: value for key, value in {**CONFIG, **changes}.items() if value is not None}
+    silent = ("sliding_window",)  # whose null says something else than their absence
+    config = {k: value for k, value in {**CONFIG, **changes}.items() if value is not None or k in silent}
     (directory / "config.json").write_text(json.dumps(config))
     weights = random_weights(config, seed)
     if shards == 1:
@@ -124,7 +150,12 @@ CORPUS = [
 
 
 def write_bpe(
-    directory: Path, parts: list[dict[str, Any]], *, ignore_merges: bool = False, size: int = 400
+    directory: Path,
+    parts: list[dict[str, Any]],
+    *,
+    ignore_merges: bool = False,
+    size: int = 400,
+    normalizer: dict[str, Any] | None = None,
 ) -> Path:
     """Train a byte-level BPE on `CORPUS` with a pre-tokenizer of these parts, and write it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -140,6 +171,7 @@ def write_bpe(
     tokenizer.add_tokens([AddedToken("[KEEP]", normalized=False)])
     content = json.loads(tokenizer.to_str())
     content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": parts}
+    content["normalizer"] = normalizer
     path = directory / "tokenizer.json"
     path.write_text(json.dumps(content, ensure_ascii=False))
     write_settings(directory)
@@ -216,6 +248,39 @@ PIECES = [
     "!!!",
     "\x7f",
 ]
+
+
+# what NFC changes, and what else Qwen's tokenizer could cut otherwise than llama.cpp
+COMPOSED = (
+    "e\u0301te\u0301",
+    "A\u030a\u212b",
+    "\u1112\u1161\u11ab",
+    "\u037e\u1fef\u212a",
+    "\u0928\u093c",
+    "q\u0323\u0307\u0323",
+    "\u0338",
+    "\u0301\u0301",
+    "\ufb2a\ufa10",
+    "\U0001d15e",
+    "\u2126m",
+    "\u0627\u0653",
+    "\u304b\u3099",
+    "it'\u017f",
+    "THEY'RE",
+    "\u0130\u0131",
+    "\x00\x01\x1b[0m",
+    "\x85",
+    "\u2028\u2029",
+    "\u202e",
+    "\ufeff",
+    "\U0001f1eb\U0001f1f7\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0002070e\u9fff",
+    "1,234.5e-6\u0661\u0662\u0663\u2083\u00b2",
+    "if (x != y) {\n\t\treturn `${a}`;\r\n}",
+    " \n \n\n  \t x",
+    "<|im_end",
+    "|>",
+)
 
 
 def strings(count: int = 1000, extra: tuple[str, ...] = ()) -> list[str]:

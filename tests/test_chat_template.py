@@ -62,7 +62,32 @@ def test_a_template_renders_as_in_transformers(family: str) -> None:
     wanted = [by_transformers(FAMILIES[family], chat) for chat in CONVERSATIONS]
     assert [by_us(FAMILIES[family], chat) for chat in CONVERSATIONS] == wanted
     assert sum(text is not None for text in wanted) >= len(wanted) // 2
-    assert len(CONVERSATIONS) == 30
+    assert len(CONVERSATIONS) == 34
+
+
+@pytest.mark.parametrize("family", ["Gemma 3", "Llama 2"])
+def test_turns_that_do_not_alternate_are_refused_as_in_transformers(family: str) -> None:
+    for chat in CONVERSATIONS[-4:-1]:
+        assert by_transformers(FAMILIES[family], chat) is None
+        with pytest.raises(InvalidPrompt, match=r"turns|alternate"):
+            usable_template(FAMILIES[family], SPECIAL, "base").render(chat)
+
+
+def test_gemma_reads_the_system_text_before_the_first_question() -> None:
+    text = by_us(FAMILIES["Gemma 3"], CONVERSATIONS[1])
+    assert text == (
+        "<s><start_of_turn>user\nBe brief.\n\n\nIs it raining?<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+@pytest.mark.qwen
+def test_the_template_of_qwen_renders_as_in_transformers(qwen_base: Path) -> None:
+    from loramix.runtime.llama.model import Model
+
+    with Model(qwen_base, vocab_only=True) as model:
+        source = model.chat_template
+    wanted = [by_transformers(source, chat) for chat in CONVERSATIONS]
+    assert [by_us(source, chat) for chat in CONVERSATIONS] == wanted and None not in wanted
 
 
 @pytest.mark.parametrize("source", ENDLESS)

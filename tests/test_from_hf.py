@@ -21,6 +21,9 @@ from click.testing import CliRunner
 from hf_tiny import (
     CONFIG,
     LLAMA3_ROPE,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
     TEMPLATE,
     random_weights,
     stored,
@@ -61,6 +64,40 @@ SHAPES: dict[str, dict[str, Any]] = {
     "linear RoPE": {"rope_scaling": {"type": "linear", "factor": 4.0}},
     "wide heads": {"head_dim": 32},
     "biases": {"attention_bias": True, "mlp_bias": True},
+    "Mistral": {**MISTRAL, "head_dim": 32},
+    "Mistral, a window as wide as the context": {**MISTRAL, "sliding_window": 256, "dtype": "bfloat16"},
+    "Qwen2": QWEN2,
+    "Qwen2, tied, one key-value head, bfloat16 in shards": {
+        **QWEN2,
+        "tie_word_embeddings": True,
+        "num_key_value_heads": 1,
+        "dtype": "bfloat16",
+        "shards": 3,
+    },
+    "Qwen2, windows of no layer, as transformers 5 writes it": {
+        **QWEN2,
+        "use_sliding_window": True,
+        "sliding_window": 16,
+        "max_window_layers": 2,
+        "rope_theta": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "layer_types": ["full_attention"] * 2,
+    },
+    "Qwen2, linear RoPE, float16": {
+        **QWEN2,
+        "rope_scaling": {"type": "linear", "factor": 2.0},
+        "dtype": "float16",
+    },
+    "Qwen3": QWEN3,
+    "Qwen3, tied, wide heads, float16 in shards": {
+        **QWEN3,
+        "tie_word_embeddings": True,
+        "head_dim": 48,
+        "num_key_value_heads": 1,
+        "dtype": "float16",
+        "shards": 2,
+    },
+    "Qwen3, head of the default width, bfloat16": {**QWEN3, "head_dim": None, "dtype": "bfloat16"},
 }
 LOGITS = """
 import sys, numpy, torch
@@ -232,6 +269,46 @@ def test_the_metadata_says_what_config_json_says(make: Any, tmp_path: Path) -> N
     assert read_base(tmp_path / "out.gguf")[1].tied
 
 
+@pytest.mark.parametrize("config", [QWEN2, QWEN3], ids=["qwen2", "qwen3"])
+def test_the_metadata_of_qwen_is_that_of_llama_cpp(config: dict[str, Any], make: Any, tmp_path: Path) -> None:
+    """The keys that llama.cpp's own converter writes for these architectures, and the tensors that it loads."""
+    name = config["model_type"]
+    convert_base(make(**config, tie_word_embeddings=True), tmp_path / "out.gguf", "F32")
+    reader = gguf.GGUFReader(tmp_path / "out.gguf")
+    values = {key: field.contents() for key, field in reader.fields.items()}
+    size = config.get("head_dim", 16)
+    wanted = {
+        "general.architecture": name,
+        f"{name}.block_count": 2,
+        f"{name}.context_length": 256,
+        f"{name}.embedding_length": 64,
+        f"{name}.feed_forward_length": 96,
+        f"{name}.attention.head_count": 4,
+        f"{name}.attention.head_count_kv": 2,
+        f"{name}.attention.key_length": size,
+        f"{name}.attention.value_length": size,
+        f"{name}.rope.freq_base": 1000000.0,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.eos_token_id": 2,
+    }
+    assert {key: values.get(key) for key in wanted} == wanted
+    assert not any("scaling" in key or key.startswith("llama.") for key in values)
+    tensors = {tensor.name: tuple(tensor.shape) for tensor in reader.tensors if ".1." in tensor.name}
+    for part, width in (("q", 4 * size), ("k", 2 * size), ("v", 2 * size)):
+        assert tensors.get(f"blk.1.attn_{part}.bias") == ((width,) if name == "qwen2" else None)
+        if part != "v":
+            assert tensors.get(f"blk.1.attn_{part}_norm.weight") == ((size,) if name == "qwen3" else None)
+
+
+def test_rows_of_qwen_keep_their_order(make: Any, tmp_path: Path) -> None:
+    """Unlike Llama's, whose Q and K are interleaved."""
+    convert_base(make(**QWEN2), tmp_path / "out.gguf", "F32")
+    values = {tensor.name: tensor.data for tensor in gguf.GGUFReader(tmp_path / "out.gguf").tensors}
+    weights = random_weights({**CONFIG, **QWEN2})
+    for ours, theirs in (("attn_q.weight", "q_proj.weight"), ("attn_k.bias", "k_proj.bias")):
+        assert np.array_equal(values[f"blk.1.{ours}"], weights[f"model.layers.1.self_attn.{theirs}"])
+
+
 def test_rope_factors_are_those_of_the_paper_in_float64() -> None:
     """Long waves are slowed by the factor, short ones not, those between in proportion."""
     settings = config.Config(
@@ -291,6 +368,12 @@ def change_config(directory: Path, **changes: Any) -> None:
     (directory / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def lose_config(directory: Path, key: str) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    del config[key]
+    (directory / "config.json").write_text(json.dumps(config))
+
+
 def change_index(directory: Path, name: str, shard: str) -> None:
     path = directory / "model.safetensors.index.json"
     index = json.loads(path.read_text())
@@ -335,7 +418,74 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
     "other architecture": (
         lambda d: change_config(d, architectures=["GemmaForCausalLM"]),
         Unsupported,
-        "GemmaForCausalLM; supported: LlamaForCausalLM",
+        "GemmaForCausalLM; supported: LlamaForCausalLM, LLaMAForCausalLM, MistralForCausalLM, "
+        "Qwen2ForCausalLM, Qwen3ForCausalLM.",
+    ),
+    **{
+        name: (lambda d, name=name: change_config(d, architectures=[name]), Unsupported, f"{name}, {what}")
+        for name, what in {
+            "Qwen2VLForConditionalGeneration": "which reads images",
+            "Qwen2_5_VLForConditionalGeneration": "which reads images",
+            "Qwen3VLMoeForConditionalGeneration": "a mixture of experts",
+            "Qwen2MoeForCausalLM": "a mixture of experts",
+            "Qwen3MoeForCausalLM": "a mixture of experts",
+            "Qwen2ForSequenceClassification": "which writes no text",
+            "Gemma3ForCausalLM": "which is not converted here: take a GGUF of it, with 'loramix pull",
+            "Gemma3ForConditionalGeneration": "which is not converted here: take a GGUF",
+        }.items()
+    },
+    "windows of Mistral": (
+        lambda d: write_again(d, **{**MISTRAL, "sliding_window": 32}),
+        Unsupported,
+        "see 32 of 256 tokens (sliding_window)",
+    ),
+    "windows of Mistral where nothing is said": (
+        lambda d: (write_again(d, **MISTRAL, max_position_embeddings=8192), lose_config(d, "sliding_window")),
+        Unsupported,
+        "see 4096 of 8192 tokens",
+    ),
+    "windows of Qwen2": (
+        lambda d: write_again(d, **{**QWEN2, "use_sliding_window": True, "sliding_window": 64}),
+        Unsupported,
+        "see 64 of 256 tokens (use_sliding_window)",
+    ),
+    "windows of Qwen3 by layer": (
+        lambda d: write_again(
+            d,
+            **{**QWEN3, "use_sliding_window": True, "sliding_window": 64},
+            layer_types=["full_attention", "sliding_attention"],
+        ),
+        Unsupported,
+        "see 64 of 256 tokens (use_sliding_window)",
+    ),
+    "heads of Qwen2 of their own width": (
+        lambda d: write_again(d, **QWEN2, head_dim=24),
+        Unsupported,
+        "24 wide (head_dim), llama.cpp needs 16 for Qwen2",
+    ),
+    "a bias of Qwen3 that llama.cpp does not load": (
+        lambda d: write_again(d, **{**QWEN3, "attention_bias": True}),
+        Unsupported,
+        "a bias on self_attn.o_proj, which llama.cpp does not load for Qwen3",
+    ),
+    "biases of Qwen2 that are missing": (
+        lambda d: (write_again(d), change_config(d, **QWEN2)),
+        InvalidArtifact,
+        "lacks model.layers.0.self_attn.q_proj.bias",
+    ),
+    "norms of Qwen3 that are missing": (
+        lambda d: (write_again(d, head_dim=24), change_config(d, **QWEN3)),
+        InvalidArtifact,
+        "lacks model.layers.0.self_attn.q_norm.weight",
+    ),
+    "yarn of Qwen2": (
+        lambda d: write_again(
+            d,
+            **QWEN2,
+            rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+        ),
+        Unsupported,
+        "'yarn'; supported: default, linear, llama3",
     ),
     "no architecture": (
         lambda d: change_config(d, architectures=None),

@@ -6,20 +6,31 @@ import json
 import random
 import shutil
 import struct
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 import gguf
 import pytest
-from hf_tiny import SPECIAL, strings, write_bpe, write_checkpoint, write_sentencepiece, write_settings
+from hf_tiny import (
+    COMPOSED,
+    SPECIAL,
+    strings,
+    write_bpe,
+    write_checkpoint,
+    write_sentencepiece,
+    write_settings,
+)
+from tiny import write_base
 
-from loramix.convert.hf.pretokenizer import LLAMA3_SPLIT, PRE_TOKENIZERS
+from loramix.convert.hf.pretokenizer import LLAMA3_SPLIT, PRE_TOKENIZERS, QWEN2_SPLIT
 from loramix.convert.hf.spm_reader import read_sentencepiece
 from loramix.convert.hf.to_gguf import convert_base
 from loramix.convert.hf.vocabulary import read_vocabulary
 from loramix.convert.selfcheck import check_tokens
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, SelfCheckFailed, Unsupported
 from loramix.runtime.children import tokenize_rows
+from loramix.templates.normalizer import NORMALIZER
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -31,6 +42,7 @@ PARTS = {
     "smollm": ([DIGITS, BYTES], False),
     "llama-bpe": ([SPLIT, {**BYTES, "use_regex": False}], True),
     "smaug-bpe": ([SPLIT, {**BYTES, "use_regex": False}], False),
+    "qwen2": ([{**SPLIT, "pattern": {"Regex": QWEN2_SPLIT}}, {**BYTES, "use_regex": False}], False),
 }
 LLAMA_NORMALIZER = {
     "type": "Sequence",
@@ -78,27 +90,121 @@ def test_all_known_pre_tokenizers_are_tried_here() -> None:
     assert sorted(PARTS) == sorted(PRE_TOKENIZERS.values())
 
 
-@pytest.mark.base
-def test_the_default_base_cuts_as_its_tokenizer_does(default_base: Path, tmp_path: Path) -> None:
-    """SmolLM2's vocabulary, read back from its GGUF into a tokenizer.json of its parts."""
-    fields = gguf.GGUFReader(default_base).fields
+@pytest.mark.parametrize("normalizer", [{"type": "NFC"}, None], ids=["NFC", "no normalizer"])
+@pytest.mark.parametrize("pre", ["qwen2", "smollm"])
+def test_text_is_normalized_as_its_tokenizer_does(
+    pre: str, normalizer: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    """What the converted file says counts, not what the pre-tokenizer's name implies."""
+    path = write_bpe(tmp_path, PARTS[pre][0], size=450, normalizer=normalizer)
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    texts = [*COMPOSED, *strings(extra=(*SPECIAL, "[KEEP]", *COMPOSED))]
+    texts += [f"{special}\u0338{text}" for special in (*SPECIAL, "[KEEP]") for text in COMPOSED]
+    wanted = [theirs.encode(text, add_special_tokens=False).ids for text in texts]
+    changed = sum(unicodedata.normalize("NFC", text) != text for text in texts)
+    assert changed > 300 and len(texts) > 1000
+    assert differences(texts, our_tokens(tmp_path, 460, texts), wanted) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "pre", "composed"),
+    [("", "qwen2", True), ("", "smollm", False), ("NFC", "smollm", True), ("none", "qwen2", False)],
+)
+def test_files_of_other_converters_are_normalized_as_their_pre_tokenizer_implies(
+    key: str, pre: str, composed: bool, tmp_path: Path
+) -> None:
+    """By byte tokens alone: an accented letter of two code points is two or three bytes."""
+    from loramix.runtime.llama.model import Model
+
+    base = write_base(tmp_path / "a.gguf", pre=pre, extra={NORMALIZER: key} if key else {})
+    with Model(base, vocab_only=True) as model:
+        ids = model.tokenize("e\u0301")
+        assert len(ids) == (2 if composed else 3)
+        user = [{"role": "user", "content": "e\u0301"}]
+        assert len(model.chat(user)) == len(model.chat([{"role": "user", "content": "xyz"}])) - composed
+        # a mark behind a token that the template writes is no part of it
+        assert model.tokenize("<|im_end|>\u0338", special=True) == [2, *model.tokenize("\u0338")]
+        assert model.tokenize([("<|im_end|>\u0338", False)])[-1] != 2
+
+
+def test_normalizing_makes_no_control_token(tmp_path: Path) -> None:
+    """The Kelvin sign becomes a K, but the text with it is no more a token than it was."""
+    from loramix.runtime.llama.model import Model
+
+    base = write_base(tmp_path / "a.gguf", pre="qwen2", controls=["<|endoftext|>", "<|im_start|>", "<|K|>"])
+    with Model(base, vocab_only=True) as model:
+        assert model.tokenize("a<|K|>", special=True)[-1] == 2
+        assert model.tokenize("a<|\u212a|>", special=True) == model.tokenize("a<|K|>")
+        assert 2 not in model.tokenize("<|\u212a|>e\u0301", special=True)
+
+
+def test_an_unknown_normalizer_is_refused(tmp_path: Path) -> None:
+    from loramix.runtime.llama.model import Model
+
+    base = write_base(tmp_path / "a.gguf", extra={NORMALIZER: "NFKD"})
+    with Model(base, vocab_only=True) as model, pytest.raises(InvalidArtifact, match="'NFKD', known are NFC"):
+        model.tokenize("a")
+
+
+def tokenizer_of(base: Path, pre_tokenizer: Any, normalizer: Any = None) -> tuple[Any, list[str], list[int]]:
+    """The library's tokenizer of a GGUF's vocabulary, with its tokens and their types."""
+    fields = gguf.GGUFReader(base).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"].contents()]
     types = fields["tokenizer.ggml.token_type"].contents()
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    plain = {text: i for i, (text, kind) in enumerate(zip(tokens, types, strict=True)) if kind != 5}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(plain, merges))
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+    tokenizer.pre_tokenizer = pre_tokenizer
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+    for text, kind in zip(tokens, types, strict=True):
+        if kind in (3, 4):
+            tokenizer.add_tokens([tokenizers.AddedToken(text, special=kind == 3, normalized=False)])
+    return tokenizer, tokens, types
+
+
+@pytest.mark.base
+def test_the_default_base_cuts_as_its_tokenizer_does(default_base: Path, tmp_path: Path) -> None:
+    """SmolLM2's vocabulary, read back from its GGUF into a tokenizer.json of its parts."""
+    pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [tokenizers.pre_tokenizers.Digits(True), tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    control = [text for text, kind in zip(tokens, types, strict=True) if kind == 3]
-    tokenizer.add_special_tokens(control)
+    tokenizer, tokens, types = tokenizer_of(default_base, pre_tokenizer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     write_settings(tmp_path)
     vocabulary = read_vocabulary(tmp_path, len(tokens))
     assert (vocabulary.tokens, vocabulary.types, vocabulary.pre) == (tokens, types, "smollm")
+    control = [text for text, kind in zip(tokens, types, strict=True) if kind == 3]
     texts = strings(extra=tuple(control))
     wanted = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
     assert differences(texts, our_tokens(tmp_path, len(tokens), texts), wanted) == []
+
+
+@pytest.mark.qwen
+def test_qwen_cuts_as_its_tokenizer_does(qwen_base: Path, tmp_path: Path) -> None:
+    """1,000 texts and more, special tokens meant; its tokenizer.json is read back to the vocabulary of the file."""
+    from loramix.runtime.llama.model import Model
+
+    pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(QWEN2_SPLIT), "isolated"),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer, tokens, types = tokenizer_of(qwen_base, pre_tokenizer, tokenizers.normalizers.NFC())
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    write_settings(tmp_path, bos_token=None, eos_token="<|im_end|>", tokenizer_class="Qwen2Tokenizer")
+    vocabulary = read_vocabulary(tmp_path, len(tokens))
+    assert (vocabulary.tokens, vocabulary.types) == (tokens, types)
+    assert (vocabulary.pre, vocabulary.normalizer) == ("qwen2", "NFC")
+    added = [text for text, kind in zip(tokens, types, strict=True) if kind in (3, 4)]
+    texts = strings(extra=(*COMPOSED, *added))
+    texts += [f"{special}\u0338{text}" for special in added for text in COMPOSED]
+    wanted = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    assert len({token for ids in wanted for token in ids}) > 200
+    with Model(qwen_base, vocab_only=True) as model:
+        assert differences(texts, [model.tokenize(text, special=True) for text in texts], wanted) == []
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +364,27 @@ BAD: dict[str, tuple[Any, type[LoramixError], str]] = {
         Unsupported,
         "smollm",
     ),
-    "normalizer": (lambda d: edit(d, normalizer={"type": "NFC"}), Unsupported, "NFC, Digits then ByteLevel"),
+    "normalizer": (
+        lambda d: edit(d, normalizer={"type": "NFKC"}),
+        Unsupported,
+        "NFKC, Digits then ByteLevel",
+    ),
+    "two normalizers": (
+        lambda d: edit(
+            d, normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+        ),
+        Unsupported,
+        "NFC then Lowercase, Digits",
+    ),
+    "no tokenizer.json of Qwen": (
+        lambda d: (
+            (d / "tokenizer.json").unlink(),
+            (d / "vocab.json").write_text("{}"),
+            (d / "merges.txt").write_text(""),
+        ),
+        Unsupported,
+        "save_pretrained",
+    ),
     "merges ignored": (lambda d: edit(d, model__ignore_merges=True), Unsupported, "ignore_merges True"),
     "no pre-tokenizer": (lambda d: edit(d, pre_tokenizer=None), Unsupported, "smollm"),
     "numbers for parts": (

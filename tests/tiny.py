@@ -69,11 +69,14 @@ def write_base(
     architecture: str = "llama",
     head: int = N_EMBD // N_HEAD,
     biases: bool = False,
+    pre: str = "smollm",
+    controls: list[str] = CONTROLS,
+    extra: dict[str, str] | None = None,
 ) -> Path:
     """Write a random base of `shapes` with a byte-level vocabulary; ``biases`` are those of Q, K and V."""
     description = ARCHITECTURES[architecture]
     rng = np.random.default_rng(seed)
-    tokens = [*CONTROLS, *byte_tokens()]
+    tokens = [*controls, *byte_tokens()]
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_type("model")
     writer.add_name("tiny")
@@ -93,7 +96,7 @@ def write_base(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3] * len(CONTROLS) + [1] * 256)
     writer.add_token_merges([f"{tokens[3 + ord('t')]} {tokens[3 + ord('h')]}"])
@@ -103,6 +106,8 @@ def write_base(
     writer.add_pad_token_id(2)
     writer.add_add_bos_token(False)
     writer.add_chat_template(template)
+    for key, value in (extra or {}).items():
+        writer.add_string(key, value)
 
     def add(name: str, values: np.ndarray) -> None:
         wanted = gguf.GGMLQuantizationType[kind if values.ndim == 2 else "F32"]

@@ -77,8 +77,9 @@ def convert_base(
     chat_template: str | None,
     check: bool,
 ) -> None:
-    """Convert the Hugging Face checkpoint in the directory SOURCE (Llama architecture) to a GGUF base.
+    """Convert the Hugging Face checkpoint in the directory SOURCE to a GGUF base.
 
+    Checkpoints of Llama, Mistral, Qwen2, Qwen2.5 and Qwen3 are converted.
     SOURCE may be a GGUF base, to copy it with another chat template.
     """
     from loramix.convert import selfcheck

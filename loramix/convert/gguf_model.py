@@ -132,8 +132,8 @@ def _config(shape: BaseShape, settings: dict[str, Any], stored: Any, name: str) 
         "bos_token_id": None,
         "eos_token_id": None,
     }
-    for setting, matrix in shape.architecture.bias_settings.items():
-        config[setting] = f"blk.0.{matrix}.bias" in stored
+    for setting, modules in shape.architecture.bias_settings.items():
+        config[setting] = f"blk.0.{LINEAR[modules[0]]}.bias" in stored
     if period := shape.architecture.sliding_period:
         window = int(settings.get("attention.sliding_window", 0))
         local = {"rope_type": "default", "rope_theta": float(settings.get("rope.freq_base_swa", 10000.0))}

@@ -25,7 +25,7 @@ PROBES = (
 )
 SPELLINGS = (
     "  two spaces,\ttab\n\n and lines \r\n",
-    "naïve café, ÅNGSTRÖM, don't, I'LL, 1234567, 3.14",
+    "naïve café, cafe\u0301, ÅNGSTRÖM, don't, I'LL, 1234567, 3.14",
     "你好，世界 🙂👩‍🚀 مرحبا नमस्ते",
     "x = [i**2 for i in range(10)]  # comment",
 )

@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint of the Llama architecture: where each of its tensors lies.
+"""A Hugging Face checkpoint: where each of its tensors lies.
 
 Everything is checked before the first value is read: shards that are missing or of another checkpoint,
 names and shapes that the settings do not call for. Knows nothing of GGUF or of tokenizers.
@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import numpy.typing as npt
 
-from loramix.convert.hf.config import ARCHITECTURES, expected, read_config, read_json
+from loramix.convert.hf.config import expected, read_config, read_json
 from loramix.convert.wrappers import unwrapped_names
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.formats.safetensors_reader import Entry, SafetensorsFile
@@ -99,8 +99,8 @@ class Checkpoint:
                 continue  # transformers ties the head to the embedding whatever is stored
             if name not in shapes:
                 raise Unsupported(
-                    f"{file.path} holds {saved[:100]!r}, which a {ARCHITECTURES[0]} of these settings has not; "
-                    "supported are plain checkpoints without adapters, experts or other parts."
+                    f"{file.path} holds {saved[:100]!r}, which a {self.config.architectures[0]} of these settings "
+                    "has not; supported are plain checkpoints without adapters, experts or other parts."
                 )
             found[name] = file.entries[saved]
             self._stored[name] = saved

@@ -1,10 +1,11 @@
-"""Settings of a Hugging Face checkpoint of the Llama architecture, and what tensors they call for.
+"""Settings of a Hugging Face checkpoint, and what tensors they call for.
 
 Knows nothing of the files that hold the tensors.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,11 +13,16 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from loramix.architectures import ARCHITECTURES, LINEAR, Architecture, checkpoint_class
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.formats.textfile import read_text
 
-ARCHITECTURES = ("LlamaForCausalLM", "LLaMAForCausalLM")
 ROPE_TYPES = ("default", "linear", "llama3")
+_OTHERS = (
+    (r"Moe|MoE|Mixtral", "a mixture of experts"),
+    (r"VL|Vision|Audio|Omni|ForConditionalGeneration", "which reads images or sound, not text alone"),
+    (r"ForSequenceClassification|ForTokenClassification|ForQuestionAnswering", "which writes no text"),
+)
 MAX_JSON = 64 * 2**20
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e12)]
@@ -38,7 +44,10 @@ class Rope(msgspec.Struct):
 
 
 class Config(msgspec.Struct):
-    """What of ``config.json`` decides how the model computes; names and defaults are those of LlamaConfig."""
+    """What of ``config.json`` decides how the model computes; names and defaults are those of LlamaConfig.
+
+    Defaults of other configurations are in `loramix.architectures`.
+    """
 
     architectures: list[str]
     hidden_size: Count
@@ -57,7 +66,17 @@ class Config(msgspec.Struct):
     attention_bias: bool = False
     mlp_bias: bool = False
     hidden_act: str = "silu"
+    sliding_window: int | None = None
+    max_window_layers: int = 0
+    layer_types: list[str] | None = None
     quantization_config: dict[str, Any] | None = None
+
+    @property
+    def model(self) -> Architecture:
+        """The architecture that the checkpoint holds."""
+        found = checkpoint_class(self.architectures[0])
+        assert found  # checked by read_config
+        return found[0]
 
     @property
     def n_head_kv(self) -> int:
@@ -113,11 +132,21 @@ def read_config(directory: Path) -> Config:
     if not directory.is_dir():
         raise NotFound(f"no directory {directory}; give one that holds a checkpoint's config.json.")
     path = directory / "config.json"
-    named = read_json(path, dict[str, Any]).get("architectures")
-    if not isinstance(named, list) or len(named) != 1 or named[0] not in ARCHITECTURES:
+    settings = read_json(path, dict[str, Any])
+    named = settings.get("architectures")
+    name = str(named[0]) if isinstance(named, list) and len(named) == 1 else ""
+    found = checkpoint_class(name)
+    if found is None:
         what = ", ".join(map(str, named)) if isinstance(named, list) and named else "no architecture"
-        raise Unsupported(f"{path} names {what[:80]}; supported: {', '.join(ARCHITECTURES)}.")
-    config = read_json(path, Config)
+        known = ", ".join(kind.name for known in ARCHITECTURES.values() for kind in known.checkpoints)
+        raise Unsupported(f"{path} names {what[:80]}{_why_not(name)}; supported: {known}.")
+    model, kind = found
+    settings = {**kind.defaults, **settings}
+    try:
+        config = msgspec.convert(settings, Config)
+    except msgspec.MsgspecError as error:
+        raise InvalidArtifact(f"{path} cannot be used ({error}); download it again.") from None
+    width = config.hidden_size // config.num_attention_heads
     rope = config.rope
     for refused, why in (
         (config.quantization_config, "it is quantized already; convert the original in full precision"),
@@ -127,6 +156,19 @@ def read_config(directory: Path) -> Config:
             f"its RoPE is {rope.rope_type!r}; supported: {', '.join(ROPE_TYPES)}",
         ),
         (rope.partial_rotary_factor != 1.0, "it turns a part of each head only (partial_rotary_factor)"),
+        (
+            settings.get(kind.window_setting) and _is_windowed(config),
+            f"some of its layers see {config.sliding_window} of {config.max_position_embeddings} tokens "
+            f"({kind.window_setting}), llama.cpp lets them see all",
+        ),
+        (
+            not model.own_head_width and config.head_size != width,
+            f"its heads are {config.head_size} wide (head_dim), llama.cpp needs {width} for {model.label}",
+        ),
+        (
+            unread := [module for module in biased(config, model) if module in model.no_bias],
+            f"it has a bias on {', '.join(unread)}, which llama.cpp does not load for {model.label}",
+        ),
     ):
         if refused:
             raise Unsupported(f"{directory} cannot be converted: {why}.")
@@ -144,31 +186,68 @@ def read_config(directory: Path) -> Config:
     return config
 
 
+def _why_not(name: str) -> str:
+    """What is known of a class that cannot be converted, as a part of a sentence."""
+    if any(name in kind.gguf_only for kind in ARCHITECTURES.values()):
+        return ", which is not converted here: take a GGUF of it, with 'loramix pull OWNER/REPO'"
+    for pattern, what in _OTHERS:
+        if re.search(pattern, name):
+            return f", {what}"
+    return ""
+
+
+def _is_windowed(config: Config) -> bool:
+    """Whether a layer sees fewer tokens than the context has, once windows are turned on."""
+    if not config.sliding_window or config.sliding_window >= config.max_position_embeddings:
+        return False
+    if config.layer_types is not None:
+        return "sliding_attention" in config.layer_types
+    return config.max_window_layers < config.num_hidden_layers
+
+
+def biased(config: Config, model: Architecture) -> list[str]:
+    """Modules of each layer that have a bias.
+
+    Args:
+        config: as read.
+        model: the architecture that it holds.
+    """
+    found = set(model.biases)
+    for setting, modules in model.bias_settings.items():
+        if getattr(config, setting):
+            found |= set(modules)
+    return [module for module in LINEAR if module in found]
+
+
 def expected(config: Config) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor that a checkpoint of these settings has, by name.
 
     Args:
         config: as read.
     """
-    width, inner = config.hidden_size, config.intermediate_size
+    width, inner, model = config.hidden_size, config.intermediate_size, config.model
     q, kv = config.num_attention_heads * config.head_size, config.n_head_kv * config.head_size
+    linear = {
+        "self_attn.q_proj": (q, width),
+        "self_attn.k_proj": (kv, width),
+        "self_attn.v_proj": (kv, width),
+        "self_attn.o_proj": (width, q),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+    }
+    with_bias = biased(config, model)
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, width)}
     for layer in range(config.num_hidden_layers):
         stem = f"model.layers.{layer}"
-        for module, shape, bias in (
-            ("self_attn.q_proj", (q, width), config.attention_bias),
-            ("self_attn.k_proj", (kv, width), config.attention_bias),
-            ("self_attn.v_proj", (kv, width), config.attention_bias),
-            ("self_attn.o_proj", (width, q), config.attention_bias),
-            ("mlp.gate_proj", (inner, width), config.mlp_bias),
-            ("mlp.up_proj", (inner, width), config.mlp_bias),
-            ("mlp.down_proj", (width, inner), config.mlp_bias),
-        ):
+        for module, shape in linear.items():
             shapes[f"{stem}.{module}.weight"] = shape
-            if bias:
+            if module in with_bias:
                 shapes[f"{stem}.{module}.bias"] = shape[:1]
-        shapes[f"{stem}.input_layernorm.weight"] = (width,)
-        shapes[f"{stem}.post_attention_layernorm.weight"] = (width,)
+        for module in model.norms:
+            # norms within attention are of one head's values
+            size = config.head_size if module.startswith("self_attn.") else width
+            shapes[f"{stem}.{module}.weight"] = (size,)
     shapes["model.norm.weight"] = (width,)
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, width)

@@ -1,7 +1,7 @@
 """Hugging Face checkpoint → GGUF, one tensor in memory at a time.
 
-Mirrors llama.cpp's converter (conversion/llama.py): the same names, the same order of Q's and K's rows, the
-same tensor of RoPE factors. ``gguf`` writes the format.
+Mirrors llama.cpp's converter (conversion/llama.py, conversion/qwen.py): the same names, the same order of Q's and
+K's rows, the same tensor of RoPE factors. ``gguf`` writes the format.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
     factors = rope_factors(checkpoint.config)
     with atomic_path(out) as temporary:
         need_space(out, size_of(checkpoint, kind), out.name)
-        writer = gguf.GGUFWriter(temporary, "llama")
+        writer = gguf.GGUFWriter(temporary, checkpoint.config.model.name)
         try:
             _add_settings(writer, checkpoint, {k for *_, k in plan})
             vocabulary.add_to(writer)
@@ -64,8 +64,8 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 writer.write_ti_data_to_file()
                 if factors is not None:
                     writer.write_tensor_data(factors)
-            for _, source, shape, stored in plan:
-                values = _values(checkpoint, source, shape, stored)
+            for name, source, shape, stored in plan:
+                values = _values(checkpoint, source, name, shape, stored)
                 with _told(out):
                     writer.write_tensor_data(values)
                 del values
@@ -114,7 +114,9 @@ def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tupl
     """(GGUF name, source name, shape, kind) of each tensor, in the order of the file."""
     import gguf
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, checkpoint.config.num_hidden_layers)
+    kinds = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    config = checkpoint.config
+    names = gguf.get_tensor_name_map(kinds[config.model.name], config.num_hidden_layers)
     plan = []
     for source, entry in checkpoint.tensors.items():
         name = names.get_name(source, try_suffixes=(".weight", ".bias"))
@@ -124,7 +126,9 @@ def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tupl
     return plan
 
 
-def _values(checkpoint: Checkpoint, source: str, shape: tuple[int, ...], kind: str) -> npt.NDArray[Any]:
+def _values(
+    checkpoint: Checkpoint, source: str, name: str, shape: tuple[int, ...], kind: str
+) -> npt.NDArray[Any]:
     """A tensor's values in the kind and row order of GGUF."""
     dtype = checkpoint.tensors[source].dtype
     values = np.empty(math.prod(shape), _STORED[kind])
@@ -141,12 +145,9 @@ def _values(checkpoint: Checkpoint, source: str, shape: tuple[int, ...], kind: s
             mend = "it is not usable" if kind == "F32" else "convert with --quant F32"
             raise Unsupported(f"{source} has values beyond {kind}; {mend}.")
     values = values.reshape(shape)
-    for module, heads in (
-        ("q_proj", checkpoint.config.num_attention_heads),
-        ("k_proj", checkpoint.config.n_head_kv),
-    ):
-        if f".{module}." in source:
-            values = permute(values, heads)
+    config = checkpoint.config
+    if heads := config.model.heads(name, config.num_attention_heads, config.n_head_kv):
+        values = permute(values, heads)
     return values
 
 

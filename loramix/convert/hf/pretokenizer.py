@@ -9,22 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from loramix.errors import Unsupported
+from loramix.templates.normalizer import NFC, NONE
 
 LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")  # one digit at a time
 # (pre-tokenizer's parts, ignore_merges): llama.cpp's name for it (src/llama-vocab.cpp)
 PRE_TOKENIZERS = {
     ((("ByteLevel", True),), False): "gpt-2",
     ((("Digits", True), ("ByteLevel", True)), False): "smollm",
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), True): "llama-bpe",
     ((("Split", LLAMA3_SPLIT), ("ByteLevel", False)), False): "smaug-bpe",
+    ((("Split", QWEN2_SPLIT), ("ByteLevel", False)), False): "qwen2",
 }
 
 
-def pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
-    """llama.cpp's name of a byte-level BPE's pre-tokenizer."""
+def pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> tuple[str, str]:
+    """llama.cpp's name of a byte-level BPE's pre-tokenizer, and the normalizer before it.
+
+    Args:
+        tokenizer: content of ``tokenizer.json``.
+        path: of the file, for messages.
+
+    Returns:
+        The name, and `loramix.templates.normalizer.NFC` or `loramix.templates.normalizer.NONE`.
+
+    Raises:
+        Unsupported: llama.cpp has no such pre-tokenizer, or text is changed otherwise than by NFC.
+    """
     parts: list[tuple[str, Any]] = []
     for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
         kind, what = step.get("type"), None
@@ -39,17 +53,18 @@ def pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> str:
     normal = _steps(tokenizer.get("normalizer"), "normalizers")
     merged = bool(tokenizer["model"].get("ignore_merges"))
     name = PRE_TOKENIZERS.get((tuple(parts), merged))
-    if name is None or normal:
-        shown = " then ".join(str(step.get("type")) for step in normal) or "no normalizer"
+    kinds = [str(step.get("type")) for step in normal]
+    if name is None or set(kinds) - {NFC}:
+        shown = " then ".join(kinds) or "no normalizer"
         shown += ", " + (
             " then ".join(kind if what is not False else f"{kind} (off)" for kind, what in parts)
         )
         known = ", ".join(sorted(PRE_TOKENIZERS.values()))
         raise Unsupported(
             f"{path} cuts text in a way that is not known here ({shown}, ignore_merges {merged}); "
-            f"supported are the pre-tokenizers that llama.cpp calls {known}."
+            f"supported are the pre-tokenizers that llama.cpp calls {known}, with {NFC} or no normalizer before."
         )
-    return name
+    return name, NFC if kinds else NONE
 
 
 def space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:

@@ -26,7 +26,7 @@ def convert_base(
     imatrix_text: Path | None = None,
     chat_template: str | None = None,
 ) -> None:
-    """Convert a checkpoint of the Llama architecture.
+    """Convert a Hugging Face checkpoint.
 
     Args:
         source: directory as transformers' ``save_pretrained`` writes it, or as the hub holds it.

@@ -1,7 +1,8 @@
 """The vocabulary of a Hugging Face checkpoint, as GGUF holds it: byte-level BPE and SentencePiece.
 
 ``tokenizer.json`` is what transformers runs and is read first; ``tokenizer.model`` alone will do. llama.cpp has
-its pre-tokenizers built in and picks one by name, so a tokenizer is recognised by its parts, or refused.
+its pre-tokenizers built in and picks one by name, so a tokenizer is recognised by its parts, or refused. It
+normalizes nothing: the file says what Loramix must do first (`loramix.templates.normalizer`).
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from loramix.convert.hf.template import read_chat_template, read_end_tokens
 from loramix.convert.hf.view import plain_directory
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.templates.end_tokens import END_TOKENS, end_tokens_text
+from loramix.templates.normalizer import NONE, NORMALIZER, normalizer_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 SPACE = "▁"
+_SLOW = ("vocab.json", "merges.txt")  # of transformers' Python tokenizers
 _NEVER = -1e9  # score of what no merge makes: tried last, so it changes nothing
 
 
@@ -45,6 +48,8 @@ class Vocabulary:
     """Tokens that end an answer, the end of sequence first."""
     space_prefix: bool = True
     """SentencePiece puts a space before the text."""
+    normalizer: str = NONE
+    """How text is normalized before it is cut; see `loramix.templates.normalizer`."""
 
     @property
     def named_tokens(self) -> dict[str, str]:
@@ -68,6 +73,8 @@ class Vocabulary:
         self.special.add_to_gguf(writer, quiet=True)
         if self.chat_template:
             writer.add_chat_template(self.chat_template)
+        if self.normalizer != NONE or normalizer_of("", self.pre, "") != NONE:
+            writer.add_string(NORMALIZER, self.normalizer)
         if len(self.ends) > 1:
             writer.add_string(END_TOKENS, end_tokens_text(self.ends))
 
@@ -93,6 +100,11 @@ def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = N
     elif (path := directory / "tokenizer.model").is_file():
         found, added = _from_sentencepiece(path), _added_by_config(directory)
     else:
+        if all((directory / name).is_file() for name in _SLOW):
+            raise Unsupported(
+                f"{directory} has {' and '.join(_SLOW)} but no tokenizer.json; download that file too, or write it "
+                "with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)."
+            )
         raise NotFound(f"no tokenizer.json or tokenizer.model in {directory}; download the whole checkpoint.")
     tokens, types, scores = _filled(found, n_vocab, path)
     _add(added, tokens, types, path)
@@ -111,6 +123,7 @@ def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = N
         read_chat_template(directory) if chat_template is None else chat_template,
         ends,
         found.space_prefix,
+        found.normalizer,
     )
 
 
@@ -122,6 +135,7 @@ class _Found:
     pre: str
     pieces: dict[int, Piece]
     space_prefix: bool = True
+    normalizer: str = NONE
 
 
 def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
@@ -136,7 +150,8 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
         raise InvalidArtifact(f"{path} has token ids that are no numbers; download it again.")
     pieces = {i: Piece(text, 0.0, NORMAL) for text, i in vocab.items()}
     if not model.get("byte_fallback"):
-        return _Found("gpt2", pre_tokenizer(tokenizer, path), pieces)
+        pre, normalizer = pre_tokenizer(tokenizer, path)
+        return _Found("gpt2", pre, pieces, normalizer=normalizer)
     order: dict[str, float] = {}
     for merge in listed(model.get("merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge

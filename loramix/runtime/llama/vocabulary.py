@@ -17,6 +17,7 @@ from loramix.prompts import Message
 from loramix.runtime.llama.native import C
 from loramix.templates.chat_template import ChatTemplate, Segment, usable_template
 from loramix.templates.end_tokens import END_TOKENS, parse_end_tokens
+from loramix.templates.normalizer import NORMALIZER, normalized, normalizer_of
 
 _NAMED = {  # GGUF's keys by the names that transformers gives a template
     "bos_token": "bos_token_id",
@@ -173,13 +174,50 @@ class Vocabulary:
         if isinstance(segments, str):
             segments = [(segments, special)]
         tokens: list[int] = []
-        for text, meant in segments:
-            for part in [text] if meant else self._broken(text):
-                special_last = bool(tokens) and bool(
-                    self._attributes[tokens[-1]] & (_CONTROL | _UNKNOWN | _USER_DEFINED)
-                )
-                tokens += self._ids(part, meant, goes_on=bool(tokens) and not special_last)
+        for whole, whole_meant in segments:
+            for text, meant in self._normalized(whole, whole_meant):
+                for part in [text] if meant else self._broken(text):
+                    special_last = bool(tokens) and bool(
+                        self._attributes[tokens[-1]] & (_CONTROL | _UNKNOWN | _USER_DEFINED)
+                    )
+                    tokens += self._ids(part, meant, goes_on=bool(tokens) and not special_last)
         return tokens
+
+    def _normalized(self, text: str, meant: bool) -> list[Segment]:
+        """A text as the base's normalizer leaves it; special tokens that are meant are taken out first."""
+        if normalized(text, self._normalizer) == text:
+            return [(text, meant)]
+        # what is normalized must not become a special token, nor one's end be joined to a mark behind it
+        parts = (self._specials if meant else self._found_in_text).split(text)
+        found = [
+            (part, meant) if i % 2 else (normalized(part, self._normalizer), False)
+            for i, part in enumerate(parts)
+        ]
+        return [segment for segment in found if segment[0]]
+
+    @cached_property
+    def _normalizer(self) -> str:
+        """How text is normalized before it is cut.
+
+        Raises:
+            InvalidArtifact: the base names one that is not known.
+        """
+        return normalizer_of(self._value(NORMALIZER), self._value("tokenizer.ggml.pre"), self._base)
+
+    @cached_property
+    def _specials(self) -> re.Pattern[str]:
+        """Finds every token that is taken out of a text before it is cut, as a group."""
+        return self._finder(_CONTROL | _UNKNOWN | _USER_DEFINED)
+
+    @cached_property
+    def _found_in_text(self) -> re.Pattern[str]:
+        """Finds those of them that are tokens in any text, not only where a template writes them."""
+        return self._finder(_USER_DEFINED)
+
+    def _finder(self, kinds: int) -> re.Pattern[str]:
+        texts = {self.text(i) for i, kind in enumerate(self._attributes) if kind & kinds} - {""}
+        longest = sorted(texts, key=lambda text: (-len(text), text))
+        return re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
 
     def _broken(self, text: str) -> list[str]:
         """Plain text in parts, cut within each token that llama.cpp would find in any text."""
