@@ -28,7 +28,7 @@ from loramix.train.activated_lora import late_states
 from loramix.train.data import Example, Row, batches, micro_batches, take
 from loramix.train.examples import common_prefix, header_of, prepare
 from loramix.train.forward import collate, hidden_states
-from loramix.train.memory import checkpoint_layers, is_short
+from loramix.train.memory import BatchShape, checkpoint_layers, is_short
 from loramix.train.metrics import kept
 from loramix.train.peft_model import attach
 from loramix.train.recipe import Recipe
@@ -140,8 +140,8 @@ class _Run:
         self.model = attach(base, self.recipe.lora)
         if not self.header:  # a late adapter's gradients pass the answer alone, over a cache
             if checkpointing is None:
-                layers = len(self.recipe.lora.layers(base.config.num_hidden_layers))
-                checkpointing = is_short(base, layers, self.settings.micro_batch_tokens)
+                shapes = {BatchShape.of(part, self.prefix) for _, parts in self._batches() for part in parts}
+                checkpointing = is_short(self.model, shapes, self.dtype)
             if checkpointing:
                 checkpoint_layers(self.model)
                 self.prefix = 0
