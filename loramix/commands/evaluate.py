@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import click
 from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import PATH, training_extra
 from loramix.defaults import DEFAULT_PACK
+from loramix.errors import UsageError
 
 
 def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -20,7 +22,10 @@ def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]
 
 @click.command("eval")
 @click.argument("pack", default=DEFAULT_PACK)
-@click.option("--data-dir", type=PATH, required=True, help="Directory with a data file per skill.")
+@click.option("--data-dir", type=PATH, help="Directory with a data file per skill; --everyday needs none.")
+@click.option("--everyday", is_flag=True, help="Ask everyday requests instead, scored from 0 to 1.")
+@click.option("--bare", is_flag=True, help="With --everyday: ask the pack's base alone.")
+@click.option("--split", type=click.Choice(["dev", "test"]), help="With --everyday: these requests alone.")
 @click.option("--held-out", type=PATH, help="TOML of phrasings that no training saw, for the gate.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
 @click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
@@ -36,7 +41,10 @@ def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]
 )
 def evaluate(
     pack: str,
-    data_dir: Path,
+    data_dir: Path | None,
+    everyday: bool,
+    bare: bool,
+    split: str | None,
     held_out: Path | None,
     none_files: tuple[Path, ...],
     skills: tuple[str, ...],
@@ -53,9 +61,19 @@ def evaluate(
 
     Killed at any moment, the same command goes on where it was.
     """
+    if (bare or split) and not everyday:
+        raise UsageError("--bare and --split are for everyday requests: add --everyday, or leave them out.")
+    if data_dir is None and not everyday:
+        raise UsageError(
+            "a pack is measured on test rows of --data-dir DIRECTORY, or with --everyday; give one."
+        )
     from loramix.pack.pack import Pack
 
     fetch_base_of(pack)
+    if everyday:
+        _everyday(pack, out, (split,) if split else (), skills, bare, threads)
+        return
+    assert data_dir is not None
     with training_extra(), EvalDisplay() as display:
         from loramix.eval.report import write_html, write_markdown
         from loramix.eval.run import PARTS, evaluate_pack
@@ -79,6 +97,33 @@ def evaluate(
         pages = [write_html(report), write_markdown(report)]
     for path in (report, *pages):
         click.echo(str(path))
+
+
+def _everyday(
+    pack: str, out: Path, splits: tuple[str, ...], skills: tuple[str, ...], bare: bool, threads: int | None
+) -> None:
+    """Measure on everyday requests and print a table."""
+    with training_extra(), EvalDisplay() as display:
+        from loramix.eval.everyday.requests import SPLITS
+        from loramix.eval.everyday.run import evaluate_everyday
+        from loramix.pack.pack import Pack
+
+        report = evaluate_everyday(
+            Pack.load(pack),
+            out,
+            splits=splits or SPLITS,
+            skills=skills,
+            bare=bare,
+            n_threads=threads,
+            report=display.update,
+        )
+    for split, kinds in json.loads(report.read_text(encoding="utf-8"))["splits"].items():
+        for kind, found in kinds.items():
+            mean = found["mean"]
+            click.echo(f"{split}, {kind}: {mean['value']:.3f} ({mean['low']:.3f} to {mean['high']:.3f})")
+            for name, figure in found["skills"].items():
+                click.echo(f"  {name:14} {figure['value']:.3f} of {figure['rows']} requests")
+    click.echo(str(report))
 
 
 class EvalDisplay:

@@ -65,21 +65,21 @@ def kept_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32
     """
     layers = trained_layers(model)
     kept = sum(_layer_bytes(layer, shape, dtype) for layer in layers)
-    vocabulary = model.get_base_model().lm_head.out_features
+    vocabulary = int(model.get_base_model().lm_head.out_features)
     return kept + FLOAT32 * vocabulary * shape.answers
 
 
 def step_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32) -> int:
     """`kept_bytes` and the two gradients of the size of the log-probabilities that the backward pass begins with."""
-    vocabulary = model.get_base_model().lm_head.out_features
+    vocabulary = int(model.get_base_model().lm_head.out_features)
     return kept_bytes(model, shape, dtype) + 2 * FLOAT32 * vocabulary * shape.answers
 
 
 def _layer_bytes(layer: Any, shape: BatchShape, dtype: torch.dtype) -> int:
     """What one adapted layer keeps: what its norms, attention, activation and LoRA matrices read."""
-    attention, size = layer.self_attn, dtype.itemsize
-    queries, keys = attention.q_proj.out_features, attention.k_proj.out_features
-    hidden, inner = attention.q_proj.in_features, layer.mlp.up_proj.out_features
+    attention, size = layer.self_attn, int(dtype.itemsize)
+    queries, keys = int(attention.q_proj.out_features), int(attention.k_proj.out_features)
+    hidden, inner = int(attention.q_proj.in_features), int(layer.mlp.up_proj.out_features)
     widths = {"q_norm": queries, "k_norm": keys}
     norms = [name for name, _ in layer.named_modules() if name.endswith("norm")]
     per_token = FLOAT32 * sum(widths.get(name.rpartition(".")[2], hidden) for name in norms)
@@ -101,7 +101,7 @@ def _adapter_bytes(layer: Any, dtype: torch.dtype) -> int:
         if not hasattr(module, "lora_A"):
             continue
         part = name.rpartition(".")[2]
-        total += dtype.itemsize * sum(module.r.values())
+        total += int(dtype.itemsize) * sum(module.r.values())
         if any(isinstance(drop, torch.nn.Dropout) and drop.p for drop in module.lora_dropout.values()):
             total += (dtype.itemsize + FLOAT32) * module.in_features  # its own copy, and what was left out
         elif dtype != torch.float32:

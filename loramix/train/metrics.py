@@ -94,6 +94,18 @@ def normal(answer: str) -> str:
     return answer.strip().rstrip(".").casefold()
 
 
+_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|No|approx|a\.m|p\.m|U\.S|e\.g|i\.e|et al)\.")
+_END = re.compile(r"[.!?](?=[\s\"']|$)")
+
+
+def is_sentence(text: str) -> bool:
+    """Whether a text is one sentence of six words or more, on one line."""
+    plain = _ABBREVIATION.sub("", text).rstrip("\"' ")
+    return (
+        "\n" not in text and len(_END.findall(plain)) == 1 and plain[-1] in ".!?" and len(text.split()) >= 6
+    )
+
+
 def _accuracy(answer: str, row: Row) -> Sequence[float]:
     return (normal(answer) in {normal(text) for text in row.references}, 1)
 
@@ -174,6 +186,11 @@ def _chrf() -> Any:
     from sacrebleu.metrics.chrf import CHRF
 
     return CHRF()
+
+
+def chrf(answer: str, reference: str) -> float:
+    """chrF of one sentence, 0 to 100."""
+    return float(_chrf().sentence_score(answer, [reference]).score)
 
 
 def _chrf_counts(answer: str, row: Row) -> Sequence[float]:

@@ -29,8 +29,12 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class DataSource(_Table, frozen=True):
     """One of several files that a recipe trains on, and its share of a sample."""
 
-    file: str
+    file: str = ""
     """Path below the data directory, without ``.jsonl.gz``."""
+    made: Literal[
+        "", "emotion", "sentiment", "shell", "spam", "sql", "summarize", "title", "translate_fr"
+    ] = ""
+    """Rows made by rule in the place of a file (see `loramix.train.made_rows`)."""
     take: tuple[str, ...] = ()
     """Values of the rows' ``source`` that are used; by default all."""
     weight: Annotated[float, Meta(gt=0)] = 1.0
@@ -43,6 +47,8 @@ class DataSource(_Table, frozen=True):
     """Entity types to replace in the targets, old to new."""
     target_rates: dict[str, Fraction] = {}
     """Share of the rows with a target that is kept, for classes that would drown the others; by default all."""
+    one_sentence: bool = False
+    """Whether only training rows are used whose target is one sentence."""
     schema_forms: bool = False
     """Whether each row's database schema is written in a form drawn at random (see `loramix.train.schema_forms`)."""
 
@@ -191,6 +197,8 @@ def load_recipe(name_or_path: str) -> Recipe:
         raise InvalidRecipe(
             f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}."
         )
+    if any(bool(source.file) == bool(source.made) for source in recipe.data.sources):
+        raise InvalidRecipe(f"{path}: a source needs either 'file' or 'made'; give one.")
     groups = recipe.instructions.keys() | recipe.asks.keys()
     unknown = {group for source in recipe.data.sources for group in source.instructions} - groups
     if unknown:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from loramix.errors import InvalidData
 from loramix.train.data import Row, data_file, read_rows
-from loramix.train.metrics import kept
+from loramix.train.made_rows import made_rows
+from loramix.train.metrics import is_sentence, kept
 from loramix.train.recipe import DataSource, Recipe
 from loramix.train.schema_forms import rewritten
 
@@ -33,9 +34,13 @@ def read_sources(recipe: Recipe, data_dir: Path) -> list[list[Row]]:
     split_of: dict[str, str] = {}
     found = []
     for source in recipe.data.sources:
-        path = _file(data_dir, source.file)
-        rows = files[path] if path in files else files.setdefault(path, read_rows(path))
+        path = Path(source.made) if source.made else _file(data_dir, source.file)
+        if path not in files:
+            files[path] = made_rows(source.made) if source.made else read_rows(path)
+        rows = files[path]
         chosen = [_of(row, source) for row in rows if not source.take or row.source in source.take]
+        if source.one_sentence:
+            chosen = [row for row in chosen if row.split != "train" or is_sentence(row.target)]
         # an input may stand in two files: the first one's split counts
         chosen = [
             row for row in kept(chosen, recipe) if split_of.setdefault(row.input, row.split) == row.split
@@ -48,7 +53,8 @@ def read_sources(recipe: Recipe, data_dir: Path) -> list[list[Row]]:
 
 
 def _of(row: Row, source: DataSource) -> Row:
-    name = f"{source.file}:{row.source}" if row.source else source.file
+    name = f"made:{source.made}" if source.made else source.file
+    name = f"{name}:{row.source}" if row.source else name
     targets = [source.target] if source.target else [row.target, *row.references]
     targets = [_renamed(text, source.rename) for text in targets]
     return replace(
@@ -152,7 +158,8 @@ def data_files(recipe: Recipe, data_dir: Path) -> list[Path]:
     Raises:
         NotFound: one is missing.
     """
-    names = dict.fromkeys(source.file for source in recipe.data.sources) or [recipe.name]
+    files = (source.file for source in recipe.data.sources if source.file)
+    names = dict.fromkeys(files) or [recipe.name]
     return [_file(data_dir, name) for name in names]
 
 

@@ -1,0 +1,108 @@
+"""Training rows made from templates of our own: everyday texts whose right answer is known by their making.
+
+The templates are in ``made/NAME.toml``: ``[values]`` lists what ``{placeholder}`` stands for, ``[rows]`` the
+templates. ``all`` holds rows of one target and its requests; other keys are labels with their texts.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from loramix.errors import InvalidRecipe
+from loramix.formats.textfile import read_text
+from loramix.train.data import Row
+
+MADE = Path(__file__).parent / "made"
+_PLACE = re.compile(r"\{([a-z]+)(_\d)?(?:\.(\w+))?\}")
+Value = str | dict[str, str]
+
+
+class Templates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``made/NAME.toml``."""
+
+    each: int
+    """Most rows of one template."""
+    values: dict[str, list[Value]]
+    rows: dict[str, list[str | list[str]]]
+
+
+def template_rows(name: str) -> list[Row]:
+    """All rows of a file of templates, always the same ones.
+
+    Args:
+        name: of ``made/NAME.toml``.
+
+    Raises:
+        InvalidRecipe: a placeholder without values.
+    """
+    path = MADE / f"{name}.toml"
+    templates = msgspec.toml.decode(read_text(path), type=Templates)
+    found: dict[str, Row] = {}
+    for label, rows in templates.rows.items():
+        for row in rows:
+            target, inputs = (label, [row]) if isinstance(row, str) else (row[0], row[1:])
+            rng = random.Random(f"{name}-{target}-{inputs[0]}")
+            for i in range(templates.each):
+                # each wording in turn, so that none is left out
+                pair = filled([inputs[i % len(inputs)], target], templates.values, rng, path)
+                found.setdefault(pair[0], Row("train", pair[0], pair[1], references=(pair[1],)))
+    return list(found.values())
+
+
+def filled(
+    texts: Sequence[str], values: Mapping[str, Sequence[Value]], rng: random.Random, path: Path = MADE
+) -> list[str]:
+    """Texts with the same values in the place of the same placeholders.
+
+    Args:
+        texts: with ``{name}``, ``{name_2}`` for another value of that name, ``{name.part}`` for a part of one.
+        values: by name.
+        rng: draws them.
+        path: named in the error.
+
+    Raises:
+        InvalidRecipe: a placeholder without values.
+    """
+    drawn: dict[str, list[Value]] = {}
+
+    def value(match: re.Match[str]) -> str:
+        name, place, part = match[1], int((match[2] or "_1")[1:]) - 1, match[3]
+        if name not in values:
+            raise InvalidRecipe(f"{path}: no values for {match[0]}; add them.")
+        chosen = drawn.setdefault(name, rng.sample(list(values[name]), min(3, len(values[name]))))[place]
+        return chosen[part] if isinstance(chosen, dict) else chosen
+
+    return [_PLACE.sub(value, text) for text in texts]
+
+
+def made_rows(name: str) -> list[Row]:
+    """Rows of one kind, all of split ``train``.
+
+    Args:
+        name: a key of `KINDS`.
+    """
+    return KINDS[name](name)
+
+
+def _sql(name: str) -> list[Row]:
+    from loramix.train.made_sql import sql_rows
+
+    return sql_rows()
+
+
+KINDS: dict[str, Callable[[str], list[Row]]] = {
+    "sentiment": template_rows,
+    "shell": template_rows,
+    "spam": template_rows,
+    "emotion": template_rows,
+    "summarize": template_rows,
+    "title": template_rows,
+    "translate_fr": template_rows,
+    "sql": _sql,
+}
+"""What can be made, by name."""
