@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from chat_families import CONVERSATIONS, FAMILIES, SPECIAL
 from hf_tiny import write_bpe, write_settings
+from test_textfile import ENCODINGS, LFS, PAGE, written
 
 from loramix.convert.hf.template import given_template, read_chat_template, read_end_tokens
 from loramix.errors import InvalidArtifact, InvalidPrompt, NotFound
@@ -233,6 +234,23 @@ def test_templates_without_a_default_and_none(bpe: Path, tmp_path: Path) -> None
     (directory / "chat_template.jinja").write_bytes(b"\xe9")
     with pytest.raises(InvalidArtifact, match="not UTF-8"):
         read_chat_template(directory)
+
+
+@pytest.mark.parametrize("how", ENCODINGS)
+def test_a_template_file_in_any_encoding(how: str, tmp_path: Path) -> None:
+    """A mark at the beginning would become text of each prompt."""
+    written(tmp_path / "chat_template.jinja", A, how)
+    assert read_chat_template(tmp_path).replace("\r\n", "\n") == A
+    assert given_template(str(tmp_path / "chat_template.jinja")).replace("\r\n", "\n") == A
+
+
+@pytest.mark.parametrize(("content", "says"), [(LFS, "Git LFS pointer"), (PAGE, "HTML")])
+def test_a_template_file_that_is_something_else(content: bytes, says: str, tmp_path: Path) -> None:
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes(content)
+    for read in (lambda: read_chat_template(tmp_path), lambda: given_template(str(path))):
+        with pytest.raises(InvalidArtifact, match=f"chat_template.jinja.*{says}"):
+            read()
 
 
 def test_a_template_that_is_given(tmp_path: Path) -> None:
