@@ -75,6 +75,11 @@ class Architecture:
     sliding_period: int = 0
     """Each so-many-th layer sees all tokens, the others a sliding window; 0 where all see all."""
 
+    @property
+    def classes(self) -> set[str]:
+        """All classes of transformers that are known to hold it."""
+        return {self.model_class, *self.gguf_only, *(found.name for found in self.checkpoints)}
+
     def modules(self, n_layer: int) -> dict[str, str]:
         """GGUF tensor of each matrix that an adapter may change, by transformers' module name.
 

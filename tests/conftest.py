@@ -84,6 +84,13 @@ def forked_torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("loramix.convert.reference._run", forked.run)
 
 
+@pytest.fixture
+def light_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No trial run per base; one thread, since two wait for each other on a busy machine."""
+    monkeypatch.setenv("LORAMIX_EXTRA_BUFTS", "0")
+    monkeypatch.setattr("loramix.hardware.default_threads", lambda: 1)
+
+
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base's GGUF, float32."""

@@ -35,11 +35,7 @@ MIXES = ["sentiment", "sentiment=0.5", "sentiment=0.75,summarize=0.25"]
 PROMPT = "What a day!"
 
 
-@pytest.fixture(autouse=True)
-def light_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No trial run per base; one thread, since two wait for each other on a busy machine."""
-    monkeypatch.setenv("LORAMIX_EXTRA_BUFTS", "0")
-    monkeypatch.setattr("loramix.hardware.default_threads", lambda: 1)
+pytestmark = pytest.mark.usefixtures("light_native_code")
 
 
 def tensors_of(path: Path) -> dict[str, np.ndarray]:

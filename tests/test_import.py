@@ -43,11 +43,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def light_native_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No trial run per base; one thread, since two wait for each other on a busy machine."""
-    monkeypatch.setenv("LORAMIX_EXTRA_BUFTS", "0")
-    monkeypatch.setattr("loramix.hardware.default_threads", lambda: 1)
+pytestmark = pytest.mark.usefixtures("light_native_code")
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from loramix.architectures import ARCHITECTURES
-from loramix.convert.base_model import attach, load_base
+from loramix.convert.base_model import load_base
 from loramix.train.activated_lora import late_states
 from loramix.train.data import Example
 from loramix.train.forward import collate, hidden_states
 from loramix.train.memory import BatchShape, checkpoint_layers, is_short, kept_bytes, step_bytes
+from loramix.train.peft_model import attach
 from loramix.train.recipe import Lora
 
 pytestmark = pytest.mark.train

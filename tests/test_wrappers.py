@@ -25,6 +25,7 @@ from loramix.formats.gguf_reader import read_gguf, tensor_values
 from loramix.formats.requantize import requantize
 
 Rename = Callable[[str], str]
+INNER = r"\bmodel\.(?=layers|embed_tokens|norm)"
 # how frameworks name the tensors of a checkpoint
 WRAPPED: dict[str, Rename] = {
     "torch.compile": lambda name: f"_orig_mod.{name}",
@@ -37,6 +38,13 @@ WRAPPED: dict[str, Rename] = {
     "Lightning, DeepSpeed": lambda name: f"_forward_module.model.{name}",
     "TRL": lambda name: f"pretrained_model.{name}",
     "merged PEFT": lambda name: f"base_model.model.{name}",
+    "Gemma 3 with images": lambda name: re.sub(INNER, "model.language_model.", name),
+    "Gemma 3 with images, older": lambda name: (
+        "language_model.lm_head.weight"
+        if name == "lm_head.weight"
+        else re.sub(INNER, "language_model.model.", name)
+    ),
+    "Gemma 3 with images, Lightning": lambda name: "model." + re.sub(INNER, "model.language_model.", name),
 }
 PLAIN = ["model.layers.0.self_attn.q_proj.weight", "model.layers.11.mlp.up_proj.weight", "lm_head.weight",
          "model.embed_tokens.weight", "model.norm.weight"]  # fmt: skip

@@ -193,6 +193,7 @@ def write_mlx(
     scale: float = 20.0,
     kind: type = np.float32,
     n_head_kv: int = N_HEAD_KV,
+    head: int = N_EMBD // N_HEAD,
     **config: object,
 ) -> Path:
     """Write a random LoRA as mlx-lm does, on the last layers; ``config`` overrides keys of adapter_config.json."""
@@ -201,7 +202,7 @@ def write_mlx(
     tensors = {}
     for layer in layers:
         for module in modules:
-            out, width = shapes(n_head_kv)[module.partition(".")[2]]
+            out, width = shapes(n_head_kv, head)[module.partition(".")[2]]
             stem = f"model.layers.{layer}.{module}"
             tensors[f"{stem}.lora_a"] = rng.normal(0, 0.1, (width, r)).astype(kind)
             tensors[f"{stem}.lora_b"] = rng.normal(0, 0.1, (r, out)).astype(kind)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.architectures import EMBEDDINGS
+from loramix.architectures import ARCHITECTURES, EMBEDDINGS
 from loramix.convert.embeddings import check_copies
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
@@ -103,8 +103,7 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     targets = base.architecture.modules(base.n_layer)
     first = next(iter(adapter.pairs))
     alpha = float(np.float32(adapter.scaling[first] * adapter.pairs[first][0].shape[0]))
-    named = f" ({adapter.base[:80]!r})" if adapter.base else ""
-    whose = f"this adapter is for another base{named}; give that one"
+    whose = _whose(adapter, base)
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for module, (a, b) in adapter.pairs.items():
         weight = EMBEDDINGS.get(module, targets.get(module, ""))
@@ -115,6 +114,11 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
                 raise InvalidArtifact(
                     f"the adapter's tensors have {module.removesuffix(inner)[:80]!r} before {inner!r}, which no known "
                     "wrapper adds: rename them, or save the adapter of the unwrapped model."
+                )
+            if "vision" in module:
+                raise Unsupported(
+                    f"this adapter changes {module[:100]!r} of an image encoder: the base reads text alone; train "
+                    "again with target_modules of the language model only."
                 )
             raise WrongBase(f"the base has no matrix for {module!r}: {whose}.")
         rows, columns = base.tensors[weight]
@@ -130,6 +134,25 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
         tensors[f"{weight}.lora_a"] = a
         tensors[f"{weight}.lora_b"] = b
     return tensors, alpha
+
+
+def _whose(adapter: PeftAdapter, base: BaseShape) -> str:
+    """What an adapter was made for and what the base is, as a part of a sentence.
+
+    Raises:
+        WrongBase: it names a class of another architecture, whatever the shapes.
+    """
+    named = f" ({adapter.base[:80]!r})" if adapter.base else ""
+    model = base.architecture
+    for other in ARCHITECTURES.values():
+        if other is not model and adapter.model_class in other.classes:
+            raise WrongBase(
+                f"this adapter is for architecture {other.name!r}{named}, the base is {model.name!r}: use a base that "
+                "it was trained on, or train it on this one."
+            )
+    return (
+        f"this adapter is for another base{named} than this one of architecture {model.name!r}; give that one"
+    )
 
 
 def _refuse_embedding(weight: str, module: str, n_tokens: int, base: BaseShape, whose: str) -> None:

@@ -53,6 +53,8 @@ class PeftAdapter:
     name: str
     base: str = ""
     """What it says it was trained on; a name or path on somebody's machine, for messages."""
+    model_class: str = ""
+    """transformers' class of that model, where it says it."""
     invocation: tuple[int, ...] = ()
     """Tokens from which on it acts, where it is a late adapter (activated LoRA)."""
     copies: dict[str, Floats] = field(default_factory=dict)
@@ -88,11 +90,13 @@ def read_peft(directory: Path) -> PeftAdapter:
     halves: dict[str, dict[str, Floats]] = {}
     copies: dict[str, Floats] = {}
     adapters: set[str] = set()
+    saved: dict[str, str] = {}  # modules as the trained model names them, which patterns are written for
     plain = unwrapped_names(tensors, str(weights))
     for key, tensor in tensors.items():
         match = _WEIGHT.fullmatch(plain[key])
         if match is not None:
             adapters.add(match["adapter"] or "")
+            saved[match["module"]] = key.removeprefix("base_model.model.").partition(".lora_")[0]
             halves.setdefault(match["module"], {})[match["half"]] = tensor
         elif tensor.ndim == 2 and (whole := _WHOLE.fullmatch(plain[key])):
             copies[whole["module"]] = tensor
@@ -109,13 +113,19 @@ def read_peft(directory: Path) -> PeftAdapter:
         and all(key == f"base_model.model.{plain[key]}" for key in tensors)
         and is_plain_utf8(config_path)
     )
-    scaling = {module: _scaling(config, module, a.shape[0]) for module, (a, _) in pairs.items()}
+    scaling = {
+        module: _scaling(config, (module, saved[module]), a.shape[0]) for module, (a, _) in pairs.items()
+    }
     invocation = config.get("alora_invocation_tokens") or []
     if not isinstance(invocation, list) or not all(type(token) is int and token >= 0 for token in invocation):
         raise InvalidArtifact(f"alora_invocation_tokens of {config_path} must be token ids; save it again.")
     base = config.get("base_model_name_or_path")
     named = base if isinstance(base, str) else ""
-    return PeftAdapter(pairs, scaling, directory.name, named, tuple(invocation), copies, as_saved)
+    mapping = config.get("auto_mapping")
+    model_class = str(mapping.get("base_model_class") or "") if isinstance(mapping, dict) else ""
+    return PeftAdapter(
+        pairs, scaling, directory.name, named, model_class, tuple(invocation), copies, as_saved
+    )
 
 
 def paired(
@@ -230,18 +240,24 @@ def _refuse(config: Mapping[str, Any], directory: Path) -> None:
         )
 
 
-def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key)."""
+def _scaling(config: Mapping[str, Any], names: tuple[str, str], rank: int) -> float:
+    """alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key).
+
+    Args:
+        config: adapter_config.json.
+        names: of the module, in the language model and in the model that was trained.
+        rank: of its matrices.
+    """
     alpha, patterns = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
     try:
         for pattern, value in patterns.items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
+            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
                 alpha = value
                 break
     except (AttributeError, re.error) as error:
         raise InvalidArtifact(
-            f"alpha_pattern {str(patterns)[:80]!r} is unusable ({error}); mend it."
+            f"alpha_pattern {str(patterns)[:80]!r} is unusable ({error}); correct it."
         ) from None
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
-        raise InvalidArtifact(f"lora_alpha of {module!r} is {alpha!r}; it must be a positive number.")
+        raise InvalidArtifact(f"lora_alpha of {names[0]!r} is {alpha!r}; it must be a positive number.")
     return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)

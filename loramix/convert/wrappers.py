@@ -1,7 +1,8 @@
 """Names that training frameworks put around a model's own, taken off tensor names again.
 
 ``torch.compile``, DDP, DeepSpeed, FSDP, activation checkpointing, Lightning, TRL and PEFT wrap modules, and
-what is saved through the wrapper has its name in front of, or amid, each tensor's.
+what is saved through the wrapper has its name in front of, or amid, each tensor's. Models that read images too,
+such as larger ones of Gemma 3, keep their language model as a part.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ _PEFT = "base_model.model."
 _OUTER = re.compile(
     r"^(?:(?:model|net|policy|student|actor|llm)\.)+(?=base_model\.model\.|model\.|lm_head\.)"
 )
+_LANGUAGE_MODEL = re.compile(
+    r"^(?:model\.)?language_model\.(?:(?:model\.)?(?P<inner>layers|embed_tokens|norm)|(?=lm_head\.))"
+)
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name in the model itself, without wrappers of training frameworks.
+    """A tensor's name in the language model itself, without wrappers of training frameworks.
 
     Args:
         name: e.g. ``_orig_mod.model.layers.0.mlp._checkpoint_wrapped_module.up_proj.weight``.
@@ -41,7 +45,7 @@ def unwrapped(name: str) -> str:
     name = _OUTER.sub("", _SEGMENT.sub("", name))
     while name.startswith(_PEFT):
         name = _OUTER.sub("", name.removeprefix(_PEFT))
-    return name
+    return _LANGUAGE_MODEL.sub(lambda match: f"model.{match['inner']}" if match["inner"] else "", name)
 
 
 def unwrapped_names(names: Iterable[str], where: str) -> dict[str, str]:
