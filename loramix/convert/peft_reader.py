@@ -231,7 +231,7 @@ def _refuse(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def _scaling(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key)."""
+    """Scaling: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns match as in PEFT (peft.utils, get_pattern_key)."""
     alpha, patterns = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
     try:
         for pattern, value in patterns.items():

@@ -35,7 +35,8 @@ def is_short(model: Any, n_layers: int, n_tokens: int) -> bool:
 
     Args:
         model: the base, loaded.
-        n_layers, n_tokens: see `kept_bytes`.
+        n_layers: see `kept_bytes`.
+        n_tokens: see `kept_bytes`.
     """
     _, available = memory_bytes()
     return bool(available) and kept_bytes(model.config, n_layers, n_tokens) > SHARE * available
