@@ -97,7 +97,8 @@ class Architecture:
 
         Args:
             tensor: GGUF name, e.g. ``blk.0.attn_q.weight``.
-            n_head, n_head_kv: the base's.
+            n_head: heads of the base.
+            n_head_kv: its key-value heads.
         """
         part = tensor.split(".")[2] if tensor.startswith("blk.") else ""
         return {"attn_q": n_head, "attn_k": n_head_kv}.get(part, 0) if self.permuted_qk else 0

@@ -21,6 +21,7 @@ class Group(click.Group):
     """A click group that shows our errors as one sentence and finds the tool commands late."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error that a user can meet becomes one sentence and an exit code."""
         from loramix.commands.terminal import drop_stdout, explain
 
         try:
@@ -48,6 +49,7 @@ class Group(click.Group):
             ctx.exit(1)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        """Parse the arguments; words that are not UTF-8 text are refused first."""
         from loramix.commands.terminal import prepare_streams
 
         prepare_streams()

@@ -1,7 +1,7 @@
 """Every error a user can meet, in one tree.
 
 LoramixError                 exit 1  HTTP 500
-├── UsageError               exit 2  HTTP 400   an argument that cannot be meant
+├── UsageError               exit 2  HTTP 400   an invalid argument
 │   ├── UnknownSkill         exit 2  HTTP 404   a skill the pack does not have
 │   └── InvalidMix           exit 2  HTTP 400   a scale that is negative, NaN, huge or unreadable
 ├── InvalidPrompt            exit 1  HTTP 400   empty, or longer than the context
@@ -19,7 +19,7 @@ LoramixError                 exit 1  HTTP 500
 └── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
     └── Interrupted          exit 1  HTTP 499   what it computed was not wanted any more
 
-A message is one sentence or two: what was found, what is needed, and the command that mends it.
+A message is one sentence or two: what was found, what is needed, and the command that fixes it.
 """
 
 from __future__ import annotations
@@ -33,71 +33,100 @@ class LoramixError(Exception):
 
 
 class UsageError(LoramixError):
+    """An invalid argument."""
+
     exit_code = 2
     http_status = 400
 
 
 class UnknownSkill(UsageError):
+    """A skill that the pack does not have."""
+
     http_status = 404
 
 
 class InvalidMix(UsageError):
-    pass
+    """A scale that is negative, NaN, huge or unreadable."""
 
 
 class InvalidPrompt(LoramixError):
+    """A prompt that is empty, or longer than the context."""
+
     http_status = 400
 
 
 class InvalidArtifact(LoramixError):
+    """A GGUF, safetensors file, gate or pack that must not be loaded."""
+
     http_status = 422
 
 
 class WrongBase(InvalidArtifact):
-    pass
+    """An adapter or pack made for another base."""
 
 
 class InvalidRecipe(LoramixError):
+    """A training recipe that cannot be read."""
+
     http_status = 422
 
 
 class InvalidData(LoramixError):
+    """A data row that cannot be read."""
+
     http_status = 422
 
 
 class NotFound(LoramixError):
+    """A base, pack or file that is not there."""
+
     http_status = 404
 
 
 class Unsupported(LoramixError):
+    """A kind of adapter or base that Loramix cannot run."""
+
     http_status = 422
 
 
 class SelfCheckFailed(LoramixError):
-    pass
+    """A converted file that does not do what its source does."""
 
 
 class MissingExtra(LoramixError):
-    pass
+    """An optional package that is not installed."""
 
 
 class Busy(LoramixError):
+    """Another process holds the directory."""
+
     http_status = 409
 
 
 class NoSpace(LoramixError):
+    """The disk or the memory cannot hold it."""
+
     http_status = 507
 
 
 class RequestFailed(LoramixError):
+    """A request to the server failed.
+
+    Args:
+        message: one sentence for the client.
+        status: HTTP status that the client gets.
+    """
+
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.http_status = status
 
 
 class NativeError(LoramixError):
-    pass
+    """A call of llama.cpp was refused or failed."""
 
 
 class Interrupted(NativeError):
+    """A computation was stopped because its result is no longer wanted."""
+
     http_status = 499

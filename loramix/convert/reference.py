@@ -20,7 +20,7 @@ from loramix.errors import MissingExtra, SelfCheckFailed
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read ``{"base", "adapters": [[directory, scale], …], "ids": [[…], …]}``; write ``logits0``, ``logits1``, …"""
+    """Read ``{"base", "adapters": [[directory, scale], …], "ids": [[…], …]}``; write one ``logitsN`` for each ids."""
     import torch
     from peft import PeftModel
 

@@ -33,9 +33,9 @@ _NOT_TEXT = "save it as UTF-8 text"
 
 
 def decode_text(data: bytes, name: str, error: type[LoramixError] = InvalidData) -> str:
-    """Decode text of a user: UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one.
+    r"""Decode text of a user: UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one.
 
-    Line ends become ``\\n``.
+    Line ends become ``\n``.
 
     Args:
         data: the whole content.

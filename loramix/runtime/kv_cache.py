@@ -176,7 +176,10 @@ class ContextPool:
 
         Args:
             mix: some skills'; the bare base's context must know the gate's states too.
-            tokens, kv, whole, acts_from: see `Context.hold`.
+            tokens: see `Context.hold`.
+            kv: see `Context.hold`.
+            whole: see `Context.hold`.
+            acts_from: see `Context.hold`.
         """
         context = self.get(mix)
         self._keep(mix, context, common_prefix(context.tokens, tokens))

@@ -123,6 +123,8 @@ class Counted:
         self._app, self._service = app, service
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Count the request when its answer starts."""
+
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 # the route's path, not what was asked for: anybody could fill the memory

@@ -50,6 +50,7 @@ class Guard:
         self._app, self._policy = app, policy
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Check the request's headers and body, then refuse it or pass it on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return

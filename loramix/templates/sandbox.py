@@ -76,6 +76,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             raise _too_long()
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a function of the template, within the bounds of time and size."""
         self.check()
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -84,6 +85,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self._small(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Compute ``left operator right``; a result that would be too large is refused before it is made."""
         self.check()
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             self._small(left)

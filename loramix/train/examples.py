@@ -183,7 +183,8 @@ def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
     """The tokens that the chat template puts behind the user's text, up to the answer.
 
     Args:
-        first, second: ids of two prompts whose texts end differently.
+        first: ids of a prompt.
+        second: ids of another one, whose text ends differently.
     """
     count = 0
     while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:

@@ -85,7 +85,7 @@ def _parts(pattern: str) -> list[_Part]:
 
 
 def _escape(pattern: str, place: int) -> str:
-    """The escape at a place; ``\\x00`` and ``\\u0000`` whole."""
+    r"""The escape at a place; ``\x00`` and ``\u0000`` whole."""
     nul = _NUL.match(pattern, place)
     return nul[0] if nul else pattern[place : place + 2]
 
