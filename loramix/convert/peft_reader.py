@@ -241,7 +241,7 @@ def _refuse(config: Mapping[str, Any], directory: Path) -> None:
 
 
 def _scaling(config: Mapping[str, Any], names: tuple[str, str], rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key).
+    """Alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key).
 
     Args:
         config: adapter_config.json.

@@ -18,7 +18,8 @@ ROOM = "make room, or set LORAMIX_CACHE to a directory on another disk."
 class Readable(Protocol):
     """What bytes are read from: a file, or a member of a ZIP archive."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
 
 
 def cached_path(base: Base) -> Path:

@@ -189,7 +189,7 @@ def _chrf() -> Any:
 
 
 def chrf(answer: str, reference: str) -> float:
-    """chrF of one sentence, 0 to 100."""
+    """Score of one sentence by chrF, 0 to 100."""
     return float(_chrf().sentence_score(answer, [reference]).score)
 
 
