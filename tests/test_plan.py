@@ -130,6 +130,15 @@ def test_weights_that_are_repacked_are_counted_apart(tmp_path: Path, monkeypatch
     assert parts(make_plan(base))["base, repacked"] == 0
 
 
+def test_a_third_of_an_embedding_that_is_no_head_is_counted(tmp_path: Path) -> None:
+    """A tied one is read whole for each token; an untied one row by row."""
+    tied, untied = (write_base(tmp_path / f"{tied}.gguf", tied=tied) for tied in (True, False))
+    file, _ = memory_plan.read_base(untied)
+    embedding = file.tensors["token_embd.weight"].nbytes
+    more = parts(make_plan(untied))["base"] - parts(make_plan(tied))["base"]
+    assert more == embedding - embedding * 2 // 3  # the head, less what is not read
+
+
 def test_what_does_not_fit_is_refused(tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make_plan(tiny_base, n_skills=2)
     need = made.memory_bytes

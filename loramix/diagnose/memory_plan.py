@@ -106,8 +106,9 @@ def make_plan(
     repacked = _repacked_bytes(file) if repack else 0
     vocabulary = TOKEN_BYTES * shape.vocab_size + MERGE_BYTES * _length(file, "tokenizer.ggml.merges")
     gate_files = _gate_files(pack)
+    mapped = weights - _unread_bytes(file, shape) - (repacked if sys.platform == "linux" else 0)
     memory = [
-        Part("base", weights - (repacked if sys.platform == "linux" else 0), "the file, mapped"),
+        Part("base", mapped, "the file, mapped"),
         Part("base, repacked", repacked, "copies for this CPU's kernels"),
         Part("vocabulary", vocabulary, f"{shape.vocab_size:,} tokens"),
         Part(
@@ -206,6 +207,14 @@ def _repacked_bytes(file: GGUFFile) -> int:
         for name, tensor in file.tensors.items()
         if tensor.type_name in kinds and name != "token_embd.weight" and tensor.shape[0] % 8 == 0
     )
+
+
+def _unread_bytes(file: GGUFFile, shape: BaseShape) -> int:
+    """Two thirds of a token embedding that is not the output head too: its rows are read when their tokens occur.
+
+    Texts of 10,000 tokens touch 31 to 38 % of Qwen2.5's, in the 64 KiB that Linux maps at a time.
+    """
+    return 0 if shape.tied else file.tensors["token_embd.weight"].nbytes * 2 // 3
 
 
 def _gate_files(pack: Pack | None) -> list[int]:
