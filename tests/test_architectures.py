@@ -114,6 +114,16 @@ def test_a_gguf_adapter_of_llama_cpp_does_the_same(base: Path, tmp_path: Path) -
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@pytest.mark.train
+def test_the_check_knows_how_finely_llama_cpp_computes(tmp_path: Path) -> None:
+    """Large logits of Gemma differ by more than those of others, since its GELU is looked up in float16."""
+    base = write_base(tmp_path / "gemma3.gguf", architecture="gemma3", spread=0.5, **BASES["gemma3"])
+    found = check(base, *adapter(tmp_path, base, modules=tuple(SHAPES), size=0.15), exact=True)
+    assert found.effect > 1 and found.max_difference < 0.02 and found.mean_kl < 1e-4
+    tolerances = {name: kind.logit_tolerance for name, kind in ARCHITECTURES.items()}
+    assert tolerances == {"llama": 1e-3, "qwen2": 1e-3, "qwen3": 1e-3, "gemma3": 0.05}
+
+
 INNER = r"\bmodel\.(?=layers)"
 
 

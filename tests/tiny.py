@@ -69,6 +69,7 @@ def write_base(
     architecture: str = "llama",
     head: int = N_EMBD // N_HEAD,
     biases: bool = False,
+    spread: float | None = None,
     pre: str = "smollm",
     controls: list[str] = CONTROLS,
     extra: dict[str, str] | None = None,
@@ -115,7 +116,7 @@ def write_base(
         writer.add_tensor(name, packed, raw_dtype=wanted)
 
     # llama.cpp looks Gemma's GELU up in float16: small logits keep its rounding below 1e-3
-    spread = 0.03 if architecture == "gemma3" else 0.5
+    spread = spread or (0.03 if architecture == "gemma3" else 0.5)
     add("token_embd.weight", rng.normal(0, spread, (len(tokens), N_EMBD)).astype(np.float32))
     add("output_norm.weight", np.ones(N_EMBD, np.float32))
     for layer in range(N_LAYER):

@@ -32,7 +32,6 @@ SPELLINGS = (
 MAX_KL = 0.02
 MAX_KL_4_BITS = 1.0
 """Of a base in four bits: a wrong conversion is off by more, a small base's rounding by a tenth of it."""
-MAX_DIFFERENCE = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,8 @@ def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
         base: GGUF base.
         adapter: the converted file.
         peft: its source.
-        exact: the base is float32, so that logits must agree to 1e-3; else the mean KL to 0.02.
+        exact: the base is float32, so that logits must agree as its architecture allows; the mean KL to 0.02
+            in any case.
 
     Raises:
         SelfCheckFailed: it differs from its source, or changes nothing.
@@ -150,7 +150,8 @@ def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
     found = parity(base, [(adapter, peft, 1.0)])
     if found.effect == 0.0:
         raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
-    if (exact and found.max_difference > MAX_DIFFERENCE) or found.mean_kl > MAX_KL:
+    limit = read_base(base)[1].architecture.logit_tolerance
+    if (exact and found.max_difference > limit) or found.mean_kl > MAX_KL:
         raise SelfCheckFailed(
             f"{adapter} differs from {peft}: logits by up to {found.max_difference:.4f}, KL {found.mean_kl:.4f} "
             f"(at most {MAX_KL}); the base may not be the one it was trained on."
@@ -191,7 +192,8 @@ def check_base(source: Path, base: Path, quant: str) -> BaseParity:
     Args:
         source: Hugging Face directory.
         base: the converted file.
-        quant: F32, where logits must agree to 1e-3, or another type, where the mean KL must be small.
+        quant: F32, where logits must agree as its architecture allows, or another type, where the mean KL must
+            be small.
 
     Raises:
         SelfCheckFailed: it computes something else.
@@ -214,7 +216,8 @@ def check_base(source: Path, base: Path, quant: str) -> BaseParity:
         n_tokens=len(following),
     )
     limit = MAX_KL_4_BITS if quant.startswith("Q4") else MAX_KL
-    if (quant == "F32" and found.max_difference > MAX_DIFFERENCE) or found.mean_kl > limit:
+    tolerance = read_base(base)[1].architecture.logit_tolerance
+    if (quant == "F32" and found.max_difference > tolerance) or found.mean_kl > limit:
         raise SelfCheckFailed(
             f"{base} differs from {source}: logits by up to {found.max_difference:.4f}, KL {found.mean_kl:.4f} "
             f"(at most {limit}); do not use it, and report the checkpoint's config.json."
