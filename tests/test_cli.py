@@ -111,7 +111,7 @@ def test_packs_and_bases_that_are_not_there(tmp_path: Path) -> None:
     refused(run("run", "--pack", "nosuch", "hi"), says="no pack 'nosuch'")
     refused(run("run", "--pack", tmp_path / "nosuch", "hi"), says="no pack")
     refused(run("run", "--pack", "../../etc", "hi"), says="no pack")
-    refused(run("pull", "nosuch"), says="knows smollm2-135m, tinyllama-1.1b")
+    refused(run("pull", "nosuch"), says="knows smollm2-135m, qwen2.5-coder-0.5b, tinyllama-1.1b")
     refused(run("train", "skill", "nosuch"), says="no recipe")
     refused(run("train", "skill", "sentiment"), says="--data")
     refused(

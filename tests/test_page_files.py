@@ -14,7 +14,7 @@ from loramix.commands.explain_report import COLOURS
 from loramix.server.access import AccessPolicy
 from loramix.server.guard import Guard
 
-WEB = Path(__file__).parent.parent / "loramix" / "runtime" / "web"
+WEB = Path(__file__).parent.parent / "loramix" / "server" / "web"
 
 
 def test_the_page_may_load_nothing_from_elsewhere(page_server: Served) -> None:

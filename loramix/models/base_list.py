@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from loramix import DEFAULT
 from loramix.errors import LoramixError
 from loramix.models import bases, hub
 from loramix.models.known_bases import BASES
@@ -46,7 +45,7 @@ def _known(name: str) -> Listed:
     base, path = BASES[name], bases.find(name)
     size = path.stat().st_size if path else base.size_bytes
     return Listed(
-        name, base.architecture, size, base.license, path, bases.is_here(name), default=name == DEFAULT
+        name, base.architecture, size, base.license, path, bases.is_here(name), default=name == DEFAULT_PACK
     )
 
 
