@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from loramix.defaults import DEFAULT_PACK
 from loramix.errors import LoramixError
 from loramix.models import bases, hub
 from loramix.models.known_bases import BASES
