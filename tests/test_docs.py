@@ -31,6 +31,9 @@ PROGRAMS = ("loramix", "cat", "pip", "curl", "make", "llm", "python", "systemctl
 NOT_RUN = {
     "make demo": "builds an environment with pip; the installation is what runs here already",
     "make test": "is this test suite",
+    "make install": "builds the environment with pip",
+    "make check": "runs ruff and mypy; installs them with pip",
+    "make docs": "installs mkdocs with pip; that its navigation is whole is tested in test_architecture.py",
     "pip install": "needs an index; that the extra exists is checked",
     "loramix pull tinyllama-1.1b": "fetches 669 MB that must have a pinned digest; pulls run in test_hub.py",
     "loramix pull OWNER/REPO:FILE --revision v1": "needs a file of that digest; runs in test_hub.py",
