@@ -20,7 +20,7 @@ BUILD_LOG := $(VENV)/llama-build.log
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pips in one environment disturb each other
 .DELETE_ON_ERROR:
-.PHONY: help demo install base test test-kernels bench check format clean distclean
+.PHONY: help demo install base test test-kernels bench check docs format clean distclean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ check: $(VENV)/.dev.stamp ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(VENV)/.docs.stamp ## the documentation as a site in build/docs; a warning fails
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet # without the advertisement of its successor
 
 format: $(VENV)/.dev.stamp ## put the code into shape
 	$(BIN)/ruff check --fix
@@ -108,6 +111,11 @@ $(VENV)/.base.stamp: $(VENV)/.runtime.stamp
 $(VENV)/.dev.stamp: $(VENV)/.runtime.stamp
 	@echo "==> tools for checks and tests"
 	@$(INSTALL) -e '.[serve,dev]' # mypy reads the types of what serving needs
+	@touch $@
+
+$(VENV)/.docs.stamp: $(VENV)/.runtime.stamp
+	@echo "==> mkdocs"
+	@$(INSTALL) -e '.[docs]'
 	@touch $@
 
 # torch first and alone, so that one variable chooses its build

@@ -2,7 +2,7 @@
 
     python benchmarks/bench.py [--shape TINYLLAMA.gguf]… [--llama-server FILE] [--rounds 9] [--part NAME]…
 
-Writes benchmarks/results.json and the README's table; with --part the other parts stay as they were measured.
+Writes benchmarks/results.json and the table of docs/performance.md; with --part the other parts stay.
 Each part runs in a process of its own and compares inside itself, so that a noisy neighbour slows both sides of
 a ratio.
 """
@@ -56,7 +56,7 @@ def ratios(mixes: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The README's lines, of what has been measured."""
+    """The lines of docs/performance.md for what has been measured."""
     lines: list[str] = []
     columns = {"default pack": dict(ratios(found["pack"]["pack"]))} if "pack" in found else {}
     columns |= {name: dict(ratios(mixes)) for name, mixes in found.get("shapes", {}).items()}
@@ -117,7 +117,7 @@ def _crowd_rows(crowd: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this; again for more.")
 def main(shapes: Sequence[Path], program: Path | None, rounds: int, parts: Sequence[str]) -> None:
-    """Measure all, and write results.json and the README's table."""
+    """Measure all, and write results.json and the table of docs/performance.md."""
     count = ["--rounds", str(rounds)]
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     found: dict[str, Any] = dict(known.get("bench", {})) if parts else {}
@@ -132,16 +132,16 @@ def main(shapes: Sequence[Path], program: Path | None, rounds: int, parts: Seque
     for name in parts or PARTS:
         found[name] = work[name]()
         save("bench", found)  # after each part: a later one may fail
-    write_readme(json.loads(RESULTS.read_text())["bench"])
+    write_table(json.loads(RESULTS.read_text())["bench"])
 
 
-def write_readme(found: Mapping[str, Any]) -> None:
-    """Put the table into the README, between its marks."""
-    readme = HERE.parent / "README.md"
+def write_table(found: Mapping[str, Any]) -> None:
+    """Put the table into docs/performance.md, between its marks."""
+    page = HERE.parent / "docs" / "performance.md"
     text = "\n".join([*table(found), "", f"`make bench`, on {found['machine']}; medians.", ""])
     block = re.compile(r"(<!-- bench -->\n).*?(<!-- end of bench -->)", re.DOTALL)
-    old = readme.read_text(encoding="utf-8")
-    write_text(readme, block.sub(lambda match: match[1] + text + match[2], old))
+    old = page.read_text(encoding="utf-8")
+    write_text(page, block.sub(lambda match: match[1] + text + match[2], old))
 
 
 if __name__ == "__main__":

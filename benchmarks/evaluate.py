@@ -2,7 +2,7 @@
 
     python benchmarks/evaluate.py parity              every adapter and a mix against PyTorch
     python benchmarks/evaluate.py runtime             memory, gate time, first token
-    python benchmarks/evaluate.py report REPORT.json  docs/results.md and the README's table
+    python benchmarks/evaluate.py report REPORT.json  docs/results.md
 
 ``report`` takes what ``loramix eval`` wrote and keeps a copy in benchmarks/report.json; multitask.py and
 add_skill.py put their figures into benchmarks/results.json, as ``parity`` and ``runtime`` do.
@@ -11,7 +11,6 @@ add_skill.py put their figures into benchmarks/results.json, as ``parity`` and `
 from __future__ import annotations
 
 import json
-import re
 import resource
 import statistics
 import subprocess
@@ -131,28 +130,27 @@ def runtime() -> None:
 @main.command()
 @click.argument("source", type=click.Path(path_type=Path), default=REPORT)
 def report(source: Path) -> None:
-    """Write docs/results.md, and the README's table."""
+    """Write docs/results.md."""
     found = read_report(source)
     found["routing"].pop("errors", None)  # they quote the data
     write_text(REPORT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     known = json.loads(RESULTS.read_text())
-    body = to_markdown(found).partition("\n")[2]
+    head, _, sections = to_markdown(found).partition("\n")[2].partition("\n## ")
     limits = "".join(f" --{name} {limit}" for name, limit in found["limits"].items() if limit)
     lines = [
         "# Results of the default pack",
         "",
         f"`{EVAL}{limits}`",
-        body.rstrip(),
+        head.rstrip(),
+        "",
+        *_short(found, known),
+        "## " + sections.rstrip(),
         *_multitask(found, known),
         *_added(known.get("skill add")),
         *_parity(known.get("parity")),
         *_runtime(known.get("runtime")),
     ]
     write_text(HERE.parent / "docs" / "results.md", "\n".join(lines) + "\n")
-    readme = HERE.parent / "README.md"
-    block = re.compile(r"(<!-- results -->\n).*?(<!-- end of results -->)", re.DOTALL)
-    text = readme.read_text(encoding="utf-8")
-    write_text(readme, block.sub(lambda match: match[1] + _short(found, known) + match[2], text))
 
 
 def _section(title: str, section: Mapping[str, Any], *head: str) -> list[str]:
@@ -247,15 +245,16 @@ def _runtime(section: Mapping[str, Any] | None) -> list[str]:
     return _section("Memory and time", section, "| measure | value |", "|---|---|", *table)
 
 
-def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
-    """The README's tables."""
+def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
+    """The section that comes first: one figure per cell, without intervals."""
     mixes = known["parity"]["mixes"].values()
     exact = max(places["float32 base"]["max_difference"] for places in mixes)
     kl = max(places["default base"]["mean_kl"] for places in mixes)
     run, routing = known["runtime"], found["routing"]
     rows = [
-        f"Measured on {found['machine']}; more, with intervals and commands, in [docs/results.md](docs/results.md); "
-        "what was tried, in [docs/skills.md](docs/skills.md).",
+        "## In short",
+        "",
+        "The sections below have intervals, commands and further measures; [skills.md](skills.md) says what was tried.",
         "",
         "| skill, test rows | measure | bare base | 5 shots | adapter | routed |",
         "|---|---|---|---|---|---|",
@@ -285,7 +284,7 @@ def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> str:
         f"{run['resident_memory_mb']} MB resident; a fresh `loramix run` speaks after {run['run_first_token_s']} s.",
         "",
     ]
-    return "\n".join(rows)
+    return rows
 
 
 if __name__ == "__main__":

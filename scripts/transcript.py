@@ -1,4 +1,4 @@
-"""Run the commands of the README's console blocks again, and put what they print below each.
+"""Run the commands in the console blocks of README.md and docs/ again, and write what each prints below it.
 
 python scripts/transcript.py
 
@@ -20,7 +20,8 @@ from margins import asked_by, offences
 from loramix import Engine
 from loramix.paths import write_text
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 
@@ -64,6 +65,8 @@ def replay(block: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    text = README.read_text(encoding="utf-8")
-    refuse_near_ties(text)
-    write_text(README, BLOCK.sub(replay, text))
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    refuse_near_ties("\n".join(texts.values()))
+    for page, text in texts.items():
+        if (fresh := BLOCK.sub(replay, text)) != text:
+            write_text(page, fresh)

@@ -93,9 +93,13 @@ def served(pack: Path | str, *options: str, **environment: str) -> Iterator[Serv
 
     reader = threading.Thread(target=follow, daemon=True)
     reader.start()
+    server: Served | None = None
     try:
-        yield Served(process, lines, log)
+        server = Served(process, lines, log)
+        yield server
     finally:
+        if server is not None:
+            server.http.close()
         process.terminate()
         try:
             process.wait(PATIENCE_S)
@@ -103,6 +107,8 @@ def served(pack: Path | str, *options: str, **environment: str) -> Iterator[Serv
             process.kill()
         process.wait()
         reader.join(PATIENCE_S)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def openapi_cases(url: str, each: int, model: str) -> dict[str, Any]:

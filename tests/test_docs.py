@@ -1,4 +1,4 @@
-"""Every command of README and docs, run as it is written, from an empty directory and a package that is read-only."""
+"""Every command of README, CONTRIBUTING and docs, run as it is written, from an empty directory and a package that is read-only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 from hf_tiny import CONFIG, random_weights, write_bpe, write_checkpoint, write_settings, write_shard
 from hub_server import TOKEN, serve
 from test_from_hf import SMOLLM
-from test_readme import parse
+from test_readme import FENCED, PAGES, parse
 from tiny import TEMPLATE, write_base
 
 from loramix.models import wheel
@@ -26,18 +26,21 @@ from loramix.models.known_bases import BASES
 
 pytestmark = pytest.mark.train
 ROOT = Path(__file__).parent.parent
-FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PROGRAMS = ("loramix", "cat", "pip", "curl", "make", "llm", "python", "systemctl")
 
 NOT_RUN = {
     "make demo": "builds an environment with pip; the installation is what runs here already",
     "make test": "is this test suite",
+    "make install": "builds the environment with pip",
+    "make check": "runs ruff and mypy; installs them with pip",
+    "make docs": "installs mkdocs with pip; that its navigation is whole is tested in test_architecture.py",
     "pip install": "needs an index; that the extra exists is checked",
     "loramix pull tinyllama-1.1b": "fetches 669 MB that must have a pinned digest; pulls run in test_hub.py",
     "loramix pull OWNER/REPO:FILE --revision v1": "needs a file of that digest; runs in test_hub.py",
     "loramix train pack my-pack": "trains twelve skills and a gate on 8,000 prompts; runs in test_train_pack.py",
     "loramix chat -p my-pack": "the pack of the line before",
     "loramix plan --base tinyllama-1.1b": "needs that base; runs in test_plan.py",
+    "llm -m": "answers with the default base; runs in test_llm_plugin.py",
     "loramix serve": "runs until it is stopped; as a process in test_server.py",
     "curl": "needs the server on its usual port; the same bodies run in test_clients.py",
 }
@@ -51,9 +54,9 @@ class Block(NamedTuple):
 def blocks() -> list[Block]:
     """Fenced blocks of commands: those without a language."""
     found = []
-    for path in FILES:
+    for path in PAGES:
         text = path.read_text(encoding="utf-8")
-        for _, language, body in re.findall(r"^( *)```(\w*)\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE):
+        for _, language, body in FENCED.findall(text):
             if not language and any(
                 line.split(" ")[0] in PROGRAMS for line in map(str.strip, body.splitlines())
             ):
@@ -206,19 +209,19 @@ def ours(shell: Shell, tiny_pack: Path) -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_readme_haiku(shell: Shell, empty: Path) -> None:
+def test_a_haiku_skill(shell: Shell, empty: Path) -> None:
     """From the data to the second prompt, with one command and step by step."""
     said = shell.run(
-        commands_of("README.md", "cat > haiku.jsonl", "loramix skill add", "mkdir data", "--keep-gate"), empty
+        commands_of("train.md", "cat > haiku.jsonl", "loramix skill add", "mkdir data", "--keep-gate"), empty
     )
     assert "skill haiku added, and the gate knows it." in said
     assert "skill haiku replaced, and its gate stays." in said
     assert {"mypack", "poems", "runs", "haiku.gguf"} <= {path.name for path in empty.iterdir()}
 
 
-def test_readme_changes_of_the_shipped_pack(shell: Shell, empty: Path) -> None:
+def test_changes_of_the_shipped_pack(shell: Shell, empty: Path) -> None:
     """On the pack as it ships; its base is not here, so what answers is left to the transcript's test."""
-    script = commands_of("README.md", "loramix skill remove spam")
+    script = commands_of("train.md", "loramix skill remove spam")
     said = shell.run(re.sub("^loramix run.*", "", script, flags=re.MULTILINE), empty)
     assert "ships with Loramix and stays as it is; this changes a copy of it, my-smollm2-135m" in said
     copy = shell.home / "data" / "packs" / "my-smollm2-135m"
@@ -231,8 +234,8 @@ def test_readme_changes_of_the_shipped_pack(shell: Shell, empty: Path) -> None:
     assert '"sql"' not in left and '"spam"' not in left and '"shell"' in left
 
 
-def test_readme_exports(shell: Shell, empty: Path, ours: Path) -> None:
-    shell.run(commands_of("README.md", "loramix export adapter"), empty)
+def test_exports(shell: Shell, empty: Path, ours: Path) -> None:
+    shell.run(commands_of("adapters.md", "loramix export adapter"), empty)
     assert (empty / "merged.gguf").stat().st_size > 10_000
     assert (empty / "sentiment-ollama" / "Modelfile").is_file()
     assert (empty / "sentiment-peft" / "adapter_model.safetensors").is_file()
@@ -263,7 +266,7 @@ def test_plans(shell: Shell, empty: Path, ours: Path) -> None:
 
 
 def test_the_hub(shell: Shell, empty: Path, ours: Path, tiny_base: Path) -> None:
-    """Against the stand-in; a pack to push is what the README makes."""
+    """Against the stand-in; a pack to push is what train.md makes."""
     shutil.copytree(ours, empty / "mypack")
     adapter = ours / "skills" / "sentiment.gguf"
     add = f"loramix pack add ./mypack haiku {adapter} --description x --max-tokens 4"

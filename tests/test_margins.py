@@ -12,12 +12,11 @@ from margins import Asked, asked_by, offences, route_margins, token_margins
 from test_clients import REVIEW
 from test_golden import PROMPTS
 from test_page import TWO_SKILLS
-from test_readme import blocks, transcripts
+from test_readme import ROOT, blocks, transcripts
 
 from loramix.runtime.router import Route
 
 TESTS = Path(__file__).parent
-ROOT = TESTS.parent
 ROAD = (
     "The road to the airport is closed because of an accident. Drivers should take the road along the river."
 )
@@ -43,13 +42,13 @@ def examples(source: str) -> list[Asked]:
             prompt, *_ = node.args
             value = known[prompt.id] if isinstance(prompt, ast.Name) else ast.literal_eval(prompt)
             options = {word.arg: ast.literal_eval(word.value) for word in node.keywords if word.arg}
-            found.append(Asked("README.md, Python", value, options, node.func.attr != "route"))
+            found.append(Asked("docs/python.md", value, options, node.func.attr != "route"))
     return found
 
 
 def everything() -> list[Asked]:
-    """All that the default pack is asked in README, goldens and tests."""
-    (python,) = blocks("python")
+    """All that the default pack is asked in README, docs, goldens and tests."""
+    (python,) = blocks("python", ROOT / "docs" / "python.md")
     (make,) = re.findall(r"^PROMPT \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     return [
         *(Asked(f"golden {name}", *PROMPTS[name]) for name in PROMPTS),

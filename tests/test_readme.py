@@ -1,4 +1,4 @@
-"""The README's commands run as written, and its transcript says what they say."""
+"""The transcripts of README and docs say what their commands say, and the Python example runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ from margins import SCALE_TOLERANCE
 
 from loramix.cli import main
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^( *)```(\w*)\n(.*?)^\1```", README, re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+MAX_README_LINES = 150
 
 
-def blocks(language: str) -> list[str]:
-    return [body for _, found, body in BLOCKS if found == language]
+def blocks(language: str, *pages: Path) -> list[str]:
+    """Fenced blocks of a language; of all pages where none is named."""
+    texts = [page.read_text(encoding="utf-8") for page in pages or PAGES]
+    return [body for text in texts for _, found, body in FENCED.findall(text) if found == language]
 
 
 def transcripts() -> list[tuple[str, str]]:
@@ -93,8 +98,8 @@ def test_another_output_is_told_apart(other: str) -> None:
 
 @pytest.mark.base
 def test_the_python_example_runs(default_base: Path, capsys: Any) -> None:
-    (example,) = blocks("python")
-    exec(compile(example, "README.md", "exec"), {})
+    (example,) = blocks("python", ROOT / "docs" / "python.md")
+    exec(compile(example, "python.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
 
@@ -104,8 +109,9 @@ def commands() -> list[list[str]]:
 
 
 def test_there_are_commands_to_check() -> None:
-    assert len(commands()) >= 6
+    assert len(commands()) >= 20
     assert len(transcripts()) >= 3
+    assert len(blocks("console", README)) == 1
 
 
 def parse(words: list[str]) -> None:
@@ -126,7 +132,12 @@ def test_every_command_parses(words: list[str]) -> None:
 
 
 def test_make_targets_exist() -> None:
-    makefile = (Path(__file__).parent.parent / "Makefile").read_text()
-    for target in re.findall(r"`make (\w+)`|^make (\w+)", README, re.MULTILINE):
-        name = target[0] or target[1]
-        assert re.search(rf"^{name}:", makefile, re.MULTILINE), name
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"`make ([\w-]+)|^make ([\w-]+)", page.read_text(), re.MULTILINE):
+            name = target[0] or target[1]
+            assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"{page.name}: make {name}"
+
+
+def test_the_readme_is_short() -> None:
+    assert README.read_text(encoding="utf-8").count("\n") <= MAX_README_LINES
