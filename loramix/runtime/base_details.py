@@ -82,7 +82,7 @@ def _quantization(file: GGUFFile) -> str:
 
     if file.types.get("general.file_type") == UINT32:
         with suppress(ValueError):  # newer than the library
-            name = gguf.LlamaFileType(file.metadata["general.file_type"]).name
+            name = str(gguf.LlamaFileType(file.metadata["general.file_type"]).name)
             if name != "GUESSED":
                 return name.removeprefix("MOSTLY_").removeprefix("ALL_")
     matrices = [t for t in file.tensors.values() if t.name.startswith("blk.") and len(t.shape) > 1]
