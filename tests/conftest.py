@@ -13,6 +13,7 @@ import pytest
 from hub_server import Hub, serve
 from hypothesis import HealthCheck, settings
 from tiny import write_base, write_pack
+from wheel_index import part_base, places, quick, six  # noqa: F401  # fixtures
 
 from loramix import DEFAULT
 from loramix.models import wheel

