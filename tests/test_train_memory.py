@@ -171,7 +171,9 @@ def test_the_estimate_is_what_is_kept(
 def test_memory_is_short_for_the_largest_batch_alone(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(base)
     small, large = BatchShape(4, 40, 8), BatchShape(4, 40, 80)
-    assert step_bytes(model, large) - step_bytes(model, small) == 3 * 4 * 259 * 72  # log-probabilities, twice again
+    assert (
+        step_bytes(model, large) - step_bytes(model, small) == 3 * 4 * 259 * 72
+    )  # log-probabilities, twice again
     free = step_bytes(model, small) / 0.8 + 1
     monkeypatch.setattr("loramix.train.memory.memory_bytes", lambda: (10**12, free))
     assert not is_short(model, [small, small])
