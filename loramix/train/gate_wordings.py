@@ -1,0 +1,146 @@
+"""How people ask, beyond the recipes and `phrasings/`: the lists in ``phrasings/early/``."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loramix.errors import InvalidRecipe
+from loramix.textfile import read_text
+
+DIRECTORY = Path(__file__).parent / "phrasings" / "early"
+DEV = 0.14
+"""Share of all wordings that no training sees: what is chosen is chosen on them."""
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+class Styles(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``styles.toml``: what stands around a request, whatever it asks for."""
+
+    openings: list[str]
+    closings: list[str]
+    voice_starts: list[str]
+    voice_middles: list[str]
+    voice_ends: list[str]
+    first_here: list[str]
+    """Announcements of a text whose request comes after it."""
+    then: list[str]
+    """What stands between that text and the request."""
+
+
+class Turns(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``turns.toml``: follow-ups."""
+
+    again: list[str]
+    """With ``{input}``: the same for another text."""
+    chat: list[str]
+    """Remarks and questions about the answer, which no skill serves; what was done stays in mind."""
+    base: list[str]
+    """Tasks that no skill serves, about what was said."""
+    refine: dict[str, list[str]]
+    """By skill: the same again, otherwise."""
+    switch: dict[str, list[str]]
+    """By skill: something else with the text at hand."""
+    answers: dict[str, list[str]]
+    """``texts``: answers of the base."""
+
+
+class Embedded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``embedded.toml``: instructions inside texts."""
+
+    notes: list[str]
+    """With ``{order}``."""
+    orders: list[str]
+    frames: list[str]
+    """With ``{before}``, the request, and ``{input}``, the text in marks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wordings:
+    """All lists; by skill and ``none`` where they are tables."""
+
+    asks: Mapping[str, list[str]]
+    long: Mapping[str, list[str]]
+    tongues: Mapping[str, list[str]]
+    styles: Styles
+    turns: Turns
+    embedded: Embedded
+    grammar: Mapping[str, list[str]]
+    tasks: list[str]
+    """General tasks that no skill serves."""
+
+
+@cache
+def load_wordings(directory: Path = DIRECTORY) -> Wordings:
+    """Read the lists that ship with Loramix, or a directory of the same form.
+
+    Raises:
+        InvalidRecipe: a file that is not TOML, or not of that form.
+    """
+
+    def read(name: str, kind: type[Any]) -> Any:
+        path = directory / f"{name}.toml"
+        try:
+            return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
+        except (msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
+            raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
+
+    lists = dict[str, list[str]]
+    found = Wordings(
+        read("asks", lists),
+        read("long", lists),
+        read("tongues", lists),
+        read("styles", Styles),
+        read("turns", Turns),
+        read("embedded", Embedded),
+        read("grammar", lists),
+        read("tasks", lists)["tasks"],
+    )
+    for name, groups in (
+        ("long", found.long),
+        ("tongues", found.tongues),
+        ("turns", {"again": found.turns.again}),
+    ):
+        for template in (t for group in groups.values() for t in group):
+            if template.count("{input}") != 1:
+                raise InvalidRecipe(f"{directory / name}.toml: {template!r} needs '{{input}}' once.")
+    return found
+
+
+def is_dev(wording: str, share: float = DEV) -> bool:
+    """Whether a wording is kept out of training; the same for all who ask."""
+    digest = hashlib.sha256(wording.encode("utf-8", "replace")).digest()
+    return int.from_bytes(digest[:4], "little") < share * 2**32
+
+
+def of_part(wordings: Sequence[str], *, dev: bool) -> list[str]:
+    """The wordings of training, or those kept out of it; all of them where a part would be empty."""
+    return [wording for wording in wordings if is_dev(wording) == dev] or list(wordings)
+
+
+def sentence(
+    grammar: Mapping[str, Sequence[str]], words: Sequence[str], rng: random.Random, *, dev: bool
+) -> str:
+    """A request about a text that no skill serves, from the parts in ``grammar.toml``.
+
+    Args:
+        grammar: ``sentences`` with ``{part}`` slots, and a list for each part but ``word``.
+        words: of the text, for ``{word}``.
+        rng: draws.
+        dev: whether the sentence is one that training does not see.
+    """
+    template = rng.choice(of_part(grammar["sentences"], dev=dev))
+
+    def part(match: re.Match[str]) -> str:
+        name = match[1]
+        return rng.choice(words) if name == "word" else rng.choice(grammar[name])
+
+    return _SLOT.sub(part, template)
