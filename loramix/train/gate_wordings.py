@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from loramix.errors import InvalidRecipe
-from loramix.textfile import read_text
+from loramix.formats.textfile import read_text
 
 DIRECTORY = Path(__file__).parent / "phrasings" / "early"
 DEV = 0.14
