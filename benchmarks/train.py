@@ -36,10 +36,11 @@ def work(way: str, base: str, skill: str, data: Path, rows: int) -> None:
 
     from loramix.models import bases
     from loramix.train import lora
+    from loramix.train.peft_model import attach
 
     kind, _, compiled = way.partition(" ")
-    lora.autocast_dtype = lambda: getattr(torch, kind)
-    attach = lora.attach
+    # what the training loop calls, replaced in its own module
+    vars(lora)["autocast_dtype"] = lambda: getattr(torch, kind)
 
     def attached(model: Any, shape: Any) -> Any:
         found = attach(model, shape)
@@ -49,7 +50,7 @@ def work(way: str, base: str, skill: str, data: Path, rows: int) -> None:
         sys.stdin.readline()
         return found
 
-    lora.attach = attached
+    vars(lora)["attach"] = attached
     recipe = recipe_for(skill, base)
     changed = {"evaluate_every": 10**6, "save_every": 10**6, "dev_rows": 1}
     recipe = msgspec.structs.replace(recipe, training=msgspec.structs.replace(recipe.training, **changed))
