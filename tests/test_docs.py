@@ -1,4 +1,4 @@
-"""Every command of README, CONTRIBUTING and docs, run as it is written: an empty directory, a read-only package."""
+"""Every command of README, CONTRIBUTING and docs, run as written, in an empty directory, from a read-only package."""
 
 from __future__ import annotations
 

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidRecipe
 from loramix.models.gate_window import GAP, MAX_CHARACTERS, window
 from loramix.train.data import Row
-from loramix.train.gate_pieces import BASE, TEXT, Piece, Request, Turn, cut, plain, read_turns, user
+from loramix.train.gate_pieces import TEXT, Piece, Request, Turn, cut, plain, read_turns, user
 from loramix.train.gate_requests import LONG, Maker
 from loramix.train.gate_styles import spoken, styled, typos
 from loramix.train.gate_turns import conversation

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from loramix.models.gate_window import GAP, is_cut, limits
 
-BASE = "base"
 TEXT = "text"
 OTHER = ""
 UNKNOWN = "?"
