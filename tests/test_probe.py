@@ -259,10 +259,10 @@ def test_the_pinned_version_is_that_of_the_project() -> None:
 def test_logits_agree_but_for_rounding() -> None:
     np = pytest.importorskip("numpy")
     row = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    assert probe_child.agree(row, row)
-    assert probe_child.agree(row, row * 1.01 + 1e-3)
-    assert not probe_child.agree(row, row[::-1])
-    assert probe_child.agree(row * 0, row * 0)
+    assert probe_child.logits_match(row, row)
+    assert probe_child.logits_match(row, row * 1.01 + 1e-3)
+    assert not probe_child.logits_match(row, row[::-1])
+    assert probe_child.logits_match(row * 0, row * 0)
 
 
 def test_tensor_kinds_are_read_once_and_again_after_a_change(tmp_path: Path) -> None:

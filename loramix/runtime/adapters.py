@@ -97,9 +97,9 @@ class AdapterCache:
         rounded: in 8 bits, as the base's own products are computed where it is quantized; else in floats.
     """
 
-    def __init__(self, model: Model, size: int = NATIVE_ADAPTERS, *, rounded: bool = False) -> None:
+    def __init__(self, model: Model, size: int = NATIVE_ADAPTERS, *, quantized: bool = False) -> None:
         self._model, self._size = model, size
-        self._quantize = quantize_rows if rounded else None
+        self._quantize = quantize_rows if quantized else None
         self._files: dict[str, AdapterFile] = {}
         self._loaded: OrderedDict[Mix, Adapter] = OrderedDict()
         self._parts: OrderedDict[str, Part] = OrderedDict()
@@ -139,7 +139,7 @@ class AdapterCache:
         self._parts.move_to_end(name)
         return self._parts[name]
 
-    def apart(self, mix: Mix) -> dict[str, Adapter]:
+    def unfused(self, mix: Mix) -> dict[str, Adapter]:
         """The adapters of a mix's skills, unfused, at scale 1; they stay at least until the next call."""
         size, self._size = self._size, max(self._size, len(mix.scales))
         try:

@@ -79,7 +79,7 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
         Unsupported: this llama.cpp lays its tensors out in another way.
         UnknownSkill: a skill has gone since.
     """
-    steps = measuring(engine, prompt, answer)
+    steps = measure_by_token(engine, prompt, answer)
     while True:
         try:
             next(steps)
@@ -88,7 +88,7 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
             return found
 
 
-def measuring(
+def measure_by_token(
     engine: Engine, prompt: str | Sequence[Message], answer: Answer
 ) -> Generator[None, None, Contributions]:
     """`contributions` in steps of a token, so that others can be answered in between by the same thread.
@@ -98,63 +98,63 @@ def measuring(
     ids = engine.prepare(prompt).tokens
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
-    moving = answer.route.policy == "token"
+    per_token = answer.route.policy == "token"
     for mix in filter(None, dict.fromkeys(answer.mixes)):
         at = [i for i, found in enumerate(answer.mixes) if found == mix]
         # under the policy `token` a context holds the whole answer, else what its mix said alone
-        said = answer.tokens if moving else [answer.tokens[i] for i in at]
-        found = yield from _measure(engine, mix, ids, said)
+        answer_tokens = answer.tokens if per_token else [answer.tokens[i] for i in at]
+        found = yield from _measure(engine, mix, ids, answer_tokens)
         for name, ratios in found.items():
-            values[skills.index(name)][:, at] = ratios[:, at] if moving else ratios
-    pieces = _pieces(engine, answer, moving)
+            values[skills.index(name)][:, at] = ratios[:, at] if per_token else ratios
+    pieces = _pieces(engine, answer, per_token)
     return Contributions(skills, pieces, list(answer.mixes), values)
 
 
-def _pieces(engine: Engine, answer: Answer, moving: bool) -> list[str]:
+def _pieces(engine: Engine, answer: Answer, per_token: bool) -> list[str]:
     """The text that each token of an answer completes; together they are the answer."""
     decoder, pieces = Detokenizer(engine.model), list[str]()
     for i, (token, mix) in enumerate(zip(answer.tokens, answer.mixes, strict=True)):
         before = ""
-        if i and mix != answer.mixes[i - 1] and not moving:  # the next mix's answer, on a line of its own
+        if i and mix != answer.mixes[i - 1] and not per_token:  # the next mix's answer, on a line of its own
             before, decoder = "\n", Detokenizer(engine.model)
         pieces.append(before + decoder.add(token))
     return pieces
 
 
 def _measure(
-    engine: Engine, mix: Mix, prompt: list[int], said: Sequence[int]
+    engine: Engine, mix: Mix, prompt: list[int], answer_tokens: Sequence[int]
 ) -> Generator[None, None, dict[str, Floats]]:
     """(L, T) ratios by skill, where each of the T tokens said was chosen."""
-    watch = _Watch()
+    watcher = _NodeWatcher()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
-    with engine.alone(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
-        acts_from = engine.decoder.acts_from(mix, prompt)  # first: the pack may have lost a skill since
-        adapters = engine.decoder.adapters.apart(mix)
+    with engine.exclusive(), closing(Context(engine.model, observe=watcher.callback, **options)) as context:
+        active_from = engine.decoder.active_from(mix, prompt)  # first: the pack may have lost a skill since
+        adapters = engine.decoder.adapters.unfused(mix)
         owner: dict[int, str] = {}
         for name, adapter in adapters.items():  # a node names its matrix, not whose it is
-            context.become([(adapter, 1.0)])
-            watch.start()
+            context.set_mix([(adapter, 1.0)])
+            watcher.start()
             context.decode(prompt[:1])
-            owner |= {part.matrix: name for part in watch.parts}
-        context.become([(adapter, mix.scales[name]) for name, adapter in adapters.items()])
-        if acts_from:
+            owner |= {part.matrix: name for part in watcher.products}
+        context.set_mix([(adapter, mix.scales[name]) for name, adapter in adapters.items()])
+        if active_from:
             with closing(Context(engine.model, **options)) as bare:
-                bare.decode(prompt[:acts_from])
-                context.adopt(bare, acts_from)
-        if rest := prompt[acts_from:-1]:
+                bare.decode(prompt[:active_from])
+                context.load_prefix(bare, active_from)
+        if rest := prompt[active_from:-1]:
             context.decode(rest)
-        found = {name: np.zeros((engine.model.n_layer, len(said)), np.float32) for name in adapters}
+        found = {name: np.zeros((engine.model.n_layer, len(answer_tokens)), np.float32) for name in adapters}
         # one at a time: of a batch's last layer llama.cpp computes the last token alone
-        for place, token in enumerate([prompt[-1], *said[:-1]]):
-            watch.start()
+        for place, token in enumerate([prompt[-1], *answer_tokens[:-1]]):
+            watcher.start()
             context.decode([token])
-            for name, column in watch.ratios(owner, engine.model.n_layer).items():
+            for name, column in watcher.ratios(owner, engine.model.n_layer).items():
                 found[name][:, place] = column
             yield
     return found
 
 
-class _Part(NamedTuple):
+class _Product(NamedTuple):
     """One node's product."""
 
     layer: int
@@ -164,21 +164,21 @@ class _Part(NamedTuple):
     square: float
 
 
-class _Watch:
+class _NodeWatcher:
     """Reads the products of base matrices and of adapters as llama.cpp computes them."""
 
     def __init__(self) -> None:
-        self.parts: list[_Part] = []
+        self.products: list[_Product] = []
         self._describe = ggml("ggml_op_desc", ctypes.c_char_p)
         self._name = ggml("ggml_get_name", ctypes.c_char_p)
         self._data = ggml("ggml_get_data", ctypes.c_void_p)
-        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
+        self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
 
     def start(self) -> None:
         """Forget what was read."""
-        self.parts = []
+        self.products = []
 
-    def _seen(self, node: int, ask: bool, _user: Any) -> bool:
+    def _on_node(self, node: int, ask: bool, _user: Any) -> bool:
         op = self._describe(node)
         if op not in (b"MUL_MAT", b"SCALE"):
             return not ask
@@ -191,7 +191,9 @@ class _Watch:
         if not ask:
             size = ctypes.c_int64.from_address(node + _NE).value
             row = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._data(node)))
-            self.parts.append(_Part(int(match[1]), match[2], operand if match[3] else 0, float(row @ row)))
+            self.products.append(
+                _Product(int(match[1]), match[2], operand if match[3] else 0, float(row @ row))
+            )
         return True
 
     def ratios(self, owner: dict[int, str], n_layer: int) -> dict[str, Floats]:
@@ -204,21 +206,23 @@ class _Watch:
         Raises:
             Unsupported: no product could be found where a skill acts.
         """
-        if owner and not any(part.matrix for part in self.parts):
+        if owner and not any(part.matrix for part in self.products):
             raise Unsupported(
                 "this llama.cpp shows no adapter in its graph; install llama-cpp-python==0.3.36."
             )
-        base = {(part.layer, part.target): part.square for part in self.parts if not part.matrix}
-        added = {name: np.zeros(n_layer) for name in owner.values()}
-        under = {name: np.zeros(n_layer) for name in owner.values()}
-        for part in self.parts:
+        base = {(part.layer, part.target): part.square for part in self.products if not part.matrix}
+        skill_squares = {name: np.zeros(n_layer) for name in owner.values()}
+        base_squares = {name: np.zeros(n_layer) for name in owner.values()}
+        for part in self.products:
             if part.matrix:
                 name = owner[part.matrix]
-                added[name][part.layer] += part.square
-                under[name][part.layer] += base[part.layer, part.target]
+                skill_squares[name][part.layer] += part.square
+                base_squares[name][part.layer] += base[part.layer, part.target]
         return {
-            name: np.sqrt(added[name] / np.where(under[name] > 0, under[name], 1)).astype(np.float32)
-            for name in added
+            name: np.sqrt(
+                skill_squares[name] / np.where(base_squares[name] > 0, base_squares[name], 1)
+            ).astype(np.float32)
+            for name in skill_squares
         }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from loramix.runtime.llama.vocabulary import Vocabulary
 
 
-def shown(vocabulary: Vocabulary, token: int, *, first: bool) -> bytes:
+def visible_bytes(vocabulary: Vocabulary, token: int, *, first: bool) -> bytes:
     """A token's bytes in an answer; none of a token that ends one.
 
     SentencePiece puts a space before every text when it is tokenized: it is no part of the answer.
@@ -37,7 +37,7 @@ class Detokenizer:
 
     def add(self, token: int) -> str:
         """The characters that a token completes."""
-        piece = shown(self._vocabulary, token, first=self._first)
+        piece = visible_bytes(self._vocabulary, token, first=self._first)
         self._first = self._first and not self._vocabulary.piece(token)
         return self._decoder.decode(piece)
 

@@ -68,15 +68,15 @@ class GenerationOptions:
             UsageError: an unknown keyword, or a value out of its range.
             InvalidMix: see `as_mix`.
         """
-        own, drawing = (
+        own_names, sampling_names = (
             {field.name for field in fields(cls)} - {"sampling"},
             set(Sampling.__dataclass_fields__),
         )
-        if unknown := sorted(set(values) - own - drawing):
-            raise UsageError(f"unknown option {unknown}; there are {sorted(own | drawing)}.")
-        sampling = Sampling(**{name: value for name, value in values.items() if name in drawing})
+        if unknown := sorted(set(values) - own_names - sampling_names):
+            raise UsageError(f"unknown option {unknown}; there are {sorted(own_names | sampling_names)}.")
+        sampling = Sampling(**{name: value for name, value in values.items() if name in sampling_names})
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
-        rest = {name: value for name, value in values.items() if name in own}
+        rest = {name: value for name, value in values.items() if name in own_names}
         return cls(mix=None if mix is None else as_mix(mix), stop=texts, sampling=sampling, **rest)
 
 

@@ -49,7 +49,7 @@ class Route:
         return (self.key, *map(Mix.of, self.then))
 
     @property
-    def named(self) -> str:
+    def mix_text(self) -> str:
         """The mixes in words: ``summarize=1, then sentiment=1``."""
         return ", then ".join(map(str, self.steps))
 

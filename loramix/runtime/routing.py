@@ -16,7 +16,7 @@ from loramix.runtime.features import pool
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route, Router
-from loramix.runtime.token_mixer import CONTEXTS_IN_MOTION
+from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
 def routing_request(
@@ -70,7 +70,7 @@ def route_prompt(
     middle = time.perf_counter()
     route = router.decide(features, options.policy)
     if options.policy == "token" and len(route.mix) > 1:
-        decoder.pool.size = max(decoder.pool.size, CONTEXTS_IN_MOTION)
+        decoder.pool.size = max(decoder.pool.size, TOKEN_CONTEXTS)
     return replace(route, timings={"features": middle - began, "gate": time.perf_counter() - middle})
 
 

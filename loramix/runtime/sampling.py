@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from loramix.errors import UsageError
 
-FEW = 1024
+PARTIAL_SORT = 1024
 """Tokens that are sorted at first: what is drawn is nearly always among them."""
 
 
@@ -102,16 +102,16 @@ class Sampler:
             logits[seen] = np.where(values > 0, values / s.repeat_penalty, values * s.repeat_penalty)
         if (s.presence_penalty or s.frequency_penalty) and len(recent) > self._n_prompt:
             logits = logits.copy()
-            said, counts = np.unique(np.asarray(recent[self._n_prompt :], np.int64), return_counts=True)
-            logits[said] -= (s.presence_penalty + s.frequency_penalty * counts).astype(np.float32)
+            answered, counts = np.unique(np.asarray(recent[self._n_prompt :], np.int64), return_counts=True)
+            logits[answered] -= (s.presence_penalty + s.frequency_penalty * counts).astype(np.float32)
         if s.temperature == 0.0:
             return int(logits.argmax())
         if 0 < s.top_k < len(logits):
             kept = likeliest(logits, s.top_k)
-            return int(kept[self._drawn(logits[kept])])
-        return self._drawn(logits)
+            return int(kept[self._draw(logits[kept])])
+        return self._draw(logits)
 
-    def _drawn(self, logits: npt.NDArray[np.float32]) -> int:
+    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
         """The place of what is drawn."""
         s = self.settings
         # 1 for the likeliest token
@@ -119,13 +119,13 @@ class Sampler:
         count = int(np.count_nonzero(odds >= s.min_p)) if s.min_p > 0 else len(odds)
         draw = self._random.random()
         # sorting all tokens takes as long as decoding one
-        for n in (min(FEW, count) if count == len(odds) else count, count):
+        for n in (min(PARTIAL_SORT, count) if count == len(odds) else count, count):
             ids = likeliest(logits, n)
             sums = np.cumsum(odds[ids])
-            place = _place(sums, float(odds.sum() if n < count else sums[-1]), s.top_p, draw)
-            if place < n:
+            index = _draw_index(sums, float(odds.sum() if n < count else sums[-1]), s.top_p, draw)
+            if index < n:
                 break
-        return int(ids[min(place, n - 1)])
+        return int(ids[min(index, n - 1)])
 
 
 def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
@@ -142,7 +142,7 @@ def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int
     return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
-def _place(sums: npt.NDArray[np.float64], total: float, top_p: float, draw: float) -> int:
+def _draw_index(sums: npt.NDArray[np.float64], total: float, top_p: float, draw: float) -> int:
     """Which of the likeliest tokens is drawn; their number where it is none of them.
 
     Args:
@@ -152,10 +152,10 @@ def _place(sums: npt.NDArray[np.float64], total: float, top_p: float, draw: floa
         draw: 0 to 1.
     """
     if top_p < 1:
-        reach = int(np.searchsorted(sums, top_p * total))
-        if reach == len(sums):
-            return reach
-        total = float(sums[reach])
+        last = int(np.searchsorted(sums, top_p * total))
+        if last == len(sums):
+            return last
+        total = float(sums[last])
     return int(np.searchsorted(sums, draw * total))
 
 

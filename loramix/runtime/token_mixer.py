@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from loramix.models.mixing import Mix
 
 LEVELS = 2
-CONTEXTS_IN_MOTION = 4  # a context for each level, and the bare base's
+TOKEN_CONTEXTS = 4  # a context for each level, and the bare base's
 RATE = 0.3
 """How much of the way to what a token's state says the share goes, where the gate is sure of one of the two."""
 HYSTERESIS = 0.35

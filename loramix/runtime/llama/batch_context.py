@@ -23,9 +23,9 @@ from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Adapter, C, Model, why
 from loramix.runtime.llama.native_context import KV, NativeContext
 
-DEAD = 512
+MAX_DEAD_CELLS = 512
 """Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
-SPLIT = 256
+SPLIT_KV_CELLS = 256
 """Cells from which on llama.cpp splits a row that is alone."""
 
 
@@ -47,8 +47,8 @@ class BatchContext(NativeContext):
         self.mix: Mix | None = None
         self._lengths: dict[int, int] = {}
         self._mixes: dict[int, Mix] = {}
-        self._dead, self._grave = 0, n_seq  # cells of ended sequences, and the id that they get
-        self._shadow = n_seq + 1
+        self._n_dead, self._dead_sequence = 0, n_seq  # cells of ended sequences, and the id that they get
+        self._padding_sequence = n_seq + 1
         parameters = C.llama_context_default_params()
         parameters.n_ctx = n_cells
         parameters.n_batch = parameters.n_ubatch = max(n_seq, 32)
@@ -68,7 +68,7 @@ class BatchContext(NativeContext):
         """How many more sequences may come."""
         return self.n_seq - len(self._lengths)
 
-    def take(self, context: Context, mix: Mix) -> int:
+    def add(self, context: Context, mix: Mix) -> int:
         """Take over what a context holds.
 
         Args:
@@ -93,24 +93,24 @@ class BatchContext(NativeContext):
 
     def release(self, sequence: int) -> None:
         """Forget a sequence."""
-        self._dead += self._lengths.pop(sequence)
+        self._n_dead += self._lengths.pop(sequence)
         del self._mixes[sequence]
         with self.model.lock:
-            C.llama_memory_seq_cp(self._memory, sequence, self._grave, -1, -1)
+            C.llama_memory_seq_cp(self._memory, sequence, self._dead_sequence, -1, -1)
             C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         if not self._lengths:
-            self._write_anew()
+            self._compact()
 
     def _make_room(self, wanted: int) -> None:
-        if self._dead > DEAD or self._dead + self.used + wanted > self.n_cells:
-            self._write_anew()
+        if self._n_dead > MAX_DEAD_CELLS or self._n_dead + self.used + wanted > self.n_cells:
+            self._compact()
 
-    def _write_anew(self) -> None:
+    def _compact(self) -> None:
         """Put the living sequences side by side, and free all other cells."""
         kept = {sequence: self._copy_kv(sequence, n) for sequence, n in self._lengths.items()}
         with self.model.lock:
             C.llama_memory_clear(self._memory, False)
-        self._dead = 0
+        self._n_dead = 0
         for sequence, kv in kept.items():
             self._put(sequence, kv)
 
@@ -120,7 +120,7 @@ class BatchContext(NativeContext):
                 C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
             raise NativeError(f"llama.cpp could not take over {kv.nbytes} bytes of KV{why()}.")
 
-    def become(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
+    def set_mix(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
         """Decode sequences of another mix from now on; the next call builds its graph anew, some milliseconds.
 
         Args:
@@ -145,10 +145,10 @@ class BatchContext(NativeContext):
         assert all(self._mixes[sequence] == self.mix for sequence in tokens)
         self._make_room(len(tokens) + 1)
         rows = [(sequence, token, self._lengths[sequence]) for sequence, token in tokens.items()]
-        cells = self._dead + self.used + 2
-        shadowed = len(rows) == 1 and rows[0][2] < SPLIT <= cells <= self.n_cells
-        if shadowed:
-            rows.append((self._shadow, rows[0][1], 0))
+        cells = self._n_dead + self.used + 2
+        padded = len(rows) == 1 and rows[0][2] < SPLIT_KV_CELLS <= cells <= self.n_cells
+        if padded:
+            rows.append((self._padding_sequence, rows[0][1], 0))
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, (sequence, token, position) in enumerate(rows):
@@ -161,15 +161,15 @@ class BatchContext(NativeContext):
             code = C.llama_decode(self.pointer, batch)
             if code != 0:
                 raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
-            found = {}
+            logits = {}
             for i, sequence in enumerate(tokens):
                 row = C.llama_get_logits_ith(self.pointer, i)
-                found[sequence] = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
+                logits[sequence] = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
                 self._lengths[sequence] += 1
-            if shadowed:  # its cell is the last one, so that no order changes
-                C.llama_memory_seq_rm(self._memory, self._shadow, -1, -1)
-        if not all(np.isfinite(row).all() for row in found.values()):
+            if padded:  # its cell is the last one, so that no order changes
+                C.llama_memory_seq_rm(self._memory, self._padding_sequence, -1, -1)
+        if not all(np.isfinite(row).all() for row in logits.values()):
             raise NativeError(
                 f"the model gave numbers that are not finite under {self.mix}; run 'loramix pack check'."
             )
-        return found
+        return logits

@@ -56,7 +56,7 @@ class NodeTaps:
         self._data = ggml("ggml_get_data", ctypes.c_void_p)
         self._count = ggml("ggml_nelements", ctypes.c_int64)
         self._rows: dict[int, npt.NDArray[np.float32]] = {}
-        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
+        self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
 
     def rows(self, layer: int) -> npt.NDArray[np.float32]:
         """Inputs of a tapped layer for all tokens of the last batch, (T, D) float32.
@@ -72,7 +72,7 @@ class NodeTaps:
             )
         return found
 
-    def _seen(self, node: int, ask: bool, _user: Any) -> bool:
+    def _on_node(self, node: int, ask: bool, _user: Any) -> bool:
         layer = self._layers.get(self._name(node))
         if layer is None:
             return not ask

@@ -21,42 +21,42 @@ class Interrupt:
     """One for all contexts of a model; answers are known by their numbers."""
 
     def __init__(self) -> None:
-        self._text = ctypes.create_string_buffer(2)
+        self._flag = ctypes.create_string_buffer(2)
         self._lock = threading.Lock()
         self._current: int | None = None
         self._stopped: set[int] = set()
 
-    def watch(self, parameters: Any) -> None:
+    def attach(self, parameters: Any) -> None:
         """Let contexts that are made with these parameters ask it."""
         library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
         strlen = ctypes.cast(library.strlen, ctypes.c_void_p).value
         parameters.abort_callback = C.ggml_abort_callback(strlen)
-        parameters.abort_callback_data = ctypes.addressof(self._text)
+        parameters.abort_callback_data = ctypes.addressof(self._flag)
 
     @contextmanager
-    def during(self, number: int) -> Iterator[None]:
+    def running(self, number: int) -> Iterator[None]:
         """What is decoded meanwhile is for that answer alone; where it was stopped it ends as `Interrupted`."""
         with self._lock:
             self._current = number
-            self._set(number in self._stopped)
+            self._set_flag(number in self._stopped)
         try:
             yield
         finally:
             with self._lock:
                 self._current = None
-                self._set(False)
+                self._set_flag(False)
 
     def stop(self, number: int) -> None:
         """Nobody wants that answer any more; callable from any thread."""
         with self._lock:
             self._stopped.add(number)
             if number == self._current:
-                self._set(True)
+                self._set_flag(True)
 
-    def forget(self, number: int) -> None:
+    def clear(self, number: int) -> None:
         """It has ended."""
         with self._lock:
             self._stopped.discard(number)
 
-    def _set(self, ends: bool) -> None:
-        self._text[0] = b"x" if ends else b"\0"
+    def _set_flag(self, stopped: bool) -> None:
+        self._flag[0] = b"x" if stopped else b"\0"

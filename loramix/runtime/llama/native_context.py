@@ -92,7 +92,7 @@ def _bytes(array: KV) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
-def give_back() -> None:
+def trim_heap() -> None:
     """Give the system what the C heap holds and nobody uses: glibc keeps holes of many MB, and only it needs this."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -76,10 +76,10 @@ class Vocabulary:
     def controls(self) -> tuple[str, ...]:
         """Texts that become one token where the template writes them, and stay text where a user does."""
         special = (i for i, kind in enumerate(self._attributes) if kind & (_CONTROL | _UNKNOWN))
-        return tuple(text for i in special if (text := self.text(i)).strip()) + self._written
+        return tuple(text for i in special if (text := self.text(i)).strip()) + self._template_tokens
 
     @cached_property
-    def _written(self) -> tuple[str, ...]:
+    def _template_tokens(self) -> tuple[str, ...]:
         """Tokens that are found in any text, but mean something where the template writes them."""
         added = (self.text(i) for i, kind in enumerate(self._attributes) if kind & _USER_DEFINED)
         try:
@@ -174,23 +174,23 @@ class Vocabulary:
         if isinstance(segments, str):
             segments = [(segments, special)]
         tokens: list[int] = []
-        for whole, whole_meant in segments:
-            for text, meant in self._normalized(whole, whole_meant):
-                for part in [text] if meant else self._broken(text):
-                    special_last = bool(tokens) and bool(
+        for segment, segment_special in segments:
+            for text, parse_special in self._normalized(segment, segment_special):
+                for part in [text] if parse_special else self._split_template_tokens(text):
+                    after_special = bool(tokens) and bool(
                         self._attributes[tokens[-1]] & (_CONTROL | _UNKNOWN | _USER_DEFINED)
                     )
-                    tokens += self._ids(part, meant, goes_on=bool(tokens) and not special_last)
+                    tokens += self._ids(part, parse_special, continues=bool(tokens) and not after_special)
         return tokens
 
-    def _normalized(self, text: str, meant: bool) -> list[Segment]:
+    def _normalized(self, text: str, parse_special: bool) -> list[Segment]:
         """A text as the base's normalizer leaves it; special tokens that are meant are taken out first."""
         if normalized(text, self._normalizer) == text:
-            return [(text, meant)]
+            return [(text, parse_special)]
         # what is normalized must not become a special token, nor one's end be joined to a mark behind it
-        parts = (self._specials if meant else self._found_in_text).split(text)
+        parts = (self._specials if parse_special else self._text_tokens).split(text)
         found = [
-            (part, meant) if i % 2 else (normalized(part, self._normalizer), False)
+            (part, parse_special) if i % 2 else (normalized(part, self._normalizer), False)
             for i, part in enumerate(parts)
         ]
         return [segment for segment in found if segment[0]]
@@ -207,37 +207,37 @@ class Vocabulary:
     @cached_property
     def _specials(self) -> re.Pattern[str]:
         """Finds every token that is taken out of a text before it is cut, as a group."""
-        return self._finder(_CONTROL | _UNKNOWN | _USER_DEFINED)
+        return self._token_pattern(_CONTROL | _UNKNOWN | _USER_DEFINED)
 
     @cached_property
-    def _found_in_text(self) -> re.Pattern[str]:
+    def _text_tokens(self) -> re.Pattern[str]:
         """Finds those of them that are tokens in any text, not only where a template writes them."""
-        return self._finder(_USER_DEFINED)
+        return self._token_pattern(_USER_DEFINED)
 
-    def _finder(self, kinds: int) -> re.Pattern[str]:
+    def _token_pattern(self, kinds: int) -> re.Pattern[str]:
         texts = {self.text(i) for i, kind in enumerate(self._attributes) if kind & kinds} - {""}
         longest = sorted(texts, key=lambda text: (-len(text), text))
         return re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
 
-    def _broken(self, text: str) -> list[str]:
+    def _split_template_tokens(self, text: str) -> list[str]:
         """Plain text in parts, cut within each token that llama.cpp would find in any text."""
-        if not self._written:
+        if not self._template_tokens:
             return [text]
-        pattern = "|".join(map(re.escape, sorted(self._written, key=len, reverse=True)))
+        pattern = "|".join(map(re.escape, sorted(self._template_tokens, key=len, reverse=True)))
         cuts = [0, *(found.start() + 1 for found in re.finditer(f"(?={pattern})", text)), len(text)]
         return [text[a:b] for a, b in pairwise(cuts) if a < b]
 
-    def _ids(self, text: str, meant: bool, *, goes_on: bool = False) -> list[int]:
+    def _ids(self, text: str, parse_special: bool, *, continues: bool = False) -> list[int]:
         """Ids of a text; where it goes on from text before, SentencePiece's space is left out."""
-        if goes_on and self.space_prefix:
+        if continues and self.space_prefix:
             line = self._ids("\n", False)
-            ids = self._ids("\n" + text, meant)
+            ids = self._ids("\n" + text, parse_special)
             if ids[: len(line)] == line:
                 return ids[len(line) :]
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 8
         buffer = (C.llama_token * room)()
-        count = C.llama_tokenize(self.vocab, raw, len(raw), buffer, room, False, meant)
+        count = C.llama_tokenize(self.vocab, raw, len(raw), buffer, room, False, parse_special)
         if count < 0:
             raise InvalidPrompt("the prompt cannot be tokenized; shorten it.")
         return list(buffer[:count])
