@@ -181,9 +181,9 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_the_cache_does_not_grow_for_ever(tmp_path: Path) -> None:
-    memory = probe._Memory(verdicts={str(i): probe._Remembered(True, "") for i in range(100)})
-    probe._keep(tmp_path / "probe.json", memory)
-    assert list(probe._recall(tmp_path / "probe.json").verdicts) == [str(i) for i in range(68, 100)]
+    memory = probe._ProbeCache(verdicts={str(i): probe._StoredVerdict(True, "") for i in range(100)})
+    probe._save_cache(tmp_path / "probe.json", memory)
+    assert list(probe._load_cache(tmp_path / "probe.json").verdicts) == [str(i) for i in range(68, 100)]
 
 
 @pytest.mark.parametrize("value", ["0", "1"])

@@ -137,9 +137,9 @@ def test_the_oldest_goes_first_and_prefixes_of_another_are_not_kept(tiny_engine:
     store.put(Mix.EMPTY, long)
     assert len(store) == 1, "the longer one serves all that the shorter one did"
     store.put(MIXES[1], other)
-    assert store.best(Mix.EMPTY, [*range(3, 63), 0])[0] == 60
+    assert store.longest_prefix(Mix.EMPTY, [*range(3, 63), 0])[0] == 60
     store.put(MIXES[2], other)
-    assert store.best(MIXES[1], list(other.tokens)) == (0, None), "used longest ago"
+    assert store.longest_prefix(MIXES[1], list(other.tokens)) == (0, None), "used longest ago"
     assert store.nbytes == long.nbytes + other.nbytes
 
 

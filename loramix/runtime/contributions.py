@@ -1,8 +1,8 @@
-"""What each skill of a mix adds to each token: ‖s·BAx‖ / ‖Wx‖, measured in llama.cpp's own graph.
+"""Measures each skill's contribution to each token, ‖s·BAx‖ / ‖Wx‖, in llama.cpp's graph.
 
-The skills act unfused here, so that each one's product is a node of the graph; the callback that llama.cpp
-makes after a node reads it. X-LoRA (Buehler & Buehler, arXiv 2402.07148) shows scalings by layer and token;
-this is what the scaled matrices really did to the activations.
+Skills are loaded unfused, so that each product is a node of the graph that llama.cpp's callback can read. X-LoRA
+(Buehler & Buehler, arXiv 2402.07148) reports scalings per layer and token; this measures their effect on the
+activations.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Contributions:
-    """What the skills of an answer did at each of its tokens."""
+    """Contributions of an answer's skills at each of its tokens."""
 
     skills: list[str]
     pieces: list[str]
-    """The answer's tokens as text; a character that several tokens share stands at the last of them."""
+    """The answer's tokens as text; a character of several tokens belongs to the last of them."""
     mixes: list[Mix]
     """The mix that chose each token."""
     values: Floats
-    """(K, L, T) float32: ‖s·BAx‖ / ‖Wx‖ over the adapted matrices of a layer, where each token was chosen."""
+    """(K, L, T) float32: ‖s·BAx‖ / ‖Wx‖ over a layer's adapted matrices, by skill, layer and token."""
 
     @property
     def strongest(self) -> list[str | None]:
-        """The skill that adds most to each token; None where only the base acts."""
+        """The skill that contributes most to each token; None where only the base is active."""
         total = self.values.sum(axis=1)
         return [self.skills[column.argmax()] if column.any() else None for column in total.T]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form: by skill a list of layers, each a list of tokens."""
+        """Return a JSON-serializable form; ``values`` is by skill, layer and token."""
         return {
             "skills": self.skills,
             "tokens": self.pieces,
@@ -68,16 +68,16 @@ class Contributions:
 
 
 def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answer) -> Contributions:
-    """Run an answer again, unfused, and measure each skill's part in each token.
+    """Decode an answer again with unfused skills and measure each skill's contribution to each token.
 
     Args:
-        engine: gave the answer.
-        prompt: what was asked, as `Engine.generate` took it.
+        engine: the engine that generated the answer.
+        prompt: the prompt passed to `Engine.generate`.
         answer: the answer.
 
     Raises:
-        Unsupported: this llama.cpp lays its tensors out in another way.
-        UnknownSkill: a skill has gone since.
+        Unsupported: this llama.cpp has another tensor layout.
+        UnknownSkill: a skill was removed from the pack.
     """
     steps = measure_by_token(engine, prompt, answer)
     while True:
@@ -91,9 +91,9 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
 def measure_by_token(
     engine: Engine, prompt: str | Sequence[Message], answer: Answer
 ) -> Generator[None, None, Contributions]:
-    """`contributions` in steps of a token, so that others can be answered in between by the same thread.
+    """Run `contributions` one token per step, so that the same thread can serve other answers in between.
 
-    Nobody else may reload the engine's pack meanwhile: close this first.
+    Close the generator before the engine's pack is reloaded.
     """
     ids = engine.prepare(prompt).tokens
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
@@ -101,7 +101,7 @@ def measure_by_token(
     per_token = answer.route.policy == "token"
     for mix in filter(None, dict.fromkeys(answer.mixes)):
         at = [i for i, found in enumerate(answer.mixes) if found == mix]
-        # under the policy `token` a context holds the whole answer, else what its mix said alone
+        # under the policy `token` a context holds the whole answer, else the tokens of its mix only
         answer_tokens = answer.tokens if per_token else [answer.tokens[i] for i in at]
         found = yield from _measure(engine, mix, ids, answer_tokens)
         for name, ratios in found.items():
@@ -111,7 +111,7 @@ def measure_by_token(
 
 
 def _pieces(engine: Engine, answer: Answer, per_token: bool) -> list[str]:
-    """The text that each token of an answer completes; together they are the answer."""
+    """Return the text that each token of an answer completes."""
     decoder, pieces = Detokenizer(engine.model), list[str]()
     for i, (token, mix) in enumerate(zip(answer.tokens, answer.mixes, strict=True)):
         before = ""
@@ -124,14 +124,16 @@ def _pieces(engine: Engine, answer: Answer, per_token: bool) -> list[str]:
 def _measure(
     engine: Engine, mix: Mix, prompt: list[int], answer_tokens: Sequence[int]
 ) -> Generator[None, None, dict[str, Floats]]:
-    """(L, T) ratios by skill, where each of the T tokens said was chosen."""
+    """Return (L, T) ratios by skill at each of the T answer tokens."""
     watcher = _NodeWatcher()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
     with engine.exclusive(), closing(Context(engine.model, observe=watcher.callback, **options)) as context:
-        active_from = engine.decoder.active_from(mix, prompt)  # first: the pack may have lost a skill since
+        active_from = engine.decoder.active_from(
+            mix, prompt
+        )  # first, because it raises if a skill was removed
         adapters = engine.decoder.adapters.unfused(mix)
         owner: dict[int, str] = {}
-        for name, adapter in adapters.items():  # a node names its matrix, not whose it is
+        for name, adapter in adapters.items():  # a node names its matrix, not its skill
             context.set_mix([(adapter, 1.0)])
             watcher.start()
             context.decode(prompt[:1])
@@ -144,7 +146,7 @@ def _measure(
         if rest := prompt[active_from:-1]:
             context.decode(rest)
         found = {name: np.zeros((engine.model.n_layer, len(answer_tokens)), np.float32) for name in adapters}
-        # one at a time: of a batch's last layer llama.cpp computes the last token alone
+        # one token at a time: in the last layer llama.cpp computes only a batch's last token
         for place, token in enumerate([prompt[-1], *answer_tokens[:-1]]):
             watcher.start()
             context.decode([token])
@@ -155,7 +157,7 @@ def _measure(
 
 
 class _Product(NamedTuple):
-    """One node's product."""
+    """The product of one node."""
 
     layer: int
     target: str
@@ -175,7 +177,7 @@ class _NodeWatcher:
         self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
 
     def start(self) -> None:
-        """Forget what was read."""
+        """Discard the products read so far."""
         self.products = []
 
     def _on_node(self, node: int, ask: bool, _user: Any) -> bool:
@@ -197,14 +199,14 @@ class _NodeWatcher:
         return True
 
     def ratios(self, owner: dict[int, str], n_layer: int) -> dict[str, Floats]:
-        """(L,) by skill, of the last token decoded.
+        """Return (L,) ratios by skill for the last decoded token.
 
         Args:
             owner: skill by address of its B.
             n_layer: L.
 
         Raises:
-            Unsupported: no product could be found where a skill acts.
+            Unsupported: no product of an active skill was found in the graph.
         """
         if owner and not any(part.matrix for part in self.products):
             raise Unsupported(
@@ -227,5 +229,5 @@ class _NodeWatcher:
 
 
 def first_operand(node: int) -> int:
-    """Address of a graph node's first operand; 0 where it has none."""
+    """Return the address of a graph node's first operand; 0 if it has none."""
     return ctypes.c_void_p.from_address(node + _SRC).value or 0
