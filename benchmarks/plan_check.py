@@ -50,7 +50,7 @@ def child(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
         return {
             "opened": opened,
             **{name: status()[name] for name in ("VmRSS", "VmHWM", "RssAnon", "RssFile")},
-            "rooms": [engine.decoder.pool.get(mix).room for mix in engine.decoder.pool.mixes],
+            "rooms": [engine.decoder.pool.get(mix).capacity for mix in engine.decoder.pool.mixes],
             "adapters": len(engine.decoder.adapters.mixes),
             "kept": engine.decoder.pool.saved.nbytes,
         }

@@ -42,7 +42,7 @@ def test_a_mix_decodes_as_its_adapters_do_apart(engine: Engine) -> None:
     """The fused blend that answers gives the logits of the two adapters side by side."""
     ids = engine.model.chat([{"role": "user", "content": PROMPT}])
     mix = Mix.parse("sentiment=0.5,summarize=0.25")
-    apart = [(a, mix.scales[name]) for name, a in engine.decoder.adapters.apart(mix).items()]
+    apart = [(a, mix.scales[name]) for name, a in engine.decoder.adapters.unfused(mix).items()]
     options: dict[str, Any] = {"n_ctx": 256, "n_threads": 1}
     side_by_side = Context(engine.model, apart, **options)
     fused = Context(engine.model, engine.decoder.adapters.get(mix), **options)

@@ -29,8 +29,8 @@ def test_a_row_beside_others_is_the_row_alone_on_a_quantized_base(tmp_path: Path
             contexts.append(Context(model, adapters, n_ctx=256, n_threads=2))
             contexts[-1].decode(prompt)
         together = BatchContext(model, n_seq=7, n_cells=1024, n_threads=2)
-        together.become(mix, adapters)
-        ids = [together.take(context, mix) for context in contexts]
+        together.set_mix(mix, adapters)
+        ids = [together.add(context, mix) for context in contexts]
         for step in range(4):
             found = together.decode({sequence: 40 + step + i for i, sequence in enumerate(ids)})
             for i, (sequence, context) in enumerate(zip(ids, contexts, strict=True)):

@@ -37,13 +37,13 @@ def test_a_graph_ends_in_its_middle_and_the_context_goes_on(tiny_engine: Any, mi
     seen = 1000
     context.decode(PROMPT[:100])
     seen = 0
-    with interrupt.during(7), pytest.raises(Interrupted):
+    with interrupt.running(7), pytest.raises(Interrupted):
         context.decode(PROMPT[100:])
     assert 20 <= seen < 30, "the rest of the graph was not computed"
     assert context.tokens == PROMPT[:100]
-    interrupt.forget(7)
+    interrupt.clear(7)
     fresh.decode(PROMPT[:100])
-    with interrupt.during(7):
+    with interrupt.running(7):
         assert (context.decode(PROMPT[100:]) == fresh.decode(PROMPT[100:])).all()
     assert (context.states(1) == fresh.states(1)).all()
 
@@ -52,10 +52,10 @@ def test_only_the_answer_that_was_stopped_ends(tiny_engine: Any) -> None:
     interrupt = tiny_engine.model.interrupt
     context = Context(tiny_engine.model, n_ctx=512, n_threads=1)
     interrupt.stop(7)
-    with interrupt.during(8):
+    with interrupt.running(8):
         context.decode(PROMPT[:50])
     context.decode(PROMPT[50:60])
-    with interrupt.during(7), pytest.raises(Interrupted):
+    with interrupt.running(7), pytest.raises(Interrupted):
         context.decode(PROMPT[60:])
     interrupt.stop(8)  # it is not being decoded now
     context.decode(PROMPT[60:])

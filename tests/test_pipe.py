@@ -47,7 +47,7 @@ def tell(said: Said, stream: Any) -> list[str]:
     pieces = []
     for piece in stream:
         pieces.append(piece)
-        said.pipe.said(7, stream, piece)
+        said.pipe.text_added(7, stream, piece)
     said.pipe.ended(7, stream)
     return pieces
 
@@ -77,8 +77,8 @@ def test_who_wants_the_whole_answer_gets_it_at_its_end(tiny_engine: Any, tmp_pat
     stream = tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9)
     said.pipe.started(7, stream)
     first = next(stream)
-    said.pipe.said(7, stream, first)
-    rest = [piece for piece in stream if said.pipe.said(7, stream, piece) is None]
+    said.pipe.text_added(7, stream, first)
+    rest = [piece for piece in stream if said.pipe.text_added(7, stream, piece) is None]
     said.pipe.flush()
     assert [reply.text for reply in said.replies()[1:]] == [first]
     said.pipe.ended(7, stream)
@@ -91,7 +91,7 @@ def test_who_wants_the_whole_answer_gets_it_at_its_end(tiny_engine: Any, tmp_pat
 def test_what_has_waited_long_enough_goes_without_another_piece(said: Said, tiny_engine: Any) -> None:
     stream = tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9)
     for _ in range(3):
-        said.pipe.said(7, stream, next(stream))
+        said.pipe.text_added(7, stream, next(stream))
     assert len(said.replies()) == 1
     said.pipe.flush()
     assert said.replies() == []
@@ -105,7 +105,7 @@ def test_an_answer_that_fails_keeps_what_it_said(said: Said, tiny_engine: Any) -
     stream = tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9)
     pieces = [next(stream) for _ in range(3)]
     for piece in pieces:
-        said.pipe.said(7, stream, piece)
+        said.pipe.text_added(7, stream, piece)
     said.pipe.failed(7, RequestFailed("no more.", 499))
     first, rest, failed = said.replies()
     assert first.text + rest.text == "".join(pieces) and failed.status == 499

@@ -181,9 +181,9 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path: Path) -> None:
 
 
 def test_the_cache_does_not_grow_for_ever(tmp_path: Path) -> None:
-    memory = probe._Memory(verdicts={str(i): probe._Remembered(True, "") for i in range(100)})
-    probe._keep(tmp_path / "probe.json", memory)
-    assert list(probe._recall(tmp_path / "probe.json").verdicts) == [str(i) for i in range(68, 100)]
+    memory = probe._ProbeCache(verdicts={str(i): probe._StoredVerdict(True, "") for i in range(100)})
+    probe._save_cache(tmp_path / "probe.json", memory)
+    assert list(probe._load_cache(tmp_path / "probe.json").verdicts) == [str(i) for i in range(68, 100)]
 
 
 @pytest.mark.parametrize("value", ["0", "1"])
@@ -259,10 +259,10 @@ def test_the_pinned_version_is_that_of_the_project() -> None:
 def test_logits_agree_but_for_rounding() -> None:
     np = pytest.importorskip("numpy")
     row = np.random.default_rng(0).normal(size=1000).astype(np.float32)
-    assert probe_child.agree(row, row)
-    assert probe_child.agree(row, row * 1.01 + 1e-3)
-    assert not probe_child.agree(row, row[::-1])
-    assert probe_child.agree(row * 0, row * 0)
+    assert probe_child.logits_match(row, row)
+    assert probe_child.logits_match(row, row * 1.01 + 1e-3)
+    assert not probe_child.logits_match(row, row[::-1])
+    assert probe_child.logits_match(row * 0, row * 0)
 
 
 def test_tensor_kinds_are_read_once_and_again_after_a_change(tmp_path: Path) -> None:

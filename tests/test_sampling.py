@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loramix.errors import UsageError
-from loramix.runtime.sampling import FEW, Sampler, Sampling, score
+from loramix.runtime.sampling import PARTIAL_SORT, Sampler, Sampling, score
 
 LOGITS = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=40).map(
     lambda x: np.asarray(x, np.float32)
@@ -93,7 +93,7 @@ def test_a_large_vocabulary_is_drawn_from_as_if_all_of_it_were_sorted(
     spread: float, options: dict[str, Any]
 ) -> None:
     """What is drawn lies among the likeliest few, behind them, or at their end where many are equal."""
-    logits = np.random.default_rng(5).normal(0, spread, 6 * FEW).astype(np.float32)
+    logits = np.random.default_rng(5).normal(0, spread, 6 * PARTIAL_SORT).astype(np.float32)
     p = softmax(logits)
     order = np.argsort(-logits, kind="stable")[: options.get("top_k", len(p))]
     order = order[p[order] >= options.get("min_p", 0.0) * p.max()]
@@ -104,7 +104,7 @@ def test_a_large_vocabulary_is_drawn_from_as_if_all_of_it_were_sorted(
     places = [int(np.searchsorted(sums, draws.random())) for _ in range(60)]
     assert [sampler.pick(logits, []) for _ in range(60)] == [int(order[place]) for place in places]
     if spread < 1 and not options:
-        assert max(places) > FEW > min(places)  # both ways were taken
+        assert max(places) > PARTIAL_SORT > min(places)  # both ways were taken
 
 
 def test_presence_and_frequency_count_the_answer_alone() -> None:

@@ -17,7 +17,7 @@ from loramix.models import bases
 from loramix.pack.edit import remove_skill, set_gate
 from loramix.runtime.llama.batch_context import BatchContext
 from loramix.runtime.llama.context import Context
-from loramix.runtime.mix_turns import SLICE, STARVED
+from loramix.runtime.mix_turns import MAX_WAIT, SLICE
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
 
@@ -42,7 +42,7 @@ class Heard:
     def started(self, number: int, stream: Stream) -> None:
         self.texts[number] = ""
 
-    def said(self, number: int, stream: Stream, text: str) -> None:
+    def text_added(self, number: int, stream: Stream, text: str) -> None:
         self.texts[number] += text
 
     def ended(self, number: int, stream: Stream) -> None:
@@ -201,7 +201,7 @@ def test_the_mix_of_most_answers_goes_first_and_none_starves(
     kinds = [mix for mix, _ in itertools.groupby(all_three)]
     assert kinds.count("sentiment=1") > kinds.count("summarize=1") > 1 < kinds.count(rare)
     waits = [len(list(rest)) for mix, rest in itertools.groupby(all_three, rare.__eq__) if not mix]
-    assert SLICE < max(waits) <= STARVED + 2 * SLICE
+    assert SLICE < max(waits) <= MAX_WAIT + 2 * SLICE
     assert len(heard.answers) == 9
 
 

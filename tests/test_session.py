@@ -10,7 +10,7 @@ import pytest
 
 from loramix.errors import InvalidPrompt, NativeError
 from loramix.models.mixing import Mix
-from loramix.runtime.kv_cache import WORTH_SAVING, ContextPool, SavedStore, reuse
+from loramix.runtime.kv_cache import MIN_SAVED_TOKENS, ContextPool, SavedContexts, reuse
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import C
 
@@ -55,7 +55,7 @@ def test_a_thousand_switches_answer_as_a_fresh_context_does(tiny_engine: Any) ->
     for _ in range(1000):
         mix, i = rng.choice(MIXES), rng.randrange(len(prompts))
         context, kept, _ = pool.prepare(mix, prompts[i])
-        again += kept > WORTH_SAVING
+        again += kept > MIN_SAVED_TOKENS
         assert greedy(context, prompts[i], kept) == fresh[mix, i], (mix, i, kept)
         assert pool.saved.nbytes <= 1_000_000 and len(pool.mixes) <= 2
     assert again > 200, "much is found again"
@@ -81,7 +81,7 @@ def test_a_prompt_asked_again_is_not_read_again(pool: ContextPool, mix: Mix, len
     context = pool.prepare(mix, other).context
     context.decode(other)
     assert ask() == first
-    assert starts == [0, length, length, length if length >= WORTH_SAVING else 0]
+    assert starts == [0, length, length, length if length >= MIN_SAVED_TOKENS else 0]
 
 
 def test_a_conversation_is_found_again_after_others(pool: ContextPool) -> None:
@@ -132,14 +132,14 @@ def test_the_oldest_goes_first_and_prefixes_of_another_are_not_kept(tiny_engine:
     context.decode(list(range(203, 243)))
     other = context.save()
     context.close()
-    store = SavedStore(long.nbytes + other.nbytes)
+    store = SavedContexts(long.nbytes + other.nbytes)
     store.put(Mix.EMPTY, short)
     store.put(Mix.EMPTY, long)
     assert len(store) == 1, "the longer one serves all that the shorter one did"
     store.put(MIXES[1], other)
-    assert store.best(Mix.EMPTY, [*range(3, 63), 0])[0] == 60
+    assert store.longest_prefix(Mix.EMPTY, [*range(3, 63), 0])[0] == 60
     store.put(MIXES[2], other)
-    assert store.best(MIXES[1], list(other.tokens)) == (0, None), "used longest ago"
+    assert store.longest_prefix(MIXES[1], list(other.tokens)) == (0, None), "used longest ago"
     assert store.nbytes == long.nbytes + other.nbytes
 
 
@@ -159,12 +159,12 @@ def test_a_context_grows_and_computes_what_a_wide_one_does(
     )
     grown = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
     found = [grown.decode(tokens[i : i + 50]) for i in range(0, 700, 50)]
-    assert grown.room >= 700 > 4 * Context.FIRST
+    assert grown.capacity >= 700 > 4 * Context.INITIAL_CTX
     monkeypatch.setattr(Context, "FIRST", 1024)
     wide = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
     for i, logits in enumerate(found):
         assert (wide.decode(tokens[50 * i : 50 * i + 50]) == logits).all(), i
-    assert wide.room == 1024
+    assert wide.capacity == 1024
     assert grown.tokens == wide.tokens and (grown.states(1) == wide.states(1)).all()
 
     monkeypatch.setattr(Context, "FIRST", 64)
@@ -172,15 +172,15 @@ def test_a_context_grows_and_computes_what_a_wide_one_does(
     other.restore(wide.save())
     assert (other.decode([9]) == wide.decode([9])).all()
     bare = Context(tiny_engine.model, n_ctx=1024, n_threads=1, history=False, taps=[1])
-    bare.adopt(wide, 300)
-    assert bare.tokens == tokens[:300] and bare.room >= 300
+    bare.load_prefix(wide, 300)
+    assert bare.tokens == tokens[:300] and bare.capacity >= 300
     with pytest.raises(InvalidPrompt, match="holds 1024"):
         wide.decode(tokens)
 
 
 def test_memory_is_given_back_after_a_swap_alone(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[str] = []
-    monkeypatch.setattr("loramix.runtime.kv_cache.give_back", lambda: given.append("back"))
+    monkeypatch.setattr("loramix.runtime.kv_cache.trim_heap", lambda: given.append("back"))
     for mix in ("sentiment", "sentiment", "summarize", "summarize=0.5", "summarize"):
         tiny_engine.generate("Good?", mix=mix, max_tokens=2)
     assert len(given) == 3, "the second and the last found their contexts"
@@ -197,7 +197,7 @@ def test_without_memory_to_grow_what_is_held_stays(
             context.decode(list(range(3, 63)))
     context.truncate(59)
     assert np.abs(context.decode([62]) - before).max() < 1e-4
-    assert len(context.decode(list(range(3, 63)))) and context.room == 128
+    assert len(context.decode(list(range(3, 63)))) and context.capacity == 128
 
 
 def test_damaged_kv_is_noticed(tiny_engine: Any) -> None:

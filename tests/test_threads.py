@@ -43,7 +43,7 @@ def test_closed_while_another_thread_waits_for_it(tiny_pack: Path) -> None:
             refused.append(str(error))
 
     waiting = threading.Thread(target=ask)
-    with engine.alone():
+    with engine.exclusive():
         waiting.start()
         time.sleep(0.2)  # long enough to have seen an open engine
         engine.close()

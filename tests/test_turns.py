@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from loramix.models.mixing import Mix
-from loramix.runtime.mix_turns import SLICE, STARVED, Turns
+from loramix.runtime.mix_turns import MAX_WAIT, SLICE, Turns
 
 A, B, C = (Mix.of({name: 1.0}) for name in "abc")
 
@@ -31,7 +31,7 @@ def test_the_larger_ones_first_but_none_waits_for_ever() -> None:
     shares = {mix: found.count(mix) for mix in (A, B, C)}
     assert shares[C] > shares[B] > shares[A] > 0
     waits = [len(list(run)) for is_a, run in itertools.groupby(found, A.__eq__) if not is_a]
-    assert STARVED < max(waits) <= STARVED + 2 * SLICE
+    assert MAX_WAIT < max(waits) <= MAX_WAIT + 2 * SLICE
 
 
 def test_a_turn_ends_with_its_last_answer() -> None:
@@ -43,7 +43,7 @@ def test_a_turn_ends_with_its_last_answer() -> None:
 def test_what_has_gone_and_comes_again_waits_anew() -> None:
     turns = Turns()
     last = turns.next({A: 1}, None)
-    for _ in range(3 * STARVED):
+    for _ in range(3 * MAX_WAIT):
         last = turns.next({B: 2, C: 3}, last)
     seen = [last := turns.next({A: 1, B: 2, C: 3}, last) for _ in range(2 * SLICE)]
     assert A not in seen, "it was not waiting all that time"

@@ -1,7 +1,6 @@
-"""Adapters in native memory, made when a mix asks for them: a skill in its fastest type, a blend fused.
+"""Loads adapters into native memory on demand: one adapter per mix, with the skills of a blend fused.
 
-What goes in is a mix; what comes out is at most one adapter with its scale, whatever the mix. The files stay
-open, so that a pack that changes on disk takes nothing from an engine that has not reloaded yet.
+The adapter files stay open, so that a pack that changes on disk does not affect an engine before it reloads.
 """
 
 from __future__ import annotations
@@ -20,20 +19,18 @@ from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 from loramix.runtime.llama.model import Adapter, Model, quantize_rows
 
-"""Skills whose numbers stay in memory, 1 to 4 MB each, for blends of the same skills at other scales."""
-
 
 class AdapterFile:
-    """A skill's adapter file, held open; its bytes are compared with the digest whenever they are read.
+    """A skill's adapter file, held open; its digest is checked at each read.
 
     Args:
-        path: the file.
-        sha256: what its bytes must have.
-        check: raises where native code must not see the bytes, else gives the tokens from which on it acts;
-            called once, before they are used, so that a pack of many skills opens at once.
+        path: the GGUF adapter.
+        sha256: expected SHA-256 of its bytes.
+        check: validates the bytes and returns the invocation tokens; called once, at the first use, so that
+            packs of many skills open quickly.
 
     Raises:
-        NotFound: there is no such file.
+        NotFound: the file does not exist.
     """
 
     def __init__(self, path: Path, sha256: str, check: Callable[[bytes], tuple[int, ...]]) -> None:
@@ -44,7 +41,7 @@ class AdapterFile:
 
     @classmethod
     def of(cls, pack: Pack, name: str, shape: BaseShape) -> AdapterFile:
-        """A skill's file in a pack, to be checked against the base's shape."""
+        """Open a skill's file in a pack, to be validated against the base's shape."""
         where, base = f"{pack.name}/{name}", pack.manifest.base.sha256
 
         def check(content: bytes) -> tuple[int, ...]:
@@ -54,19 +51,19 @@ class AdapterFile:
 
     @cached_property
     def invocation(self) -> tuple[int, ...]:
-        """Tokens from which on it acts; empty where it acts on all.
+        """Invocation tokens; empty means always active.
 
         Raises:
-            InvalidArtifact, WrongBase: it must not be used.
+            InvalidArtifact, WrongBase: the file failed validation.
         """
         return self._check(self._read())
 
     def read(self) -> bytes:
-        """Its bytes, checked.
+        """Read and validate the file.
 
         Raises:
-            InvalidArtifact: somebody wrote into the file, or it must not be used.
-            WrongBase: made for another base.
+            InvalidArtifact: the file has changed, or failed validation.
+            WrongBase: the adapter is for another base.
         """
         content = self._read()
         if "invocation" not in vars(self):
@@ -89,35 +86,35 @@ class AdapterFile:
 
 
 class AdapterCache:
-    """At most ``size`` adapters in native memory, the least recently used freed first, never one in use.
+    """At most ``size`` adapters in native memory; evicts the least recently used that no context uses.
 
     Args:
         model: the base.
-        size: most adapters.
-        rounded: in 8 bits, as the base's own products are computed where it is quantized; else in floats.
+        size: maximum number of adapters.
+        quantized: quantize adapters to 8 bits, for a quantized base; otherwise load them in floats.
     """
 
-    def __init__(self, model: Model, size: int = NATIVE_ADAPTERS, *, rounded: bool = False) -> None:
+    def __init__(self, model: Model, size: int = NATIVE_ADAPTERS, *, quantized: bool = False) -> None:
         self._model, self._size = model, size
-        self._quantize = quantize_rows if rounded else None
+        self._quantize = quantize_rows if quantized else None
         self._files: dict[str, AdapterFile] = {}
         self._loaded: OrderedDict[Mix, Adapter] = OrderedDict()
         self._parts: OrderedDict[str, Part] = OrderedDict()
 
     def put(self, name: str, file: AdapterFile) -> None:
-        """Know a skill; no bytes are loaded."""
+        """Register a skill's file; does not load it."""
         self._files[name] = file
 
     def get(self, mix: Mix) -> list[tuple[Adapter, float]]:
-        """The adapter that acts as a mix does, with its scale; none for the empty mix.
+        """Return the one adapter of a mix with its scale; an empty list for the empty mix.
 
         Raises:
-            UnknownSkill: the mix names a skill that is not there; it may have been removed meanwhile.
+            UnknownSkill: the mix names a skill that is not registered.
         """
         self._require(mix)
         if not mix:
             return []
-        # one skill alone is one adapter at any scale; a blend has its scales folded in
+        # a single skill is one adapter for any scale; a blend includes its scales
         skills = list(mix.scales)
         key, scale = (mix, 1.0) if len(skills) > 1 else (Mix.of({skills[0]: 1.0}), mix.scales[skills[0]])
         if key not in self._loaded:
@@ -130,7 +127,7 @@ class AdapterCache:
         return [(self._loaded[key], scale)]
 
     def _part(self, name: str) -> Part:
-        """A skill's numbers, kept for the next scale that a slider stands at."""
+        """Return a skill's matrices, cached for blends of the same skills at other scales."""
         if name not in self._parts:
             part = Part.read(self._files[name].read(), self._quantize)
             while len(self._parts) >= MIX_PARTS:
@@ -139,8 +136,8 @@ class AdapterCache:
         self._parts.move_to_end(name)
         return self._parts[name]
 
-    def apart(self, mix: Mix) -> dict[str, Adapter]:
-        """The adapters of a mix's skills, unfused, at scale 1; they stay at least until the next call."""
+    def unfused(self, mix: Mix) -> dict[str, Adapter]:
+        """Return the adapters of a mix's skills, unfused, at scale 1; valid until the next call."""
         size, self._size = self._size, max(self._size, len(mix.scales))
         try:
             return {name: self.get(Mix.of({name: 1.0}))[0][0] for name in mix.scales}
@@ -148,7 +145,7 @@ class AdapterCache:
             self._size = size
 
     def invocation(self, mix: Mix) -> tuple[int, ...]:
-        """Tokens from which on a mix acts, where all of its skills do from these same; else empty."""
+        """Return the invocation tokens that all skills of a mix share, else an empty tuple."""
         self._require(mix)
         found = {self._files[name].invocation for name in mix.scales}
         return found.pop() if len(found) == 1 else ()
@@ -161,7 +158,7 @@ class AdapterCache:
 
     @property
     def mixes(self) -> list[Mix]:
-        """What is in native memory, least recently used first."""
+        """Mixes in native memory, least recently used first."""
         return list(self._loaded)
 
     def _shrink(self, size: int) -> None:
@@ -172,7 +169,7 @@ class AdapterCache:
                 self._loaded.pop(key).close()
 
     def drop(self, skills: Collection[str]) -> None:
-        """Forget skills, and free what was made of them; no context may use it any more."""
+        """Remove skills and free their adapters, which no context may use any more."""
         for key in [key for key in self._loaded if not key.scales.keys().isdisjoint(skills)]:
             self._loaded.pop(key).close()
         for name in skills:
@@ -181,7 +178,7 @@ class AdapterCache:
                 self._files.pop(name).close()
 
     def close(self) -> None:
-        """Close the files; native memory goes with the model."""
+        """Close the files; native memory is freed with the model."""
         for file in self._files.values():
             file.close()
         self._files.clear()

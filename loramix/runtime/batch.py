@@ -1,7 +1,7 @@
-"""A file of prompts → a file of answers: routed, several of a mix at once, and going on after any kill.
+"""Answers a JSONL file of prompts, several prompts of a mix at once, and resumes after a kill.
 
-Answers are appended to ``OUT.part`` as they come, each with its line's number; killed, the same call reads what
-is answered and does the rest. When all are there, OUT appears in one step, in the order of the input.
+Answers are appended to ``OUT.part`` as they finish, each with its line number. A killed run resumes from this
+partial output when it is called again. The complete output is written atomically, in input order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loramix.runtime.router import Route
 from loramix.runtime.scheduler import Scheduler
 from loramix.runtime.stream import Stream
 
-WINDOW = 128  # lines routed together, then answered mix by mix
+WINDOW = 128  # lines that are routed, then answered grouped by mix
 MAX_LINE = 1 << 20
 
 Line = tuple[int, bytes]
@@ -48,22 +48,22 @@ def run_batch(
     """Answer every line of a JSONL file.
 
     Args:
-        engine: answers.
-        source: a JSON object a line.
-        out: the file to make: an object a line with ``line`` (from 1), ``id`` where the input has one, ``text``,
-            ``mix`` and ``reason``, ``finish_reason`` and ``usage``; or ``error`` for a line that has no answer.
-        column: key of the prompt: text, or OpenAI-style messages.
-        parallel: most answers that decode at once; more need more memory for their KV.
-        report: told how many lines of all are done.
-        **options: as `Engine.stream` takes them.
+        engine: generates the answers.
+        source: JSONL input, one object per line.
+        out: JSONL output, one object per line: ``line`` (from 1), ``id`` if the input has one, ``text``, ``mix``,
+            ``reason``, ``finish_reason`` and ``usage``; or ``error`` for a line that could not be answered.
+        column: key of the prompt, which is text or OpenAI-style messages.
+        parallel: maximum answers decoded at once; each needs memory for its KV.
+        report: progress callback with the number of finished lines and of all lines.
+        **options: see `Engine.stream`.
 
     Returns:
-        ``lines``, ``answered`` and ``errors``, over all runs.
+        ``lines``, ``answered`` and ``errors``, including those of resumed runs.
 
     Raises:
-        NotFound: no such input.
-        UsageError: the output is there already, its beginnings are of another job, or an option is bad.
-        Busy: another process writes it.
+        NotFound: the input does not exist.
+        UsageError: the output exists, the partial output belongs to another job, or an option is invalid.
+        Busy: another process writes the output.
     """
     if not source.is_file():
         raise NotFound(f"no file at {source}; name a JSONL file with a prompt a line.")
@@ -73,12 +73,12 @@ def run_batch(
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{part}.lock", timeout=0):
-            opened, known = _opened(part, _job(engine, source, column, options))
-            rows = [json.loads(line) for line in known]
+            part_file, given = _open_partial(part, _job_header(engine, source, column, options))
+            rows = [json.loads(line) for line in given]
             done = {row["line"] for row in rows}
             total = sum(1 for _, line in utf8_lines(source) if line.strip())
             report(len(rows), total)
-            with opened as file:
+            with part_file as file:
                 numbered = ((n, line) for n, line in utf8_lines(source) if line.strip() and n not in done)
                 for row in _answers(engine, numbered, column, parallel, options):
                     file.write(_line(row))
@@ -99,11 +99,11 @@ def run_batch(
 def _answers(
     engine: Engine, lines: Iterator[Line], column: str, parallel: int, options: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
-    """A row for each line: those of a window routed first, then answered mix by mix."""
-    asked = GenerationOptions.of(**{name: value for name, value in options.items() if value is not None})
-    if asked.policy == "token":
-        parallel = 1  # its mix moves within an answer, so that no two share one
-    with closing(_BatchRunner(engine, parallel)) as together:
+    """Yield an output row for each line; each window is routed first, then answered grouped by mix."""
+    request = GenerationOptions.of(**{name: value for name, value in options.items() if value is not None})
+    if request.policy == "token":
+        parallel = 1  # the mix changes within an answer, so answers cannot share a batch
+    with closing(_BatchRunner(engine, parallel)) as runner:
         while window := list(islice(lines, WINDOW)):
             routed: list[Routed] = []
             for number, line in window:
@@ -111,25 +111,25 @@ def _answers(
                 try:
                     row, prompt = _read(number, line, column)
                     prepared = engine.prepare(prompt)
-                    routed.append((engine.route(prepared, asked), row, prepared))
-                except UsageError:  # the options' fault, not the line's
+                    routed.append((engine.route(prepared, request), row, prepared))
+                except UsageError:  # caused by the options, not by the line
                     raise
                 except LoramixError as error:
                     yield {**row, "error": str(error)}
-            routed.sort(key=lambda item: (item[0].named, item[1]["line"]))
-            yield from together.rows(routed, asked)
+            routed.sort(key=lambda item: (item[0].mix_text, item[1]["line"]))
+            yield from runner.rows(routed, request)
 
 
 class _BatchRunner:
-    """Answers side by side, and hears of them; see `loramix.runtime.listener.AnswerListener`."""
+    """Runs concurrent answers and collects their rows; an `AnswerListener`."""
 
     def __init__(self, engine: Engine, parallel: int) -> None:
         self._engine, self._parallel = engine, parallel
         self._scheduler = Scheduler(engine, self, parallel=parallel)
-        self._found: list[tuple[int, dict[str, Any]]] = []
+        self._finished: list[tuple[int, dict[str, Any]]] = []
 
     def rows(self, routed: Sequence[Routed], options: GenerationOptions) -> Iterator[dict[str, Any]]:
-        """The rows of routed prompts, made whole, as they end."""
+        """Yield the completed rows of routed prompts in the order in which answers end."""
         rows = {row["line"]: row for _, row, _ in routed}
         waiting = iter(routed)
         while rows:
@@ -137,18 +137,18 @@ class _BatchRunner:
                 open_stream = partial(self._engine.stream, prompt, options, route=route)
                 self._scheduler.add(row["line"], open_stream)
             self._scheduler.step()
-            found, self._found = self._found, []
+            found, self._finished = self._finished, []
             for number, more in found:
                 yield {**rows.pop(number), **more}
 
     def close(self) -> None:
-        """Free what only answers side by side need."""
+        """Close the scheduler."""
         self._scheduler.close()
 
     def started(self, number: int, stream: Stream) -> None:
         pass
 
-    def said(self, number: int, stream: Stream, text: str) -> None:
+    def text_added(self, number: int, stream: Stream, text: str) -> None:
         pass
 
     def ended(self, number: int, stream: Stream) -> None:
@@ -156,21 +156,21 @@ class _BatchRunner:
         assert answer is not None
         row = {
             "text": answer.text,
-            "mix": answer.route.named,
+            "mix": answer.route.mix_text,
             "reason": answer.route.reason,
             "finish_reason": answer.finish_reason,
             "usage": answer.usage,
         }
-        self._found.append((number, row))
+        self._finished.append((number, row))
 
     def failed(self, number: int, error: LoramixError) -> None:
         if isinstance(error, UsageError):
             raise error
-        self._found.append((number, {"error": str(error)}))
+        self._finished.append((number, {"error": str(error)}))
 
 
 def _read(number: int, line: bytes, column: str) -> tuple[dict[str, Any], Any]:
-    """What an answer's row begins with, and the prompt."""
+    """Parse an input line; return the first fields of its output row, and the prompt."""
     if len(line) > MAX_LINE:
         raise InvalidData(f"line {number} has {len(line)} bytes; at most {MAX_LINE} are read.")
     try:
@@ -188,24 +188,24 @@ def _read(number: int, line: bytes, column: str) -> tuple[dict[str, Any], Any]:
     return row, found[column]
 
 
-def _job(engine: Engine, source: Path, column: str, options: Mapping[str, Any]) -> bytes:
-    """First line of the beginnings: what their answers depend on."""
-    known = {name: value for name, value in sorted(options.items()) if value is not None}
-    what = [sha256_file(source), sha256_file(engine.pack.directory / MANIFEST), column, engine.n_ctx, known]
+def _job_header(engine: Engine, source: Path, column: str, options: Mapping[str, Any]) -> bytes:
+    """First line of the partial output: a digest of all inputs that the answers depend on."""
+    given = {name: value for name, value in sorted(options.items()) if value is not None}
+    what = [sha256_file(source), sha256_file(engine.pack.directory / MANIFEST), column, engine.n_ctx, given]
     digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
     return json.dumps({"loramix batch": 1, "job": digest}).encode() + b"\n"
 
 
-def _opened(part: Path, job: bytes) -> tuple[IO[bytes], list[bytes]]:
-    """The beginnings, open for more, and their rows as lines."""
+def _open_partial(part: Path, job: bytes) -> tuple[IO[bytes], list[bytes]]:
+    """Open the partial output for appending; also return its rows as lines."""
     if not part.is_file() or b"\n" not in part.read_bytes():
         write_bytes(part, job)
-    opened = open_lines(part, job)
-    if opened is None:
+    part_file = open_lines(part, job)
+    if part_file is None:
         raise UsageError(
             f"{part} was begun from another input, pack or options; delete it, or name another output."
         )
-    return opened
+    return part_file
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

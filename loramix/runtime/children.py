@@ -1,6 +1,6 @@
-"""What needs llama.cpp, asked of a child process: training holds PyTorch, and the two must not share a process.
+"""Runs llama.cpp work of training in child processes, because PyTorch and llama.cpp must not share a process.
 
-Both bring an OpenMP runtime of their own. Imports no native code.
+Each brings its own OpenMP runtime. Imports no native code.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from loramix.errors import InvalidArtifact, InvalidData, NativeError, SelfCheckF
 from loramix.templates.base_template import check_template
 
 REFUSED = 3
-"""Exit code of a child whose input is the reason of its failure; its last line on stderr says why."""
+"""Exit code of a child that failed because of its input; the last line on stderr is the reason."""
 
 
 def compute(
     base: Path, prompts: Sequence[str], layers: Sequence[int], *, share: bool = False
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """Features of many prompts for the gate; see `loramix.runtime.features`.
+    """Compute the gate's features of many prompts; see `loramix.runtime.features`.
 
     Args:
-        base: the GGUF that serves.
-        prompts: user's texts, one message each.
+        base: the GGUF base.
+        prompts: user messages, one per prompt.
         layers: layers to tap.
-        share: read what prompts begin with once: nearly half of short ones, at the price of rounding, some 0.04
-            standard deviations of a feature.
+        share: prefill common prefixes once, which saves nearly half of short prompts; rounding changes features
+            by about 0.04 standard deviations.
 
     Returns:
         float16 arrays (prompts, D) by ``last:LAYER`` and ``mean:LAYER``.
@@ -61,7 +61,7 @@ def tokenize_rows(
     """Tokenize prompts with answers; see `loramix.runtime.tokenize`.
 
     Args:
-        base: the GGUF whose vocabulary and chat template count.
+        base: the GGUF with the vocabulary and chat template.
         rows: ``{"prompt": …, "answer": …}``.
 
     Returns:
@@ -99,17 +99,17 @@ def tokenized(
 
 
 def adapter_effect(base: Path, adapter: Path) -> float:
-    """How much an adapter changes the base's logits; see `loramix.convert.selfcheck.applied`.
+    """Measure how much an adapter changes the base's logits; see `loramix.convert.selfcheck.applied`.
 
     Args:
         base: GGUF base.
-        adapter: GGUF LoRA, already checked.
+        adapter: validated GGUF LoRA.
 
     Returns:
-        Largest difference of a logit.
+        Largest absolute difference of a logit.
 
     Raises:
-        SelfCheckFailed: it changes nothing.
+        SelfCheckFailed: the adapter changes nothing.
         NativeError: the child failed.
     """
     child = _run("loramix.convert.selfcheck", str(base), str(adapter))
@@ -126,5 +126,5 @@ def _run(module: str, *arguments: str, lines: str = "") -> subprocess.CompletedP
 
 
 def _reason(child: subprocess.CompletedProcess[str]) -> str:
-    """The last line of a child's complaint."""
+    """Return the last line of a child's stderr."""
     return (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]

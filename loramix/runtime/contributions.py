@@ -1,8 +1,8 @@
-"""What each skill of a mix adds to each token: ‖s·BAx‖ / ‖Wx‖, measured in llama.cpp's own graph.
+"""Measures each skill's contribution to each token, ‖s·BAx‖ / ‖Wx‖, in llama.cpp's graph.
 
-The skills act unfused here, so that each one's product is a node of the graph; the callback that llama.cpp
-makes after a node reads it. X-LoRA (Buehler & Buehler, arXiv 2402.07148) shows scalings by layer and token;
-this is what the scaled matrices really did to the activations.
+Skills are loaded unfused, so that each product is a node of the graph that llama.cpp's callback can read. X-LoRA
+(Buehler & Buehler, arXiv 2402.07148) reports scalings per layer and token; this measures their effect on the
+activations.
 """
 
 from __future__ import annotations
@@ -37,24 +37,24 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Contributions:
-    """What the skills of an answer did at each of its tokens."""
+    """Contributions of an answer's skills at each of its tokens."""
 
     skills: list[str]
     pieces: list[str]
-    """The answer's tokens as text; a character that several tokens share stands at the last of them."""
+    """The answer's tokens as text; a character of several tokens belongs to the last of them."""
     mixes: list[Mix]
     """The mix that chose each token."""
     values: Floats
-    """(K, L, T) float32: ‖s·BAx‖ / ‖Wx‖ over the adapted matrices of a layer, where each token was chosen."""
+    """(K, L, T) float32: ‖s·BAx‖ / ‖Wx‖ over a layer's adapted matrices, by skill, layer and token."""
 
     @property
     def strongest(self) -> list[str | None]:
-        """The skill that adds most to each token; None where only the base acts."""
+        """The skill that contributes most to each token; None where only the base is active."""
         total = self.values.sum(axis=1)
         return [self.skills[column.argmax()] if column.any() else None for column in total.T]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form: by skill a list of layers, each a list of tokens."""
+        """Return a JSON-serializable form; ``values`` is by skill, layer and token."""
         return {
             "skills": self.skills,
             "tokens": self.pieces,
@@ -68,18 +68,18 @@ class Contributions:
 
 
 def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answer) -> Contributions:
-    """Run an answer again, unfused, and measure each skill's part in each token.
+    """Decode an answer again with unfused skills and measure each skill's contribution to each token.
 
     Args:
-        engine: gave the answer.
-        prompt: what was asked, as `Engine.generate` took it.
+        engine: the engine that generated the answer.
+        prompt: the prompt passed to `Engine.generate`.
         answer: the answer.
 
     Raises:
-        Unsupported: this llama.cpp lays its tensors out in another way.
-        UnknownSkill: a skill has gone since.
+        Unsupported: this llama.cpp has another tensor layout.
+        UnknownSkill: a skill was removed from the pack.
     """
-    steps = measuring(engine, prompt, answer)
+    steps = measure_by_token(engine, prompt, answer)
     while True:
         try:
             next(steps)
@@ -88,74 +88,76 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
             return found
 
 
-def measuring(
+def measure_by_token(
     engine: Engine, prompt: str | Sequence[Message], answer: Answer
 ) -> Generator[None, None, Contributions]:
-    """`contributions` in steps of a token, so that others can be answered in between by the same thread.
+    """Run `contributions` one token per step, so that the same thread can serve other answers in between.
 
-    Nobody else may reload the engine's pack meanwhile: close this first.
+    Close the generator before the engine's pack is reloaded.
     """
     ids = engine.prepare(prompt).tokens
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
-    moving = answer.route.policy == "token"
+    per_token = answer.route.policy == "token"
     for mix in filter(None, dict.fromkeys(answer.mixes)):
         at = [i for i, found in enumerate(answer.mixes) if found == mix]
-        # under the policy `token` a context holds the whole answer, else what its mix said alone
-        said = answer.tokens if moving else [answer.tokens[i] for i in at]
-        found = yield from _measure(engine, mix, ids, said)
+        # under the policy `token` a context holds the whole answer, else the tokens of its mix only
+        answer_tokens = answer.tokens if per_token else [answer.tokens[i] for i in at]
+        found = yield from _measure(engine, mix, ids, answer_tokens)
         for name, ratios in found.items():
-            values[skills.index(name)][:, at] = ratios[:, at] if moving else ratios
-    pieces = _pieces(engine, answer, moving)
+            values[skills.index(name)][:, at] = ratios[:, at] if per_token else ratios
+    pieces = _pieces(engine, answer, per_token)
     return Contributions(skills, pieces, list(answer.mixes), values)
 
 
-def _pieces(engine: Engine, answer: Answer, moving: bool) -> list[str]:
-    """The text that each token of an answer completes; together they are the answer."""
+def _pieces(engine: Engine, answer: Answer, per_token: bool) -> list[str]:
+    """Return the text that each token of an answer completes."""
     decoder, pieces = Detokenizer(engine.model), list[str]()
     for i, (token, mix) in enumerate(zip(answer.tokens, answer.mixes, strict=True)):
         before = ""
-        if i and mix != answer.mixes[i - 1] and not moving:  # the next mix's answer, on a line of its own
+        if i and mix != answer.mixes[i - 1] and not per_token:  # the next mix's answer, on a line of its own
             before, decoder = "\n", Detokenizer(engine.model)
         pieces.append(before + decoder.add(token))
     return pieces
 
 
 def _measure(
-    engine: Engine, mix: Mix, prompt: list[int], said: Sequence[int]
+    engine: Engine, mix: Mix, prompt: list[int], answer_tokens: Sequence[int]
 ) -> Generator[None, None, dict[str, Floats]]:
-    """(L, T) ratios by skill, where each of the T tokens said was chosen."""
-    watch = _Watch()
+    """Return (L, T) ratios by skill at each of the T answer tokens."""
+    watcher = _NodeWatcher()
     options: dict[str, Any] = {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
-    with engine.alone(), closing(Context(engine.model, observe=watch.callback, **options)) as context:
-        acts_from = engine.decoder.acts_from(mix, prompt)  # first: the pack may have lost a skill since
-        adapters = engine.decoder.adapters.apart(mix)
+    with engine.exclusive(), closing(Context(engine.model, observe=watcher.callback, **options)) as context:
+        active_from = engine.decoder.active_from(
+            mix, prompt
+        )  # first, because it raises if a skill was removed
+        adapters = engine.decoder.adapters.unfused(mix)
         owner: dict[int, str] = {}
-        for name, adapter in adapters.items():  # a node names its matrix, not whose it is
-            context.become([(adapter, 1.0)])
-            watch.start()
+        for name, adapter in adapters.items():  # a node names its matrix, not its skill
+            context.set_mix([(adapter, 1.0)])
+            watcher.start()
             context.decode(prompt[:1])
-            owner |= {part.matrix: name for part in watch.parts}
-        context.become([(adapter, mix.scales[name]) for name, adapter in adapters.items()])
-        if acts_from:
+            owner |= {part.matrix: name for part in watcher.products}
+        context.set_mix([(adapter, mix.scales[name]) for name, adapter in adapters.items()])
+        if active_from:
             with closing(Context(engine.model, **options)) as bare:
-                bare.decode(prompt[:acts_from])
-                context.adopt(bare, acts_from)
-        if rest := prompt[acts_from:-1]:
+                bare.decode(prompt[:active_from])
+                context.load_prefix(bare, active_from)
+        if rest := prompt[active_from:-1]:
             context.decode(rest)
-        found = {name: np.zeros((engine.model.n_layer, len(said)), np.float32) for name in adapters}
-        # one at a time: of a batch's last layer llama.cpp computes the last token alone
-        for place, token in enumerate([prompt[-1], *said[:-1]]):
-            watch.start()
+        found = {name: np.zeros((engine.model.n_layer, len(answer_tokens)), np.float32) for name in adapters}
+        # one token at a time: in the last layer llama.cpp computes only a batch's last token
+        for place, token in enumerate([prompt[-1], *answer_tokens[:-1]]):
+            watcher.start()
             context.decode([token])
-            for name, column in watch.ratios(owner, engine.model.n_layer).items():
+            for name, column in watcher.ratios(owner, engine.model.n_layer).items():
                 found[name][:, place] = column
             yield
     return found
 
 
-class _Part(NamedTuple):
-    """One node's product."""
+class _Product(NamedTuple):
+    """The product of one node."""
 
     layer: int
     target: str
@@ -164,21 +166,21 @@ class _Part(NamedTuple):
     square: float
 
 
-class _Watch:
+class _NodeWatcher:
     """Reads the products of base matrices and of adapters as llama.cpp computes them."""
 
     def __init__(self) -> None:
-        self.parts: list[_Part] = []
+        self.products: list[_Product] = []
         self._describe = ggml("ggml_op_desc", ctypes.c_char_p)
         self._name = ggml("ggml_get_name", ctypes.c_char_p)
         self._data = ggml("ggml_get_data", ctypes.c_void_p)
-        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
+        self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
 
     def start(self) -> None:
-        """Forget what was read."""
-        self.parts = []
+        """Discard the products read so far."""
+        self.products = []
 
-    def _seen(self, node: int, ask: bool, _user: Any) -> bool:
+    def _on_node(self, node: int, ask: bool, _user: Any) -> bool:
         op = self._describe(node)
         if op not in (b"MUL_MAT", b"SCALE"):
             return not ask
@@ -191,37 +193,41 @@ class _Watch:
         if not ask:
             size = ctypes.c_int64.from_address(node + _NE).value
             row = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._data(node)))
-            self.parts.append(_Part(int(match[1]), match[2], operand if match[3] else 0, float(row @ row)))
+            self.products.append(
+                _Product(int(match[1]), match[2], operand if match[3] else 0, float(row @ row))
+            )
         return True
 
     def ratios(self, owner: dict[int, str], n_layer: int) -> dict[str, Floats]:
-        """(L,) by skill, of the last token decoded.
+        """Return (L,) ratios by skill for the last decoded token.
 
         Args:
             owner: skill by address of its B.
             n_layer: L.
 
         Raises:
-            Unsupported: no product could be found where a skill acts.
+            Unsupported: no product of an active skill was found in the graph.
         """
-        if owner and not any(part.matrix for part in self.parts):
+        if owner and not any(part.matrix for part in self.products):
             raise Unsupported(
                 "this llama.cpp shows no adapter in its graph; install llama-cpp-python==0.3.36."
             )
-        base = {(part.layer, part.target): part.square for part in self.parts if not part.matrix}
-        added = {name: np.zeros(n_layer) for name in owner.values()}
-        under = {name: np.zeros(n_layer) for name in owner.values()}
-        for part in self.parts:
+        base = {(part.layer, part.target): part.square for part in self.products if not part.matrix}
+        skill_squares = {name: np.zeros(n_layer) for name in owner.values()}
+        base_squares = {name: np.zeros(n_layer) for name in owner.values()}
+        for part in self.products:
             if part.matrix:
                 name = owner[part.matrix]
-                added[name][part.layer] += part.square
-                under[name][part.layer] += base[part.layer, part.target]
+                skill_squares[name][part.layer] += part.square
+                base_squares[name][part.layer] += base[part.layer, part.target]
         return {
-            name: np.sqrt(added[name] / np.where(under[name] > 0, under[name], 1)).astype(np.float32)
-            for name in added
+            name: np.sqrt(
+                skill_squares[name] / np.where(base_squares[name] > 0, base_squares[name], 1)
+            ).astype(np.float32)
+            for name in skill_squares
         }
 
 
 def first_operand(node: int) -> int:
-    """Address of a graph node's first operand; 0 where it has none."""
+    """Return the address of a graph node's first operand; 0 if it has none."""
     return ctypes.c_void_p.from_address(node + _SRC).value or 0

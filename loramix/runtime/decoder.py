@@ -1,6 +1,6 @@
-"""Tokens under a mix in, logits out: a base with its adapters, and the KV of what it has read.
+"""Decodes tokens under a mix to logits: owns the base, its adapters and the KV cache.
 
-Knows nothing of packs, gates or text; belongs to one thread at a time.
+Independent of packs, gates and text. Must be used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from loramix.runtime.llama.prefill_chunks import chunks
 
 
 class DecodeRequest(NamedTuple):
-    """What to decode for an answer: the logits after these tokens under this mix."""
+    """A request for the logits after these tokens under this mix."""
 
     mix: Mix
     tokens: list[int]
     n_prompt: int
-    """How many of them are the prompt; the rest has been generated."""
+    """Number of prompt tokens among them; the rest was generated."""
 
 
 class DecodeResult(NamedTuple):
-    """What a `DecodeRequest` gives."""
+    """The result of a `DecodeRequest`."""
 
     logits: npt.NDArray[np.float32]
     """(V,) float32."""
     cached: int
-    """Tokens that were in the KV cache already."""
+    """Number of tokens found in the KV cache."""
 
 
 class Decoder:
-    """Decodes what answers want, each under its mix.
+    """Decodes requests of answers, each under its mix.
 
     Args:
         model: the base; freed by `close`.
-        adapters: of the skills that mixes name.
-        n_ctx: tokens that prompt and answer may have together.
+        adapters: the adapters of all skills that mixes may name.
+        n_ctx: maximum tokens of prompt and answer together.
         n_threads: threads for llama.cpp.
-        taps: layers whose input is kept for the gate.
-        contexts: most mixes whose KV is kept at once, the bare base's included.
+        taps: layers whose inputs are kept for the gate.
+        contexts: maximum number of mixes whose KV is kept at once, the bare base included.
     """
 
     def __init__(
@@ -66,8 +66,13 @@ class Decoder:
             model, adapters.get, n_ctx=n_ctx, n_threads=n_threads, taps=taps, size=contexts
         )
 
-    def acts_from(self, mix: Mix, prompt: Sequence[int]) -> int:
-        """Where the adapters of a mix begin to act: behind the prompt where all of them are late ones, else 0."""
+    def active_from(self, mix: Mix, prompt: Sequence[int]) -> int:
+        """Position from which a mix is active: the invocation tokens if all its adapters have them, else 0.
+
+        Raises:
+            InvalidArtifact: the prompt does not end with the invocation tokens.
+            UnknownSkill: the mix names a skill that is not loaded.
+        """
         invocation = self.adapters.invocation(mix)
         if not invocation:
             return 0
@@ -78,55 +83,57 @@ class Decoder:
             )
         return len(prompt) - len(invocation)
 
-    def prepare(self, wanted: DecodeRequest) -> PreparedContext:
-        """The context of a mix with what is known of the wanted tokens; see `ContextPool.prepare`.
+    def prepare(self, request: DecodeRequest) -> PreparedContext:
+        """Return the mix's context with the cached prefix of the requested tokens; see `ContextPool.prepare`.
 
         Raises:
-            UnknownSkill: the mix names a skill that is not there, or no more.
+            UnknownSkill: the mix names a skill that is not loaded.
         """
-        acts_from = self.acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
-        return self.pool.prepare(wanted.mix, wanted.tokens, acts_from)
+        active_from = self.active_from(request.mix, request.tokens[: request.n_prompt])
+        return self.pool.prepare(request.mix, request.tokens, active_from)
 
-    def decode(self, wanted: DecodeRequest) -> DecodeResult:
-        """Logits behind the wanted tokens.
+    def decode(self, request: DecodeRequest) -> DecodeResult:
+        """Return the logits after the requested tokens.
 
         Raises:
             UnknownSkill: see `prepare`.
             NativeError: llama.cpp fails.
         """
-        context, start, cached = self.prepare(wanted)
-        return DecodeResult(context.decode(wanted.tokens[start:]), cached)
+        context, start, cached = self.prepare(request)
+        return DecodeResult(context.decode(request.tokens[start:]), cached)
 
-    def read(self, wanted: DecodeRequest) -> int:
-        """Read a batch of a long prompt ahead, so that others get their tokens before the rest of it is read.
+    def read(self, request: DecodeRequest) -> int:
+        """Prefill one batch of a long prompt, so that other answers can decode before the next batch.
 
         Args:
-            wanted: what will be decoded; the logits are the same, bit for bit.
+            request: the request to prefill for; `decode` then gives bit-identical logits.
 
         Returns:
-            Tokens read; 0 where no more than a batch is left.
+            Number of tokens prefilled; 0 if at most one batch is left.
         """
-        context, start, _ = self.prepare(wanted)
-        first, *others = chunks(start, wanted.tokens[start:], context.n_batch)
+        context, start, _ = self.prepare(request)
+        first, *others = chunks(start, request.tokens[start:], context.n_batch)
         if not others:
             return 0
         context.decode(first)
         return len(first)
 
-    def hold(self, wanted: DecodeRequest, kv: npt.NDArray[np.uint8]) -> None:
-        """Take the KV of all but the last of the wanted tokens into the context of their mix."""
-        acts_from = self.acts_from(wanted.mix, wanted.tokens[: wanted.n_prompt])
-        self.pool.hold(wanted.mix, wanted.tokens[:-1], kv, whole=wanted.n_prompt, acts_from=acts_from)
+    def load(self, request: DecodeRequest, kv: npt.NDArray[np.uint8]) -> None:
+        """Load KV of all but the last requested token into the mix's context."""
+        active_from = self.active_from(request.mix, request.tokens[: request.n_prompt])
+        self.pool.load(
+            request.mix, request.tokens[:-1], kv, prompt_length=request.n_prompt, active_from=active_from
+        )
 
-    def holding(self, wanted: DecodeRequest) -> Context | None:
-        """The context that holds all but the last of the wanted tokens under their mix, if one does."""
-        return self.pool.holding(wanted.mix, wanted.tokens[:-1])
+    def find_exact(self, request: DecodeRequest) -> Context | None:
+        """Return the mix's context if it holds exactly all but the last requested token, else None."""
+        return self.pool.find_exact(request.mix, request.tokens[:-1])
 
     def batch_context(self, n_seq: int, n_cells: int) -> BatchContext:
-        """A context in which several answers decode together; it is closed with the model."""
+        """Create a context in which several answers decode together; it is closed with the model."""
         return BatchContext(self.model, n_seq=n_seq, n_cells=n_cells, n_threads=self._n_threads)
 
     def close(self) -> None:
-        """Free everything native; may be called again."""
+        """Free all native resources; may be called more than once."""
         self.model.close()
         self.adapters.close()

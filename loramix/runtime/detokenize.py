@@ -1,4 +1,4 @@
-"""Tokens of an answer to its text, one at a time."""
+"""Converts an answer's tokens to text incrementally."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterable
 from loramix.runtime.llama.vocabulary import Vocabulary
 
 
-def shown(vocabulary: Vocabulary, token: int, *, first: bool) -> bytes:
-    """A token's bytes in an answer; none of a token that ends one.
+def visible_bytes(vocabulary: Vocabulary, token: int, *, first: bool) -> bytes:
+    """Return a token's bytes in an answer; empty for a token that ends the answer.
 
-    SentencePiece puts a space before every text when it is tokenized: it is no part of the answer.
+    Removes the space that SentencePiece puts before each text from the first token.
 
     Args:
-        vocabulary: the base's.
-        token: its id.
-        first: whether nothing of the answer is before it.
+        vocabulary: vocabulary of the base.
+        token: token id.
+        first: whether it is the first token of the answer.
     """
     if vocabulary.is_end(token):
         return b""
@@ -25,10 +25,10 @@ def shown(vocabulary: Vocabulary, token: int, *, first: bool) -> bytes:
 
 
 class Detokenizer:
-    """The text of an answer's tokens as they come, whole characters each.
+    """Converts tokens to text one by one; buffers incomplete UTF-8 characters.
 
     Args:
-        vocabulary: the base's.
+        vocabulary: vocabulary of the base.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -36,12 +36,12 @@ class Detokenizer:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def add(self, token: int) -> str:
-        """The characters that a token completes."""
-        piece = shown(self._vocabulary, token, first=self._first)
+        """Return the characters that a token completes."""
+        piece = visible_bytes(self._vocabulary, token, first=self._first)
         self._first = self._first and not self._vocabulary.piece(token)
         return self._decoder.decode(piece)
 
 
 def detokenize(vocabulary: Vocabulary, tokens: Iterable[int]) -> str:
-    """The text of a whole answer; a character that is not whole at its end is left out."""
+    """Return the text of a complete answer, without an incomplete character at its end."""
     return "".join(map(Detokenizer(vocabulary).add, tokens))

@@ -1,6 +1,6 @@
-"""Vectors of texts from the bare base: the mean of its hidden states at a middle layer, of length 1.
+"""Text embeddings from the bare base: the normalized mean of the hidden states at a middle layer.
 
-Nothing was trained for it: near texts are near, but a model made for retrieval finds better.
+They are not trained for similarity; a dedicated retrieval model is more accurate.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from loramix.runtime.llama.model import Model
 
 
 class Embedder:
-    """Makes vectors, in a context of its own.
+    """Computes embeddings in its own context.
 
     Args:
         model: the base.
-        n_ctx: most tokens of a text.
+        n_ctx: maximum tokens of a text.
         n_threads: threads for llama.cpp.
     """
 
@@ -30,21 +30,21 @@ class Embedder:
         self._context = Context(model, n_ctx=n_ctx, n_threads=n_threads, taps=[self._layer])
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:
-        """One vector a text.
+        """Embed texts.
 
         Args:
-            texts: what to embed.
-            truncate: read the beginning alone of a text that is longer than the context.
+            texts: the texts.
+            truncate: truncate a text that is longer than the context.
 
         Returns:
-            (texts, D) float32, rows of length 1; and how many tokens the texts have.
+            (texts, D) float32 with rows of norm 1, and the number of tokens of all texts.
 
         Raises:
-            InvalidPrompt: a text that is empty or longer than the context.
+            InvalidPrompt: a text is empty or longer than the context.
         """
         rows, count = [], 0
         for text in texts:
-            # a first token's state is huge whatever it is: a token of ours takes that place
+            # the first token's state is always an outlier, so a dummy token takes that position
             tokens = [max(self._model.bos, 0), *self._model.tokenize(text)]
             if truncate:
                 tokens = tokens[: self._context.n_ctx]

@@ -1,7 +1,7 @@
-"""The engine: a pack on its base, answering prompts: route, generate, stream.
+"""The public entry point: routes prompts, generates and streams answers with a pack on its base.
 
-What goes in is a prompt or messages; what comes out is text with its route, usage and timings. One call
-at a time: a lock keeps threads apart, since a context belongs to one thread at a time.
+Takes a prompt or messages and returns text with its route, usage and timings. A lock serializes calls, because
+a llama.cpp context must be used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Prompt = str | Sequence[Message] | PreparedPrompt
 
 
 class Engine:
-    """A base with a pack's adapters and gate; made by `Engine.open`.
+    """A base with a pack's adapters and gate; created by `Engine.open`.
 
     Args:
-        pack: what to serve.
-        base: the GGUF; by default what the pack names.
-        n_ctx: tokens that prompt and answer may have together.
+        pack: the pack to serve.
+        base: path of the GGUF base; by default the base that the pack names.
+        n_ctx: maximum tokens of prompt and answer together.
         n_threads: threads for llama.cpp; by default one per core that the process may use.
-        contexts: most mixes whose KV is kept at once.
+        contexts: maximum number of mixes whose KV is kept at once.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Engine:
         self.pack = pack
         self.base_path = base or bases.resolve(pack.manifest.base.name)
         check_range("n_ctx", n_ctx, MIN_CTX, 1_048_576)
-        found = bases.digest(self.base_path)
-        if found != pack.manifest.base.sha256:
+        digest = bases.digest(self.base_path)
+        if digest != pack.manifest.base.sha256:
             raise WrongBase(
                 f"pack {pack.name} is for base {pack.manifest.base.name} ({pack.manifest.base.sha256[:12]}); "
-                f"found {self.base_path.name} ({found[:12]}): get the right one with "
+                f"found {self.base_path.name} ({digest[:12]}): get the right one with "
                 f"'loramix pull {pack.manifest.base.name}'."
             )
         _, self._shape = read_base(self.base_path)
@@ -84,10 +84,10 @@ class Engine:
         try:
             if extra and self._shape.tensor_types & repacked_types():
                 self.model.forget_file()
-            _ = self.model.template, self.model.ends  # refused now, not at the first prompt
+            _ = self.model.template, self.model.ends  # raises here rather than at the first prompt
             self.n_ctx = min(n_ctx, self.model.n_ctx_train)
             self.n_threads = n_threads or default_threads()
-            adapters = AdapterCache(self.model, rounded=self._shape.is_quantized)
+            adapters = AdapterCache(self.model, quantized=self._shape.is_quantized)
             for name, file in files.items():
                 adapters.put(name, file)
             self.decoder = Decoder(
@@ -107,32 +107,32 @@ class Engine:
         """Open a pack by name or directory.
 
         Args:
-            name_or_directory: as `Pack.load` takes it.
-            **options: as the constructor takes them.
+            name_or_directory: see `Pack.load`.
+            **options: keyword arguments of the constructor.
 
         Raises:
             NotFound: no such pack, or its base is not on this machine.
-            InvalidArtifact: a file of the pack must not be loaded.
+            InvalidArtifact: a file of the pack failed validation.
         """
         return cls(Pack.load(name_or_directory), **options)
 
     def prepare(self, prompt: Prompt) -> PreparedPrompt:
-        """Check and tokenize a prompt, once for routing and answering; a prepared one comes back as it is.
+        """Validate and tokenize a prompt once for routing and answering; return a prepared prompt unchanged.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
         """
         if isinstance(prompt, PreparedPrompt):
             return prompt
-        with self.alone():
+        with self.exclusive():
             return PreparedPrompt.of(prompt, self.model, self.n_ctx, self.model.n_ctx_train)
 
     def route(self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any) -> Route:
-        """Choose the mix for a prompt, without answering.
+        """Choose the mix for a prompt without answering it.
 
         Args:
-            prompt: text, or OpenAI-style messages; the last user's message is what is routed.
-            options: its policy and mix count.
+            prompt: text, or OpenAI-style messages; the gate reads the last user message.
+            options: only ``policy`` and ``mix`` are used.
             **values: ``policy`` and ``mix`` instead of ``options``; see `GenerationOptions`.
 
         Raises:
@@ -140,11 +140,11 @@ class Engine:
             UnknownSkill: the mix names a skill that the pack lacks.
         """
         options = options or GenerationOptions.of(**values)
-        with self.alone():
+        with self.exclusive():
             return route_prompt(self.pack, self.router, self.decoder, self.prepare(prompt), options)
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any) -> Answer:
-        """Answer a prompt; arguments and errors are those of `stream`."""
+        """Answer a prompt; arguments and exceptions as for `stream`."""
         stream = self.stream(prompt, options, **values)
         for _ in stream:
             pass
@@ -160,17 +160,18 @@ class Engine:
         began: float | None = None,
         **values: Any,
     ) -> Stream:
-        """Answer a prompt piece by piece.
+        """Stream the answer to a prompt.
 
         Args:
-            prompt: text, OpenAI-style messages, or what `prepare` made of them.
-            options: how to answer.
-            route: what `route` gave for this prompt, so that it is not decided again.
-            began: `time.perf_counter` at the request in seconds, from which timings count; by default now.
+            prompt: text, OpenAI-style messages, or the result of `prepare`.
+            options: how to route, sample and stop.
+            route: the result of `route` for this prompt, to skip routing.
+            began: start of the request for the timings, `time.perf_counter` in seconds; by default now.
             **values: instead of ``options``: fields of `GenerationOptions` and settings of `Sampling`.
 
         Returns:
-            An iterator of text pieces, whole UTF-8 characters each, with ``route`` and, at the end, ``answer``.
+            An iterator of text pieces that never split a UTF-8 character; it has ``route`` and, after the last
+            piece, ``answer``.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
@@ -180,7 +181,7 @@ class Engine:
         began = time.perf_counter() if began is None else began
         options = options or GenerationOptions.of(**values)
         constraint = Constraint.of(options.grammar, options.json_schema)
-        with self.alone():
+        with self.exclusive():
             prepared = self.prepare(prompt)
             if route is None:
                 route = route_prompt(self.pack, self.router, self.decoder, prepared, options)
@@ -191,25 +192,25 @@ class Engine:
             return Stream(self, route, prepared, options, picker, began)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:
-        """Vectors of texts, and how many tokens these have; see `Embedder.embed`."""
-        with self.alone():
+        """Return embeddings of texts and their number of tokens; see `Embedder.embed`."""
+        with self.exclusive():
             if self._embedder is None:
                 self._embedder = Embedder(self.model, n_ctx=self.n_ctx, n_threads=self.n_threads)
             return self._embedder.embed(texts, truncate=truncate)
 
     def reload(self) -> bool:
-        """Take the pack up as it is on disk now: skills added, replaced or removed, another gate.
+        """Reload the pack from disk: added, replaced and removed skills, and the gate.
 
-        An answer under way goes on, unless its skill is gone or another. Refused, nothing has changed.
+        Running answers continue unless their skill was removed or replaced. On an error nothing changes.
 
         Returns:
-            Whether anything was new.
+            Whether the pack had changed.
 
         Raises:
             NotFound, InvalidArtifact, WrongBase: the pack on disk cannot be used; the old one stays in use.
         """
         pack = Pack.load(self.pack.directory)
-        with self.alone():
+        with self.exclusive():
             if pack.manifest == self.pack.manifest:
                 return False
             if pack.manifest.base.sha256 != self.pack.manifest.base.sha256:
@@ -219,7 +220,7 @@ class Engine:
             changed = [s.name for s in pack.skills if known.get(s.name) != s.sha256]
             fresh = {name: AdapterFile.of(pack, name, self._shape) for name in changed}
             for file in fresh.values():
-                _ = file.invocation  # checked now: a bad one must leave the old in use
+                _ = file.invocation  # validated first: on an error the old pack stays in use
             names = {skill.name for skill in pack.skills}
             gone = {name for name in known if name in fresh or name not in names}
             self.decoder.pool.drop(gone, taps=router.layers)
@@ -229,14 +230,14 @@ class Engine:
             self.pack, self.router = pack, router
             return True
 
-    def tidy(self) -> None:
-        """Give memory back that answers left behind; called at the end of each."""
+    def trim_memory(self) -> None:
+        """Return unused heap memory to the system; called at the end of each answer."""
         with self._lock:
             if not self._closed:
-                self.decoder.pool.tidy()
+                self.decoder.pool.trim_memory()
 
     def close(self) -> None:
-        """Free everything native; may be called again."""
+        """Free all native resources; may be called more than once."""
         with self._lock:
             self._closed = True
             self.decoder.close()
@@ -250,47 +251,47 @@ class Engine:
         self.close()
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other threads out meanwhile.
+    def exclusive(self) -> Iterator[None]:
+        """Hold the engine's lock.
 
         Raises:
             UsageError: the engine is closed.
         """
         with self._lock:
-            if self._closed:  # asked once it is ours: who had it may have closed it
+            if self._closed:  # checked with the lock held: its last holder may have closed the engine
                 raise UsageError("the engine is closed; open it again.")
             yield
 
     def count_tokens(self, prompt: str | Sequence[Message]) -> int:
-        """How many tokens a prompt has under the base's chat template, however many the context holds."""
-        with self.alone():
+        """Count a prompt's tokens under the base's chat template; it may be longer than the context."""
+        with self.exclusive():
             return len(self.model.chat(as_messages(prompt)))
 
     def max_tokens(self, mix: Mix) -> int:
-        """Longest answer of a mix in tokens: the largest limit of its skills.
+        """Return the longest answer of a mix in tokens: the largest limit of its skills.
 
         Raises:
-            UnknownSkill: the pack has lost a skill of the mix.
+            UnknownSkill: a skill of the mix was removed from the pack.
         """
         return max((self.pack.skill(name).max_tokens for name in mix.scales), default=MAX_TOKENS)
 
     def decode(self, request: DecodeRequest) -> DecodeResult:
-        """See `Decoder.decode`; streams of several threads take turns."""
-        with self.alone():
+        """See `Decoder.decode`; serializes streams of several threads."""
+        with self.exclusive():
             return self.decoder.decode(request)
 
     def read(self, request: DecodeRequest) -> int:
-        """See `Decoder.read`; as `decode`, refused where the engine is closed."""
-        with self.alone():
+        """See `Decoder.read`; raises if the engine is closed, as `decode` does."""
+        with self.exclusive():
             return self.decoder.read(request)
 
     def routing_request(
         self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any
     ) -> DecodeRequest | None:
-        """The base-model prefill that `route` with these arguments needs, so that it can be chunked."""
+        """Return the base-model prefill that `route` needs for these arguments, so that it can be chunked."""
         return routing_request(self.router, self.prepare(prompt), options or GenerationOptions.of(**values))
 
     def gate_probabilities(self, mix: Mix) -> dict[str, float]:
         """See `loramix.runtime.routing.gate_probabilities`."""
-        with self.alone():
+        with self.exclusive():
             return gate_probabilities(self.router, self.decoder, mix)

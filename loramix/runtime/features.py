@@ -1,7 +1,7 @@
-"""What the gate reads: hidden states of the bare base where its answer would begin.
+"""The gate's features: hidden states of the bare base at the end of the prompt.
 
-``python -m loramix.runtime.features BASE OUT.npz 15,29 [--share] < PROMPTS.jsonl`` writes them for training:
-the runtime computes them in its own process, so training and serving see the same numbers.
+``python -m loramix.runtime.features BASE OUT.npz 15,29 [--share] < PROMPTS.jsonl`` writes them for training, so
+that training and serving use the same numbers.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ POOLINGS = ("last", "mean", "last+mean")
 
 
 def pool(context: Context, layers: Sequence[int], pooling: str) -> npt.NDArray[np.float32]:
-    """Features of the prompt that a context holds.
+    """Compute the features of the prompt in a context.
 
     Args:
-        context: a tapped context of the bare base; its last token is the last of the answer's header.
+        context: a tapped context of the bare base that ends with the answer's header.
         layers: tapped layers, concatenated in this order.
-        pooling: ``last`` token, ``mean`` over tokens without the first (whose norm dwarfs the others), or both.
+        pooling: ``last`` token, ``mean`` over all tokens but the first (an outlier in norm), or ``last+mean``.
 
     Returns:
         (D x layers,) float32, twice that for ``last+mean``.
@@ -51,7 +51,7 @@ def pool(context: Context, layers: Sequence[int], pooling: str) -> npt.NDArray[n
 def main(arguments: Sequence[str]) -> None:
     """Read ``{"prompt"}`` lines; write float16 arrays ``last:LAYER`` and ``mean:LAYER``, (prompts, D).
 
-    With ``--share``, whatever two prompts begin with is read once.
+    With ``--share``, common prefixes are prefilled once.
     """
     from loramix.hardware import default_threads
     from loramix.prompts import as_messages
@@ -69,7 +69,9 @@ def main(arguments: Sequence[str]) -> None:
         prompts = [model.chat(as_messages(json.loads(line)["prompt"]))[-N_CTX:] for line in sys.stdin]
         order, share = list(range(len(prompts))), "--share" in arguments
         if share:
-            order.sort(key=lambda i: prompts[i])  # the longest common beginnings come to lie side by side
+            order.sort(
+                key=lambda i: prompts[i]
+            )  # sorted prompts share the longest prefixes with their neighbours
         for number, i in enumerate(order, 1):
             ids = prompts[i]
             if share:

@@ -1,8 +1,8 @@
-"""KV by mix: each context holds the KV of one mix alone, so a cached prefix can never serve another mix.
+"""The KV cache: one context per mix, so that a cached prefix is never reused under another mix.
 
-A live bug of a peer (ggml-org/llama.cpp #26207) is the reason: KV made under one adapter, reused under
-another, silently spoils the answer. Here the mix is the context's identity, and another needs it empty; what
-a context has to give up is copied out, keyed by mix, and comes back when its prefix is asked for again.
+KV computed under one adapter and reused under another silently corrupts the answer (ggml-org/llama.cpp #26207).
+A context is therefore emptied before it changes its mix. Evicted KV is copied out, keyed by mix, and restored
+when a prompt with the same prefix arrives.
 """
 
 from __future__ import annotations
@@ -18,80 +18,82 @@ from loramix.defaults import CONTEXTS, KV_STORE_BYTES
 from loramix.models.mixing import Mix
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Adapter, Model
-from loramix.runtime.llama.native_context import give_back
+from loramix.runtime.llama.native_context import trim_heap
 from loramix.runtime.llama.prefill_chunks import resume_position
-from loramix.runtime.llama.saved_context import Saved
+from loramix.runtime.llama.saved_context import SavedContext
 
-WORTH_SAVING = 32  # tokens; fewer are decoded again sooner than they are copied out and back
+MIN_SAVED_TOKENS = 32  # for fewer tokens, decoding again is faster than copying
 
 
-class SavedStore:
-    """KV that was copied out, by mix; the least recently used goes first.
+class SavedContexts:
+    """KV copied out of contexts, by mix; evicts the least recently used.
 
     Args:
-        limit: most bytes.
+        limit: maximum bytes.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._known: OrderedDict[tuple[Mix, tuple[int, ...]], Saved] = OrderedDict()
+        self._entries: OrderedDict[tuple[Mix, tuple[int, ...]], SavedContext] = OrderedDict()
 
-    def put(self, mix: Mix, saved: Saved) -> None:
-        """Keep one, instead of what it begins with."""
+    def put(self, mix: Mix, saved: SavedContext) -> None:
+        """Store a saved context; replaces entries that are a prefix of it."""
         for key in [
-            key for key in self._known if key[0] == mix and common_prefix(key[1], saved.tokens) == len(key[1])
+            key
+            for key in self._entries
+            if key[0] == mix and common_prefix(key[1], saved.tokens) == len(key[1])
         ]:
-            del self._known[key]
-        self._known[mix, saved.tokens] = saved
+            del self._entries[key]
+        self._entries[mix, saved.tokens] = saved
         while self.nbytes > self.limit:
-            self._known.popitem(last=False)
+            self._entries.popitem(last=False)
 
-    def best(self, mix: Mix, tokens: Sequence[int]) -> tuple[int, Saved | None]:
-        """The one that shares the longest prefix with ``tokens``, and how long that is."""
+    def longest_prefix(self, mix: Mix, tokens: Sequence[int]) -> tuple[int, SavedContext | None]:
+        """Return the length of the longest prefix shared with ``tokens``, and the entry that shares it."""
         length, best = 0, None
-        for key in self._known:
-            if key[0] == mix and (same := common_prefix(key[1], tokens)) > length:
-                length, best = same, key
+        for key in self._entries:
+            if key[0] == mix and (shared := common_prefix(key[1], tokens)) > length:
+                length, best = shared, key
         if best is None:
             return 0, None
-        self._known.move_to_end(best)
-        return length, self._known[best]
+        self._entries.move_to_end(best)
+        return length, self._entries[best]
 
     def drop(self, stale: Callable[[Mix], bool]) -> None:
-        """Forget what is of a stale mix."""
-        for key in [key for key in self._known if stale(key[0])]:
-            del self._known[key]
+        """Discard the entries of stale mixes."""
+        for key in [key for key in self._entries if stale(key[0])]:
+            del self._entries[key]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all that is kept."""
-        return sum(saved.nbytes for saved in self._known.values())
+        """Bytes of all entries."""
+        return sum(saved.nbytes for saved in self._entries.values())
 
     def __len__(self) -> int:
-        return len(self._known)
+        return len(self._entries)
 
 
 class PreparedContext(NamedTuple):
-    """A context for a prompt."""
+    """A context that is ready to decode a prompt."""
 
     context: Context
     start: int
-    """Where decoding begins; at the end for a prompt whose logits the context still knows."""
+    """Position at which decoding begins; the prompt's length if its logits are still cached."""
     cached: int
-    """Tokens of the prompt that were not decoded for it."""
+    """Number of prompt tokens found in the cache."""
 
 
 class ContextPool:
-    """At most ``size`` contexts, the least recently used given to the next mix; the bare base's always stays.
+    """At most ``size`` contexts; a new mix reuses the least recently used, never that of the bare base.
 
     Args:
         model: the base.
-        adapters: gives what acts as a mix does.
+        adapters: returns the adapters of a mix with their scales.
         n_ctx: tokens per context.
-        n_threads: threads per decode.
-        taps: layers that contexts keep for the gate.
-        size: most contexts, the base's included; each costs its KV in memory.
-        saved_bytes: most bytes of KV that is copied out.
+        n_threads: threads for llama.cpp.
+        taps: layers whose inputs are kept for the gate.
+        size: maximum number of contexts, that of the bare base included; each holds its KV in memory.
+        saved_bytes: maximum bytes of KV copied out of contexts.
     """
 
     def __init__(
@@ -109,26 +111,26 @@ class ContextPool:
         self._n_ctx, self._n_threads, self._taps = n_ctx, n_threads, taps
         self.size = max(2, size)
         self._contexts: OrderedDict[Mix, Context] = OrderedDict()
-        self.saved = SavedStore(saved_bytes)
+        self.saved = SavedContexts(saved_bytes)
         self._swapped = False
 
     def get(self, mix: Mix) -> Context:
-        """The context of a mix, made if needed.
+        """Return the context of a mix; create it, or reuse the least recently used one, if necessary.
 
         Args:
-            mix: its skills must be known to the pool's ``adapters``.
+            mix: a mix of skills that the pool's ``adapters`` knows.
         """
         if mix in self._contexts:
             self._contexts.move_to_end(mix)
             return self._contexts[mix]
         self._swapped = True
         others = [known for known in self._contexts if known]
-        if mix and len(others) >= self.size - 1:  # never the bare base's: the gate reads it
-            self._keep(others[0], self._contexts[others[0]])
+        if mix and len(others) >= self.size - 1:  # the bare base's context is kept for the gate
+            self._save(others[0], self._contexts[others[0]])
             context = self._contexts.pop(others[0])
             try:
-                context.become(())  # its adapter may be freed for the new one
-                context.become(self._adapters(mix))
+                context.set_mix(())  # so that its adapter can be freed for the new one
+                context.set_mix(self._adapters(mix))
             except BaseException:
                 context.close()
                 raise
@@ -139,92 +141,100 @@ class ContextPool:
                 n_ctx=self._n_ctx,
                 n_threads=self._n_threads,
                 taps=self._taps,
-                history=not mix,  # of other mixes token-wise routing reads the last token alone
+                history=not mix,  # for other mixes the gate reads the last token only
             )
         self._contexts[mix] = context
         return context
 
-    def prepare(self, mix: Mix, tokens: list[int], acts_from: int = 0) -> PreparedContext:
-        """The context of a mix, holding the longest prefix of ``tokens`` that was ever decoded and is still known.
+    def prepare(self, mix: Mix, tokens: list[int], active_from: int = 0) -> PreparedContext:
+        """Return the context of a mix with the longest cached prefix of ``tokens``.
 
         Args:
             mix: see `get`.
-            tokens: the whole prompt.
-            acts_from: for late adapters, the place where they begin; what is before is the bare base's.
+            tokens: ids of the whole prompt.
+            active_from: position from which activated adapters act; earlier KV is that of the bare base.
         """
         context = self.get(mix)
         held = len(context.tokens)
         if (
-            held and context.acts_from == acts_from and context.tokens == tokens[:-1]
+            held and context.active_from == active_from and context.tokens == tokens[:-1]
         ):  # an answer's next token
             return PreparedContext(context, held, held)
-        if acts_from:
-            return self._adopted(context, tokens[:acts_from])
+        if active_from:
+            return self._with_base_prefix(context, tokens[:active_from])
         live = common_prefix(context.tokens, tokens)
-        length, saved = self.saved.best(mix, tokens)
-        found = saved if saved is not None and length >= live + WORTH_SAVING else None
-        self._keep(mix, context, live)
+        length, saved = self.saved.longest_prefix(mix, tokens)
+        found = saved if saved is not None and length >= live + MIN_SAVED_TOKENS else None
+        self._save(mix, context, live)
         if found is not None:
             context.restore(found)
-        same = reuse(context, tokens)
-        return PreparedContext(context, same, same)
+        shared = reuse(context, tokens)
+        return PreparedContext(context, shared, shared)
 
-    def hold(
-        self, mix: Mix, tokens: Sequence[int], kv: npt.NDArray[np.uint8], *, whole: int, acts_from: int
+    def load(
+        self,
+        mix: Mix,
+        tokens: Sequence[int],
+        kv: npt.NDArray[np.uint8],
+        *,
+        prompt_length: int,
+        active_from: int,
     ) -> None:
-        """Let the context of a mix hold tokens whose KV was made elsewhere; what it held is copied out.
+        """Load tokens with KV from another context into the context of a mix; saves its previous KV.
 
         Args:
-            mix: some skills'; the bare base's context must know the gate's states too.
-            tokens: see `Context.hold`.
-            kv: see `Context.hold`.
-            whole: see `Context.hold`.
-            acts_from: see `Context.hold`.
+            mix: not empty, because KV does not include the gate's hidden states.
+            tokens: see `Context.load`.
+            kv: see `Context.load`.
+            prompt_length: see `Context.load`.
+            active_from: see `Context.load`.
         """
         context = self.get(mix)
-        self._keep(mix, context, common_prefix(context.tokens, tokens))
-        context.hold(tokens, kv, whole=whole, acts_from=acts_from)
+        self._save(mix, context, common_prefix(context.tokens, tokens))
+        context.load(tokens, kv, prompt_length=prompt_length, active_from=active_from)
 
-    def _adopted(self, context: Context, prefix: list[int]) -> PreparedContext:
-        """A late mix's context with the bare base's KV of what is before its adapters act."""
+    def _with_base_prefix(self, context: Context, prefix: list[int]) -> PreparedContext:
+        """Return the context of an activated mix with the bare base's KV before its invocation tokens."""
         base = self.get(Mix.EMPTY)
         cached = common_prefix(base.tokens, prefix)
         if cached < len(prefix):
             base, start, cached = self.prepare(Mix.EMPTY, prefix)
             base.decode(prefix[start:])
-        context.adopt(base, len(prefix))
+        context.load_prefix(base, len(prefix))
         return PreparedContext(context, len(prefix), cached)
 
-    def _keep(self, mix: Mix, context: Context, staying: int = 0) -> None:
-        """Copy out what a context holds, if more than its first ``staying`` tokens are worth it."""
+    def _save(self, mix: Mix, context: Context, staying: int = 0) -> None:
+        """Save a context's KV if it holds enough tokens after the first ``staying``, which it keeps."""
         tokens = context.tokens
-        if context.acts_from:  # the prompt's KV is the bare base's, and found there
+        if context.active_from:  # its prefix is cached under the bare base
             return
-        if len(tokens) - staying >= WORTH_SAVING and self.saved.best(mix, tokens)[0] < len(tokens):
+        if len(tokens) - staying >= MIN_SAVED_TOKENS and self.saved.longest_prefix(mix, tokens)[0] < len(
+            tokens
+        ):
             self.saved.put(mix, context.save())
 
-    def tidy(self) -> None:
-        """Give back the memory that other adapters' graphs left behind; takes milliseconds, so in a quiet moment."""
+    def trim_memory(self) -> None:
+        """Return heap memory of previous graphs to the system; takes milliseconds, so not between tokens."""
         if self._swapped:
             self._swapped = False
-            give_back()
+            trim_heap()
 
-    def holding(self, mix: Mix, tokens: Sequence[int]) -> Context | None:
-        """The context of a mix if it holds exactly these tokens."""
+    def find_exact(self, mix: Mix, tokens: Sequence[int]) -> Context | None:
+        """Return the context of a mix if it holds exactly these tokens, else None."""
         context = self._contexts.get(mix)
         return context if context is not None and context.tokens == tokens else None
 
     @property
     def mixes(self) -> list[Mix]:
-        """Mixes that hold a context now, least recently used first."""
+        """Mixes that have a context, least recently used first."""
         return list(self._contexts)
 
     def drop(self, skills: Collection[str], *, taps: Sequence[int]) -> None:
-        """Free the contexts that these skills act in, and all contexts where the gate needs other taps.
+        """Free the contexts of mixes that use these skills, or all contexts if the taps change.
 
         Args:
-            skills: names; their adapters can be freed afterwards.
-            taps: layers that the gate reads from now on.
+            skills: names of skills; their adapters can be freed afterwards.
+            taps: layers that the gate reads after this call.
         """
         other_taps = tuple(taps) != tuple(self._taps)
         self._taps = tuple(taps)
@@ -246,22 +256,26 @@ def common_prefix(held: Sequence[int], tokens: Sequence[int]) -> int:
 
 
 def reuse(context: Context, tokens: Sequence[int]) -> int:
-    """Keep what a context holds of a prompt, and drop the rest.
+    """Truncate a context to the prefix that it shares with a prompt.
 
     Args:
-        context: its KV is cut to a prefix of the prompt, from which the rest gets the bits of a fresh read.
-        tokens: the whole prompt.
+        context: truncated so that decoding the rest gives the same bits as decoding the whole prompt.
+        tokens: ids of the whole prompt.
 
     Returns:
-        Tokens that need no decoding; all of them only where the context knows the logits behind the last.
+        Number of tokens that need no decoding; all of them only if the logits after the last are cached.
     """
-    same = common_prefix(context.tokens, tokens)
-    # behind a whole prompt comes an answer, which was written and not read: a conversation just goes on
-    goes_on = 0 < context.whole <= same < len(tokens)
-    context.truncate(same)
-    if goes_on or (same == len(tokens) and context.behind is not None and context.behind.length == same):
-        return same
-    same = resume_position(min(same, len(tokens) - 1), context.whole, len(tokens), context.n_batch)
-    context.truncate(same)
-    context.whole = len(tokens)
-    return same
+    shared = common_prefix(context.tokens, tokens)
+    # tokens after the prompt were generated one by one, not prefilled: a conversation simply continues
+    continues = 0 < context.prompt_length <= shared < len(tokens)
+    context.truncate(shared)
+    if continues or (
+        shared == len(tokens) and context.prompt_end is not None and context.prompt_end.length == shared
+    ):
+        return shared
+    shared = resume_position(
+        min(shared, len(tokens) - 1), context.prompt_length, len(tokens), context.n_batch
+    )
+    context.truncate(shared)
+    context.prompt_length = len(tokens)
+    return shared

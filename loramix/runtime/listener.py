@@ -1,4 +1,4 @@
-"""Who hears what becomes of answers that run side by side, and what a client may see of an error."""
+"""Callbacks for concurrent answers, and the form of an error that a client may see."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ _log = logging.getLogger(__name__)
 
 
 class AnswerListener(Protocol):
-    """Who hears what becomes of the answers."""
+    """Callbacks for concurrent answers; ``number`` identifies the answer."""
 
     def started(self, number: int, stream: Stream) -> None:
-        """The route is known."""
+        """Called when the prompt has been routed."""
 
-    def said(self, number: int, stream: Stream, text: str) -> None:
-        """A piece of text."""
+    def text_added(self, number: int, stream: Stream, text: str) -> None:
+        """Called for each piece of text."""
 
     def ended(self, number: int, stream: Stream) -> None:
-        """The answer is whole."""
+        """Called when the answer is complete."""
 
     def failed(self, number: int, error: LoramixError) -> None:
-        """It will not be."""
+        """Called when the answer failed."""
 
 
 def as_loramix_error(error: Exception) -> LoramixError:
-    """The error as a client may see it; what nobody foresaw is logged whole."""
+    """Return the error in a form that a client may see; log unexpected errors with their traceback."""
     if isinstance(error, LoramixError):
         return error
     _log.error("an answer failed", exc_info=error)

@@ -1,4 +1,4 @@
-"""What one request asks of an answer, validated once, wherever the request comes from."""
+"""The options of one request, validated once for the CLI, the server and Python callers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ GREEDY = Sampling()
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
-    """How a prompt is routed, sampled and ended; plain values that cross a process boundary.
+    """Options for routing, sampling and stopping; plain values that can be sent to another process.
 
     Args:
-        policy: see `Router.decide`; or ``base``.
+        policy: ``base``, or see `Router.decide`.
         mix: a mix that overrides the gate.
-        max_tokens: longest answer in tokens; None for what each skill that answers says.
-        stop: texts that end the answer and are not part of it.
-        sampling: how tokens are drawn.
-        grammar: GBNF that the answer follows; one mix alone answers then.
-        json_schema: JSON schema that the answer follows; one mix alone answers then.
-        top_logprobs: keep each token's log-probability and those of so many likeliest ones; None keeps none.
+        max_tokens: maximum tokens of the answer; None for the limits of the skills that answer.
+        stop: stop strings, which are not part of the answer.
+        sampling: sampling settings.
+        grammar: GBNF grammar of the answer; a single mix answers then.
+        json_schema: JSON schema of the answer; a single mix answers then.
+        top_logprobs: number of most probable tokens to report with each token's log-probability; None for none.
 
     Raises:
         UsageError: a value out of its range.
@@ -57,34 +57,34 @@ class GenerationOptions:
     def of(
         cls, *, mix: MixLike | None = None, stop: str | Sequence[str] = (), **values: Any
     ) -> GenerationOptions:
-        """Options from plain keywords, as the CLI, the server and Python callers have them.
+        """Create options from plain keyword arguments.
 
         Args:
             mix: a `Mix`, its text form, or ``{skill: scale}``.
-            stop: one text or several.
+            stop: one stop string or several.
             **values: fields of `GenerationOptions` and settings of `Sampling`.
 
         Raises:
             UsageError: an unknown keyword, or a value out of its range.
             InvalidMix: see `as_mix`.
         """
-        own, drawing = (
+        own_names, sampling_names = (
             {field.name for field in fields(cls)} - {"sampling"},
             set(Sampling.__dataclass_fields__),
         )
-        if unknown := sorted(set(values) - own - drawing):
-            raise UsageError(f"unknown option {unknown}; there are {sorted(own | drawing)}.")
-        sampling = Sampling(**{name: value for name, value in values.items() if name in drawing})
+        if unknown := sorted(set(values) - own_names - sampling_names):
+            raise UsageError(f"unknown option {unknown}; there are {sorted(own_names | sampling_names)}.")
+        sampling = Sampling(**{name: value for name, value in values.items() if name in sampling_names})
         texts = (stop,) if isinstance(stop, str) else tuple(stop)
-        rest = {name: value for name, value in values.items() if name in own}
+        rest = {name: value for name, value in values.items() if name in own_names}
         return cls(mix=None if mix is None else as_mix(mix), stop=texts, sampling=sampling, **rest)
 
 
 def check_range(name: str, value: object, low: int, high: int) -> None:
-    """Refuse what is no whole number within bounds.
+    """Check that a value is an integer within bounds.
 
     Raises:
-        UsageError: named by ``name``.
+        UsageError: it is not; the message names ``name``.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise UsageError(f"{name} is {value!r}; it must be a whole number from {low} to {high}.")

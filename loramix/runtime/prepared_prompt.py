@@ -1,4 +1,4 @@
-"""A prompt that is checked and tokenized, once for routing and answering."""
+"""A validated, tokenized prompt, shared by routing and answering."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from loramix.runtime.llama.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """A conversation under the base's chat template; made by `of`."""
+    """A conversation tokenized with the base's chat template; created by `of`."""
 
     tokens: list[int]
-    """Ids of the whole conversation, the header of the answer last."""
+    """Ids of the whole conversation, ending with the answer's header."""
     routed: list[int]
-    """Ids of the last user's message alone, which the gate reads; `tokens` itself where there is no other message."""
+    """Ids of the last user message, which the gate reads; the same as `tokens` for a single message."""
 
     @classmethod
     def of(
         cls, prompt: str | Sequence[Message], vocabulary: Vocabulary, n_ctx: int, n_ctx_train: int
     ) -> PreparedPrompt:
-        """Check and tokenize a prompt.
+        """Validate and tokenize a prompt.
 
         Args:
             prompt: text, or OpenAI-style messages.
-            vocabulary: of the base.
-            n_ctx: tokens that prompt and answer may have together.
-            n_ctx_train: tokens that the base can read at most, for the message.
+            vocabulary: vocabulary of the base.
+            n_ctx: maximum tokens of prompt and answer together.
+            n_ctx_train: maximum context of the base, for the error message.
 
         Raises:
             InvalidPrompt: empty, of an unknown role, or no shorter than the context.

@@ -1,8 +1,8 @@
-"""A trial run of llama.cpp in a child process, before it may run in ours.
+"""Tests llama.cpp in a child process before this process uses it.
 
-Some builds crash on the first prompt: GCC drops the set-up of AMX tiles, or a wheel was built for another
-CPU. A crash cannot be caught, so a child decodes first, and the verdict is remembered for this library,
-CPU and kind of base. ``python -m loramix.runtime.probe_child BASE 0|1`` is that child.
+Some builds crash on the first prompt: GCC drops the set-up of AMX tiles, or a wheel was built for another CPU. A
+crash cannot be caught, so a child process (``python -m loramix.runtime.probe_child BASE 0|1``) decodes first. The
+verdict is cached per library, CPU and tensor kinds of the base.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from loramix.runtime.probe_child import REFUSED
 LLAMA_CPP = "llama-cpp-python==0.3.36"
 ENVIRONMENT = "LORAMIX_EXTRA_BUFTS"
 TIMEOUT_S = 60.0
-_REMEMBERED = 32  # entries of each kind
+_MAX_ENTRIES = 32  # entries of each kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ class Verdict:
     """Whether weights may be repacked for the CPU (AMX, REPACK)."""
     reason: str
     key: str
-    """SHA-256 of what the verdict holds for; empty if the environment decided."""
+    """SHA-256 of library, CPU and tensor kinds; empty if the environment variable decided."""
     seconds: float
-    """Time that the trial took; 0 if the verdict was remembered."""
+    """Duration of the trial; 0 if the verdict was cached."""
 
 
-class _Remembered(msgspec.Struct):
+class _StoredVerdict(msgspec.Struct):
     use_extra_bufts: bool
     reason: str
 
@@ -56,27 +56,27 @@ class _File(msgspec.Struct):
     value: list[str]
 
 
-class _Memory(msgspec.Struct):
-    """probe.json: verdicts by key; digests of libraries and kinds of bases by path, valid for size and time."""
+class _ProbeCache(msgspec.Struct):
+    """probe.json: verdicts by key; library digests and tensor kinds by path, valid for a size and mtime."""
 
-    verdicts: dict[str, _Remembered] = {}
+    verdicts: dict[str, _StoredVerdict] = {}
     libraries: dict[str, _File] = {}
     bases: dict[str, _File] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """What became of a child: empty ``trouble`` is success."""
+    """Result of a child process; an empty ``failure`` is success."""
 
-    trouble: str = ""
+    failure: str = ""
     refused: str = ""
-    """The child's own sentence, where it refused in order."""
-    lasting: bool = True
-    """Whether the same would come again; not so for a time-out or a kill from outside."""
+    """The child's error message, if it raised a `LoramixError`."""
+    reproducible: bool = True
+    """Whether the failure is reproducible; False for a time-out or an external kill."""
 
 
 def verdict_for(base: Path) -> Verdict:
-    """The verdict for a base whose kinds of tensors are read from it, or remembered.
+    """Return the verdict for a base; reads its tensor kinds from the file or the cache.
 
     Args:
         base: a GGUF.
@@ -86,7 +86,7 @@ def verdict_for(base: Path) -> Verdict:
         InvalidArtifact: not a GGUF base.
         UsageError: a bad value in ``LORAMIX_EXTRA_BUFTS``.
     """
-    return _forced() or verdict(base, tensor_kinds(base))
+    return _from_environment() or verdict(base, tensor_kinds(base))
 
 
 def verdict(
@@ -97,43 +97,43 @@ def verdict(
     command: Sequence[str] | None = None,
     timeout_s: float = TIMEOUT_S,
 ) -> Verdict:
-    """Find out, once, how llama.cpp may load bases of this kind on this machine.
+    """Determine how llama.cpp may load bases of this kind on this machine; cache the verdict.
 
     Args:
-        base: a GGUF that `loramix.formats.validate` has passed.
-        tensor_types: the kinds of tensors that choose llama.cpp's kernels; see `tensor_kinds`.
-        cache: file of remembered verdicts; by default in `cache_dir`.
-        command: the child to try with; it gets the base and ``1`` or ``0`` as last arguments.
-        timeout_s: longest trial, in seconds.
+        base: a GGUF validated by `loramix.formats.validate`.
+        tensor_types: tensor kinds, which select llama.cpp's kernels; see `tensor_kinds`.
+        cache: file of cached verdicts; by default in `cache_dir`.
+        command: command of the child; the base and ``1`` or ``0`` are appended.
+        timeout_s: time-out of a trial in seconds.
 
     Raises:
-        NativeError: llama.cpp cannot run the base either way; the message says how to mend it.
+        NativeError: llama.cpp cannot run the base either way; the message gives the fix.
         UsageError: a bad value in ``LORAMIX_EXTRA_BUFTS``.
     """
-    if forced := _forced():
-        return forced
+    if chosen := _from_environment():
+        return chosen
     cache = cache or cache_dir() / "probe.json"
-    memory = _recall(cache)
-    key, fresh = _key(memory, tensor_types)
-    if known := memory.verdicts.get(key):
+    stored = _load_cache(cache)
+    key, fresh = _key(stored, tensor_types)
+    if known := stored.verdicts.get(key):
         if fresh:
-            _keep(cache, memory)
+            _save_cache(cache, stored)
         return Verdict(known.use_extra_bufts, known.reason, key, 0.0)
     started = time.monotonic()
     # -P: a module in the user's current directory must not be imported in place of ours
     command = command or [sys.executable, "-P", "-m", "loramix.runtime.probe_child"]
-    packed = _try(command, base, True, timeout_s)
-    if packed.trouble:
-        plain = _try(command, base, False, timeout_s)
-        if plain.trouble:
-            raise NativeError(_hopeless(base, plain))
-        reason = f"weights stay as they are: with repacked weights llama.cpp {packed.trouble}"
+    repacked = _run_trial(command, base, True, timeout_s)
+    if repacked.failure:
+        plain = _run_trial(command, base, False, timeout_s)
+        if plain.failure:
+            raise NativeError(_failure_message(base, plain))
+        reason = f"weights stay as they are: with repacked weights llama.cpp {repacked.failure}"
     else:
         reason = "llama.cpp may repack weights for this CPU: the trial run went well"
-    if packed.lasting:
-        memory.verdicts[key] = _Remembered(not packed.trouble, reason)
-        _keep(cache, memory)
-    return Verdict(not packed.trouble, reason, key, time.monotonic() - started)
+    if repacked.reproducible:
+        stored.verdicts[key] = _StoredVerdict(not repacked.failure, reason)
+        _save_cache(cache, stored)
+    return Verdict(not repacked.failure, reason, key, time.monotonic() - started)
 
 
 def tensor_kinds(base: Path, *, cache: Path | None = None) -> frozenset[str]:
@@ -141,19 +141,19 @@ def tensor_kinds(base: Path, *, cache: Path | None = None) -> frozenset[str]:
 
     Args:
         base: a GGUF.
-        cache: file of remembered verdicts; by default in `cache_dir`.
+        cache: file of cached verdicts; by default in `cache_dir`.
 
     Raises:
         InvalidArtifact: not a GGUF base.
     """
     cache = cache or cache_dir() / "probe.json"
-    memory = _recall(cache)
+    stored = _load_cache(cache)
     path = base.resolve()
     try:
         status = path.stat()
     except OSError:
         status = None
-    known = memory.bases.get(str(path))
+    known = stored.bases.get(str(path))
     if known and status and (known.size, known.mtime_ns) == (status.st_size, status.st_mtime_ns):
         return frozenset(known.value)
     from loramix.formats.validate import read_base
@@ -161,8 +161,8 @@ def tensor_kinds(base: Path, *, cache: Path | None = None) -> frozenset[str]:
     found, _ = read_base(base)
     kinds = {f"{tensor.type_name} {'x'.join(map(str, tensor.shape))}" for tensor in found.tensors.values()}
     if status:
-        memory.bases[str(path)] = _File(status.st_size, status.st_mtime_ns, sorted(kinds))
-        _keep(cache, memory)
+        stored.bases[str(path)] = _File(status.st_size, status.st_mtime_ns, sorted(kinds))
+        _save_cache(cache, stored)
     return frozenset(kinds)
 
 
@@ -176,27 +176,27 @@ def rebuild_command() -> str:
     return f'CFLAGS="{flags}" CXXFLAGS="{flags}" {command}'
 
 
-def _forced() -> Verdict | None:
+def _from_environment() -> Verdict | None:
     value = os.environ.get(ENVIRONMENT, "")
     if value not in ("", "0", "1"):
         raise UsageError(f"{ENVIRONMENT} is {value[:20]!r}; it must be 0, 1 or unset.")
     return Verdict(value == "1", f"{ENVIRONMENT}={value} decides", "", 0.0) if value else None
 
 
-def _key(memory: _Memory, tensor_types: frozenset[str]) -> tuple[str, bool]:
-    """What a verdict holds for, and whether ``memory`` learned a library's digest on the way."""
-    whole, fresh = hashlib.sha256(), False
+def _key(stored: _ProbeCache, tensor_types: frozenset[str]) -> tuple[str, bool]:
+    """Return the key of a verdict, and whether a library's digest was added to ``stored``."""
+    digest, fresh = hashlib.sha256(), False
     for path in _library_files():
         status = path.stat()
-        known = memory.libraries.get(str(path))
+        known = stored.libraries.get(str(path))
         if known is None or (known.size, known.mtime_ns) != (status.st_size, status.st_mtime_ns):
             known = _File(status.st_size, status.st_mtime_ns, [sha256_file(path)])
-            memory.libraries[str(path)] = known
+            stored.libraries[str(path)] = known
             fresh = True
-        whole.update(f"{path.name} {known.value}\n".encode())
+        digest.update(f"{path.name} {known.value}\n".encode())
     for part in (cpu_model(), sorted(cpu_flags()), sorted(tensor_types)):
-        whole.update(f"{part}\n".encode())
-    return whole.hexdigest(), fresh
+        digest.update(f"{part}\n".encode())
+    return digest.hexdigest(), fresh
 
 
 def _library_files() -> list[Path]:
@@ -215,60 +215,62 @@ def _library_files() -> list[Path]:
     return sorted(path for path in found if path.is_file())
 
 
-def _try(command: Sequence[str], base: Path, use_extra_bufts: bool, timeout_s: float) -> _Trial:
+def _run_trial(command: Sequence[str], base: Path, use_extra_bufts: bool, timeout_s: float) -> _Trial:
     """Run a child with or without extra buffers."""
-    # a trace by a debugger would take long and bury the reason
+    # a debugger's backtrace would take long and hide the reason
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
     environment.pop(ENVIRONMENT, None)
     try:
         child = subprocess.run(
             [*command, str(base.absolute()), "1" if use_extra_bufts else "0"],
-            stdin=subprocess.DEVNULL,  # the prompt may be waiting there
+            stdin=subprocess.DEVNULL,  # stdin may hold the user's prompt
             capture_output=True,
             timeout=timeout_s,
             env=environment,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return _Trial(f"did not finish within {timeout_s:g} s", lasting=False)
+        return _Trial(f"did not finish within {timeout_s:g} s", reproducible=False)
     if child.returncode == 0:
         return _Trial()
     lines = child.stderr.decode("utf-8", "replace").strip().splitlines()
     last = lines[-1].strip()[:300] if lines else ""
-    said = f" ({last})" if last else ""
+    detail = f" ({last})" if last else ""
     if child.returncode == REFUSED:
-        return _Trial(f"failed{said}", refused=last)
+        return _Trial(f"failed{detail}", refused=last)
     if 0 < child.returncode < 256:
-        return _Trial(f"ended with exit code {child.returncode}{said}")
-    return _Trial(f"crashed with {signal_name(child.returncode)}{said}", lasting=child.returncode != -9)
+        return _Trial(f"ended with exit code {child.returncode}{detail}")
+    return _Trial(
+        f"crashed with {signal_name(child.returncode)}{detail}", reproducible=child.returncode != -9
+    )
 
 
 def signal_name(code: int) -> str:
-    """The name of what ended a process."""
+    """Name of the signal or status that ended a process."""
     try:
         return signal.Signals(-code).name
     except ValueError:
-        return f"code {code & 0xFFFFFFFF:#x}"  # Windows gives its status instead
+        return f"code {code & 0xFFFFFFFF:#x}"  # Windows returns an NTSTATUS code instead
 
 
-def _hopeless(base: Path, plain: _Trial) -> str:
+def _failure_message(base: Path, plain: _Trial) -> str:
     if plain.refused:
         return plain.refused
-    return f"llama.cpp {plain.trouble} in a trial run of {base.name}; build it for this machine: {rebuild_command()}"
+    return f"llama.cpp {plain.failure} in a trial run of {base.name}; build it for this machine: {rebuild_command()}"
 
 
-def _recall(cache: Path) -> _Memory:
+def _load_cache(cache: Path) -> _ProbeCache:
     try:
-        return msgspec.json.decode(cache.read_bytes(), type=_Memory)
+        return msgspec.json.decode(cache.read_bytes(), type=_ProbeCache)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-        return _Memory()  # absent or damaged: everything in it can be found out again
+        return _ProbeCache()  # absent or damaged: everything in it can be recomputed
 
 
-def _keep(cache: Path, memory: _Memory) -> None:
-    for entries in (memory.verdicts, memory.libraries, memory.bases):
-        for old in list(entries)[:-_REMEMBERED]:
+def _save_cache(cache: Path, stored: _ProbeCache) -> None:
+    for entries in (stored.verdicts, stored.libraries, stored.bases):
+        for old in list(entries)[:-_MAX_ENTRIES]:
             del entries[old]
     try:
-        write_text(cache, msgspec.json.encode(memory).decode())
+        write_text(cache, msgspec.json.encode(stored).decode())
     except OSError:
         pass  # a read-only cache costs a trial at each start

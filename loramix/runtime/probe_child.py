@@ -1,6 +1,6 @@
 """The child of `loramix.runtime.probe`: ``python -m loramix.runtime.probe_child BASE 0|1`` loads a base and decodes.
 
-Its exit code says how that went; a crash takes nobody with it.
+Reports the result in its exit code; a crash ends only this process.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-REFUSED = 3  # the child's exit code for an error of ours, whose sentence is on stderr
-WRONG = 4  # and for logits that cannot be right
+REFUSED = 3  # exit code for a `LoramixError`, whose message is on stderr
+WRONG = 4  # exit code for wrong logits
 
 
-def agree(together: npt.NDArray[np.float32], apart: npt.NDArray[np.float32]) -> bool:
-    """Whether two rows of logits are the same but for rounding: correlation over 0.99.
+def logits_match(batched: npt.NDArray[np.float32], single: npt.NDArray[np.float32]) -> bool:
+    """Whether two rows of logits are equal up to rounding: correlation of at least 0.99.
 
     Args:
-        together: logits after a batch, (V,) float32.
-        apart: logits after the same tokens one by one, (V,) float32.
+        batched: logits after a batch, (V,) float32.
+        single: logits after the same tokens decoded one by one, (V,) float32.
     """
-    x, y = together - together.mean(dtype="f8"), apart - apart.mean(dtype="f8")
+    x, y = batched - batched.mean(dtype="f8"), single - single.mean(dtype="f8")
     return bool(x @ y >= 0.99 * float((x @ x) * (y @ y)) ** 0.5)
 
 
@@ -45,13 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     try:
         with Model(Path(arguments[0]), use_extra_bufts=arguments[1] == "1") as model:
             tokens = [token % model.n_vocab for token in range(1, 9)]
-            # one thread: two take half a minute where another program holds a core
+            # one thread, because two take half a minute if another program occupies a core
             context = Context(model, n_ctx=64, n_threads=1)
-            together = context.decode(tokens)  # raises if not finite
-            # one token at a time takes other kernels: a batch that is silently wrong differs
+            batched = context.decode(tokens)  # raises if not finite
+            # single tokens use other kernels, so a silently wrong batch gives other logits
             context.truncate(0)
-            apart = [context.decode([token]) for token in tokens][-1]
-            if not agree(together, apart):
+            single = [context.decode([token]) for token in tokens][-1]
+            if not logits_match(batched, single):
                 print("other logits for a batch than for single tokens", file=sys.stderr)
                 return WRONG
     except LoramixError as error:

@@ -1,6 +1,6 @@
-"""Prompt → features → gate → mix, with the reason in a sentence.
+"""Chooses a mix from the gate's probabilities under a policy, with a one-sentence reason.
 
-Knows the gate and the policies; asks for features through a function and never sees llama.cpp.
+Takes features as an array; independent of llama.cpp.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ MixLike = Mix | str | Mapping[str, float]
 
 @dataclass(frozen=True)
 class Route:
-    """Which mix answers a prompt, and why."""
+    """The mix that answers a prompt, and the reason."""
 
     mix: dict[str, float]
-    """``{skill: scale}``; empty for the bare base. Where several mixes answer in turn, the first."""
+    """``{skill: scale}``; empty for the bare base. If several mixes answer in turn, the first of them."""
     probabilities: dict[str, float]
-    """The gate's probability per skill and for ``base``; empty where no gate was asked."""
+    """The gate's probability per skill and for ``base``; empty if no gate was used."""
     reason: str
     policy: str
     then: tuple[dict[str, float], ...] = ()
-    """Mixes that answer after it, each on a line of its own."""
+    """Mixes that answer after the first, each on its own line."""
     timings: dict[str, float] = field(default_factory=dict, compare=False)
-    """Seconds: ``features`` (a pass of the base over the prompt) and ``gate``."""
+    """Seconds: ``features`` (prefill of the prompt under the base) and ``gate``."""
 
     @property
     def key(self) -> Mix:
-        """The mix as the hashable value that contexts are kept by."""
+        """The first mix as a hashable key."""
         return Mix.of(self.mix)
 
     @property
     def steps(self) -> tuple[Mix, ...]:
-        """All mixes that answer, in turn."""
+        """All mixes in the order in which they answer."""
         return (self.key, *map(Mix.of, self.then))
 
     @property
-    def named(self) -> str:
-        """The mixes in words: ``summarize=1, then sentiment=1``."""
+    def mix_text(self) -> str:
+        """The mixes as text: ``summarize=1, then sentiment=1``."""
         return ", then ".join(map(str, self.steps))
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-able form."""
+        """Return a JSON-serializable form."""
         return {
             "mix": self.mix,
             "then": list(self.then),
@@ -69,7 +69,7 @@ class Router:
 
     Args:
         skills: the pack's skills, in the manifest's order.
-        gate: reads features; None where the pack has no gate.
+        gate: the pack's gate, if it has one.
     """
 
     def __init__(self, skills: Sequence[str], gate: NumpyGate | None) -> None:
@@ -77,14 +77,14 @@ class Router:
 
     @classmethod
     def of(cls, pack: Pack, shape: BaseShape) -> Router:
-        """A router on a pack's gate.
+        """Create the router of a pack.
 
         Args:
-            pack: its skills and its gate, if it has one.
-            shape: of the base.
+            pack: the pack, with or without a gate.
+            shape: shape of the base.
 
         Raises:
-            InvalidArtifact: the gate reads layers that the base does not have.
+            InvalidArtifact: the gate does not fit the base's layers.
         """
         gate = pack.gate()
         if gate is not None:
@@ -98,11 +98,11 @@ class Router:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Layers that the gate needs tapped."""
+        """Layers whose inputs the gate reads."""
         return tuple(self.gate.info.layers) if self.gate else ()
 
     def fixed(self, mix: Mix) -> Route:
-        """The route of a mix that the user chose."""
+        """Return the route of a mix that the user chose."""
         named = f"the mix {mix} was asked for" if mix else "the bare base was asked for"
         return Route(mix.scales, {}, named, "fixed" if mix else BASE)
 
@@ -110,10 +110,10 @@ class Router:
         """Choose a mix from a prompt's features.
 
         Args:
-            features: (D,) float32, as the gate was trained on.
-            policy: ``each``, the default, the likeliest skill, and where a second one is likely too, it answers
-                after that on a line of its own; ``top1``, the likeliest skill alone; ``blend``, the likely ones mixed
-                in proportion; ``token``, two of them mixed as the gate reads each token.
+            features: (D,) float32, the gate's input.
+            policy: ``each``: the most probable skill, followed by a second probable one on its own line;
+                ``top1``: the most probable skill only; ``blend``: the probable skills in proportion;
+                ``token``: two skills, with the mix updated by the gate at each token.
 
         Raises:
             UsageError: an unknown policy.
@@ -163,10 +163,10 @@ def _reason(mix: Mix, then: Sequence[Mix], table: dict[str, float], threshold: f
 
 
 def as_mix(mix: MixLike) -> Mix:
-    """A mix from its text, from ``{skill: scale}``, or as it is.
+    """Convert text or ``{skill: scale}`` to a mix; return a `Mix` unchanged.
 
     Raises:
-        InvalidMix: a scale that is negative, NaN, huge or unreadable.
+        InvalidMix: a scale is negative, NaN, too large or not a number.
     """
     if isinstance(mix, Mix):
         return mix

@@ -1,4 +1,4 @@
-"""A prepared prompt to a route: the base reads it, the gate decides."""
+"""Routes a prepared prompt: computes its features with the base and runs the gate."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from loramix.runtime.features import pool
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route, Router
-from loramix.runtime.token_mixer import CONTEXTS_IN_MOTION
+from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
 def routing_request(
     router: Router, prompt: PreparedPrompt, options: GenerationOptions
 ) -> DecodeRequest | None:
-    """The base-model prefill that routing needs, so that it can be chunked; None where it needs none.
+    """Return the base-model prefill that routing needs, so that it can be chunked; None if it needs none.
 
     Args:
-        router: of the pack.
-        prompt: tokenized.
-        options: their policy and mix count.
+        router: the pack's router.
+        prompt: the tokenized prompt.
+        options: only ``policy`` and ``mix`` are used.
     """
     if options.mix is not None or options.policy == "base" or router.gate is None:
         return None
@@ -40,18 +40,18 @@ def route_prompt(
     """Choose the mix for a prompt.
 
     Args:
-        pack: knows the skills.
-        router: on the pack's gate.
-        decoder: reads the prompt under the bare base.
-        prompt: tokenized.
-        options: their policy and mix count.
+        pack: the pack, whose skills a mix may name.
+        router: the pack's router.
+        decoder: decodes the prompt under the bare base.
+        prompt: the tokenized prompt.
+        options: only ``policy`` and ``mix`` are used.
 
     Returns:
-        The route, with the seconds that features and gate took.
+        The route, with the seconds for features and gate in ``timings``.
 
     Raises:
         UnknownSkill: the mix names a skill that the pack lacks.
-        Unsupported: policy ``token`` on a gate that reads more than the last token.
+        Unsupported: policy ``token`` with a gate that reads more than the last token.
     """
     if options.mix is not None:
         for skill in options.mix.scales:
@@ -70,17 +70,17 @@ def route_prompt(
     middle = time.perf_counter()
     route = router.decide(features, options.policy)
     if options.policy == "token" and len(route.mix) > 1:
-        decoder.pool.size = max(decoder.pool.size, CONTEXTS_IN_MOTION)
+        decoder.pool.size = max(decoder.pool.size, TOKEN_CONTEXTS)
     return replace(route, timings={"features": middle - began, "gate": time.perf_counter() - middle})
 
 
 def gate_probabilities(router: Router, decoder: Decoder, mix: Mix) -> dict[str, float]:
-    """The gate's probabilities at the last token that a mix decoded, by skill; empty where it cannot read it.
+    """Return the gate's probabilities by skill at the last token of a mix's context; empty if unsupported.
 
     Args:
-        router: on the pack's gate, which may have been replaced since the answer began.
-        decoder: holds the context of the mix.
-        mix: that decoded the token.
+        router: the router, whose gate may have been replaced since the answer began.
+        decoder: the decoder that holds the mix's context.
+        mix: the mix that decoded the token.
     """
     gate = router.gate
     if gate is None or gate.info.pooling != "last":
@@ -90,7 +90,7 @@ def gate_probabilities(router: Router, decoder: Decoder, mix: Mix) -> dict[str, 
 
 
 def _features(router: Router, decoder: Decoder, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Features of the last user's message, asked alone: what the gate was trained on."""
+    """Compute the features of the last user message alone, as in the gate's training."""
     if router.gate is None:
         return np.zeros(0, np.float32)
     context, start, _ = decoder.pool.prepare(Mix.EMPTY, tokens)

@@ -1,4 +1,4 @@
-"""From logits to a token, in NumPy: llama.cpp's sampler aborts the process on numbers it does not like."""
+"""Token sampling in NumPy, because llama.cpp's sampler aborts the process on unexpected values."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy.typing as npt
 
 from loramix.errors import UsageError
 
-FEW = 1024
-"""Tokens that are sorted at first: what is drawn is nearly always among them."""
+PARTIAL_SORT = 1024
+"""Number of tokens sorted first; the sampled token is nearly always among them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """How a token is drawn; the defaults are greedy.
+    """Sampling settings; the defaults are greedy.
 
     Args:
-        temperature: 0 takes the likeliest token; otherwise divides the logits.
-        top_k: keep so many tokens at most; 0 keeps all.
-        top_p: keep the likeliest tokens that reach this probability together (Holtzman et al. 2020).
-        min_p: keep tokens at least so likely as this share of the likeliest (Nguyen et al. 2024).
+        temperature: divides the logits; 0 selects the most probable token.
+        top_k: maximum number of candidate tokens; 0 for all.
+        top_p: keep the most probable tokens that together reach this probability (Holtzman et al. 2020).
+        min_p: keep tokens with at least this fraction of the highest probability (Nguyen et al. 2024).
         repeat_penalty: divides positive logits of recent tokens and multiplies negative ones (Keskar et al. 2019).
-        repeat_last_n: how many tokens back count as recent.
-        presence_penalty: taken from the logits of tokens that the answer has already.
-        frequency_penalty: the same, times how often it has them.
-        seed: of the random draws; None draws a new one.
+        repeat_last_n: number of last tokens that count as recent.
+        presence_penalty: subtracted from the logits of tokens that the answer contains.
+        frequency_penalty: subtracted once for each occurrence in the answer.
+        seed: random seed; None for a random one.
 
     Raises:
         UsageError: a value out of its range.
@@ -66,18 +66,18 @@ class Sampling:
 
 
 class Picker(Protocol):
-    """Whatever chooses an answer's next token."""
+    """Chooses an answer's next token."""
 
     def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
         """See `Sampler.pick`."""
 
 
 class Sampler:
-    """Draws tokens one after another.
+    """Samples the tokens of one answer.
 
     Args:
-        settings: how.
-        n_prompt: tokens of the prompt, which no penalty for presence or frequency counts.
+        settings: sampling settings.
+        n_prompt: number of prompt tokens, which presence and frequency penalties ignore.
     """
 
     def __init__(self, settings: Sampling, n_prompt: int = 0) -> None:
@@ -85,11 +85,11 @@ class Sampler:
         self._random = np.random.default_rng(settings.seed)
 
     def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
-        """Draw one token.
+        """Sample one token.
 
         Args:
             logits: (V,) float32, finite.
-            recent: tokens of prompt and answer so far.
+            recent: ids of the prompt and of the answer so far.
 
         Returns:
             A token id.
@@ -102,38 +102,38 @@ class Sampler:
             logits[seen] = np.where(values > 0, values / s.repeat_penalty, values * s.repeat_penalty)
         if (s.presence_penalty or s.frequency_penalty) and len(recent) > self._n_prompt:
             logits = logits.copy()
-            said, counts = np.unique(np.asarray(recent[self._n_prompt :], np.int64), return_counts=True)
-            logits[said] -= (s.presence_penalty + s.frequency_penalty * counts).astype(np.float32)
+            answered, counts = np.unique(np.asarray(recent[self._n_prompt :], np.int64), return_counts=True)
+            logits[answered] -= (s.presence_penalty + s.frequency_penalty * counts).astype(np.float32)
         if s.temperature == 0.0:
             return int(logits.argmax())
         if 0 < s.top_k < len(logits):
             kept = likeliest(logits, s.top_k)
-            return int(kept[self._drawn(logits[kept])])
-        return self._drawn(logits)
+            return int(kept[self._draw(logits[kept])])
+        return self._draw(logits)
 
-    def _drawn(self, logits: npt.NDArray[np.float32]) -> int:
-        """The place of what is drawn."""
+    def _draw(self, logits: npt.NDArray[np.float32]) -> int:
+        """Sample an index into ``logits``."""
         s = self.settings
-        # 1 for the likeliest token
+        # relative to the most probable token
         odds = np.exp((logits.astype(np.float64) - float(logits.max())) / s.temperature)
         count = int(np.count_nonzero(odds >= s.min_p)) if s.min_p > 0 else len(odds)
         draw = self._random.random()
         # sorting all tokens takes as long as decoding one
-        for n in (min(FEW, count) if count == len(odds) else count, count):
+        for n in (min(PARTIAL_SORT, count) if count == len(odds) else count, count):
             ids = likeliest(logits, n)
             sums = np.cumsum(odds[ids])
-            place = _place(sums, float(odds.sum() if n < count else sums[-1]), s.top_p, draw)
-            if place < n:
+            index = _draw_index(sums, float(odds.sum() if n < count else sums[-1]), s.top_p, draw)
+            if index < n:
                 break
-        return int(ids[min(place, n - 1)])
+        return int(ids[min(index, n - 1)])
 
 
 def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
-    """Ids of the likeliest tokens, those first; equal ones by id, so that a seed gives the same text everywhere.
+    """Return the ids of the most probable tokens in descending order; ties by id, for reproducible seeds.
 
     Args:
         logits: (V,) float32.
-        count: how many, 1 to V.
+        count: number of ids, 1 to V.
     """
     if count < len(logits):
         ids = np.flatnonzero(logits >= np.partition(logits, -count)[-count])
@@ -142,39 +142,39 @@ def likeliest(logits: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int
     return ids[np.argsort(-logits[ids], kind="stable")][:count]
 
 
-def _place(sums: npt.NDArray[np.float64], total: float, top_p: float, draw: float) -> int:
-    """Which of the likeliest tokens is drawn; their number where it is none of them.
+def _draw_index(sums: npt.NDArray[np.float64], total: float, top_p: float, draw: float) -> int:
+    """Return the index of the sampled token among the sorted ones; ``len(sums)`` if it is not among them.
 
     Args:
-        sums: odds of each and all before it.
-        total: odds of all that may be drawn, before ``top_p``.
+        sums: cumulative odds of the sorted tokens.
+        total: odds of all candidates, before ``top_p``.
         top_p: see `Sampling`.
-        draw: 0 to 1.
+        draw: uniform random number from 0 to 1.
     """
     if top_p < 1:
-        reach = int(np.searchsorted(sums, top_p * total))
-        if reach == len(sums):
-            return reach
-        total = float(sums[reach])
+        last = int(np.searchsorted(sums, top_p * total))
+        if last == len(sums):
+            return last
+        total = float(sums[last])
     return int(np.searchsorted(sums, draw * total))
 
 
 class TokenScore(NamedTuple):
-    """How likely an answer's token was, and which ones were likeliest there; natural logarithms."""
+    """Log-probability (natural logarithm) of a token, and the most probable tokens at its position."""
 
     token: int
     log_probability: float
     top: list[tuple[int, float]]
-    """Token ids, likeliest first."""
+    """Token ids with their log-probabilities, most probable first."""
 
 
 def score(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenScore:
-    """The log-probability of a token, and the ``top`` likeliest ones with theirs.
+    """Compute a token's log-probability and those of the ``top`` most probable tokens.
 
     Args:
-        logits: (V,) float32, as the model gave them: no temperature, no grammar.
-        token: the one that was chosen.
-        top: how many others; 0 for none.
+        logits: (V,) float32 from the model, before temperature and grammar.
+        token: id of the sampled token.
+        top: number of most probable tokens; 0 for none.
     """
     top_logit = float(logits.max())
     total = top_logit + math.log(float(np.exp(logits.astype(np.float64) - top_logit).sum()))

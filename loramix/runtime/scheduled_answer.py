@@ -1,4 +1,4 @@
-"""The scheduler's records: an answer whose prompt waits to be routed, and one that is being generated."""
+"""The scheduler's records: an answer waiting to be routed, and an answer being generated."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from loramix.runtime.stream import Stream
 
 @dataclass(eq=False)
 class ScheduledAnswer:
-    """An answer under way, and where its KV is."""
+    """A running answer and the location of its KV."""
 
     number: int
     stream: Stream
-    wanted: DecodeRequest
+    request: DecodeRequest
     sequence: int | None = None
-    """Where its KV is in the batch context."""
-    held: bool = False
+    """Its sequence in the batch context, if its KV is there."""
+    in_context: bool = False
     """Whether its KV is in the engine's own context."""
-    read: int = 0
-    """Tokens of its prompt that were read ahead of the last piece."""
+    prefilled: int = 0
+    """Tokens of its prompt that were prefilled before the last chunk."""
 
     @property
-    def waits(self) -> bool:
-        """Whether its tokens must be read before it can go on."""
-        return self.sequence is None and not self.held
+    def needs_prefill(self) -> bool:
+        """Whether its tokens must be prefilled before it can continue."""
+        return self.sequence is None and not self.in_context
 
 
 class PendingAnswer(NamedTuple):
-    """An answer whose prompt is not routed yet."""
+    """An answer whose prompt has not been routed yet."""
 
     open_stream: Callable[[], Stream]
-    wanted: DecodeRequest | None
-    """What routing reads."""
+    request: DecodeRequest | None
+    """The prefill that routing needs; None if it needs none."""
 
     @property
     def is_long(self) -> bool:
-        """Whether it takes more than one piece."""
-        return self.wanted is not None and len(self.wanted.tokens) > Context.N_BATCH
+        """Whether the prefill takes more than one chunk."""
+        return self.request is not None and len(self.request.tokens) > Context.N_BATCH

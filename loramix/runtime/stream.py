@@ -1,7 +1,7 @@
-"""An answer as it comes, piece by piece: tokens to text, stop texts, one mix after another.
+"""Streams one answer: detokenization, stop strings, and several mixes one after another.
 
-It says which tokens it wants decoded under which mix and is handed logits: by itself through the engine, or by
-`loramix.runtime.scheduler` in one batch with other answers.
+A `Stream` yields decode requests and receives logits, either from the engine directly or from
+`loramix.runtime.scheduler`, which batches the requests of several answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 
 from loramix.models.mixing import Mix
 from loramix.runtime.decoder import DecodeRequest, DecodeResult
-from loramix.runtime.detokenize import Detokenizer, shown
+from loramix.runtime.detokenize import Detokenizer, visible_bytes
 from loramix.runtime.llama.model import Model
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
@@ -22,8 +22,8 @@ from loramix.runtime.router import Route
 from loramix.runtime.sampling import Picker, TokenScore, score
 from loramix.runtime.token_mixer import TokenMixer
 
-Shown: TypeAlias = tuple[bytes, float, list[tuple[bytes, float]]]
-"""A token's bytes, its log-probability, and the likeliest ones with theirs."""
+ScoredToken: TypeAlias = tuple[bytes, float, list[tuple[bytes, float]]]
+"""A token's bytes, its log-probability, and the most likely tokens with their log-probabilities."""
 
 
 @dataclass(frozen=True)
@@ -33,51 +33,51 @@ class Answer:
     text: str
     route: Route
     usage: dict[str, int]
-    """``prompt_tokens``, ``cached_tokens`` (of the prompt, not decoded again), ``completion_tokens``."""
+    """``prompt_tokens``, ``cached_tokens`` (prompt tokens found in the cache), ``completion_tokens``."""
     timings: dict[str, float]
-    """Seconds: ``features``, ``gate``, ``first_token`` (from the call on), ``total``."""
+    """Seconds: ``features``, ``gate``, ``first_token`` (since the start of the request), ``total``."""
     finish_reason: str
     """``stop`` (the model or a stop string ended it) or ``length``."""
     tokens: list[int] = field(default_factory=list, repr=False)
-    """Ids of the answer."""
+    """Token ids of the answer."""
     mixes: list[Mix] = field(default_factory=list, repr=False)
-    """The mix that chose each token; the same one throughout but under the policies ``each`` and ``token``."""
+    """The mix that chose each token; it changes only under the policies ``each`` and ``token``."""
     scores: list[TokenScore] = field(default_factory=list, repr=False)
-    """Log-probabilities of the tokens, where they were asked for."""
+    """Log-probabilities of the tokens, if they were requested."""
 
 
 class StreamEngine(Protocol):
-    """What a `Stream` needs of an engine."""
+    """The part of an engine that a `Stream` uses."""
 
     model: Model
     n_ctx: int
 
-    def alone(self) -> AbstractContextManager[None]:
-        """Keep other threads out."""
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Hold the engine's lock."""
 
     def decode(self, request: DecodeRequest) -> DecodeResult:
-        """Logits after tokens under a mix."""
+        """Return the logits after tokens under a mix."""
 
     def gate_probabilities(self, mix: Mix) -> dict[str, float]:
-        """The gate's probabilities at the last token that a mix decoded, by skill."""
+        """Return the gate's probabilities by skill at the last token that a mix decoded."""
 
     def max_tokens(self, mix: Mix) -> int:
-        """Longest answer of a mix in tokens, by its skills."""
+        """Return the longest answer of a mix in tokens."""
 
-    def tidy(self) -> None:
-        """Release memory that finished answers hold."""
+    def trim_memory(self) -> None:
+        """Return unused heap memory to the system."""
 
 
 class Stream(Iterator[str]):
-    """Pieces of an answer as they come; made by `Engine.stream`.
+    """An iterator of an answer's text pieces; created by `Engine.stream`.
 
     Args:
-        engine: decodes.
-        route: the mixes that answer, one after another, each on a line of its own.
-        prompt: tokenized.
-        options: limits, stop texts and log-probabilities to keep.
-        picker: chooses tokens.
-        began: `time.perf_counter` at the call, in seconds.
+        engine: decodes the requests.
+        route: the mixes that answer one after another, each on its own line.
+        prompt: the tokenized prompt.
+        options: token limits, stop strings and log-probabilities to keep.
+        picker: samples tokens.
+        began: start of the request, `time.perf_counter` in seconds.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class Stream(Iterator[str]):
         self.scores: list[TokenScore] = []
         self._tokens: list[int] = []
         self._mixes: list[Mix] = []
-        self._firsts: set[int] = set()  # where a mix's answer begins
+        self._answer_starts: set[int] = set()  # index of the first token of each mix's answer
         self._text, self._sent = "", 0
         self._first, self._cached = 0.0, 0
         self._pieces: Generator[str | DecodeRequest, DecodeResult | None, None] = self._run()
@@ -109,7 +109,7 @@ class Stream(Iterator[str]):
         item = self.advance()
         while isinstance(item, DecodeRequest):
             try:
-                with self._engine.alone():  # until the token is picked, what its context holds is read too
+                with self._engine.exclusive():  # the context is also read while the token is sampled
                     item = self.advance(self._engine.decode(item))
             except BaseException:
                 self.close()
@@ -119,28 +119,28 @@ class Stream(Iterator[str]):
         return item
 
     @property
-    def moves(self) -> bool:
-        """Whether the mix changes with each token, by what the engine's own context holds."""
+    def token_wise(self) -> bool:
+        """Whether the mix may change with each token; needs the engine's own contexts."""
         return self.route.policy == "token" and len(self.route.mix) > 1
 
-    def scored(self, start: int, stop: int) -> list[Shown]:
-        """Scores from one place to another, with tokens as their bytes in the answer."""
+    def scored(self, start: int, stop: int) -> list[ScoredToken]:
+        """Return the scores of answer tokens ``start`` to ``stop`` (exclusive), with tokens as bytes."""
         model = self._engine.model
-        rows: list[Shown] = []
+        rows: list[ScoredToken] = []
         for i, (token, chance, top) in enumerate(self.scores[start:stop], start):
-            first = i in self._firsts
-            others = [(shown(model, other, first=first), p) for other, p in top]
-            rows.append((shown(model, token, first=first), chance, others))
+            first = i in self._answer_starts
+            others = [(visible_bytes(model, other, first=first), p) for other, p in top]
+            rows.append((visible_bytes(model, token, first=first), chance, others))
         return rows
 
     def advance(self, decoded: DecodeResult | None = None) -> str | DecodeRequest | None:
-        """Go one step.
+        """Advance by one step.
 
         Args:
-            decoded: what was wanted last; None otherwise.
+            decoded: the result of the last request; None if the last step returned no request.
 
         Returns:
-            A piece of text, what to decode next, or None at the end.
+            A piece of text, the next request, or None at the end.
         """
         try:
             return self._pieces.send(decoded)
@@ -148,7 +148,7 @@ class Stream(Iterator[str]):
             return None
 
     def close(self) -> None:
-        """Stop here; what was decoded stays in the cache and is valid."""
+        """Stop generating; the KV decoded so far stays valid in the cache."""
         self._pieces.close()
 
     def _run(self) -> Generator[str | DecodeRequest, DecodeResult | None, None]:
@@ -164,7 +164,7 @@ class Stream(Iterator[str]):
                 break
             if number:
                 self._text += "\n"
-            ended = yield from self._say(mix, limit)
+            ended = yield from self._generate(mix, limit)
             if ended == "stop":
                 finish = "stop"
                 break
@@ -181,16 +181,16 @@ class Stream(Iterator[str]):
         self.answer = Answer(
             self._text, self.route, usage, timings, finish, self._tokens, self._mixes, self.scores
         )
-        self._engine.tidy()
+        self._engine.trim_memory()
 
-    def _say(self, mix: Mix, limit: int) -> Generator[str | DecodeRequest, DecodeResult | None, str]:
-        """One mix's answer; what ended it: ``end`` (the model), ``stop`` (a stop text) or ``length``."""
+    def _generate(self, mix: Mix, limit: int) -> Generator[str | DecodeRequest, DecodeResult | None, str]:
+        """Generate one mix's answer; return ``end`` (end-of-turn token), ``stop`` (stop string) or ``length``."""
         engine = self._engine
-        moving = TokenMixer(mix) if self.moves else None
-        if moving:
-            mix = moving.mix
+        mixer = TokenMixer(mix) if self.token_wise else None
+        if mixer:
+            mix = mixer.mix
         decoder = Detokenizer(engine.model)
-        self._firsts.add(len(self._tokens))
+        self._answer_starts.add(len(self._tokens))
         tokens: list[int] = []
         while True:
             decoded = yield DecodeRequest(mix, self._prompt + tokens, len(self._prompt))
@@ -200,36 +200,36 @@ class Stream(Iterator[str]):
                 self._first, self._cached = time.perf_counter() - self._began, decoded.cached
             if engine.model.is_end(token):
                 return "end"
-            if moving:
-                moving.follow(
+            if mixer:
+                mixer.follow(
                     engine.gate_probabilities(mix)
-                )  # now: after a yield the context may hold another answer
+                )  # before the yield: afterwards the context may hold another answer
             tokens.append(token)
             self._tokens.append(token)
             self._mixes.append(mix)
             if self._top is not None:
                 self.scores.append(score(decoded.logits, token, self._top))
             self._text += decoder.add(token)
-            if (end := _first_stop(self._text, self._stop)) is not None:
+            if (end := _stop_position(self._text, self._stop)) is not None:
                 self._text = self._text[:end]
                 return "stop"
-            safe = len(self._text) - _held_back(self._text, self._stop)
+            safe = len(self._text) - _possible_stop_length(self._text, self._stop)
             if safe > self._sent:
                 yield self._text[self._sent : safe]
                 self._sent = safe
             if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == limit:
                 return "length"
-            if moving:
-                mix = moving.mix
+            if mixer:
+                mix = mixer.mix
 
 
-def _first_stop(text: str, stop: tuple[str, ...]) -> int | None:
+def _stop_position(text: str, stop: tuple[str, ...]) -> int | None:
     found = [place for word in stop if (place := text.find(word)) >= 0]
     return min(found, default=None)
 
 
-def _held_back(text: str, stop: tuple[str, ...]) -> int:
-    """Characters at the end that may be the start of a stop text, and so must wait."""
+def _possible_stop_length(text: str, stop: tuple[str, ...]) -> int:
+    """Length of the longest suffix that may be the start of a stop string and must be held back."""
     return max(
         (n for word in stop for n in range(1, len(word)) if text.endswith(word[:n])),
         default=0,

@@ -1,9 +1,9 @@
-"""Token-wise routing: the gate reads each token's hidden state and moves the mix between two skills.
+"""Token-wise routing: the gate reads each token's hidden state and shifts the mix between two skills.
 
-Three mixes, the one, the other and both alike, have a context each: a change of mix costs the decoding of the
-tokens in between, in one batch, and no rebuilding of a graph. What stands before a token is then the KV of the
-mix that decodes it. X-LoRA (Buehler & Buehler, arXiv 2402.07148) moves scales token by token too, by a head
-trained for it; here the prompt's gate is asked, which never saw a generated token in training.
+The three mixes (either skill, or both in equal parts) have one context each. A change of mix decodes the tokens
+since its last use in one batch and does not rebuild a graph. X-LoRA (Buehler & Buehler, arXiv 2402.07148) also
+changes scales per token, with a head trained for it; here the prompt gate is used, which was not trained on
+generated tokens.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from collections.abc import Mapping
 from loramix.models.mixing import Mix
 
 LEVELS = 2
-CONTEXTS_IN_MOTION = 4  # a context for each level, and the bare base's
+TOKEN_CONTEXTS = 4  # one context per level, and that of the bare base
 RATE = 0.3
-"""How much of the way to what a token's state says the share goes, where the gate is sure of one of the two."""
+"""Step size of the share towards the gate's probabilities at a token."""
 HYSTERESIS = 0.35
-"""How far the share must be from the level in use before the mix changes; without any it would be 0.25."""
+"""Distance of the share from the current level at which the mix changes; plain rounding would be 0.25."""
 
 
 class TokenMixer:
-    """Follows one answer's tokens.
+    """Updates the mix of one answer from token to token.
 
     Args:
-        mix: the prompt's blend; its two strongest skills take part.
+        mix: the prompt's blend; only its two strongest skills are used.
     """
 
     def __init__(self, mix: Mix) -> None:
@@ -38,11 +38,10 @@ class TokenMixer:
         return Mix.of({self.first: self.level, self.second: 1 - self.level})
 
     def follow(self, probabilities: Mapping[str, float]) -> Mix:
-        """Move with what the gate reads in the last token's state.
+        """Update the mix from the gate's probabilities at the last token.
 
         Args:
-            probabilities: by skill; those of other skills and of the base leave the mix as it is, and so does
-                a gate that has lost the two since.
+            probabilities: by skill; other skills and the base are ignored. Without the two skills the mix stays.
 
         Returns:
             The mix for the next token.

@@ -1,7 +1,7 @@
-"""``python -m loramix.runtime.tokenize BASE OUT.npz < ROWS.jsonl``: token ids for training.
+"""``python -m loramix.runtime.tokenize BASE OUT.npz < ROWS.jsonl``: writes token ids for training.
 
-Training asks the runtime for its tokens, in a process of its own, so that both see the same ids: torch
-and llama.cpp bring two OpenMP runtimes and must not share a process.
+Training and serving use the same tokenizer. It runs in its own process, because torch and llama.cpp bring two
+OpenMP runtimes and must not share one.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from loramix.errors import LoramixError
-from loramix.runtime.contributions import Contributions, measuring
+from loramix.runtime.contributions import Contributions, measure_by_token
 from loramix.runtime.engine import Engine
 from loramix.runtime.listener import as_loramix_error
 from loramix.runtime.stream import Stream
@@ -48,9 +48,9 @@ class Explainer:
         """See `AnswerListener`."""
         self._pipe.started(number, stream)
 
-    def said(self, number: int, stream: Stream, text: str) -> None:
+    def text_added(self, number: int, stream: Stream, text: str) -> None:
         """See `AnswerListener`."""
-        self._pipe.said(number, stream, text)
+        self._pipe.text_added(number, stream, text)
 
     def ended(self, number: int, stream: Stream) -> None:
         """See `AnswerListener`."""
@@ -73,7 +73,7 @@ class Explainer:
             if job.steps is None:
                 answer = job.stream.answer
                 assert answer is not None
-                job.steps = measuring(self._engine, job.messages, answer)
+                job.steps = measure_by_token(self._engine, job.messages, answer)
             next(job.steps)
         except StopIteration as end:
             self._jobs.remove(job)

@@ -59,7 +59,7 @@ class Pipe:
         """See `AnswerListener`."""
         self.send(m.Started(number=number, route=stream.route.to_json(), timings=stream.route.timings))
 
-    def said(self, number: int, stream: Stream, text: str) -> None:
+    def text_added(self, number: int, stream: Stream, text: str) -> None:
         """See `AnswerListener`; the first piece goes at once."""
         said = self._answers[number]
         said.text, said.stream, said.scored = said.text + text, stream, len(stream.scores)

@@ -1,13 +1,13 @@
-"""A llama.cpp context of many sequences: each comes with its KV from another context and goes on token by token.
+"""A llama.cpp context of many sequences, which arrive with KV from other contexts and decode one token per call.
 
-Sequences of several mixes live in it together, since KV belongs to its sequence; the adapters belong to the
-whole context, so one call decodes sequences of one mix. Knows tokens and logits; knows nothing of prompts.
+Sequences of several mixes share the context, but adapters apply to a whole call, so a call decodes sequences of
+one mix.
 
-Attention adds up a sequence's values in the order of their cells. llama.cpp puts the next token into the first
-free cell, so a cell freed between others would change that order, and with it the last bits and now and then an
-answer. Hence cells of ended sequences stay taken until all living ones are written anew, side by side. And a
-row alone is split over threads where there are many cells (ggml-cpu's ops.cpp, use_split_kv_path), which adds
-up in another order again: a short sequence that decodes alone among many cells gets a second row beside it.
+Attention sums a sequence's values in the order of their cells, and llama.cpp puts the next token into the first
+free cell. A cell freed between others would change that order, the last bits and sometimes the answer. Cells of
+ended sequences therefore stay occupied until `_compact` rewrites all others contiguously. With many cells, a
+single row is split over threads (ggml-cpu's ops.cpp, use_split_kv_path), which also changes the order: a short
+sequence that decodes alone among many cells gets a padding row.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Adapter, C, Model, why
 from loramix.runtime.llama.native_context import KV, NativeContext
 
-DEAD = 512
-"""Most cells of ended sequences: attention looks at each, and 20 MB of KV are copied in 10 ms."""
-SPLIT = 256
-"""Cells from which on llama.cpp splits a row that is alone."""
+MAX_DEAD_CELLS = 512
+"""Maximum cells of ended sequences, which attention still visits; copying 20 MB of KV takes 10 ms."""
+SPLIT_KV_CELLS = 256
+"""Number of cells from which llama.cpp splits a single row."""
 
 
 class BatchContext(NativeContext):
@@ -34,12 +34,12 @@ class BatchContext(NativeContext):
 
     Args:
         model: the base.
-        n_seq: most sequences, at most 254.
-        n_cells: most tokens of all sequences together.
+        n_seq: maximum sequences, up to 254.
+        n_cells: maximum tokens of all sequences together.
         n_threads: threads for decoding.
 
     Raises:
-        NativeError: no memory, or llama.cpp refuses.
+        NativeError: out of memory, or llama.cpp fails.
     """
 
     def __init__(self, model: Model, *, n_seq: int, n_cells: int, n_threads: int) -> None:
@@ -47,8 +47,8 @@ class BatchContext(NativeContext):
         self.mix: Mix | None = None
         self._lengths: dict[int, int] = {}
         self._mixes: dict[int, Mix] = {}
-        self._dead, self._grave = 0, n_seq  # cells of ended sequences, and the id that they get
-        self._shadow = n_seq + 1
+        self._n_dead, self._dead_sequence = 0, n_seq  # cells of ended sequences, and their sequence id
+        self._padding_sequence = n_seq + 1
         parameters = C.llama_context_default_params()
         parameters.n_ctx = n_cells
         parameters.n_batch = parameters.n_ubatch = max(n_seq, 32)
@@ -60,26 +60,26 @@ class BatchContext(NativeContext):
 
     @property
     def used(self) -> int:
-        """Tokens of all sequences."""
+        """Number of tokens of all sequences."""
         return sum(self._lengths.values())
 
     @property
     def free(self) -> int:
-        """How many more sequences may come."""
+        """Number of sequences that can still be added."""
         return self.n_seq - len(self._lengths)
 
-    def take(self, context: Context, mix: Mix) -> int:
-        """Take over what a context holds.
+    def add(self, context: Context, mix: Mix) -> int:
+        """Add a sequence with the KV of a context.
 
         Args:
-            context: of the same model, under that mix.
-            mix: what the KV belongs to.
+            context: a context of the same model and mix.
+            mix: the mix of the KV.
 
         Returns:
-            The sequence's id; call `release` when it has ended.
+            The sequence's id, to be released with `release`.
 
         Raises:
-            NativeError: llama.cpp refuses.
+            NativeError: llama.cpp cannot load the KV.
         """
         sequence = next(i for i in range(self.n_seq) if i not in self._lengths)
         self._make_room(len(context.tokens))
@@ -88,29 +88,29 @@ class BatchContext(NativeContext):
         return sequence
 
     def copy(self, sequence: int) -> KV:
-        """A sequence's KV, for a context to hold."""
+        """Return a copy of a sequence's KV."""
         return self._copy_kv(sequence, self._lengths[sequence])
 
     def release(self, sequence: int) -> None:
-        """Forget a sequence."""
-        self._dead += self._lengths.pop(sequence)
+        """Remove a sequence."""
+        self._n_dead += self._lengths.pop(sequence)
         del self._mixes[sequence]
         with self.model.lock:
-            C.llama_memory_seq_cp(self._memory, sequence, self._grave, -1, -1)
+            C.llama_memory_seq_cp(self._memory, sequence, self._dead_sequence, -1, -1)
             C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
         if not self._lengths:
-            self._write_anew()
+            self._compact()
 
     def _make_room(self, wanted: int) -> None:
-        if self._dead > DEAD or self._dead + self.used + wanted > self.n_cells:
-            self._write_anew()
+        if self._n_dead > MAX_DEAD_CELLS or self._n_dead + self.used + wanted > self.n_cells:
+            self._compact()
 
-    def _write_anew(self) -> None:
-        """Put the living sequences side by side, and free all other cells."""
+    def _compact(self) -> None:
+        """Rewrite all sequences contiguously and free all other cells."""
         kept = {sequence: self._copy_kv(sequence, n) for sequence, n in self._lengths.items()}
         with self.model.lock:
             C.llama_memory_clear(self._memory, False)
-        self._dead = 0
+        self._n_dead = 0
         for sequence, kv in kept.items():
             self._put(sequence, kv)
 
@@ -120,35 +120,35 @@ class BatchContext(NativeContext):
                 C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
             raise NativeError(f"llama.cpp could not take over {kv.nbytes} bytes of KV{why()}.")
 
-    def become(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
-        """Decode sequences of another mix from now on; the next call builds its graph anew, some milliseconds.
+    def set_mix(self, mix: Mix | None, adapters: Sequence[tuple[Adapter, float]] = ()) -> None:
+        """Change the mix that `decode` uses; the next call rebuilds the graph, which takes milliseconds.
 
         Args:
-            mix: which; None for none at all, so that the adapters can be freed.
-            adapters: what acts as it does, with scales.
+            mix: the mix; None removes all adapters so that they can be freed.
+            adapters: adapters of the mix with their scales.
         """
         self._set_adapters(adapters)
         self.mix = mix
 
     def decode(self, tokens: Mapping[int, int]) -> dict[int, npt.NDArray[np.float32]]:
-        """Append one token to each of some sequences of the present mix.
+        """Append one token to each of the given sequences of the current mix.
 
         Args:
-            tokens: token id by sequence; the sequences' tokens and these must fit into ``n_cells``.
+            tokens: token id by sequence; all tokens together must fit into ``n_cells``.
 
         Returns:
-            Logits (V,) float32 by sequence, copies.
+            Copies of the logits, (V,) float32, by sequence.
 
         Raises:
-            NativeError: llama.cpp fails, or logits are not finite; release these sequences.
+            NativeError: llama.cpp fails, or logits are not finite; the caller must release these sequences.
         """
         assert all(self._mixes[sequence] == self.mix for sequence in tokens)
         self._make_room(len(tokens) + 1)
         rows = [(sequence, token, self._lengths[sequence]) for sequence, token in tokens.items()]
-        cells = self._dead + self.used + 2
-        shadowed = len(rows) == 1 and rows[0][2] < SPLIT <= cells <= self.n_cells
-        if shadowed:
-            rows.append((self._shadow, rows[0][1], 0))
+        cells = self._n_dead + self.used + 2
+        padded = len(rows) == 1 and rows[0][2] < SPLIT_KV_CELLS <= cells <= self.n_cells
+        if padded:
+            rows.append((self._padding_sequence, rows[0][1], 0))
         batch = self._batch
         batch.n_tokens = len(rows)
         for i, (sequence, token, position) in enumerate(rows):
@@ -161,15 +161,15 @@ class BatchContext(NativeContext):
             code = C.llama_decode(self.pointer, batch)
             if code != 0:
                 raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
-            found = {}
+            logits = {}
             for i, sequence in enumerate(tokens):
                 row = C.llama_get_logits_ith(self.pointer, i)
-                found[sequence] = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
+                logits[sequence] = np.ctypeslib.as_array(row, shape=(self.model.n_vocab,)).copy()
                 self._lengths[sequence] += 1
-            if shadowed:  # its cell is the last one, so that no order changes
-                C.llama_memory_seq_rm(self._memory, self._shadow, -1, -1)
-        if not all(np.isfinite(row).all() for row in found.values()):
+            if padded:  # its cell is the last one, so removing it changes no order
+                C.llama_memory_seq_rm(self._memory, self._padding_sequence, -1, -1)
+        if not all(np.isfinite(row).all() for row in logits.values()):
             raise NativeError(
                 f"the model gave numbers that are not finite under {self.mix}; run 'loramix pack check'."
             )
-        return found
+        return logits

@@ -1,7 +1,7 @@
-"""A llama.cpp context: one sequence under one mix, its KV, and the hidden states that the gate reads.
+"""A llama.cpp context of one sequence under one mix: its KV, and the hidden states that the gate reads.
 
-Knows tokens, positions and logits; knows nothing of skills, gates or chat. A batch longer than ``n_batch``
-kills the process, so prompts go in chunks; the KV of one mix must never meet another's.
+Independent of skills, gates and chat. A batch longer than ``n_batch`` aborts the process, so prompts are decoded
+in chunks. The KV of one mix must never be used under another.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from loramix.runtime.llama.hidden_states import NodeTaps, tap, tapped
 from loramix.runtime.llama.model import Adapter, C, Model, why
 from loramix.runtime.llama.native_context import NativeContext
 from loramix.runtime.llama.prefill_chunks import chunks
-from loramix.runtime.llama.saved_context import PromptEnd, Saved
+from loramix.runtime.llama.saved_context import PromptEnd, SavedContext
 
 
 class Context(NativeContext):
-    """One sequence under one mix: its tokens, and the KV that belongs to exactly them.
+    """One sequence under one mix: its tokens and their KV.
 
     Args:
         model: the base.
-        mix: adapters with their scales; only `become` changes it, so KV cannot cross mixes.
-        n_ctx: most tokens held; memory is taken for `FIRST` of them, and for more when they come.
-        n_threads: threads for decoding and for prompts.
-        taps: layers (0 to n_layer - 1) whose input is kept for the gate at each decode.
-        history: keep it for all tokens, else for the last one alone.
-        exact: keep KV in float32 and attend without fusion, for comparisons with PyTorch.
-        observe: llama.cpp's callback on each node of the graph.
-        all_tokens: all tokens pass all layers, not the last one alone the last layer; costs logits for each.
+        mix: adapters with their scales; only `set_mix` changes it, and discards the KV.
+        n_ctx: maximum tokens; memory is allocated for `INITIAL_CTX` tokens and grows on demand.
+        n_threads: threads for decoding and prefill.
+        taps: layers (0 to n_layer - 1) whose inputs are kept for the gate at each decode.
+        history: keep the inputs of all tokens; False keeps those of the last token only.
+        exact: float32 KV without flash attention, for comparisons with PyTorch.
+        observe: llama.cpp's callback for each node of the graph.
+        all_tokens: compute the last layer, and logits, for all tokens instead of the last one only.
 
     Raises:
         NativeError: no memory, or llama.cpp refuses.
     """
 
-    N_BATCH = N_BATCH  # a class attribute, so that prompts can be read in other batches
-    FIRST = 512  # most conversations stay below, and 2,048 tokens of the default base take 47 MB of KV
+    N_BATCH = N_BATCH  # a class attribute, so that tests can change the batch size
+    INITIAL_CTX = 512  # enough for most conversations; 2,048 tokens of the default base take 47 MB of KV
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class Context(NativeContext):
                 raise NativeError(f"layer {layer} cannot be tapped; the base has 0 to {model.n_layer - 1}.")
         self.taps, self.n_ctx = tuple(taps), n_ctx
         self.tokens: list[int] = []
-        self.whole = 0  # length of the prompt whose bits the tokens up to there have, see `chunks`
-        self.behind: PromptEnd | None = None  # of the last prompt that was read, while it is held
-        self.acts_from = 0  # the bare base's KV before, see `adopt`
+        self.prompt_length = 0  # tokens that were prefilled as one prompt, see `resume_position`
+        self.prompt_end: PromptEnd | None = None  # end of the last prefilled prompt, while its KV is held
+        self.active_from = 0  # KV before this position is the bare base's, see `load_prefix`
         # per tapped layer; row i belongs to tokens[i], so prefix reuse keeps them in step
         self.history, rows = history, n_ctx if history else 1
         self._states = {layer: np.zeros((rows, model.n_embd), np.float32) for layer in self.taps}
         parameters = C.llama_context_default_params()
-        self.room = parameters.n_ctx = min(self.FIRST, n_ctx)
+        self.capacity = parameters.n_ctx = min(self.INITIAL_CTX, n_ctx)
         self.n_batch = parameters.n_batch = parameters.n_ubatch = min(self.N_BATCH, n_ctx)
         parameters.n_outputs_max = 1  # logits of one token: a small buffer instead of n_batch x vocabulary
         parameters.n_threads = parameters.n_threads_batch = n_threads
@@ -77,7 +77,7 @@ class Context(NativeContext):
         if self._node_taps is not None:
             assert observe is None, "one callback per context"
             observe = self._node_taps.callback
-        self._observe = observe  # llama.cpp keeps the address alone
+        self._observe = observe  # a reference, because llama.cpp only keeps the address
         if observe is not None:
             parameters.cb_eval = observe
         self._all_tokens = all_tokens
@@ -86,7 +86,7 @@ class Context(NativeContext):
         if exact:
             parameters.type_k = parameters.type_v = 0  # GGML_TYPE_F32
             parameters.flash_attn_type = 0  # LLAMA_FLASH_ATTN_TYPE_DISABLED
-        model.interrupt.watch(parameters)
+        model.interrupt.attach(parameters)
         self._parameters = parameters
         super().__init__(model, parameters)
         self._set_adapters(mix)
@@ -98,93 +98,93 @@ class Context(NativeContext):
                 tap(self.pointer, layer)
 
     def _reserve(self, n_tokens: int) -> None:
-        """Have room for so many tokens, in twice the memory if need be; what is held stays, bit for bit."""
-        if n_tokens <= self.room:
+        """Grow the context, at least doubling it, if it is too small; tokens and KV are kept bit for bit."""
+        if n_tokens <= self.capacity:
             return
-        kv, behind = self.get_kv() if self.tokens else None, self.behind
-        self._parameters.n_ctx = room = min(self.n_ctx, max(n_tokens, 2 * self.room))
+        kv, prompt_end = self.get_kv() if self.tokens else None, self.prompt_end
+        self._parameters.n_ctx = capacity = min(self.n_ctx, max(n_tokens, 2 * self.capacity))
         self._make(self._parameters)
-        self.room = room
+        self.capacity = capacity
         self._set_adapters(self._mix)
         if kv is not None:
             self._set_kv(kv, self.tokens)
-            self.behind = behind
+            self.prompt_end = prompt_end
 
-    def become(self, mix: Sequence[tuple[Adapter, float]]) -> None:
-        """Serve another mix from now on; all tokens are forgotten first, so that KV cannot cross mixes.
+    def set_mix(self, mix: Sequence[tuple[Adapter, float]]) -> None:
+        """Change the mix; discards all tokens first, so that KV is never used under another mix.
 
         Args:
             mix: adapters with their scales.
         """
         self.truncate(0)
-        self.acts_from = 0
+        self.active_from = 0
         self._set_adapters(mix)
 
     def truncate(self, length: int) -> None:
-        """Forget all tokens from position ``length`` on."""
+        """Discard all tokens from position ``length`` on."""
         if length < len(self.tokens):
             if not C.llama_memory_seq_rm(self._memory, 0, length, -1):
                 C.llama_memory_clear(self._memory, True)
                 length = 0
             del self.tokens[length:]
-            if self.behind and self.behind.length > length:
-                self.behind = None
+            if self.prompt_end and self.prompt_end.length > length:
+                self.prompt_end = None
 
-    def save(self) -> Saved:
-        """Copy out the tokens held, their KV and tapped states.
+    def save(self) -> SavedContext:
+        """Copy the tokens, their KV and the tapped states.
 
         Raises:
             NativeError: llama.cpp refuses.
         """
         states = {layer: self.states(layer).copy() for layer in self.taps if self.history}
-        return Saved(tuple(self.tokens), self.get_kv(), states, self.whole, self.behind)
+        return SavedContext(tuple(self.tokens), self.get_kv(), states, self.prompt_length, self.prompt_end)
 
-    def restore(self, saved: Saved) -> None:
-        """Hold what `save` copied out instead of what is held now.
+    def restore(self, saved: SavedContext) -> None:
+        """Replace the contents with a saved copy.
 
         Args:
-            saved: of this model and mix, with the same taps.
+            saved: result of `save` for the same model, mix and taps.
 
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
         self._set_kv(saved.kv, saved.tokens)
-        self.whole, self.behind = saved.whole, saved.behind
+        self.prompt_length, self.prompt_end = saved.prompt_length, saved.prompt_end
         for layer, rows in saved.states.items():
             self._states[layer][: len(rows)] = rows
 
-    def adopt(self, other: Context, length: int) -> None:
-        """Hold the first tokens of another context with its KV; for late adapters, which act behind them.
+    def load_prefix(self, other: Context, length: int) -> None:
+        """Load the first tokens of another context with their KV; for activated adapters, which act later.
 
         Args:
-            other: of the same model, usually the bare base's; this one keeps no history of states.
-            length: tokens, at most as many as the other holds.
+            other: a context of the same model, usually the bare base's; hidden states are not copied.
+            length: number of tokens, at most as many as the other context holds.
 
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
-        self.hold(other.tokens, other.get_kv(), whole=other.whole, acts_from=length)
+        self.load(other.tokens, other.get_kv(), prompt_length=other.prompt_length, active_from=length)
         self.truncate(length)
 
-    def hold(
-        self, tokens: Sequence[int], kv: npt.NDArray[np.uint8], *, whole: int, acts_from: int = 0
+    def load(
+        self, tokens: Sequence[int], kv: npt.NDArray[np.uint8], *, prompt_length: int, active_from: int = 0
     ) -> None:
         """Hold tokens whose KV was made elsewhere; the gate's states are not among it.
 
         Args:
             tokens: ids.
             kv: as `get_kv` and `BatchContext.copy` give it, of this model and mix.
-            whole: length of the prompt among them.
-            acts_from: see `adopt`.
+            prompt_length: number of prompt tokens among them.
+            active_from: see `load_prefix`.
 
         Raises:
             NativeError: llama.cpp refuses; the context is empty then.
         """
         self._set_kv(kv, tokens)
-        self.whole, self.acts_from = whole, acts_from
+        self.prompt_length, self.active_from = prompt_length, active_from
 
     def get_kv(self) -> npt.NDArray[np.uint8]:
-        """The KV of all tokens held, copied out as llama.cpp writes it."""
+        """Return a copy of the KV of all tokens in llama.cpp's format."""
         return self._copy_kv(0, len(self.tokens))
 
     def _set_kv(self, kv: npt.NDArray[np.uint8], tokens: Sequence[int]) -> None:
@@ -207,7 +207,7 @@ class Context(NativeContext):
         """Append tokens and run the model on them.
 
         Args:
-            tokens: ids; all within the context's room. None where `behind` is of all that is held.
+            tokens: ids that fit into the context; may be empty if `prompt_end` is at the last token.
 
         Returns:
             Logits after the last token, (V,) float32, a copy.
@@ -215,13 +215,13 @@ class Context(NativeContext):
         Raises:
             InvalidPrompt: more tokens than the context holds.
             NativeError: llama.cpp fails, or the logits are not finite (the KV is cleared then).
-            Interrupted: by the model's `Interrupt`; what was held stays, as do whole chunks.
+            Interrupted: by the model's `Interrupt`; earlier tokens and completed chunks are kept.
         """
         if not tokens:
-            assert self.behind and self.behind.length == len(self.tokens)
-            for layer, row in self.behind.states.items():
+            assert self.prompt_end and self.prompt_end.length == len(self.tokens)
+            for layer, row in self.prompt_end.states.items():
                 self.states(layer)[-1] = row
-            return self.behind.logits.copy()
+            return self.prompt_end.logits.copy()
         if len(self.tokens) + len(tokens) > self.n_ctx:
             raise InvalidPrompt(
                 f"prompt and answer need {len(self.tokens) + len(tokens)} tokens; "
@@ -246,7 +246,7 @@ class Context(NativeContext):
             )
         if len(tokens) > 1:
             last = {layer: self.states(layer)[-1].copy() for layer in self.taps}
-            self.behind = PromptEnd(len(self.tokens), logits.copy(), last)
+            self.prompt_end = PromptEnd(len(self.tokens), logits.copy(), last)
         return logits
 
     def _tapped(self, layer: int, n_tokens: int) -> npt.NDArray[np.float32]:
@@ -270,7 +270,7 @@ class Context(NativeContext):
             batch.logits[i] = self._all_tokens or i == len(chunk) - 1
         with self.model.lock:
             code = C.llama_decode(self.pointer, batch)
-        if code == 2:  # llama.cpp has taken the chunk's tokens out again
+        if code == 2:  # llama.cpp has already removed the chunk's tokens
             raise Interrupted("the answer is not wanted any more.")
         if code != 0:
             self.truncate(0)

@@ -1,7 +1,7 @@
-"""Layer taps: the inputs of layers, copied out while llama.cpp decodes.
+"""Layer taps: copies of layers' inputs from llama.cpp's decoding.
 
-Some architectures keep their layers' inputs on request (src/llama-ext.h). For the others a callback reads the
-node that computes them, which costs a Python call per node of the graph.
+Some architectures keep their layers' inputs on request (src/llama-ext.h). For others a callback reads the node
+that computes them, which costs a Python call per node of the graph.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any
 
 
 def tap(context: Any, layer: int) -> None:
-    """Keep a layer's input (src/llama-ext.h, llama_set_embeddings_layer_inp)."""
+    """Let llama.cpp keep a layer's input (src/llama-ext.h, llama_set_embeddings_layer_inp)."""
     names = ("llama_set_embeddings_layer_inp", "_Z30llama_set_embeddings_layer_inpP13llama_contextjb")
     arguments = [C.llama_context_p_ctypes, ctypes.c_uint32, ctypes.c_bool]
     _extension(names, arguments, None)(context, layer, True)
 
 
 def tapped(context: Any, layer: int) -> Any:
-    """Rows of a tapped layer for all tokens of the last batch (llama_get_embeddings_layer_inp)."""
+    """Return a tapped layer's input for all tokens of the last batch (llama_get_embeddings_layer_inp)."""
     names = ("llama_get_embeddings_layer_inp", "_Z30llama_get_embeddings_layer_inpP13llama_contextj")
     arguments = [C.llama_context_p_ctypes, ctypes.c_uint32]
     return _extension(names, arguments, ctypes.POINTER(ctypes.c_float))(context, layer)
@@ -43,8 +43,8 @@ class NodeTaps:
     """Reads layers' inputs from the nodes of llama.cpp's graph.
 
     Args:
-        layers: whose inputs are read; the input of layer 0 is the embedding.
-        n_embd: width of the base.
+        layers: layers to tap; the input of layer 0 is the embedding.
+        n_embd: embedding width of the base.
     """
 
     def __init__(self, layers: Sequence[int], n_embd: int) -> None:
@@ -56,13 +56,13 @@ class NodeTaps:
         self._data = ggml("ggml_get_data", ctypes.c_void_p)
         self._count = ggml("ggml_nelements", ctypes.c_int64)
         self._rows: dict[int, npt.NDArray[np.float32]] = {}
-        self.callback = C.ggml_backend_sched_eval_callback(self._seen)
+        self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
 
     def rows(self, layer: int) -> npt.NDArray[np.float32]:
-        """Inputs of a tapped layer for all tokens of the last batch, (T, D) float32.
+        """Return a tapped layer's input for all tokens of the last batch, (T, D) float32.
 
         Raises:
-            NativeError: llama.cpp computed no such node.
+            NativeError: the graph has no such node.
         """
         found = self._rows.get(layer)
         if found is None:
@@ -72,7 +72,7 @@ class NodeTaps:
             )
         return found
 
-    def _seen(self, node: int, ask: bool, _user: Any) -> bool:
+    def _on_node(self, node: int, ask: bool, _user: Any) -> bool:
         layer = self._layers.get(self._name(node))
         if layer is None:
             return not ask

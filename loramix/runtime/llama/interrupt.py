@@ -1,8 +1,8 @@
-"""Ends what llama.cpp computes from another thread, in the middle of a prompt.
+"""Interrupts llama.cpp from another thread in the middle of a prefill.
 
-llama.cpp asks a callback between any two nodes of the graph, a thousand times a token, and a Python function
-would take the GIL each time: so what it asks is the C library's ``strlen`` of a text that is empty until
-somebody wants an end.
+llama.cpp calls its abort callback between graph nodes, about a thousand times a token, and a Python callback
+would take the GIL each time. The callback is therefore the C library's ``strlen`` on a string that is empty until
+an interrupt is requested.
 """
 
 from __future__ import annotations
@@ -18,45 +18,45 @@ from loramix.runtime.llama.native import C
 
 
 class Interrupt:
-    """One for all contexts of a model; answers are known by their numbers."""
+    """The interrupt of all contexts of a model; answers are identified by number."""
 
     def __init__(self) -> None:
-        self._text = ctypes.create_string_buffer(2)
+        self._flag = ctypes.create_string_buffer(2)
         self._lock = threading.Lock()
         self._current: int | None = None
         self._stopped: set[int] = set()
 
-    def watch(self, parameters: Any) -> None:
-        """Let contexts that are made with these parameters ask it."""
+    def attach(self, parameters: Any) -> None:
+        """Set the abort callback in a context's parameters."""
         library = ctypes.cdll.msvcrt if sys.platform == "win32" else ctypes.CDLL(None)
         strlen = ctypes.cast(library.strlen, ctypes.c_void_p).value
         parameters.abort_callback = C.ggml_abort_callback(strlen)
-        parameters.abort_callback_data = ctypes.addressof(self._text)
+        parameters.abort_callback_data = ctypes.addressof(self._flag)
 
     @contextmanager
-    def during(self, number: int) -> Iterator[None]:
-        """What is decoded meanwhile is for that answer alone; where it was stopped it ends as `Interrupted`."""
+    def running(self, number: int) -> Iterator[None]:
+        """Mark an answer as the one being decoded; if it is stopped, decoding raises `Interrupted`."""
         with self._lock:
             self._current = number
-            self._set(number in self._stopped)
+            self._set_flag(number in self._stopped)
         try:
             yield
         finally:
             with self._lock:
                 self._current = None
-                self._set(False)
+                self._set_flag(False)
 
     def stop(self, number: int) -> None:
-        """Nobody wants that answer any more; callable from any thread."""
+        """Stop an answer; may be called from any thread."""
         with self._lock:
             self._stopped.add(number)
             if number == self._current:
-                self._set(True)
+                self._set_flag(True)
 
-    def forget(self, number: int) -> None:
-        """It has ended."""
+    def clear(self, number: int) -> None:
+        """Discard the stop request of an ended answer."""
         with self._lock:
             self._stopped.discard(number)
 
-    def _set(self, ends: bool) -> None:
-        self._text[0] = b"x" if ends else b"\0"
+    def _set_flag(self, stopped: bool) -> None:
+        self._flag[0] = b"x" if stopped else b"\0"

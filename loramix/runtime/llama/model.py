@@ -1,7 +1,7 @@
-"""llama.cpp's model and adapters; with `loramix.runtime.llama.context` the only owner of its handles.
+"""Owns llama.cpp's model and adapter handles.
 
-Measured traps it guards: an adapter that failed to load is a NULL pointer object and not None, and an
-adapter freed while in use kills the process.
+Guards against two crashes: an adapter that failed to load is a NULL pointer object, not None, and freeing an
+adapter in use aborts the process.
 """
 
 from __future__ import annotations
@@ -37,34 +37,34 @@ def _log(level: int, text: bytes, _user: Any) -> None:
 
 
 def start() -> None:
-    """Begin with llama.cpp; may be called again."""
+    """Initialize llama.cpp; may be called more than once."""
     C.llama_log_set(_log, ctypes.c_void_p(0))
     C.llama_backend_init()
 
 
 def why() -> str:
-    """What llama.cpp complained of last, to end a message with."""
+    """Return llama.cpp's last warning as the end of an error message; empty if there is none."""
     return f" (llama.cpp: {_log_tail[-1]})" if _log_tail else ""
 
 
 class OpenContext(Protocol):
-    """What a model must know of the contexts on it, to free everything in order."""
+    """The part of a context that a model uses to free everything in order."""
 
     @property
     def adapters(self) -> list[Adapter]:
-        """Adapters that act in it."""
+        """Active adapters."""
 
     def close(self) -> None:
-        """Free it; may be called again."""
+        """Free the context; may be called more than once."""
 
 
 class Model(Vocabulary):
     """A base model in memory, with its vocabulary.
 
     Args:
-        path: a GGUF that `loramix.formats.validate` has passed.
-        vocab_only: load no weights, for tokenizing.
-        use_extra_bufts: let llama.cpp repack weights for the CPU; what `loramix.runtime.probe` allows.
+        path: a GGUF validated by `loramix.formats.validate`.
+        vocab_only: load no weights, for tokenizing only.
+        use_extra_bufts: let llama.cpp repack weights for the CPU; decided by `loramix.runtime.probe`.
 
     Raises:
         NativeError: llama.cpp cannot load it.
@@ -95,9 +95,9 @@ class Model(Vocabulary):
         self.n_ctx_train = int(C.llama_model_n_ctx_train(self.pointer))
 
     def forget_file(self) -> None:
-        """Give back the pages of the mapped file; those that are used come again from the system's cache.
+        """Release the pages of the mapped file (Linux); pages in use are read again from the page cache.
 
-        Where weights were repacked, their mapped originals are never read again, and would stay resident (Linux).
+        Repacked weights never read their mapped originals again, which would otherwise stay resident.
         """
         if sys.platform != "linux":
             return
@@ -111,10 +111,10 @@ class Model(Vocabulary):
                 libc.madvise(start, end - start, 4)  # MADV_DONTNEED
 
     def load_adapter(self, content: bytes, name: str) -> Adapter:
-        """Load exactly these checked bytes as an adapter.
+        """Load validated bytes as an adapter.
 
         Raises:
-            NativeError: llama.cpp refuses them.
+            NativeError: llama.cpp cannot load them.
         """
         with self.lock:
             pointer = _init_adapter(self.pointer, content)
@@ -125,7 +125,7 @@ class Model(Vocabulary):
             return adapter
 
     def close(self) -> None:
-        """Free contexts, then adapters, then the model; may be called again."""
+        """Free contexts, then adapters, then the model; may be called more than once."""
         with self.lock:
             for context in list(self.contexts):
                 context.close()
@@ -143,18 +143,22 @@ class Model(Vocabulary):
 
 
 class Adapter:
-    """One LoRA in memory; made by `Model.load_adapter`."""
+    """A LoRA adapter in memory; created by `Model.load_adapter`."""
 
     def __init__(self, model: Model, pointer: Any, name: str) -> None:
         self.model, self.pointer, self.name = model, pointer, name
 
     @property
     def in_use(self) -> bool:
-        """Whether a context holds it."""
+        """Whether a context uses it."""
         return any(self in context.adapters for context in self.model.contexts)
 
     def close(self) -> None:
-        """Free it; refused while a context uses it, since that would crash."""
+        """Free it.
+
+        Raises:
+            NativeError: a context uses it; freeing it would crash.
+        """
         with self.model.lock:
             if self.model.adapters.pop(id(self), None) is None:
                 return
@@ -167,7 +171,7 @@ class Adapter:
 
 
 def _init_adapter(model: Any, content: bytes) -> Any:
-    """Load an adapter through a FILE* on private memory, so that nobody can swap the checked bytes."""
+    """Load an adapter through a FILE* on private memory, so that no process can replace the validated bytes."""
     libc = ctypes.CDLL(None)
     libc.fdopen.restype = ctypes.c_void_p
     libc.fdopen.argtypes = [ctypes.c_int, ctypes.c_char_p]
@@ -188,24 +192,24 @@ def _init_adapter(model: Any, content: bytes) -> Any:
 
 
 def ggml(name: str, result: Any, *arguments: Any) -> Any:
-    """A function of the copy of ggml that llama.cpp uses, with its ctypes; by default it takes a tensor alone."""
+    """Return a function of llama.cpp's ggml with its ctypes signature; by default with one tensor argument."""
     function = getattr(C._lib, name)
     function.argtypes, function.restype = list(arguments) or [ctypes.c_void_p], result
     return function
 
 
 def quantize_rows(values: npt.NDArray[Any], type_id: int) -> npt.NDArray[np.uint8]:
-    """Round rows to a tensor type as llama.cpp does (ggml.h, ``ggml_quantize_chunk``), without importance weights.
+    """Quantize rows with llama.cpp (ggml.h, ``ggml_quantize_chunk``), without importance weights.
 
     Args:
         values: (rows, columns) of finite floats, columns a multiple of the type's block.
-        type_id: GGML's number of a quantized type.
+        type_id: GGML id of a quantized type.
 
     Returns:
         (rows, bytes) uint8.
 
     Raises:
-        Unsupported: the type is defined with importance weights alone.
+        Unsupported: the type requires importance weights.
     """
     needs_imatrix = ggml("ggml_quantize_requires_imatrix", ctypes.c_bool, ctypes.c_int)
     if needs_imatrix(type_id):

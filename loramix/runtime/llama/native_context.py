@@ -1,4 +1,4 @@
-"""What every llama.cpp context is to us: made and freed, its adapters set, its sequences' KV copied out and in."""
+"""Base class of llama.cpp contexts: creates and frees them, sets adapters, copies KV of sequences."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ KV = npt.NDArray[np.uint8]
 
 
 class NativeContext:
-    """Owns one native context with its batch; it is freed with the model at the latest.
+    """Owns one native context and its batch; freed with the model at the latest.
 
     Args:
         model: the base.
-        parameters: llama.cpp's; ``n_ctx`` and ``n_batch`` are set.
+        parameters: llama.cpp's context parameters, with ``n_ctx`` and ``n_batch`` set.
 
     Raises:
-        NativeError: no memory, or llama.cpp refuses.
+        NativeError: out of memory, or llama.cpp fails.
     """
 
     def __init__(self, model: Model, parameters: Any) -> None:
@@ -34,7 +34,7 @@ class NativeContext:
         self._make(parameters)
 
     def _make(self, parameters: Any) -> None:
-        """Make the native context, instead of the one there is; that stays where no other can be made."""
+        """Create the native context and replace the current one, which is kept on an error."""
         with self.model.lock:
             pointer = C.llama_init_from_model(self.model.pointer, parameters)
             if not pointer:
@@ -49,7 +49,7 @@ class NativeContext:
 
     def _set_adapters(self, mix: Sequence[tuple[Adapter, float]]) -> None:
         with self.model.lock:
-            if mix:  # llama.cpp aborts on no adapters with a count, and has none to begin with
+            if mix:  # llama.cpp aborts on an empty list of adapters
                 handles = (C.llama_adapter_lora_p_ctypes * len(mix))(*(adapter.pointer for adapter, _ in mix))
                 scales = (ctypes.c_float * len(mix))(*(scale for _, scale in mix))
                 C.llama_set_adapters_lora(self.pointer, handles, len(mix), scales)
@@ -59,7 +59,7 @@ class NativeContext:
 
     @property
     def adapters(self) -> list[Adapter]:
-        """What acts in it."""
+        """Active adapters."""
         return [adapter for adapter, _ in self._mix]
 
     def _copy_kv(self, sequence: int, n_tokens: int) -> KV:
@@ -72,14 +72,14 @@ class NativeContext:
         return kv
 
     def _put_kv(self, sequence: int, kv: KV) -> bool:
-        """Whether llama.cpp took all of it; what it took stays if not."""
+        """Load KV into a sequence; on failure return False, and the part loaded so far remains."""
         with self.model.lock:
             return bool(
                 C.llama_state_seq_set_data(self.pointer, _bytes(kv), kv.nbytes, sequence) == kv.nbytes
             )
 
     def close(self) -> None:
-        """Free the context; may be called again."""
+        """Free the context; may be called more than once."""
         with self.model.lock:
             if self.pointer:
                 C.llama_batch_free(self._batch)
@@ -92,7 +92,7 @@ def _bytes(array: KV) -> Any:
     return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
-def give_back() -> None:
-    """Give the system what the C heap holds and nobody uses: glibc keeps holes of many MB, and only it needs this."""
+def trim_heap() -> None:
+    """Return unused C heap memory to the system; only needed with glibc, which keeps many MB."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

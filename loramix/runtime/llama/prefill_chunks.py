@@ -1,9 +1,9 @@
-"""Where prompts are cut, so that what is read behind a cached prefix gets the bits of a prompt read whole.
+"""Prefill chunking that keeps results bit-identical with and without a cached prefix.
 
-ggml rounds by how many tokens it sees at once: it multiplies repacked matrices by four rows and the rest by
-one, and attends to a token alone, to some, and to `TILE` or more by different kernels (`ggml-cpu/repack.cpp`,
-`ops.cpp`). An answer must not depend on what was asked before, so a cached prefix is used up to a place from
-which the same kernels do the rest.
+ggml's rounding depends on the number of tokens in a batch: it multiplies repacked matrices by four rows at a time
+and the remaining rows one by one, and uses different attention kernels for one token, for several, and for `TILE`
+or more (`ggml-cpu/repack.cpp`, `ops.cpp`). An answer must not depend on earlier requests, so prefill resumes at
+a position from which the same kernels process the rest.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 TILE = 64
-"""Tokens at once from which on ggml attends in tiles (GGML_FA_TILE_Q)."""
+"""Batch size from which ggml uses tiled attention (GGML_FA_TILE_Q)."""
 ROWS = 4
-"""Rows that repacked matrices are multiplied by at once."""
+"""Rows per multiplication with repacked matrices."""
 
 
 def chunks(position: int, tokens: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    """Cut tokens where a prompt that begins at 0 is cut.
+    """Split tokens at the same positions as a prompt that begins at position 0.
 
     Args:
-        position: of the first of them.
-        tokens: ids.
-        size: most tokens that are read at once.
+        position: position of the first token.
+        tokens: token ids.
+        size: maximum tokens per chunk.
     """
     end = size - position % size
     yield tokens[:end]
@@ -30,25 +30,25 @@ def chunks(position: int, tokens: Sequence[int], size: int) -> Iterator[Sequence
         yield tokens[start : start + size]
 
 
-def resume_position(same: int, whole: int, n_tokens: int, size: int) -> int:
-    """Where to go on behind a cached prefix; everything then has the bits of a prompt that is read from 0 on.
+def resume_position(cached: int, source_length: int, n_tokens: int, size: int) -> int:
+    """Position at which prefill resumes after a cached prefix so that results stay bit-identical.
 
     Args:
-        same: tokens that are cached, fewer than the prompt has.
-        whole: length of the prompt that they were read with.
-        n_tokens: of this prompt.
+        cached: number of cached tokens, less than ``n_tokens``.
+        source_length: length of the prompt that the cached tokens were prefilled with.
+        n_tokens: length of this prompt.
         size: see `chunks`.
     """
-    same = min(same, whole)
-    first = same - same % size
-    now = min(size, n_tokens - first)
-    least = _least(now)
-    if least != _least(min(size, whole - first)):
+    cached = min(cached, source_length)
+    first = cached - cached % size
+    count = min(size, n_tokens - first)
+    threshold = _kernel_threshold(count)
+    if threshold != _kernel_threshold(min(size, source_length - first)):
         return first
-    start = min(same - first, now - least)
+    start = min(cached - first, count - threshold)
     return first + start - start % ROWS
 
 
-def _least(n_tokens: int) -> int:
-    """Fewest tokens that go through the same kernels as so many."""
-    return next(least for least in (TILE, 2, 1, 0) if n_tokens >= least)
+def _kernel_threshold(n_tokens: int) -> int:
+    """Smallest batch size that uses the same kernels as ``n_tokens``."""
+    return next(threshold for threshold in (TILE, 2, 1, 0) if n_tokens >= threshold)

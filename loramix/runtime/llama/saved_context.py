@@ -1,4 +1,4 @@
-"""What is kept of a context: the state at a prompt's end, and tokens with their KV copied out."""
+"""Copies of a context's contents: the state at a prompt's end, and tokens with their KV."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class PromptEnd(NamedTuple):
     """Cached logits and hidden states at a prompt's end, so that the same prompt is not decoded again."""
 
     length: int
-    """Of the prompt."""
+    """Number of prompt tokens."""
     logits: npt.NDArray[np.float32]
     states: dict[int, npt.NDArray[np.float32]]
-    """Its last token's, by tapped layer."""
+    """Hidden state (D,) of the last token by tapped layer."""
 
     @property
     def nbytes(self) -> int:
@@ -25,18 +25,18 @@ class PromptEnd(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Saved:
-    """A context's tokens with their KV, copied out; fits any context of the same model, mix and taps."""
+class SavedContext:
+    """A copy of a context's tokens and KV, for any context of the same model, mix and taps."""
 
     tokens: tuple[int, ...]
     kv: npt.NDArray[np.uint8] = field(repr=False)
     states: dict[int, npt.NDArray[np.float32]] = field(repr=False)
-    whole: int
-    """See `Context.whole`."""
-    behind: PromptEnd | None = field(repr=False, default=None)
+    prompt_length: int
+    """See `Context.prompt_length`."""
+    prompt_end: PromptEnd | None = field(repr=False, default=None)
 
     @property
     def nbytes(self) -> int:
         """Bytes that it holds."""
-        behind = self.behind.nbytes if self.behind else 0
-        return self.kv.nbytes + behind + sum(rows.nbytes for rows in self.states.values())
+        prompt_end = self.prompt_end.nbytes if self.prompt_end else 0
+        return self.kv.nbytes + prompt_end + sum(rows.nbytes for rows in self.states.values())

@@ -1,6 +1,6 @@
-"""A base's vocabulary: text and conversations to ids, ids to bytes, and which tokens end an answer.
+"""A base's vocabulary: tokenizes text and conversations, and knows the tokens that end an answer.
 
-The only place that knows these, for training, evaluation and run time alike.
+Shared by training, evaluation and serving.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Vocabulary:
     """The tokens of a loaded model.
 
     Args:
-        pointer: llama.cpp's model; the caller frees it.
-        name: of the base, for messages.
+        pointer: llama.cpp's model, owned by the caller.
+        name: name of the base for messages.
     """
 
     def __init__(self, pointer: Any, name: str) -> None:
@@ -54,13 +54,13 @@ class Vocabulary:
         """The base's chat template.
 
         Raises:
-            InvalidArtifact: there is none, or it cannot be used.
+            InvalidArtifact: the base has no chat template, or an unusable one.
         """
         return usable_template(self.chat_template, self.named_tokens, self._base)
 
     @cached_property
     def named_tokens(self) -> dict[str, str]:
-        """Special tokens as text, by the names that chat templates give them; only those that the base names."""
+        """Texts of special tokens by their names in chat templates, for those that the base defines."""
         found = {name: self._value(f"tokenizer.ggml.{key}") for name, key in _NAMED.items()}
         return {
             name: self.text(int(value))
@@ -74,13 +74,13 @@ class Vocabulary:
 
     @cached_property
     def controls(self) -> tuple[str, ...]:
-        """Texts that become one token where the template writes them, and stay text where a user does."""
+        """Texts that are one token in the template's output, and plain text in the user's input."""
         special = (i for i, kind in enumerate(self._attributes) if kind & (_CONTROL | _UNKNOWN))
-        return tuple(text for i in special if (text := self.text(i)).strip()) + self._written
+        return tuple(text for i in special if (text := self.text(i)).strip()) + self._template_tokens
 
     @cached_property
-    def _written(self) -> tuple[str, ...]:
-        """Tokens that are found in any text, but mean something where the template writes them."""
+    def _template_tokens(self) -> tuple[str, ...]:
+        """User-defined tokens that the template writes; llama.cpp would also find them in the user's text."""
         added = (self.text(i) for i, kind in enumerate(self._attributes) if kind & _USER_DEFINED)
         try:
             return tuple(text for text in added if len(text) > 1 and self.template.writes(text))
@@ -89,10 +89,10 @@ class Vocabulary:
 
     @cached_property
     def ends(self) -> frozenset[int]:
-        """All tokens that end an answer: those llama.cpp knows, those the base lists, and the template's own.
+        """All tokens that end an answer: those known to llama.cpp, listed by the base, or written by the template.
 
         Raises:
-            InvalidArtifact: the base's list is damaged.
+            InvalidArtifact: the base's list is invalid.
         """
         known = {i for i in range(self.n_vocab) if C.llama_vocab_is_eog(self.vocab, i)}
         known |= parse_end_tokens(self._value(END_TOKENS), self.n_vocab, self._base)
@@ -100,12 +100,12 @@ class Vocabulary:
 
     @cached_property
     def unknown_ends(self) -> frozenset[int]:
-        """Those of `ends` that llama.cpp takes for text."""
+        """Tokens of `ends` that llama.cpp treats as text."""
         return frozenset(i for i in self.ends if not C.llama_vocab_is_eog(self.vocab, i))
 
     @cached_property
     def _turn_end(self) -> int:
-        """The special token that the template writes behind an answer, or -1."""
+        """The special token that the template writes after an answer, or -1."""
         try:
             rest = self.template.after_answer()
         except InvalidArtifact:
@@ -119,8 +119,8 @@ class Vocabulary:
 
     @cached_property
     def eot(self) -> int:
-        """The token that answers are trained to end with: the template's, else the base's end of sequence."""
-        # llama.cpp guesses the end of a turn by name and can miss the one that the template writes
+        """The token that ends answers in training: the template's, else the base's end-of-sequence token."""
+        # llama.cpp guesses the end-of-turn token by name and can miss the template's
         if self._turn_end >= 0:
             return self._turn_end
         return self.eos if self.eos >= 0 else int(C.llama_vocab_eot(self.vocab))
@@ -130,12 +130,12 @@ class Vocabulary:
         return token in self.ends
 
     def text(self, token: int) -> str:
-        """A token as the vocabulary spells it."""
+        """Return a token's text in the vocabulary."""
         raw = C.llama_vocab_get_text(self.vocab, token)
         return raw.decode("utf-8", "replace") if raw else ""
 
     def piece(self, token: int) -> bytes:
-        """A token's bytes in the output; empty for control tokens."""
+        """Return a token's bytes in the output; empty for control tokens."""
         buffer = ctypes.create_string_buffer(64)
         count = C.llama_token_to_piece(self.vocab, token, buffer, len(buffer), 0, False)
         if count < 0:
@@ -145,14 +145,14 @@ class Vocabulary:
 
     @cached_property
     def space_prefix(self) -> bool:
-        """Whether a space is put before a text when it is tokenized, as SentencePiece does."""
+        """Whether the tokenizer puts a space before each text, as SentencePiece does."""
         return b"".join(map(self.piece, self._ids("a", False))) == b" a"
 
     def chat(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation as training and run time read it: the template applied, the answer's header last.
+        """Apply the chat template and tokenize a conversation; the answer's header comes last.
 
         Args:
-            messages: checked messages, see `loramix.prompts.as_messages`.
+            messages: validated messages, see `loramix.prompts.as_messages`.
 
         Raises:
             InvalidArtifact, InvalidPrompt: see `ChatTemplate.segments`.
@@ -160,90 +160,90 @@ class Vocabulary:
         return self.with_bos(self.tokenize(self.template.segments(messages, self.controls)))
 
     def with_bos(self, tokens: list[int]) -> list[int]:
-        """Put the beginning-of-sequence token first where the vocabulary wants it and the template lacks it."""
+        """Prepend the beginning-of-sequence token if the vocabulary requires it and it is missing."""
         wanted = self.add_bos and self.bos >= 0 and tokens[:1] != [self.bos]
         return [self.bos, *tokens] if wanted else tokens
 
     def tokenize(self, segments: Sequence[Segment] | str, *, special: bool = False) -> list[int]:
-        """Tokenize text, or a rendered conversation in segments.
+        """Tokenize text, or the segments of a rendered conversation.
 
         Args:
-            segments: plain text, or (text, whether special tokens in it are meant) in order.
-            special: for plain text, whether special tokens in it are meant.
+            segments: plain text, or (text, whether to parse special tokens) pairs in order.
+            special: for plain text, whether to parse special tokens.
         """
         if isinstance(segments, str):
             segments = [(segments, special)]
         tokens: list[int] = []
-        for whole, whole_meant in segments:
-            for text, meant in self._normalized(whole, whole_meant):
-                for part in [text] if meant else self._broken(text):
-                    special_last = bool(tokens) and bool(
+        for segment, segment_special in segments:
+            for text, parse_special in self._normalized(segment, segment_special):
+                for part in [text] if parse_special else self._split_template_tokens(text):
+                    after_special = bool(tokens) and bool(
                         self._attributes[tokens[-1]] & (_CONTROL | _UNKNOWN | _USER_DEFINED)
                     )
-                    tokens += self._ids(part, meant, goes_on=bool(tokens) and not special_last)
+                    tokens += self._ids(part, parse_special, continues=bool(tokens) and not after_special)
         return tokens
 
-    def _normalized(self, text: str, meant: bool) -> list[Segment]:
-        """A text as the base's normalizer leaves it; special tokens that are meant are taken out first."""
+    def _normalized(self, text: str, parse_special: bool) -> list[Segment]:
+        """Normalize a text as the base does; special tokens are split off first and stay unchanged."""
         if normalized(text, self._normalizer) == text:
-            return [(text, meant)]
-        # what is normalized must not become a special token, nor one's end be joined to a mark behind it
-        parts = (self._specials if meant else self._found_in_text).split(text)
+            return [(text, parse_special)]
+        # normalized text must not become a special token, nor combine with one before it
+        parts = (self._specials if parse_special else self._text_tokens).split(text)
         found = [
-            (part, meant) if i % 2 else (normalized(part, self._normalizer), False)
+            (part, parse_special) if i % 2 else (normalized(part, self._normalizer), False)
             for i, part in enumerate(parts)
         ]
         return [segment for segment in found if segment[0]]
 
     @cached_property
     def _normalizer(self) -> str:
-        """How text is normalized before it is cut.
+        """The name of the base's normalizer.
 
         Raises:
-            InvalidArtifact: the base names one that is not known.
+            InvalidArtifact: the normalizer is not supported.
         """
         return normalizer_of(self._value(NORMALIZER), self._value("tokenizer.ggml.pre"), self._base)
 
     @cached_property
     def _specials(self) -> re.Pattern[str]:
-        """Finds every token that is taken out of a text before it is cut, as a group."""
-        return self._finder(_CONTROL | _UNKNOWN | _USER_DEFINED)
+        """Matches each token that is split off before pretokenization, as a group."""
+        return self._token_pattern(_CONTROL | _UNKNOWN | _USER_DEFINED)
 
     @cached_property
-    def _found_in_text(self) -> re.Pattern[str]:
-        """Finds those of them that are tokens in any text, not only where a template writes them."""
-        return self._finder(_USER_DEFINED)
+    def _text_tokens(self) -> re.Pattern[str]:
+        """Matches the tokens that are also split off in plain text."""
+        return self._token_pattern(_USER_DEFINED)
 
-    def _finder(self, kinds: int) -> re.Pattern[str]:
+    def _token_pattern(self, kinds: int) -> re.Pattern[str]:
         texts = {self.text(i) for i, kind in enumerate(self._attributes) if kind & kinds} - {""}
         longest = sorted(texts, key=lambda text: (-len(text), text))
         return re.compile(f"({'|'.join(map(re.escape, longest)) or '(?!)'})")
 
-    def _broken(self, text: str) -> list[str]:
-        """Plain text in parts, cut within each token that llama.cpp would find in any text."""
-        if not self._written:
+    def _split_template_tokens(self, text: str) -> list[str]:
+        """Split plain text within each template token, so that llama.cpp does not find the token."""
+        if not self._template_tokens:
             return [text]
-        pattern = "|".join(map(re.escape, sorted(self._written, key=len, reverse=True)))
+        pattern = "|".join(map(re.escape, sorted(self._template_tokens, key=len, reverse=True)))
         cuts = [0, *(found.start() + 1 for found in re.finditer(f"(?={pattern})", text)), len(text)]
         return [text[a:b] for a, b in pairwise(cuts) if a < b]
 
-    def _ids(self, text: str, meant: bool, *, goes_on: bool = False) -> list[int]:
-        """Ids of a text; where it goes on from text before, SentencePiece's space is left out."""
-        if goes_on and self.space_prefix:
+    def _ids(self, text: str, parse_special: bool, *, continues: bool = False) -> list[int]:
+        """Tokenize a text; without SentencePiece's space if it continues a previous text."""
+        if continues and self.space_prefix:
             line = self._ids("\n", False)
-            ids = self._ids("\n" + text, meant)
+            ids = self._ids("\n" + text, parse_special)
             if ids[: len(line)] == line:
                 return ids[len(line) :]
         raw = text.encode("utf-8", "replace")
         room = len(raw) + 8
         buffer = (C.llama_token * room)()
-        count = C.llama_tokenize(self.vocab, raw, len(raw), buffer, room, False, meant)
+        count = C.llama_tokenize(self.vocab, raw, len(raw), buffer, room, False, parse_special)
         if count < 0:
             raise InvalidPrompt("the prompt cannot be tokenized; shorten it.")
         return list(buffer[:count])
 
     def _value(self, key: str) -> str:
-        """A metadata value as llama.cpp writes it; empty where there is none."""
+        """Return a metadata value as text; empty if it is missing."""
         buffer = ctypes.create_string_buffer(1024)
         count = C.llama_model_meta_val_str(self._model, key.encode(), buffer, len(buffer))
         return buffer.value.decode("utf-8", "replace") if count >= 0 else ""
