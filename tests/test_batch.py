@@ -44,7 +44,7 @@ def test_answers_are_those_of_single_requests_in_the_order_of_the_input(
     assert [row["line"] for row in rows] == list(range(1, 13)) and rows[3]["id"] == "n3"
     for text, row in zip(prompts, rows, strict=True):
         alone = tiny_engine.generate(text, max_tokens=5)
-        assert (row["text"], row["mix"]) == (alone.text, alone.route.mix_text)
+        assert (row["text"], row["mix"]) == (alone.text, alone.route.named)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
     batch_sizes.clear()
     for options in ({"parallel": 1}, {"policy": "token"}):

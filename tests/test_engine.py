@@ -119,7 +119,7 @@ def test_each_likely_skill_answers_in_turn(tiny_engine: Any, monkeypatch: pytest
     answer = tiny_engine.generate(LONG, policy="each")
     assert answer.text == f"{first.text}\n{second.text}"
     assert answer.tokens == first.tokens + second.tokens
-    assert answer.route.mix_text == "summarize=1, then sentiment=1"
+    assert answer.route.named == "summarize=1, then sentiment=1"
     assert answer.route.to_json()["then"] == [{"sentiment": 1.0}]
     assert "in turn" in answer.route.reason
     stream = tiny_engine.stream(LONG, policy="each")

@@ -68,7 +68,7 @@ def route(
     width = max(map(len, chosen.probabilities), default=0)
     for name, p in sorted(chosen.probabilities.items(), key=lambda item: -item[1]):
         click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
-    click.echo(f"mix: {chosen.mix_text}")
+    click.echo(f"mix: {chosen.named}")
     click.echo(f"why: {chosen.reason}")
 
 
@@ -88,4 +88,4 @@ def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options
 
 def echo_route(chosen: Route) -> None:
     """Mix and reason, on stderr."""
-    click.echo(click.style(f"[{chosen.mix_text}] {chosen.reason}", dim=True), err=True)
+    click.echo(click.style(f"[{chosen.named}] {chosen.reason}", dim=True), err=True)

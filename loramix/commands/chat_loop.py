@@ -84,7 +84,7 @@ class Chat:
         said = ""
         stream = self.engine.stream([*self.system, *asked], policy=self.policy, mix=self.mix, **self.options)
         self.last = stream.route
-        click.echo(click.style(f"[{self.last.mix_text}] ", dim=True), nl=False, err=True)
+        click.echo(click.style(f"[{self.last.named}] ", dim=True), nl=False, err=True)
         try:
             for piece in stream:
                 said += piece
@@ -151,4 +151,4 @@ class Chat:
             return
         for skill, p in sorted(self.last.probabilities.items(), key=lambda item: -item[1]):
             click.echo(f"  {skill}: {p:.1%}")
-        click.echo(f"mix {self.last.mix_text}: {self.last.reason}")
+        click.echo(f"mix {self.last.named}: {self.last.reason}")

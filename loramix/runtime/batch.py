@@ -116,7 +116,7 @@ def _answers(
                     raise
                 except LoramixError as error:
                     yield {**row, "error": str(error)}
-            routed.sort(key=lambda item: (item[0].mix_text, item[1]["line"]))
+            routed.sort(key=lambda item: (item[0].named, item[1]["line"]))
             yield from runner.rows(routed, request)
 
 
@@ -156,7 +156,7 @@ class _BatchRunner:
         assert answer is not None
         row = {
             "text": answer.text,
-            "mix": answer.route.mix_text,
+            "mix": answer.route.named,
             "reason": answer.route.reason,
             "finish_reason": answer.finish_reason,
             "usage": answer.usage,

@@ -49,7 +49,7 @@ class Route:
         return (self.key, *map(Mix.of, self.then))
 
     @property
-    def mix_text(self) -> str:
+    def named(self) -> str:
         """The mixes as text: ``summarize=1, then sentiment=1``."""
         return ", then ".join(map(str, self.steps))
 
