@@ -200,13 +200,14 @@ class Maker:
         template = self.rng.choice(of_part(known[names], dev=self.dev))
         pieces = filled(template, _short(self.any_text(parts[0])), UNKNOWN)
         target = dict.fromkeys(parts, 1.0 / len(parts))
-        return Request((user(*self._styled(pieces)),), target, template, "composed")
+        return Request((user(*self.styled(pieces)),), target, template, "composed")
 
-    def _styled(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    def styled(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+        """Pieces in a style drawn at random, see `loramix.train.gate_styles.styled`."""
         return styled(pieces, self.wordings.styles, self.rng, dev=self.dev)
 
     def _request(self, pieces: tuple[Piece, ...], name: str, group: str, kind: str, style: bool) -> Request:
-        turn = user(*(self._styled(pieces) if style else pieces))
+        turn = user(*(self.styled(pieces) if style else pieces))
         if not turn.text.strip():
             turn = user(Piece(group, OTHER))
         return Request((turn,), {name: 1.0}, group, kind)

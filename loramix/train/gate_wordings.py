@@ -122,7 +122,7 @@ def is_dev(wording: str, share: float = DEV) -> bool:
 
 
 def of_part(wordings: Sequence[str], *, dev: bool) -> list[str]:
-    """The wordings of training, or those kept out of it; all of them where a part would be empty."""
+    """The wordings of training, or those kept out of it; all of a list so short that a part would be empty."""
     return [wording for wording in wordings if is_dev(wording) == dev] or list(wordings)
 
 

@@ -1,0 +1,132 @@
+"""All requests that an early gate is trained on, or chosen on: made ones, and files of people's own words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loramix.errors import InvalidData, NotFound
+from loramix.textfile import read_lines
+from loramix.train.data import Row, data_file, read_rows, take
+from loramix.train.gate_pieces import BASE, UNKNOWN, Piece, Request, user
+from loramix.train.gate_requests import Maker
+from loramix.train.gate_turns import conversation, pasted
+from loramix.train.gate_wordings import is_dev
+from loramix.train.recipe import Recipe, recipe_beside
+
+EMBEDDED, NONE, TURNS, COMPOSED, BARE = 0.22, 6.0, 8.0, 0.3, 0.2
+"""How many of a kind there are for each request of a skill: with instructions inside the text (a skill), for none,
+conversations, for two skills, and texts alone (all skills together)."""
+
+
+def read_requests(path: Path) -> list[tuple[str, str, str, str]]:
+    """Requests in people's own words.
+
+    Args:
+        path: JSONL of ``text``, or of ``instruction`` with ``instances`` that have an ``input``; optional are
+            ``split``, ``skill`` (none: no skill serves it) and ``template``, the wording that several lines share.
+
+    Returns:
+        (split or empty, skill or ``base``, text, wording) of each line.
+
+    Raises:
+        NotFound: there is no such file.
+        InvalidData: a line that cannot be read.
+    """
+    if not path.is_file():
+        raise NotFound(f"no file {path} of requests; give one with --none FILE.")
+    found = []
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text = row["text"] if "text" in row else row["instruction"]
+            inputs = [instance["input"] for instance in row.get("instances", [])[:1] if instance["input"]]
+            whole = "\n".join([text, *inputs])
+            skill = row.get("skill", "none")
+            if not isinstance(skill, str) or not whole.strip():
+                raise ValueError("an empty text, or a skill that is no name")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InvalidData(
+                f"{path}, line {number}: needs 'text' or 'instruction' ({error}); fix that line."
+            ) from None
+        label = BASE if skill == "none" else skill
+        found.append((str(row.get("split", "")), label, whole, str(row.get("template", whole))))
+    return found
+
+
+def people_s(maker: Maker, path: Path) -> list[Request]:
+    """The requests of a file for training, or those that training does not see.
+
+    Rows of split ``test`` are left out; in a file with a split ``val`` or ``dev``, that one is kept from training,
+    else a share of the wordings. Requests for skills that the maker does not know are left out too.
+
+    Raises:
+        NotFound, InvalidData: see `read_requests`.
+    """
+    rows = read_requests(path)
+    own = any(split in ("val", "dev") for split, *_ in rows)
+    found = []
+    for split, label, text, wording in rows:
+        held = split in ("val", "dev") if own else is_dev(wording)
+        if split == "test" or held != maker.dev or label not in (*maker.skills, BASE):
+            continue
+        turn = user(Piece(text, UNKNOWN))
+        if maker.rng.random() < 0.3 and not maker.dev:
+            turn = user(*maker.styled(turn.pieces))
+        found.append(Request((turn,), {label: 1.0}, wording, "people's words"))
+    return found
+
+
+def collect_requests(
+    recipes: Mapping[str, Recipe],
+    rows: Mapping[str, Sequence[Row]],
+    files: Sequence[Path],
+    *,
+    per_skill: int = 700,
+    dev: bool = False,
+    seed: int = 0,
+) -> list[Request]:
+    """Requests for all skills and none.
+
+    Args:
+        recipes: of each skill.
+        rows: of each skill, of ``train``, or of ``dev`` where ``dev`` is true.
+        files: see `read_requests`.
+        per_skill: single requests made for each skill; the other kinds grow with it.
+        dev: only wordings that training does not see.
+        seed: of all draws.
+
+    Raises:
+        NotFound, InvalidData: see `read_requests`.
+    """
+    maker = Maker(recipes, rows, dev=dev, seed=seed)
+    found = [request for path in files for request in people_s(maker, path)]
+    for name in maker.skills:
+        found += [maker.skill(name) for _ in range(per_skill)]
+        found += [maker.embedded(name) for _ in range(round(per_skill * EMBEDDED))]
+    found += [maker.none() for _ in range(round(per_skill * NONE))]
+    found += [maker.embedded(BASE) for _ in range(round(per_skill * EMBEDDED * 3))]
+    found += [conversation(maker) for _ in range(round(per_skill * TURNS))]
+    found += [pasted(maker, maker.any_text()[:500]) for _ in range(round(per_skill * BARE))]
+    found += [r for _ in range(round(per_skill * COMPOSED)) if (r := maker.composed()) is not None]
+    alone = [*maker.phrasings.none.prompts, *maker.wordings.tasks]
+    found += [maker.alone(text, "alone") for text in alone if is_dev(text) == dev]
+    return found
+
+
+def collect_from(
+    skills: Sequence[str], data_dir: Path, files: Sequence[Path], *, per_skill: int = 700, dev: bool = False
+) -> list[Request]:
+    """`collect_requests` of a directory with a data file per skill.
+
+    Raises:
+        NotFound: a recipe or a data file is missing.
+        InvalidRecipe, InvalidData: one that cannot be read.
+    """
+    recipes = {name: recipe_beside(data_dir, name) for name in skills}
+    split = "dev" if dev else "train"
+    rows = {name: take(read_rows(data_file(data_dir, name)), split, 4 * per_skill) for name in skills}
+    return collect_requests(recipes, rows, files, per_skill=per_skill, dev=dev)
