@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidData, NotFound
-from loramix.textfile import read_lines
+from loramix.formats.textfile import read_lines
 from loramix.train.data import Row, data_file, read_rows, take
-from loramix.train.gate_pieces import BASE, UNKNOWN, Piece, Request, user
+from loramix.train.gate_pieces import UNKNOWN, Piece, Request, user
 from loramix.train.gate_requests import Maker
 from loramix.train.gate_turns import conversation, pasted
 from loramix.train.gate_wordings import is_dev
