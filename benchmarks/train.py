@@ -3,13 +3,15 @@
     python benchmarks/train.py --base smollm2-135m --base qwen.gguf --data DATA [--skill sentiment] [--steps 6]
 
 Each way runs the real training in a process of its own and stops after each step until it is told to go on,
-so that all ways do the same step one after the other and share whatever else the machine does.
+so that all ways do the same step one after the other and share whatever else the machine does. CPU time is
+counted too: with one thread it says on a busy machine what the clock would say on a quiet one.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -30,7 +32,7 @@ PLAIN = "float32"
 WAYS = (PLAIN, "bfloat16", "float32 compiled", "bfloat16 compiled")
 
 
-def work(way: str, base: str, skill: str, data: Path, rows: int) -> None:
+def work(way: str, base: str, skill: str, data: Path, rows: int, threads: int) -> None:
     """Train in this process; a line of JSON a step on stdout, the next step after a line on stdin."""
     import torch
 
@@ -38,6 +40,7 @@ def work(way: str, base: str, skill: str, data: Path, rows: int) -> None:
     from loramix.train import lora
     from loramix.train.peft_model import attach
 
+    torch.set_num_threads(threads)
     kind, _, compiled = way.partition(" ")
     # what the training loop calls, replaced in its own module
     vars(lora)["autocast_dtype"] = lambda: getattr(torch, kind)
@@ -48,22 +51,25 @@ def work(way: str, base: str, skill: str, data: Path, rows: int) -> None:
             layer.compile(dynamic=True)
         print(json.dumps({"loaded": time.monotonic() - began}), flush=True)
         sys.stdin.readline()
+        spent[0] = time.process_time()
         return found
 
     vars(lora)["attach"] = attached
     recipe = recipe_for(skill, base)
     changed = {"evaluate_every": 10**6, "save_every": 10**6, "dev_rows": 1}
     recipe = msgspec.structs.replace(recipe, training=msgspec.structs.replace(recipe.training, **changed))
-    read = [0.0]
+    read, spent = [0.0], [0.0]
 
     def report(progress: Any) -> None:
         total = progress.tokens_per_second * progress.seconds_per_step * progress.step
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         step = {"tokens": round(total - read[0]), "loss": progress.loss, "bytes": most}
+        step["cpu"] = time.process_time() - spent[0]
         read[0] = total
         print(json.dumps(step), flush=True)
         if not sys.stdin.readline():
             sys.exit(0)
+        spent[0] = time.process_time()
 
     began = time.monotonic()
     path = bases.resolve(base)
@@ -105,9 +111,11 @@ class Worker:
         self.process.wait()
 
 
-def measure(base: str, skill: str, data: Path, ways: tuple[str, ...], steps: int) -> Iterator[str]:
+def measure(
+    base: str, skill: str, data: Path, ways: tuple[str, ...], steps: int, threads: int
+) -> Iterator[str]:
     """Rows of the table, one a way."""
-    words = ["--base", base, "--skill", skill, "--data", data, "--steps", steps]
+    words = ["--base", base, "--skill", skill, "--data", data, "--steps", steps, "--threads", threads]
     workers = {way: Worker(way, *words) for way in ways}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for number in range(steps + 1):  # the first one warms up, or compiles
@@ -118,11 +126,15 @@ def measure(base: str, skill: str, data: Path, ways: tuple[str, ...], steps: int
     for worker in workers.values():
         worker.close()
     for way, (first, *later) in found.items():
-        speed = statistics.median(step["tokens"] / step["seconds"] for step in later)
         plain = found[PLAIN][1:] if PLAIN in found else later
-        ratio = statistics.median(a["seconds"] / b["seconds"] for a, b in zip(plain, later, strict=True))
+
+        def both(key: str, later: list[dict[str, Any]] = later, plain: list[dict[str, Any]] = plain) -> str:
+            speed = statistics.median(step["tokens"] / step[key] for step in later)
+            ratio = statistics.median(a[key] / b[key] for a, b in zip(plain, later, strict=True))
+            return f"{speed:.0f} ({ratio:.2f})"
+
         yield (
-            f"| {Path(base).stem} | {skill} | {way} | {speed:.0f} | {ratio:.2f} | {first['seconds']:.0f} s "
+            f"| {Path(base).stem} | {skill} | {way} | {both('seconds')} | {both('cpu')} | {first['cpu']:.0f} s "
             f"| {workers[way].loaded:.0f} s | {later[-1]['bytes'] / 1e9:.2f} GB | {later[-1]['loss']:.4f} |"
         )
 
@@ -133,20 +145,28 @@ def measure(base: str, skill: str, data: Path, ways: tuple[str, ...], steps: int
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--ways", default=",".join(WAYS), show_default=True)
 @click.option("--steps", default=6, show_default=True, help="Measured steps, after one that warms up.")
+@click.option("--threads", default=len(os.sched_getaffinity(0)), show_default="the cores we may use")
 @click.option("--way", hidden=True)
 def main(
-    bases: tuple[str, ...], skills: tuple[str, ...], data: Path, ways: str, steps: int, way: str | None
+    bases: tuple[str, ...],
+    skills: tuple[str, ...],
+    data: Path,
+    ways: str,
+    steps: int,
+    threads: int,
+    way: str | None,
 ) -> None:
     """Print a Markdown table."""
     if way:
-        work(way, bases[0], skills[0], data, 16 * (steps + 2))
+        work(way, bases[0], skills[0], data, 16 * (steps + 2), threads)
         return
     print(
-        "| base | skill | way | tokens/s | speed against float32 | first step | load | most memory | loss |"
+        "| base | skill | way | tokens/s (against float32) | a CPU second (the same) | first step, CPU | load "
+        "| most memory | loss |"
     )
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for base, skill in itertools.product(bases, skills):
-        for row in measure(base, skill, data, tuple(ways.split(",")), steps):
+        for row in measure(base, skill, data, tuple(ways.split(",")), steps, threads):
             print(row, flush=True)
 
 

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import write_moods
+from tiny import write_base, write_moods
 
 pytest.importorskip("torch")
 import torch
@@ -103,6 +103,18 @@ def test_the_base_stays_frozen_and_the_adapter_learns(
     assert digest(changed) != plain
     written = json.loads((tmp_path / "out" / "adapter" / "loramix.json").read_text())
     assert written["skill"] == "mood" and len(written["base"]["sha256"]) == 64
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_rounds_once_what_autocast_would_round(tied: bool, tmp_path: Path) -> None:
+    path = write_base(tmp_path / "base.gguf", tied=tied)
+    full, rounded = load_base(path), load_base(path, torch.bfloat16)
+    assert rounded.lm_head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    assert rounded.model.embed_tokens.weight.dtype == rounded.model.norm.weight.dtype == torch.float32
+    assert rounded.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    ids = torch.randint(3, 250, (2, 30))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(full(ids).logits, rounded(ids).logits)
 
 
 def test_the_lowest_layers_can_stay_bare(recipe: Path, data: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def device() -> torch.device:
 
 
 def autocast_dtype() -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, else float32."""
+    """bfloat16 where the hardware multiplies it natively, else float32; docs/base.md has the measurements."""
     if torch.cuda.is_available():
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported()
@@ -68,9 +68,12 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     model.requires_grad_(False)
     model.eval()
     if dtype != torch.float32:
-        for module in model.model.modules():
-            if isinstance(module, torch.nn.Linear):  # autocast rounds these at each use: do it once
-                module.to(dtype)
+        looked_up = (
+            model.get_input_embeddings().weight
+        )  # read without autocast, and so kept, even where it is the head
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and module.weight is not looked_up:
+                module.to(dtype)  # autocast rounds these at each use: do it once
     return model.to(device())
 
 

@@ -65,14 +65,18 @@ def kept_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32
     """
     layers = trained_layers(model)
     kept = sum(_layer_bytes(layer, shape, dtype) for layer in layers)
-    vocabulary = int(model.get_base_model().lm_head.out_features)
-    return kept + FLOAT32 * vocabulary * shape.answers
+    return kept + _log_probabilities(model, shape)
 
 
 def step_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32) -> int:
     """`kept_bytes` and the two gradients of the size of the log-probabilities that the backward pass begins with."""
-    vocabulary = int(model.get_base_model().lm_head.out_features)
-    return kept_bytes(model, shape, dtype) + 2 * FLOAT32 * vocabulary * shape.answers
+    return kept_bytes(model, shape, dtype) + 2 * _log_probabilities(model, shape)
+
+
+def _log_probabilities(model: Any, shape: BatchShape) -> int:
+    """Bytes of the answers' log-probabilities, which are float32 in any case."""
+    vocabulary: int = model.get_base_model().lm_head.out_features
+    return FLOAT32 * vocabulary * shape.answers
 
 
 def _layer_bytes(layer: Any, shape: BatchShape, dtype: torch.dtype) -> int:
@@ -90,7 +94,8 @@ def _layer_bytes(layer: Any, shape: BatchShape, dtype: torch.dtype) -> int:
         per_token += size * shape.length
         if keys != attention.head_dim or dtype != torch.float32:  # a single head is expanded without a copy
             repeated = queries
-    return per_token * shape.tokens + 2 * size * repeated * shape.rows * shape.length
+    kept: int = per_token * shape.tokens + 2 * size * repeated * shape.rows * shape.length
+    return kept
 
 
 def _adapter_bytes(layer: Any, dtype: torch.dtype) -> int:
