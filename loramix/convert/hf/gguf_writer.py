@@ -58,7 +58,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 dtype = np.dtype(_STORED[stored])
                 nbytes = math.prod(shape) * dtype.itemsize
                 writer.add_tensor_info(name, shape, dtype, nbytes, gguf.GGMLQuantizationType[stored])
-            with _told(out):
+            with _full_disk_as_no_space(out):
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
@@ -66,11 +66,11 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                     writer.write_tensor_data(factors)
             for name, source, shape, stored in plan:
                 values = _values(checkpoint, source, name, shape, stored)
-                with _told(out):
+                with _full_disk_as_no_space(out):
                     writer.write_tensor_data(values)
                 del values
         finally:
-            with _told(out):
+            with _full_disk_as_no_space(out):
                 writer.close()
 
 
@@ -92,7 +92,7 @@ def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
+def _full_disk_as_no_space(out: Path) -> Iterator[None]:
     """Say that the disk is full where a write fails for that; NumPy's own error has no number."""
     try:
         yield
@@ -142,8 +142,8 @@ def _values(
         with np.errstate(over="ignore"):
             part[:] = widened(raw, dtype)
         if not np.isfinite(part).all():
-            mend = "it is not usable" if kind == "F32" else "convert with --quant F32"
-            raise Unsupported(f"{source} has values beyond {kind}; {mend}.")
+            fix = "it is not usable" if kind == "F32" else "convert with --quant F32"
+            raise Unsupported(f"{source} has values beyond {kind}; {fix}.")
     values = values.reshape(shape)
     config = checkpoint.config
     if heads := config.model.heads(name, config.num_attention_heads, config.n_head_kv):
