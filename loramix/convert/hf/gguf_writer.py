@@ -1,7 +1,7 @@
-"""Hugging Face checkpoint → GGUF, one tensor in memory at a time.
+"""Writes a Hugging Face checkpoint as GGUF, one tensor in memory at a time.
 
-Mirrors llama.cpp's converter (conversion/llama.py, conversion/qwen.py): the same names, the same order of Q's and
-K's rows, the same tensor of RoPE factors. ``gguf`` writes the format.
+Follows llama.cpp's converter (conversion/llama.py, conversion/qwen.py) in names, the order of rows of Q and K, and
+the tensor of RoPE factors. Uses ``gguf`` to write the format.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
 
 @contextmanager
 def _full_disk_as_no_space(out: Path) -> Iterator[None]:
-    """Say that the disk is full where a write fails for that; NumPy's own error has no number."""
+    """Convert write errors of a full disk to `NoSpace`; NumPy's own error has no errno."""
     try:
         yield
     except OSError as error:
