@@ -1,6 +1,6 @@
-"""The architectures that Loramix runs: one description each, read by everything that depends on one.
+"""Descriptions of the supported architectures, shared by all code that depends on the architecture.
 
-Knows names and conventions only; nothing here reads a file or imports llama.cpp, PyTorch or ``gguf``.
+Holds names and conventions only; reads no file and imports no llama.cpp, PyTorch or ``gguf``.
 """
 
 from __future__ import annotations

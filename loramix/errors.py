@@ -1,4 +1,4 @@
-"""Every error a user can meet, in one tree.
+"""The tree of all errors that Loramix raises for users.
 
 LoramixError                 exit 1  HTTP 500
 ├── UsageError               exit 2  HTTP 400   an invalid argument
@@ -16,10 +16,10 @@ LoramixError                 exit 1  HTTP 500
 ├── Busy                     exit 1  HTTP 409   another process holds the directory
 ├── NoSpace                  exit 1  HTTP 507   the disk or the memory cannot hold it
 ├── RequestFailed            exit 1  HTTP …     a request to the server, with the status that it gets
-└── NativeError              exit 1  HTTP 500   llama.cpp refused or failed
-    └── Interrupted          exit 1  HTTP 499   what it computed was not wanted any more
+└── NativeError              exit 1  HTTP 500   a llama.cpp call failed
+    └── Interrupted          exit 1  HTTP 499   a computation was stopped, its result is no longer needed
 
-A message is one sentence or two: what was found, what is needed, and the command that fixes it.
+A message has one or two sentences: what was found, what is needed, and the command that fixes it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Unsupported(LoramixError):
 
 
 class SelfCheckFailed(LoramixError):
-    """A converted file that does not do what its source does."""
+    """A converted file whose results differ from its source."""
 
 
 class MissingExtra(LoramixError):
@@ -104,7 +104,7 @@ class Busy(LoramixError):
 
 
 class NoSpace(LoramixError):
-    """The disk or the memory cannot hold it."""
+    """Not enough disk space or memory."""
 
     http_status = 507
 
@@ -123,7 +123,7 @@ class RequestFailed(LoramixError):
 
 
 class NativeError(LoramixError):
-    """A call of llama.cpp was refused or failed."""
+    """A llama.cpp call failed."""
 
 
 class Interrupted(NativeError):

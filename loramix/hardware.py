@@ -1,6 +1,6 @@
-"""What this machine offers: CPU features, cores and memory that the process may really use.
+"""CPU features, cores and memory that this process may use.
 
-Reads /proc, /sys and cgroups, and falls back to what Python knows; knows nothing of llama.cpp.
+Reads /proc, /sys and cgroups, with Python's own functions as a fallback. Independent of llama.cpp.
 """
 
 from __future__ import annotations

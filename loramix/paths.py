@@ -1,4 +1,4 @@
-"""Where files live, which names are safe, and the only way a file is written: temp, fsync, replace."""
+"""Data directories, safe file names, and atomic writes (temporary file, fsync, replace)."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ def _home() -> Path:
 
 
 def cache_dir() -> Path:
-    """Directory for what can be made again: ``LORAMIX_CACHE``, else XDG's, else ``~/.cache/loramix``."""
+    """Return the directory of reproducible files: ``LORAMIX_CACHE``, else XDG's, else ``~/.cache/loramix``."""
     if own := os.environ.get("LORAMIX_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "loramix"
 
 
 def data_dir() -> Path:
-    """Directory for the user's own packs: ``LORAMIX_DATA``, else XDG's, else ``~/.local/share/loramix``."""
+    """Return the directory of the user's packs: ``LORAMIX_DATA``, else XDG's, else ``~/.local/share/loramix``."""
     if own := os.environ.get("LORAMIX_DATA"):
         return Path(own)
     return Path(os.environ.get("XDG_DATA_HOME") or _home() / ".local" / "share") / "loramix"
 
 
 def is_safe_name(name: str) -> bool:
-    """Whether ``name`` may become a file name: lower-case ASCII, digits, ``_ . -``, 64 at most.
+    """Whether ``name`` is a safe file name: at most 64 of lower-case ASCII letters, digits, ``_ . -``.
 
-    Names that climb, that end in a dot or that some systems reserve are refused.
+    Names with ``..``, with a final dot, or reserved by some systems are not safe.
     """
     return bool(
         _NAME.fullmatch(name)
@@ -75,14 +75,14 @@ def safe_name(name: str, what: str = "name") -> str:
 
 
 def safe_join(root: Path, relative: str) -> Path:
-    """Join a path that a manifest names to its directory, and refuse what would leave it.
+    """Join a manifest's relative path to its directory, and reject paths that leave the directory.
 
     Args:
         root: the directory that must hold the file.
         relative: a relative POSIX path from an untrusted file.
 
     Raises:
-        InvalidArtifact: absolute, climbing, odd, or a link that leads outside.
+        InvalidArtifact: the path is absolute, has unsafe parts, or is a link to outside the directory.
     """
     parts = relative.split("/")
     if (
@@ -102,12 +102,12 @@ def safe_join(root: Path, relative: str) -> Path:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Name a temporary file beside ``path``; on success fsync it and move it into place.
+    """Yield a temporary path in the directory of ``path``; on success fsync it and move it to ``path``.
 
-    On any error the temporary file is removed and what was at ``path`` stays as it was.
+    On an error the temporary file is removed and ``path`` is unchanged.
 
     Args:
-        path: the file to make or to replace; its directory is made if needed.
+        path: the file to create or replace; its directory is created if needed.
 
     Yields:
         The temporary path, for writers that open files by name.
@@ -134,13 +134,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Make a directory whole or not at all: its files are written beside ``path``, then it is moved there.
+    """Create a directory atomically: yield a temporary directory, and rename it to ``path`` on success.
 
     Args:
         path: a directory that does not exist.
 
     Yields:
-        The temporary directory; write files into it through `write_bytes` and the like, which fsync them.
+        The temporary directory; write its files with `write_bytes` or similar functions, which fsync them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -160,25 +160,25 @@ def need_space(
     what: str,
     *,
     spare_bytes: int = 16 * 2**20,
-    mend: str = "free some, or write to another disk.",
+    fix: str = "free some, or write to another disk.",
 ) -> None:
-    """Refuse a write that its disk cannot hold, before it begins.
+    """Check before a write that the disk has enough free space.
 
     Args:
-        path: the file to be written; its directory need not exist yet.
-        size_bytes: what it will take.
-        what: it is, for the message.
-        spare_bytes: asked for beside it, for what else is written meanwhile.
-        mend: what the user can do, for the message.
+        path: the file to be written; its directory may not exist yet.
+        size_bytes: size of the file.
+        what: name of the file's content, for the message.
+        spare_bytes: additional free bytes, for other writes at the same time.
+        fix: how to free space, for the message.
 
     Raises:
-        NoSpace: less is free.
+        NoSpace: the disk has less free space.
     """
     there = next(parent for parent in path.absolute().parents if parent.is_dir())
     free = shutil.disk_usage(there).free
     if free < size_bytes + spare_bytes:
         raise NoSpace(
-            f"{what} needs {size_bytes / 1e6:,.0f} MB and {there} has {free / 1e6:,.0f} MB free: {mend}"
+            f"{what} needs {size_bytes / 1e6:,.0f} MB and {there} has {free / 1e6:,.0f} MB free: {fix}"
         )
 
 
@@ -194,11 +194,11 @@ def write_text(path: Path, content: str) -> None:
 
 
 def share_file(source: Path, target: Path) -> None:
-    """Make ``target`` a hard link to ``source``, or a copy where the file system has no such links.
+    """Make ``target`` a hard link to ``source``, or a copy if the file system does not support it.
 
     Args:
-        source: a file that is replaced and never written into.
-        target: not there yet.
+        source: a file that is only ever replaced, never modified in place.
+        target: a path that does not exist.
     """
     try:
         os.link(source, target)
@@ -210,14 +210,14 @@ def share_file(source: Path, target: Path) -> None:
 
 
 def open_lines(path: Path, head: bytes) -> tuple[IO[bytes], list[bytes]] | None:
-    """Open a file that grows line by line, for more; what a kill has torn at its end is cut off.
+    """Open a line-oriented file for appending; truncate an incomplete last line.
 
     Args:
-        path: the file, which exists.
-        head: its first line, with its end.
+        path: an existing file.
+        head: its expected first line, with the line end.
 
     Returns:
-        The file at its end, and the whole lines behind the first; None where the first is another.
+        The file, positioned at its end, and its complete lines after the first; None if the first line differs.
     """
     lines = path.read_bytes().splitlines(keepends=True)
     if lines[:1] != [head]:
@@ -230,7 +230,7 @@ def open_lines(path: Path, head: bytes) -> tuple[IO[bytes], list[bytes]] | None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Make a rename in ``directory`` survive a power cut, where the system can."""
+    """Fsync a directory, so that a rename in it survives a power failure, if the system supports it."""
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except OSError:  # a system that cannot open directories

@@ -1,6 +1,6 @@
-"""Prompts as messages, and a skill's instruction templates, whose ``{input}`` is plain text.
+"""Prompts as messages, and a skill's instruction templates with a literal ``{input}``.
 
-How a base writes a conversation is `loramix.templates.chat_template`.
+`loramix.templates.chat_template` renders messages as the base's text.
 """
 
 from __future__ import annotations

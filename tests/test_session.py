@@ -146,7 +146,7 @@ def test_the_oldest_goes_first_and_prefixes_of_another_are_not_kept(tiny_engine:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contexts begin with memory for few tokens; llama.cpp makes that 256."""
-    monkeypatch.setattr(Context, "FIRST", 64)
+    monkeypatch.setattr(Context, "INITIAL_CTX", 64)
     monkeypatch.setattr(Context, "N_BATCH", 64)
 
 
@@ -160,14 +160,14 @@ def test_a_context_grows_and_computes_what_a_wide_one_does(
     grown = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
     found = [grown.decode(tokens[i : i + 50]) for i in range(0, 700, 50)]
     assert grown.capacity >= 700 > 4 * Context.INITIAL_CTX
-    monkeypatch.setattr(Context, "FIRST", 1024)
+    monkeypatch.setattr(Context, "INITIAL_CTX", 1024)
     wide = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
     for i, logits in enumerate(found):
         assert (wide.decode(tokens[50 * i : 50 * i + 50]) == logits).all(), i
     assert wide.capacity == 1024
     assert grown.tokens == wide.tokens and (grown.states(1) == wide.states(1)).all()
 
-    monkeypatch.setattr(Context, "FIRST", 64)
+    monkeypatch.setattr(Context, "INITIAL_CTX", 64)
     other = Context(tiny_engine.model, mix, n_ctx=1024, n_threads=1, taps=[1])
     other.restore(wide.save())
     assert (other.decode([9]) == wide.decode([9])).all()

@@ -1,1 +1,1 @@
-"""Adapters, gates and bases between training, run time and other programs."""
+"""Conversion of adapters, gates and bases between training, serving and other programs."""

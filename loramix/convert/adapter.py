@@ -1,7 +1,7 @@
-"""PEFT or mlx-lm LoRA directory → GGUF LoRA file that llama.cpp applies as its own library does.
+"""Converts a PEFT or mlx-lm LoRA directory to a GGUF LoRA with the same results in llama.cpp.
 
-llama.cpp computes ``scale * alpha / rank`` itself, from one alpha and each tensor's rank. What PEFT scales
-otherwise (rsLoRA, alpha and rank patterns) is folded into B, and only then does B change at all.
+llama.cpp computes ``scale * alpha / rank`` from one alpha and each tensor's rank. Other scalings of PEFT (rsLoRA,
+alpha and rank patterns) are folded into B, which is otherwise unchanged.
 """
 
 from __future__ import annotations

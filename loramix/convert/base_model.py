@@ -1,4 +1,4 @@
-"""The frozen base in PyTorch: loaded once, never updated, its weights' digest to prove it."""
+"""The frozen base in PyTorch, with a digest of its weights to verify that training does not change them."""
 
 from __future__ import annotations
 

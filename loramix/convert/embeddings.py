@@ -1,6 +1,6 @@
-"""Whole embeddings that were saved beside an adapter: copies of the base's own, or trained and refused.
+"""Checks full embeddings saved with an adapter: accepts copies of the base's, rejects trained ones.
 
-PEFT writes them where the vocabulary was resized or an embedding is among its targets, some trainers always.
+PEFT saves them if the vocabulary was resized or an embedding is among its targets; some trainers always do.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _COARSE = 0.2
 
 
 def check_copies(adapter: PeftAdapter, base: Path, header: GGUFFile) -> None:
-    """Accept whole embeddings beside an adapter where they are the base's own, which changes nothing.
+    """Check that full embeddings saved with an adapter equal the base's.
 
     Args:
         adapter: as read.

@@ -1,6 +1,6 @@
-"""A mix of a pack for other programs: one GGUF LoRA, or the base with the mix in its weights.
+"""Exports a mix of a pack for other programs: as one GGUF LoRA, or merged into the base.
 
-Routing stays behind: what is taken out answers every prompt with the one mix.
+The exported model does not route; it answers every prompt with this mix.
 """
 
 from __future__ import annotations

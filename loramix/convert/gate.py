@@ -1,4 +1,4 @@
-"""Torch gate → gate.npz, written only after both forwards have been compared."""
+"""Converts a torch gate to gate.npz after comparing both forward passes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A GGUF base as a transformers model: its dequantized values, every tensor of the file used or the file refused.
+"""Loads a GGUF base as a dequantized transformers model; rejects the file if a tensor would be unused.
 
-transformers reads GGUF files too, but drops biases and RoPE factors of some architectures in silence; training
-on other numbers than those that serve would go unnoticed.
+transformers' own GGUF loader silently drops biases and RoPE factors of some architectures, so that training would
+use other weights than serving.
 """
 
 from __future__ import annotations

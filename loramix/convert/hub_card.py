@@ -1,4 +1,4 @@
-"""Model cards of packs and skills on the hub: front matter that its search reads, and how to use them."""
+"""Model cards of packs and skills for the hub: front matter for its search, and usage instructions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_card(manifest: Manifest, repository: str, base_model: str, skill_card:
         manifest: the pack as it is pushed.
         repository: ``OWNER/REPO``.
         base_model: repository of the base.
-        skill_card: Markdown of its only skill, where the files of a PEFT adapter lie beside.
+        skill_card: Markdown card of the only skill, if the repository also has its PEFT adapter.
 
     Returns:
         Markdown with YAML front matter.

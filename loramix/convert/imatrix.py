@@ -1,8 +1,8 @@
-"""``python -P -m loramix.convert.imatrix BASE TEXT OUT.npz``: which columns of each matrix matter, from a text.
+"""``python -P -m loramix.convert.imatrix BASE TEXT OUT.npz``: computes an importance matrix from a text.
 
-The importance of a column is the mean square of what it is multiplied with, as llama.cpp's own tool gathers it
-(tools/imatrix/imatrix.cpp); its quantizer weighs rounding errors by it. Inputs are read by the names that
-llama.cpp gives to the graph's nodes, so nothing private of its structs is looked at.
+The importance of a column is the mean square of its inputs, as in llama.cpp's own tool
+(tools/imatrix/imatrix.cpp); its quantizer weights rounding errors by it. Inputs are found by the names of graph
+nodes, without access to private structs.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Observer:
         kind, _, layer = self._name(tensor).decode("utf-8", "replace").rpartition("-")
         names = [f"blk.{layer}.{matrix}.weight" for matrix in INPUTS.get(kind, ())]
         if ask or not names:
-            return bool(names) or not ask  # asked for, or go on
+            return bool(names) or not ask  # a node of interest, or continue
         values = np.empty(self._size(tensor) // 4, np.float32)
         self._get(tensor, values.ctypes.data, 0, values.nbytes)
         rows = values.reshape(-1, self.widths[names[0]])

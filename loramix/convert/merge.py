@@ -1,7 +1,7 @@
-"""A mix written into the base's own weights: ``W + Σ sᵢ·(αᵢ/rᵢ)·Bᵢ·Aᵢ``, one GGUF that any llama.cpp runs.
+"""Merges a mix into the base's weights, ``W + Σ sᵢ·(αᵢ/rᵢ)·Bᵢ·Aᵢ``, as a GGUF for any llama.cpp.
 
-Tensor by tensor: dequantized, moved, rounded to the wanted type again, written; what no skill changes is
-copied byte by byte. Adapters that act on a part of the tokens only cannot be written into weights.
+Each adapted tensor is dequantized, updated and quantized again; other tensors are copied. Activated adapters, which
+act on part of the tokens only, cannot be merged.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def merge(
         parts: whole GGUF LoRA files that ``check_adapter`` has passed, with their scales.
         out: the GGUF to make; a temporary file, since a failure leaves part of it.
         quant: one of `EXPORT_QUANTS` for all matrices, see `wanted_type`; by default each keeps its type.
-        metadata: strings to write beside the base's own, or in their place.
+        metadata: strings that are added to the base's metadata, or replace it.
 
     Raises:
         NoSpace: the disk cannot hold it.
@@ -94,7 +94,7 @@ def wanted_type(name: str, shape: tuple[int, ...], own: str, quant: str | None) 
         name: the tensor's.
         shape: rows first.
         own: its type in the base.
-        quant: what was asked for; None keeps the base's types.
+        quant: requested type; None keeps the base's types.
 
     Returns:
         The base's type for what is no matrix, or where nothing is asked for. Embedding and head suffer most from

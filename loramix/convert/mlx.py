@@ -1,8 +1,8 @@
-"""An mlx-lm LoRA directory, read into the record that PEFT's becomes, so that one road converts both.
+"""Reads an mlx-lm LoRA directory into the same record as a PEFT one.
 
-mlx-lm keeps ``lora_a`` (in, R) and ``lora_b`` (R, out) and computes ``y + scale * (x @ a) @ b``
-(mlx_lm/tuner/lora.py): transposed they are PEFT's A and B, and its ``scale`` is PEFT's whole scaling, with no
-alpha and no rank in it. Modules are named as in Hugging Face's checkpoint, rotary halves included.
+mlx-lm stores ``lora_a`` (in, R) and ``lora_b`` (R, out) and computes ``y + scale * (x @ a) @ b``
+(mlx_lm/tuner/lora.py). Transposed, they are PEFT's A and B; ``scale`` is PEFT's complete scaling, independent of
+alpha and rank. Modules have the names, and the order of rotary halves, of the Hugging Face checkpoint.
 """
 
 from __future__ import annotations

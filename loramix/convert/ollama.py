@@ -1,7 +1,7 @@
-"""A mix as an Ollama model: the merged GGUF, and a Modelfile that prompts it as the runtime would.
+"""Exports a mix as an Ollama model: the merged GGUF, and a Modelfile with an equivalent prompt template.
 
-Ollama writes prompts with Go templates and knows no Jinja. A base's template is taken for one of a few families
-only if it renders trial chats letter for letter as that family does; what a family means in Go is known.
+Ollama uses Go templates instead of Jinja. A base's template is mapped to one of a few known families with a Go
+template, if it renders trial chats exactly as that family does.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def modelfile(
 
     Args:
         turns: the base's chat template.
-        gguf: name of the model's file beside it.
+        gguf: name of the model's file in the same directory.
         n_ctx: tokens of context.
         max_tokens: longest answer.
         stops: texts that end an answer.

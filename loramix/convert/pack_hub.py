@@ -1,6 +1,6 @@
-"""Packs and single skills on the Hugging Face hub: pulled, checked and only then put in place; pushed in one commit.
+"""Pulls packs and skills from the Hugging Face hub, installs them after validation, and pushes them in one commit.
 
-A repository holds a pack as a directory does, with a model card; one of a single skill has it for PEFT as well.
+A repository has the files of a pack directory and a model card; a repository of one skill also has PEFT files.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _repository(text: str, revision: str) -> Place:
 
 
 def _target(name: str, place: Place) -> Path:
-    """Where a pulled pack goes, which nobody else's pack may lose its place to."""
+    """Return the directory of a pulled pack, which must not replace a pack of another origin."""
     target = data_dir() / "packs" / safe_name(name, "pack")
     if (SHIPPED / name).is_dir():
         raise UsageError(

@@ -1,6 +1,6 @@
-"""GGUF LoRA → PEFT LoRA directory: what `loramix.convert.adapter` does, backwards.
+"""Converts a GGUF LoRA to a PEFT LoRA directory, the inverse of `loramix.convert.adapter`.
 
-For training on, or for a comparison in PyTorch, where only a pack is at hand.
+Used to continue training, or to compare with PyTorch, when only a pack is available.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A PEFT LoRA directory, read without PEFT: its matrices and scalings, or the reason why it cannot run.
+"""Reads matrices and scalings of a PEFT LoRA directory without PEFT, and rejects unsupported kinds.
 
-Knows PEFT's format only (``adapter_config.json`` and ``adapter_model.safetensors``); `loramix.convert.mlx` reads
-mlx-lm's into the same record, and `loramix.convert.adapter` makes GGUF of either.
+Covers PEFT's format only (``adapter_config.json`` and ``adapter_model.safetensors``); `loramix.convert.mlx` reads
+mlx-lm's format into the same record, and `loramix.convert.adapter` converts either to GGUF.
 """
 
 from __future__ import annotations
@@ -52,15 +52,15 @@ class PeftAdapter:
     scaling: dict[str, float]
     name: str
     base: str = ""
-    """What it says it was trained on; a name or path on somebody's machine, for messages."""
+    """Name or path of the base in the adapter's configuration, for messages."""
     model_class: str = ""
     """transformers' class of that model, where it says it."""
     invocation: tuple[int, ...] = ()
     """Tokens from which on it acts, where it is a late adapter (activated LoRA)."""
     copies: dict[str, Floats] = field(default_factory=dict)
-    """Whole embeddings that were saved beside the adapter, by module; they must be the base's own."""
+    """Full embeddings saved with the adapter, by module; they must equal the base's."""
     as_saved: bool = True
-    """Whether PEFT reads it as it is: its own names, nothing beside the adapter, no byte-order mark."""
+    """Whether PEFT can read it unchanged: original names, no further tensors, no byte-order mark."""
 
 
 def read_peft(directory: Path) -> PeftAdapter:

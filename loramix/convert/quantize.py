@@ -1,6 +1,6 @@
-"""``python -P -m loramix.convert.quantize JOB.json``: llama.cpp's own quantizer, in a process of its own.
+"""``python -P -m loramix.convert.quantize JOB.json``: runs llama.cpp's quantizer in a child process.
 
-A child can be interrupted, cannot take the caller down with it, and gives all memory back at its end.
+A child process can be interrupted, cannot crash the caller, and frees all memory at its end.
 """
 
 from __future__ import annotations

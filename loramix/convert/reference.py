@@ -1,7 +1,7 @@
-"""``python -m loramix.convert.reference JOB.json OUT.npz``: what PyTorch computes, for conversions to be held to.
+"""``python -m loramix.convert.reference JOB.json OUT.npz``: PyTorch's results, to compare conversions with.
 
-Runs in a process of its own, since torch and llama.cpp must not share one. A single adapter goes through
-PEFT's own forward; several are merged into the weights with PEFT's own deltas.
+Runs in its own process, because torch and llama.cpp must not share one. A single adapter uses PEFT's forward pass;
+several are merged into the weights with PEFT's deltas.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a converted adapter or base do in llama.cpp what it did in PyTorch, and is an adapter applied at all?"""
+"""Compares a converted adapter or base in llama.cpp with PyTorch, and checks that an adapter has an effect."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Names that training frameworks put around a model's own, taken off tensor names again.
+"""Removes the names of training frameworks' wrappers from tensor names.
 
-``torch.compile``, DDP, DeepSpeed, FSDP, activation checkpointing, Lightning, TRL and PEFT wrap modules, and
-what is saved through the wrapper has its name in front of, or amid, each tensor's. Models that read images too,
-such as larger ones of Gemma 3, keep their language model as a part.
+``torch.compile``, DDP, DeepSpeed, FSDP, activation checkpointing, Lightning, TRL and PEFT wrap modules, and saved
+tensor names contain the wrapper's name. Multimodal models, such as larger Gemma 3 models, have their language
+model as a submodule.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Readers and validators of untrusted files: GGUF, safetensors, text; nothing here loads native code."""
+"""Readers and validators of untrusted files (GGUF, safetensors, text) without native code."""

@@ -1,4 +1,4 @@
-"""A GGUF LoRA file from anywhere: read with a bound on its size, or named for what it is instead."""
+"""Reads a GGUF LoRA file with a size limit, and identifies other files for the error message."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A strict reader of GGUF headers: every count, length and offset is checked before it is believed.
+"""A strict reader of GGUF headers that checks every count, length and offset before it uses it.
 
-Knows the format only (ggml, docs/gguf.md, versions 2 and 3, little endian); what a base or an adapter must
-hold is `validate`'s business. Native code sees a file only after this has read it.
+Covers the format only (ggml, docs/gguf.md, versions 2 and 3, little endian); `validate` checks the content of
+bases and adapters. Native code reads a file only after this reader has accepted it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Make a base of another tensor type from a quantized GGUF, the same bytes on every machine.
+"""Converts a quantized GGUF base to another tensor type, with the same bytes on every machine.
 
-llama.cpp's own quantizer would do it faster, but its rounding depends on how it was compiled (fused
-multiply-add); element-wise NumPy does not, so the digest of a derived base can be pinned.
+llama.cpp's quantizer is faster, but its rounding depends on how it was compiled (fused multiply-add). Element-wise
+NumPy does not, so the digest of a derived base can be pinned.
 """
 
 from __future__ import annotations

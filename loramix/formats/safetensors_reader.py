@@ -1,4 +1,4 @@
-"""A strict reader of safetensors files into float32 arrays; refuses what the library lets pass (NaN, repeats)."""
+"""A strict reader of safetensors files into float32 arrays; also rejects NaN and repeated names."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a file is by its first bytes, for messages on a file that is not what its name says.
+"""Identifies a file by its first bytes, for error messages on unexpected files.
 
-Knows signatures only; the readers of each format decide what they accept.
+Checks signatures only; the reader of each format decides what it accepts.
 """
 
 from __future__ import annotations

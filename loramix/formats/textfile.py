@@ -1,7 +1,7 @@
-"""The one reader of text files that users hand over: byte-order marks, UTF-16, gzip, line ends, wrong files.
+"""Reads text files of users: byte-order marks, UTF-16, gzip, line ends, and files of other formats.
 
-Editors and shells write marks (Notepad, Excel, PowerShell) that are no part of the text. Every place that
-reads such a file comes here, so that all of them accept the same files and say the same of the others.
+Notepad, Excel and PowerShell write byte-order marks that are not part of the text. All code that reads such files
+uses this module, so that all commands accept and reject the same files.
 """
 
 from __future__ import annotations

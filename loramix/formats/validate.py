@@ -1,6 +1,6 @@
-"""What a base and an adapter must be before llama.cpp may see them.
+"""Validates bases and adapters before llama.cpp loads them.
 
-Each rule stands for a file that was seen to abort, crash or silently spoil llama.cpp: wrong value types,
+Each rule covers a file that made llama.cpp abort, crash or compute wrong results: wrong value types,
 three-dimensional or integer matrices, rank zero, adapted embeddings on tied models, NaN.
 """
 

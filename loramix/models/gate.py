@@ -1,6 +1,6 @@
-"""The gate in torch, for training; `gate_numpy` is the same forward at run time.
+"""The gate in torch, for training; `gate_numpy` has the same forward pass for serving.
 
-Knows nothing of prompts, losses or packs. Saved without pickle: gate.safetensors and gate.json.
+Independent of prompts, losses and packs. Saved as gate.safetensors and gate.json, without pickle.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What the gate learned from, small enough to ship: a pack's feature bank lets a skill be added without old data.
+"""A pack's feature bank: compressed training features of the gate, to add a skill without the old data.
 
-Features (some 1,700 numbers a prompt) are standardized, projected on their principal components and
-rounded to bytes. They are what `loramix.train.gate_extend` fits the change of a class on.
+Features (about 1,700 numbers per prompt) are standardized, projected on their principal components and rounded
+to bytes. `loramix.train.gate_extend` fits a new class on them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The gate in NumPy: features of a prompt → probability per skill and for the base; and its file, gate.npz.
+"""The gate in NumPy: probabilities per skill and for the base from a prompt's features; and its file, gate.npz.
 
-Knows nothing of prompts or packs, and never imports torch. A gate file is untrusted: it is checked before
-anything of it is computed with, and nothing in it is ever evaluated or unpickled.
+Independent of prompts and packs, and never imports torch. A gate file is untrusted: it is validated before use,
+and nothing in it is evaluated or unpickled.
 """
 
 from __future__ import annotations

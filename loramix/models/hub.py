@@ -1,7 +1,6 @@
-"""Files of the Hugging Face hub: fetched into its own cache, resumed after a cut, checked before they count.
+"""Downloads files of the Hugging Face hub into the hub's cache: resumes interrupted downloads and checks digests.
 
-Knows repositories, revisions, digests and what can go wrong with them; knows nothing of bases or packs.
-The hub's client does the talking; it comes with the extra [hub].
+Independent of bases and packs. Needs the hub's client, which comes with the extra [hub].
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from loramix.models.hub_place import parse as parse
 from loramix.paths import need_space, sha256_file, sync_directory
 
 SPARE_BYTES = 64 * 2**20
-"""Room that stays free on the disk behind a download."""
+"""Free disk space that must remain after a download."""
 PATIENCE_SECONDS = 4.0
 """How long a hub may take to answer where there is another source."""
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
@@ -237,8 +236,8 @@ def _check_digest(path: Path, place: Place, etag: str, sha256: str) -> None:
 
 def need_room(path: Path, size_bytes: int, place: Place) -> None:
     """`need_space` for what comes from a place."""
-    mend = "make room, or set HF_HOME (files of the hub) or LORAMIX_DATA (packs) to another disk."
-    need_space(path, size_bytes, str(place), spare_bytes=SPARE_BYTES, mend=mend)
+    fix = "make room, or set HF_HOME (files of the hub) or LORAMIX_DATA (packs) to another disk."
+    need_space(path, size_bytes, str(place), spare_bytes=SPARE_BYTES, fix=fix)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What can go wrong with the Hugging Face hub, each in one sentence with its mend."""
+"""Error messages for failures of the Hugging Face hub, each with its fix."""
 
 from __future__ import annotations
 

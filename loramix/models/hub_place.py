@@ -1,4 +1,4 @@
-"""A place on the Hugging Face hub, as users write it: ``OWNER/REPO[:FILE][@REVISION]``."""
+"""A place on the Hugging Face hub in the form ``OWNER/REPO[:FILE][@REVISION]``."""
 
 from __future__ import annotations
 

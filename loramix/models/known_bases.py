@@ -1,4 +1,4 @@
-"""The bases that Loramix knows by name: where each comes from, its licence, and which bytes it must be."""
+"""The known bases: name, source, licence and digest of each."""
 
 from __future__ import annotations
 

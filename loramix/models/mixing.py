@@ -1,6 +1,6 @@
-"""Probabilities of the gate → a mix of skills: top-1, blend, several in turn, and "none of these".
+"""Computes a mix from the gate's probabilities: top-1, blend, several in turn, or none.
 
-Pure NumPy. Knows nothing of prompts, packs or llama.cpp; the router picks the policy and words the reason.
+Pure NumPy, independent of prompts, packs and llama.cpp; the router selects the policy.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from loramix.defaults import POLICIES
 from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
-RESERVED_NAMES = frozenset({*POLICIES, "none"})  # words a user can write for a mix
+RESERVED_NAMES = frozenset({*POLICIES, "none"})  # words with a meaning of their own in place of a mix
 STEPS = 64  # scales are multiples of 1/64, so that near-equal mixes share one KV cache
 MAX_SCALE = 4.0
 MAX_ACTIVE = 8
@@ -33,13 +33,13 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """Which skills act, and how strongly: ``{skill: scale}``, hashable, the same in any order.
+    """An immutable, hashable mix ``{skill: scale}``, independent of order.
 
     Args:
         entries: pairs (skill, scale), scale in [0, 4]; rounded to 1/64, zeros dropped, sorted by name.
 
     Raises:
-        InvalidMix: a name that no skill can have, a skill named twice, a scale out of range, too many skills.
+        InvalidMix: an invalid skill name, a repeated skill, a scale out of range, or too many skills.
     """
 
     EMPTY: ClassVar[Mix]
@@ -106,7 +106,7 @@ class Mix:
         return dict(self.entries)
 
     def to_json(self) -> dict[str, float]:
-        """What a JSON answer holds: ``{skill: scale}``; every scale is exact in decimals."""
+        """Return ``{skill: scale}``; every scale is exact in decimals."""
         return self.scales
 
     def __bool__(self) -> bool:
@@ -121,16 +121,15 @@ Mix.EMPTY = Mix()
 
 
 def decide(probabilities: npt.ArrayLike, *, threshold: float) -> npt.NDArray[np.intp]:
-    """Pick one class per row, where "none of these" is an answer.
+    """Choose one class per row, which may be the base.
 
     Args:
         probabilities: (B, K+1) floats, the last class being the base.
-        threshold: least probability, in [0, 1], that the skills need together: a prompt for two of
-            them at once is no prompt for none.
+        threshold: minimum sum of the skills' probabilities, in [0, 1]; the sum, because a prompt may need two
+            skills.
 
     Returns:
-        (B,) indices of the likeliest skill; K where the skills together do not reach the threshold.
-        Of equal probabilities the lowest index wins.
+        (B,) indices of the most probable skill, the lowest index on ties; K if the sum is below the threshold.
 
     Raises:
         ValueError: not a (B, K+1) array of finite probabilities.
@@ -146,7 +145,7 @@ def decide(probabilities: npt.ArrayLike, *, threshold: float) -> npt.NDArray[np.
 
 
 def top1(probabilities: npt.ArrayLike, skills: Sequence[str], threshold: float) -> Mix:
-    """Mix of the likeliest skill at scale 1, or the empty mix.
+    """Return the mix of the most probable skill at scale 1, or the empty mix.
 
     Args:
         probabilities: (K+1,) floats, the last class being the base.
@@ -169,7 +168,7 @@ def blend(
     floor: float = FLOOR,
     top_k: int = GATE_TOP_K,
 ) -> Mix:
-    """Mix of the likely skills, each as strong as the gate finds it likely; `blend_rows` of one row.
+    """Return the mix of the probable skills in proportion to their probabilities; see `blend_rows`.
 
     Args:
         probabilities: (K+1,) floats, the last class being the base.
@@ -190,7 +189,7 @@ def blend(
 
 
 def each(probabilities: npt.ArrayLike, skills: Sequence[str], *, threshold: float) -> list[Mix]:
-    """The likeliest skill, and after it any other of at least `SECOND`, one after another at scale 1.
+    """Return mixes that answer in turn: the most probable skill, then others with at least `SECOND`.
 
     Args:
         probabilities: (K+1,) floats, the last class being the base.
@@ -198,7 +197,7 @@ def each(probabilities: npt.ArrayLike, skills: Sequence[str], *, threshold: floa
         threshold: least probability, in [0, 1], that the skills need together.
 
     Returns:
-        One mix or more; the empty one alone where no skill fits.
+        One mix or more, each of one skill at scale 1; only the empty mix if no skill fits.
 
     Raises:
         ValueError: shapes that do not fit, or probabilities that are not finite.

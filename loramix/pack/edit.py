@@ -1,7 +1,7 @@
-"""Changes to a pack: add or remove a skill, put in a gate, replace it whole; one process at a time.
+"""Changes a pack atomically: adds and removes skills, sets the gate, replaces the pack; one process at a time.
 
-Killed at any moment, the pack is whole, the old one or the new one: files are never overwritten, and the
-manifest is replaced in one step.
+A kill at any moment leaves either the old or the new pack: files are never overwritten, and the manifest is
+replaced atomically.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from loramix.paths import safe_join, safe_name, write_bytes
 
 
 class Change(NamedTuple):
-    """A pack after a change, and what to tell the user."""
+    """A pack after a change, and the message for the user."""
 
     pack: Pack
     message: str
 
 
 class NewGate(NamedTuple):
-    """A gate for a pack, and what it takes to extend it."""
+    """A gate for a pack, and the features to extend it."""
 
     gate: bytes
     """Content of gate.npz."""
@@ -52,17 +52,17 @@ class NewGate(NamedTuple):
 def new_pack(
     directory: Path, base: str, base_sha256: str, *, description: str = "", license: str = "Apache-2.0"
 ) -> Pack:
-    """Make an empty pack, named like its directory.
+    """Create an empty pack, named after its directory.
 
     Args:
-        directory: made if there is none.
+        directory: directory of the pack; created if needed.
         base: name or path of the base.
-        base_sha256: its digest.
+        base_sha256: SHA-256 of the base.
         description: one line.
-        license: of the pack.
+        license: licence of the pack.
 
     Raises:
-        UsageError: there is a pack already, or the directory's name is none that a pack can have.
+        UsageError: the directory already has a pack, or its name is not a valid pack name.
     """
     if (directory / MANIFEST).exists():
         raise UsageError(f"{directory} is a pack already; add skills with 'loramix pack add'.")
@@ -85,23 +85,23 @@ def add_skill(
     keep_gate: bool = False,
     gate: NewGate | None = None,
 ) -> Change:
-    """Add a skill to a pack, with a gate that knows it; without one the old gate goes.
+    """Add a skill to a pack with a new gate; without a new gate the old one is removed.
 
     Args:
         directory: the pack.
         name: the new skill.
         adapter: the GGUF LoRA's content, or its path.
         description: one line for listings.
-        max_tokens: longest answer, in tokens.
-        example: a prompt that shows the skill.
+        max_tokens: maximum tokens of an answer.
+        example: an example prompt.
         card: Markdown text on data, results and limits.
-        replace_existing: take the place of a skill of the same name.
-        keep_gate: the skill of the same name is asked for in the same words, so that its place and the
-            gate stay; where there is none, it is as if this were not given.
-        gate: chooses between the skills as they will be, the new one last.
+        replace_existing: replace a skill of the same name.
+        keep_gate: keep the gate and the position of a replaced skill, because its prompts stay the same;
+            ignored if the pack has no skill of this name.
+        gate: gate for the new list of skills, the new one last.
 
     Raises:
-        UsageError: a name that no skill can have, or one the pack has already.
+        UsageError: an invalid skill name, or one that the pack already has.
         InvalidArtifact: not a GGUF file, or an entry or gate that `Pack.load` would refuse.
         NotFound: no such pack or adapter file.
         Busy: another process is changing the pack.
@@ -140,9 +140,9 @@ def add_skill(
 
 
 def remove_skill(directory: Path, name: str) -> Change:
-    """Remove a skill and its files from a pack; what the gate would have sent to it goes to the base.
+    """Remove a skill and its files from a pack; the gate then routes its prompts to the base.
 
-    A gate that cannot be used goes too.
+    An unusable gate is removed as well.
 
     Raises:
         UnknownSkill: the pack has no such skill.
@@ -161,7 +161,7 @@ def remove_skill(directory: Path, name: str) -> Change:
 
 
 def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pack:
-    """Put a trained gate into a pack.
+    """Set the gate of a pack.
 
     Args:
         directory: the pack.
@@ -180,14 +180,14 @@ def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pac
 
 
 def put_pack(directory: Path, source: Pack) -> Pack:
-    """Make the pack in a directory what another one is, or make it anew.
+    """Replace the pack in ``directory`` with ``source``, or create it.
 
     Args:
-        directory: the pack to replace, or where there is none yet.
-        source: has passed its check.
+        directory: directory of the pack; may not exist yet.
+        source: a pack that passed `Pack.check`.
 
     Raises:
-        InvalidArtifact: a file of the source changed meanwhile, or what is in the directory is no pack.
+        InvalidArtifact: a file of the source changed, or the directory has an invalid manifest.
         Busy: another process is changing the pack.
     """
     fresh = not directory.exists()
@@ -221,7 +221,7 @@ def check_skill_name(name: str) -> str:
     """Return ``name`` if a skill may have it.
 
     Raises:
-        UsageError: not safe as a file name, or a word that means something else where skills are named.
+        UsageError: not a safe file name, or a reserved word.
     """
     if safe_name(name, "skill") in RESERVED_NAMES:
         raise UsageError(f"{name!r} is a word of Loramix's own and cannot be a skill; choose another name.")
@@ -230,7 +230,7 @@ def check_skill_name(name: str) -> str:
 
 @contextmanager
 def _changing(directory: Path) -> Iterator[Manifest]:
-    """The manifest, while no other process can change it."""
+    """Yield the manifest with the pack locked against other processes."""
     Pack.load(directory.absolute())  # no lock file where there is no pack
     with _locked(directory):
         yield read_manifest(directory)
@@ -246,7 +246,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory: Path) -> Manifest:
-    """``after`` with the gate, or without any."""
+    """Return ``after`` with the gate, or without one."""
     if gate is None:
         return replace(after, gate=None)
     check_gate(NumpyGate.from_bytes(gate.gate), after, directory)
@@ -258,7 +258,7 @@ def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory
 
 
 def _gate_without(pack: Pack, skill: str) -> NewGate | None:
-    """A pack's gate and bank without one of its skills, or None where nothing is left to choose, or they are bad."""
+    """Return a pack's gate and bank without a skill; None if no skill is left or they are invalid."""
     try:
         gate, bank = pack.gate(), pack.gate_bank()
     except LoramixError:
@@ -270,7 +270,7 @@ def _gate_without(pack: Pack, skill: str) -> NewGate | None:
 
 
 def _swap(directory: Path, before: Manifest, after: Manifest, files: NewFiles) -> Pack:
-    """New files, then the manifest, then the old files: at each moment one of the two packs is whole."""
+    """Write new files, then the manifest, then delete old files, so that one of the packs is always complete."""
     check_manifest(after, directory)  # refuse before anything is written
     held = digests(before).keys()
     try:

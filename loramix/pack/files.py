@@ -1,4 +1,4 @@
-"""Files that a change of a pack writes: names and digests; no file of the old pack is overwritten."""
+"""New files of a changed pack: names and digests, without overwriting files of the old pack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loramix.paths import safe_join, sha256_file
 
 
 class NewFiles:
-    """New files of a pack, under names that no file of the old manifest has with another content.
+    """New files of a pack, with names that do not collide with files of the old manifest.
 
     Args:
         before: the old manifest.
@@ -24,7 +24,7 @@ class NewFiles:
         self._taken = {**digests(before), **cards}
 
     def put(self, name: str, content: bytes) -> str:
-        """Note a file to write; returns the name it will have."""
+        """Add a file to write; return its final name."""
         digest = digest_of(content)
         if self._taken.get(name, digest) != digest:
             stem, dot, suffix = name.rpartition(".")

@@ -1,6 +1,6 @@
-"""pack.toml: its records, how it is read and how it is written.
+"""Reads, validates and writes pack.toml.
 
-A manifest is untrusted: bounded, typed, unknown keys refused, and every path it names stays in its directory.
+A manifest is untrusted: sizes are bounded, types checked, unknown keys rejected, and paths stay in its directory.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
     try:
         manifest = msgspec.toml.decode(decode_text(data, str(path), InvalidArtifact), type=Manifest)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidArtifact(f"{path} cannot be used: {error}; mend that, or get the pack again.") from None
+        raise InvalidArtifact(f"{path} cannot be used: {error}; fix that, or get the pack again.") from None
     files: list[tuple[str, str]] = [(manifest.gate.file, ".npz")] if manifest.gate else []
     if manifest.gate and manifest.gate.features is not None:
         files.append((manifest.gate.features, ".npz"))

@@ -1,8 +1,8 @@
-"""Which pack a change goes to: the pack that is named, a copy of one that must stay as it is, or a new one.
+"""Selects the pack that a change applies to: the named pack, a copy of a read-only one, or a new one.
 
-The packs that ship with Loramix are read-only, as is a pack in a directory that cannot be written. A copy or a
-new pack appears whole, with the change in it, or not at all. Files that are the same are hard links, which is safe
-since every change of a pack replaces files and never writes into them.
+Packs shipped with Loramix and packs in unwritable directories are read-only. A copy or a new pack is created
+atomically together with the change. Unchanged files are hard links, which is safe because packs replace files and
+never modify them in place.
 """
 
 from __future__ import annotations

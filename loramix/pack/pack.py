@@ -1,7 +1,7 @@
-"""Packs: a directory with pack.toml, adapters and a gate, all named with their SHA-256.
+"""A pack: a directory with pack.toml, adapters and a gate, each with its SHA-256.
 
-A pack may come from a stranger: its paths stay inside the directory, and what is handed on is exactly the
-bytes whose digest was compared. Knows nothing of llama.cpp or torch; `pack_edit` changes packs.
+A pack is untrusted: paths stay inside the directory, and methods return exactly the bytes whose digest was
+checked. Independent of llama.cpp and torch; `loramix.pack.edit` changes packs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHIPPED = Path(__file__).parent.parent / "packs"
 
 
 class Listing(NamedTuple):
-    """A pack that was found: ``pack``, or the ``error`` of one that cannot be read."""
+    """A listed pack: ``pack``, or the ``error`` if it cannot be read."""
 
     name: str
     directory: Path
@@ -37,11 +37,11 @@ class Listing(NamedTuple):
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack whose manifest has been checked; its files are checked when they are read.
+    """A pack with a validated manifest; its files are validated when they are read.
 
     Args:
-        directory: where pack.toml is.
-        manifest: its content.
+        directory: directory of pack.toml.
+        manifest: content of pack.toml.
     """
 
     directory: Path
@@ -52,12 +52,13 @@ class Pack:
         """Read a pack's manifest.
 
         Args:
-            name_or_directory: a directory with a pack.toml, or a name: the user's packs first, then ours.
+            name_or_directory: a directory with a pack.toml, or a name, looked up first among the user's packs and
+                then among those shipped with Loramix.
 
         Raises:
-            NotFound: there is no such pack; the message lists those there are.
-            InvalidArtifact: a manifest that cannot be used.
-            UsageError: a name that no pack can have.
+            NotFound: there is no such pack; the message lists the available ones.
+            InvalidArtifact: the manifest is invalid.
+            UsageError: the name is not a valid pack name.
         """
         text = str(name_or_directory)
         if is_directory(text) or (text and (Path(text) / MANIFEST).is_file()):
@@ -81,10 +82,10 @@ class Pack:
         return self.manifest.skills
 
     def skill(self, name: str) -> SkillEntry:
-        """The skill of that name.
+        """Return a skill by name.
 
         Raises:
-            UnknownSkill: the pack has no such skill; the message lists those it has.
+            UnknownSkill: the pack has no such skill; the message lists its skills.
         """
         for skill in self.skills:
             if skill.name == name:
@@ -93,7 +94,7 @@ class Pack:
         raise UnknownSkill(f"no skill {name[:80]!r} in pack {self.name}; it has: {known}.")
 
     def adapter_path(self, skill: str) -> Path:
-        """Where a skill's GGUF adapter is; for loading, take `adapter_bytes`.
+        """Return the path of a skill's GGUF adapter; load it with `adapter_bytes`.
 
         Raises:
             UnknownSkill: the pack has no such skill.
@@ -102,40 +103,40 @@ class Pack:
         return safe_join(self.directory, self.skill(skill).file)
 
     def adapter_bytes(self, skill: str) -> bytes:
-        """A skill's adapter, read once; the digest was compared on the very bytes returned.
+        """Return a skill's adapter; the digest is checked on exactly these bytes.
 
         Raises:
             UnknownSkill: the pack has no such skill.
-            NotFound: the file is not there.
-            InvalidArtifact: another digest, or a path that leads outside the pack.
+            NotFound: the file does not exist.
+            InvalidArtifact: wrong digest, or a path outside the pack.
         """
         entry = self.skill(skill)
-        mend = f"get the pack again, or remove skill {skill} and add it again"
-        return self._read(entry.file, entry.sha256, MAX_ADAPTER_BYTES, mend)
+        fix = f"get the pack again, or remove skill {skill} and add it again"
+        return self._read(entry.file, entry.sha256, MAX_ADAPTER_BYTES, fix)
 
     @property
     def gate_path(self) -> Path | None:
-        """Where the gate is, or None if the pack has none; for loading, take `gate`."""
+        """Path of the gate, or None if the pack has none; load it with `gate`."""
         return safe_join(self.directory, self.manifest.gate.file) if self.manifest.gate else None
 
     def gate(self) -> NumpyGate | None:
-        """The gate, checked to be of this pack's base and skills, or None if the pack has none.
+        """Return the gate, validated for this pack's base and skills, or None if the pack has none.
 
         Raises:
-            NotFound: the file is not there.
-            InvalidArtifact: another digest, a damaged gate, or one for other skills.
-            WrongBase: a gate for another base.
+            NotFound: the file does not exist.
+            InvalidArtifact: wrong digest, a damaged gate, or a gate for other skills.
+            WrongBase: the gate is for another base.
         """
         if (reference := self.manifest.gate) is None:
             return None
-        mend = "run `loramix train gate`"
-        data = self._read(reference.file, reference.sha256, MAX_GATE_BYTES, mend)
+        fix = "run `loramix train gate`"
+        data = self._read(reference.file, reference.sha256, MAX_GATE_BYTES, fix)
         gate = NumpyGate.from_bytes(data, str(self.directory / reference.file))
         check_gate(gate, self.manifest, self.directory)
         return gate
 
     def gate_features(self) -> bytes | None:
-        """Features of the gate's training prompts, or None if the pack has none; the digest was compared.
+        """Return the features of the gate's training prompts, with their digest checked; None if there are none.
 
         Raises:
             NotFound: the file is not there.
@@ -147,7 +148,7 @@ class Pack:
         return self._read(gate.features, gate.features_sha256, MAX_FEATURES_BYTES, "run `loramix train gate`")
 
     def gate_bank(self) -> Bank | None:
-        """The feature bank, or None if the pack has none.
+        """Return the feature bank, or None if the pack has none.
 
         Raises:
             NotFound: the file is not there.
@@ -162,15 +163,15 @@ class Pack:
         """Check every file of the pack.
 
         Args:
-            base: the base's GGUF; if given, its digest and the adapters' fit to it are checked as well.
+            base: the base's GGUF; if given, its digest and the adapters' shapes are checked as well.
 
         Returns:
-            Notes on what is not wrong but missing, for people to read.
+            Notes for the user on missing optional parts.
 
         Raises:
-            InvalidArtifact: the first file that must not be used, with what to do.
-            WrongBase: ``base`` is not the pack's base, or an adapter or the gate is for another.
-            NotFound: a file is not there.
+            InvalidArtifact: a file is invalid; the message has the fix.
+            WrongBase: ``base`` is not the pack's base, or an adapter or the gate is for another base.
+            NotFound: a file does not exist.
         """
         notes = [] if self.skills else ["no skill: add one with `loramix skill add`"]
         for skill in self.skills:
@@ -203,32 +204,32 @@ class Pack:
             name = str(self.directory / skill.file)
             check_adapter(self.adapter_bytes(skill.name), shape, name, base_sha256=found)
 
-    def _read(self, relative: str, sha256: str, limit: int, mend: str) -> bytes:
+    def _read(self, relative: str, sha256: str, limit: int, fix: str) -> bytes:
         path = safe_join(self.directory, relative)
         if not path.is_file():  # a pipe or a device would block or never end
-            raise NotFound(f"{self.directory / relative} is not there; {mend}.")
+            raise NotFound(f"{self.directory / relative} is not there; {fix}.")
         with path.open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
-            raise InvalidArtifact(f"{self.directory / relative} is larger than {limit} bytes; {mend}.")
+            raise InvalidArtifact(f"{self.directory / relative} is larger than {limit} bytes; {fix}.")
         if (found := hashlib.sha256(data).hexdigest()) != sha256:
             wrong = None if data[:4] in (b"GGUF", b"PK\3\4") else sniff(data[:HEAD], len(data))
             if wrong is not None:
                 raise InvalidArtifact(f"{self.directory / relative} cannot be used: {wrong}.")
             raise InvalidArtifact(
                 f"{self.directory / relative} has SHA-256 {found[:12]}…, "
-                f"{MANIFEST} needs {sha256[:12]}…: {mend}."
+                f"{MANIFEST} needs {sha256[:12]}…: {fix}."
             )
         return data
 
 
 def is_directory(text: str) -> bool:
-    """Whether a pack is given by its directory, and not by a name: a separator is in it."""
+    """Whether the text is a directory rather than a name: it has a path separator."""
     return any(separator in text for separator in (os.sep, os.altsep) if separator)
 
 
 def list_packs() -> list[Listing]:
-    """Packs that can be loaded by name, sorted; a user's pack hides ours of the same name."""
+    """List the packs that can be loaded by name, sorted; a user's pack hides a shipped one of the same name."""
     found: dict[str, Path] = {}
     for root in _roots():
         for manifest in root.glob(f"*/{MANIFEST}"):
@@ -244,7 +245,7 @@ def list_packs() -> list[Listing]:
 
 
 def check_gate(gate: NumpyGate, manifest: Manifest, directory: Path) -> None:
-    """Check that a gate chooses between the pack's skills, in their order, on the pack's base.
+    """Check that a gate is for the pack's skills, in their order, and for its base.
 
     Raises:
         InvalidArtifact: other skills.

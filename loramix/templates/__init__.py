@@ -1,1 +1,1 @@
-"""Chat templates: rendered in a sandbox, and the tokens that end an answer."""
+"""Chat templates: sandboxed rendering, text normalization, and the tokens that end an answer."""

@@ -1,4 +1,4 @@
-"""The chat template of a GGUF base: checked before anything is asked of it, or replaced."""
+"""Checks or replaces the chat template of a GGUF base."""
 
 from __future__ import annotations
 

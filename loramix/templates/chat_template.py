@@ -1,7 +1,7 @@
-"""A base's chat template: conversations as the text that the base was tuned on.
+"""A base's chat template: renders conversations as the text that the base was tuned on.
 
-Training, evaluation and run time render with this code alone. The template comes inside a GGUF, from a stranger:
-it runs in `loramix.templates.sandbox`, and one that cannot render a prompt is refused when the base is loaded.
+Shared by training, evaluation and serving. The template of a GGUF is untrusted: it runs in
+`loramix.templates.sandbox`, and a template that cannot render a prompt is rejected when the base is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from loramix.errors import InvalidArtifact, InvalidPrompt
 from loramix.prompts import Message
 from loramix.templates.sandbox import Sandbox
 
-Segment: TypeAlias = tuple[str, bool]  # text, and whether special tokens in it are meant
+Segment: TypeAlias = tuple[str, bool]  # text, and whether to parse special tokens in it
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 PLAIN = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
@@ -94,7 +94,7 @@ class ChatTemplate:
         return "".join(pieces)
 
     def after_answer(self) -> str:
-        """What the template writes behind an assistant's text; empty where it writes no such text."""
+        """Return the template's text after an assistant's message; empty if there is none."""
         chat = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
         try:
             return self.render(chat, add_generation_prompt=False).rpartition(_ANSWER)[2]

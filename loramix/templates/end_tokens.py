@@ -1,4 +1,4 @@
-"""Tokens that end an answer, as a GGUF base lists them beyond what llama.cpp knows."""
+"""Additional tokens that end an answer, as listed in a GGUF base's metadata."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How text is normalized before it is cut into tokens, as a GGUF base says it or its pre-tokenizer implies it.
+"""Normalizes text before tokenization, as a GGUF base's metadata or pre-tokenizer requires.
 
-llama.cpp normalizes nothing, so Loramix does it, in training and at run time alike.
+llama.cpp does not normalize, so Loramix does, in training and serving.
 """
 
 from __future__ import annotations

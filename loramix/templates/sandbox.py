@@ -1,7 +1,7 @@
-"""Jinja as transformers sets it up for chat templates, with bounds on time and size.
+"""A Jinja sandbox for chat templates with limits on time and size.
 
-The same filters, extensions and globals as ``transformers.utils.chat_template_utils``, so that both render the
-same text. A template comes from a stranger: it is refused where it runs too long or makes too much.
+Has the filters, extensions and globals of ``transformers.utils.chat_template_utils``, so that both render the same
+text. Templates are untrusted: one that runs too long or writes too much is rejected.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints to GGUF bases: settings, vocabulary, chat template and tensors."""
+"""Conversion of Hugging Face checkpoints to GGUF bases: settings, vocabulary, chat template and tensors."""

@@ -1,7 +1,7 @@
-"""A Hugging Face checkpoint: where each of its tensors lies.
+"""Locates the tensors of a Hugging Face checkpoint.
 
-Everything is checked before the first value is read: shards that are missing or of another checkpoint,
-names and shapes that the settings do not call for. Knows nothing of GGUF or of tokenizers.
+Checks everything before it reads the first value: missing shards, shards of another checkpoint, and names and
+shapes that do not match the settings. Independent of GGUF and tokenizers.
 """
 
 from __future__ import annotations

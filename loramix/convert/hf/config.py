@@ -1,6 +1,6 @@
-"""Settings of a Hugging Face checkpoint, and what tensors they call for.
+"""Settings of a Hugging Face checkpoint, and the tensors that they require.
 
-Knows nothing of the files that hold the tensors.
+Independent of the files that hold the tensors.
 """
 
 from __future__ import annotations

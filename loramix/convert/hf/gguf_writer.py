@@ -1,7 +1,7 @@
-"""Hugging Face checkpoint → GGUF, one tensor in memory at a time.
+"""Writes a Hugging Face checkpoint as GGUF, one tensor in memory at a time.
 
-Mirrors llama.cpp's converter (conversion/llama.py, conversion/qwen.py): the same names, the same order of Q's and
-K's rows, the same tensor of RoPE factors. ``gguf`` writes the format.
+Follows llama.cpp's converter (conversion/llama.py, conversion/qwen.py) in names, the order of rows of Q and K, and
+the tensor of RoPE factors. Uses ``gguf`` to write the format.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 dtype = np.dtype(_STORED[stored])
                 nbytes = math.prod(shape) * dtype.itemsize
                 writer.add_tensor_info(name, shape, dtype, nbytes, gguf.GGMLQuantizationType[stored])
-            with _told(out):
+            with _full_disk_as_no_space(out):
                 writer.write_header_to_file()
                 writer.write_kv_data_to_file()
                 writer.write_ti_data_to_file()
@@ -66,11 +66,11 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                     writer.write_tensor_data(factors)
             for name, source, shape, stored in plan:
                 values = _values(checkpoint, source, name, shape, stored)
-                with _told(out):
+                with _full_disk_as_no_space(out):
                     writer.write_tensor_data(values)
                 del values
         finally:
-            with _told(out):
+            with _full_disk_as_no_space(out):
                 writer.close()
 
 
@@ -92,8 +92,8 @@ def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
 
 
 @contextmanager
-def _told(out: Path) -> Iterator[None]:
-    """Say that the disk is full where a write fails for that; NumPy's own error has no number."""
+def _full_disk_as_no_space(out: Path) -> Iterator[None]:
+    """Convert write errors of a full disk to `NoSpace`; NumPy's own error has no errno."""
     try:
         yield
     except OSError as error:
@@ -142,8 +142,8 @@ def _values(
         with np.errstate(over="ignore"):
             part[:] = widened(raw, dtype)
         if not np.isfinite(part).all():
-            mend = "it is not usable" if kind == "F32" else "convert with --quant F32"
-            raise Unsupported(f"{source} has values beyond {kind}; {mend}.")
+            fix = "it is not usable" if kind == "F32" else "convert with --quant F32"
+            raise Unsupported(f"{source} has values beyond {kind}; {fix}.")
     values = values.reshape(shape)
     config = checkpoint.config
     if heads := config.model.heads(name, config.num_attention_heads, config.n_head_kv):

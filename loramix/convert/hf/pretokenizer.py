@@ -1,6 +1,6 @@
-"""How a ``tokenizer.json`` cuts and changes text before its merges: recognised by its parts, or refused.
+"""Identifies the normalizer and pre-tokenizer of a ``tokenizer.json`` by their parts, or rejects them.
 
-llama.cpp has its pre-tokenizers built in and picks one by name.
+llama.cpp's pre-tokenizers are built in and selected by name.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A strict reader of SentencePiece's ``tokenizer.model``: pieces with scores and kinds, and the algorithm.
 
-The file is a protocol buffer (sentencepiece_model.proto); four fields of it are needed, so its wire format
-is read here and no native parser sees the untrusted bytes.
+The file is a protocol buffer (sentencepiece_model.proto). Only four fields are needed, so its wire format is parsed
+here, and no native parser reads the untrusted bytes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What of a Hugging Face checkpoint says how a conversation is written, and which tokens end an answer."""
+"""Reads the chat template and the tokens that end an answer from a Hugging Face checkpoint."""
 
 from __future__ import annotations
 

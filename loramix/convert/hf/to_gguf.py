@@ -1,4 +1,4 @@
-"""Hugging Face checkpoint → quantized GGUF base: read, check, write, quantize."""
+"""Converts a Hugging Face checkpoint to a quantized GGUF base: reads, checks, writes and quantizes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def convert_base(
     Args:
         source: directory as transformers' ``save_pretrained`` writes it, or as the hub holds it.
         out: GGUF file to write; nothing is left there if anything fails.
-        quant: a name of `QUANTS`. Between, a file of the weights as they are stored lies beside ``out``.
+        quant: a name of `QUANTS`. A temporary unquantized file is written next to ``out``.
         imatrix_text: UTF-8 text that tells which columns to round more finely, for the types of 4 bits.
         chat_template: Jinja text instead of the checkpoint's own.
 

@@ -1,7 +1,7 @@
-"""A Hugging Face directory as the libraries read it: without byte-order marks, without wrappers in tensor names.
+"""A view of a Hugging Face directory without byte-order marks and without wrappers in tensor names.
 
-gguf and transformers open the text files themselves; where one of them has a mark, they get a temporary
-directory of links, with that file written again.
+gguf and transformers open the files themselves. If a file has a byte-order mark, they get a temporary directory of
+links with that file rewritten.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The vocabulary of a Hugging Face checkpoint, as GGUF holds it: byte-level BPE and SentencePiece.
+"""Converts the vocabulary of a Hugging Face checkpoint to GGUF: byte-level BPE and SentencePiece.
 
-``tokenizer.json`` is what transformers runs and is read first; ``tokenizer.model`` alone will do. llama.cpp has
-its pre-tokenizers built in and picks one by name, so a tokenizer is recognised by its parts, or refused. It
-normalizes nothing: the file says what Loramix must do first (`loramix.templates.normalizer`).
+Reads ``tokenizer.json``, which transformers uses, else ``tokenizer.model``. llama.cpp's pre-tokenizers are built in
+and selected by name, so a tokenizer is identified by its parts or rejected. llama.cpp does not normalize: the GGUF
+names the normalizer for `loramix.templates.normalizer`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an answer must follow, GBNF or a JSON schema, as one thing that makes samplers."""
+"""The constraint of an answer, GBNF or a JSON schema, which creates samplers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _tokens: weakref.WeakKeyDictionary[Model, LLTokenizer] = weakref.WeakKeyDictiona
 
 @dataclass(frozen=True)
 class Constraint:
-    """What an answer must follow; made by `of`."""
+    """A grammar that an answer must follow; created by `of`."""
 
     gbnf: str | None
     rules: str | None
@@ -27,22 +27,22 @@ class Constraint:
 
     @classmethod
     def of(cls, gbnf: str | None, json_schema: Mapping[str, Any] | bool | None) -> Constraint | None:
-        """The constraint of a request, None where there is none.
+        """Create the constraint of a request; None without a grammar and a schema.
 
         Raises:
-            UsageError: both are given, or the schema cannot be enforced; with the path of its field.
+            UsageError: both are given, or the schema cannot be enforced; the message has the field's path.
         """
         if gbnf is not None and json_schema is not None:
             raise UsageError("grammar and json_schema exclude each other; give one of them.")
         if json_schema is None:
             return None if gbnf is None else cls(gbnf, None)
-        # llguidance loads in 0.1 s, which most runs can do without
+        # llguidance takes 0.1 s to import and is rarely needed
         from loramix.runtime.constraints.schema import schema_to_grammar
 
         return cls(None, schema_to_grammar(json_schema))
 
     def picker(self, model: Model, sampler: Sampler) -> Picker:
-        """A sampler for one answer, which draws with ``sampler`` from what is allowed."""
+        """Create the constrained sampler of one answer; ``sampler`` chooses among the allowed tokens."""
         if self.rules is None:
             from loramix.runtime.constraints.grammar import GrammarSampler
 

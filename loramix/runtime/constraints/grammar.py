@@ -1,6 +1,6 @@
-"""Answers that follow a GBNF grammar: llama.cpp's grammar, beside our own sampling.
+"""Constrained decoding with llama.cpp's GBNF grammars and Loramix's own sampling.
 
-The grammar is only told of tokens that it has allowed, since it ends the process on others.
+Only allowed tokens are passed to the grammar, because it aborts the process on others.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)]) 
 
 
 class GrammarSampler:
-    """A sampler that draws only what a grammar allows.
+    """A sampler that chooses only tokens that a grammar allows.
 
     Args:
-        model: whose vocabulary counts.
+        model: model with the vocabulary.
         grammar: GBNF whose first rule is ``root``.
-        sampler: chooses among what is allowed.
+        sampler: chooses among the allowed tokens.
 
     Raises:
-        UsageError: llama.cpp cannot read the grammar.
+        UsageError: llama.cpp cannot parse the grammar.
     """
 
     def __init__(self, model: Model, grammar: str, sampler: Sampler) -> None:
@@ -39,12 +39,12 @@ class GrammarSampler:
         weakref.finalize(self, C.llama_sampler_free, pointer)
 
     def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
-        """Draw one token; see `Sampler.pick`."""
+        """Sample one token; see `Sampler.pick`."""
         token = self._sampler.pick(logits, recent)
-        # one token is looked up in no time, all of them in milliseconds
+        # checking one token is fast, checking all of them takes milliseconds
         if not np.isfinite(self._allowed(np.array([token]), logits[[token]])[0]):
             allowed = self._allowed(np.arange(len(logits)), logits)
-            if not np.isfinite(allowed).any():  # nothing fits: better an end than an abort
+            if not np.isfinite(allowed).any():  # no token is allowed: end the answer instead of aborting
                 return self._end
             token = self._sampler.pick(allowed, recent)
         C.llama_sampler_accept(self._grammar, token)
@@ -53,7 +53,7 @@ class GrammarSampler:
     def _allowed(
         self, tokens: npt.NDArray[np.int64], logits: npt.NDArray[np.float32]
     ) -> npt.NDArray[np.float32]:
-        """Logits with -inf where the grammar forbids."""
+        """Return the logits with -inf for tokens that the grammar forbids."""
         table = np.zeros(len(tokens), _TOKEN)
         table["id"], table["logit"] = tokens, logits
         data = table.ctypes.data_as(C.llama_token_data_p)

@@ -1,4 +1,4 @@
-"""A JSON schema as a client sends it → a grammar for llguidance; what cannot be enforced is refused with its path."""
+"""Converts a client's JSON schema to a grammar for llguidance; rejects unenforceable fields with their path."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ MAX_SCHEMA_BYTES = 65_536
 MAX_GRAMMAR_BYTES = 262_144
 MAX_LOOKED_AT = 400
 WHITESPACE = r" |\n[ ]{0,20}"
-"""At most once between two parts of JSON: what pretty-printing takes. A small model would go on with it."""
+"""Allowed at most once between parts of JSON, as in pretty-printing; small models would repeat it endlessly."""
 
 ESCAPES = 'nrbtf"\\'
-r"""What may follow a backslash in a text; each character then has one spelling, and "\u0000" none."""
+r"""Allowed characters after a backslash in a string; each character has one spelling, and "\u0000" has none."""
 
 
 def schema_to_grammar(schema: Mapping[str, Any] | bool) -> str:
-    """A grammar of answers that a JSON schema allows.
+    """Convert a JSON schema to a grammar of its instances.
 
     Args:
-        schema: a JSON schema; references may point into itself alone.
+        schema: a JSON schema, with internal references only.
 
     Returns:
         A grammar for `loramix.runtime.constraints.schema_sampler.SchemaSampler`.
 
     Raises:
-        UsageError: too large, no schema, or something that cannot be enforced; with the path of the field.
+        UsageError: too large, invalid, or not enforceable; the message has the field's path.
     """
     try:
         size = len(json.dumps(schema))
@@ -56,17 +56,19 @@ def _grammar(node: Any, definitions: Mapping[str, Any]) -> str:
     schema = {"anyOf": [node]} if isinstance(node, bool) else dict(node)
     schema["$defs"] = definitions
     schema["x-guidance"] = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": ESCAPES}
-    # without forcing, the model may write what must come next in any tokens
+    # without forcing, the model may choose the tokenization of required text
     return f'%llguidance {{"no_forcing": true}}\nstart: %json {json.dumps(schema)}'
 
 
 def _blame(reader: Reader, reason: str) -> None:
-    """Refuse the innermost field that the engine does not take."""
+    """Raise for the innermost field that llguidance rejects."""
     for path, node in reader.nodes[:MAX_LOOKED_AT]:
         inner = _error(_grammar(node, reader.definitions))
         if not inner:
             continue
-        for word in sorted(node, key=lambda word: word == "type"):  # without its type anything may be
+        for word in sorted(
+            node, key=lambda word: word == "type"
+        ):  # "type" last, because a schema without it allows any value
             rest = {name: node[name] for name in node if name != word}
             if not _error(_grammar(rest, reader.definitions)):
                 refuse(at(path, word), f"cannot be enforced: {inner}")
@@ -75,7 +77,7 @@ def _blame(reader: Reader, reason: str) -> None:
 
 
 def _error(grammar: str) -> str:
-    """What the engine says against a grammar, in one line; empty where it takes it."""
+    """Return llguidance's error for a grammar in one line; empty if it is valid."""
     text = LLMatcher.validate_grammar(grammar)
     if "coerce_one_of" in text:
         return "its schemas must differ in their type, or in a required constant"

@@ -1,8 +1,8 @@
-r"""Regular expressions of JSON Schema, which are JavaScript's, in the words of the mask's engine, which are Rust's.
+r"""Rewrites regular expressions of JSON Schema (JavaScript syntax) for llguidance (Rust syntax).
 
-Where the two differ, the rewritten pattern allows less, and what cannot be rewritten is refused. Two differences
-are the engine's own: it knows no look-around, and a class with all control characters but without '"' or '\'
-lets these through in their escaped form (derivre's ``json_quote``); so no class has the character NUL.
+Where the two differ, the rewritten pattern allows less, or the pattern is rejected. llguidance has no look-around.
+Its classes with all control characters but without '"' or '\' accept these in escaped form (derivre's
+``json_quote``), so no class contains the character NUL.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ class _Part(NamedTuple):
 
 
 def rewritten(pattern: str) -> list[str]:
-    """Patterns that together allow what a pattern of JSON Schema allows, or less.
+    """Rewrite a pattern of JSON Schema as patterns that together allow the same strings, or fewer.
 
     Args:
-        pattern: a regular expression, found anywhere in a text.
+        pattern: a regular expression, matched anywhere in a string.
 
     Returns:
-        One pattern, or one for each look-ahead at the beginning and one for the rest.
+        One pattern, or one per look-ahead at the beginning and one for the rest.
 
     Raises:
-        ValueError: it means another thing to JavaScript than to the engine; says what.
+        ValueError: the pattern cannot be rewritten; the message gives the reason.
     """
     parts = _parts(pattern)
     found: list[str] = []
@@ -61,7 +61,7 @@ def _text(parts: list[_Part], start: int, end: int) -> str:
 
 
 def _parts(pattern: str) -> list[_Part]:
-    """Characters, escapes and whole classes of a pattern."""
+    """Split a pattern into characters, escapes and classes."""
     parts: list[_Part] = []
     place = depth = 0
     while place < len(pattern):
@@ -85,13 +85,13 @@ def _parts(pattern: str) -> list[_Part]:
 
 
 def _escape(pattern: str, place: int) -> str:
-    r"""The escape at a place; ``\x00`` and ``\u0000`` whole."""
+    r"""Return the escape at a position; ``\x00`` and ``\u0000`` completely."""
     nul = _NUL.match(pattern, place)
     return nul[0] if nul else pattern[place : place + 2]
 
 
 def _class_end(pattern: str, place: int) -> int:
-    """Behind the bracket that closes a class, from behind the one that opens it."""
+    """Return the position after a class's closing bracket; ``place`` is after the opening one."""
     place += pattern.startswith("^", place)
     if pattern.startswith("]", place):
         raise ValueError("a character class is empty; write ']' in it as \\]")
@@ -107,7 +107,7 @@ def _class_end(pattern: str, place: int) -> int:
 
 
 def _class(raw: str) -> str:
-    """A character class, rewritten."""
+    """Rewrite a character class."""
     negated = raw.startswith("[^")
     words, text, place = (_INSIDE_NEGATED if negated else _INSIDE), "", 1 + negated
     while place < len(raw) - 1:

@@ -1,8 +1,8 @@
-"""A JSON schema rewritten to the words that the mask's engine enforces exactly.
+"""Rewrites a JSON schema to the keywords that llguidance enforces exactly.
 
-Titles, examples and unknown words are left out, old spellings are replaced, references are collected. An object
-that names its properties gets no others unless the schema says so: answers are then fewer than the schema
-allows, and never others; a small model would go on adding properties.
+Omits titles, examples and unknown keywords, replaces old spellings, and collects references. An object with named
+properties gets no others unless the schema allows them explicitly, because small models would add properties
+endlessly; answers always satisfy the original schema.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Reader:
     """Rewrites one schema.
 
     Args:
-        root: as the client wrote it; what references point into.
+        root: the client's schema, the target of references.
     """
 
     def __init__(self, root: Any) -> None:
         self._root = root
         self._names: dict[tuple[str, bool, str], str] = {}
         self.definitions: dict[str, Any] = {}
-        """What the rewritten schema refers to, by name."""
+        """Definitions of the rewritten schema, by name."""
         self.nodes: list[tuple[str, dict[str, Any]]] = []
         """All objects of the rewritten schema with their paths, inner ones first."""
 
@@ -55,13 +55,13 @@ class Reader:
 
         Args:
             node: a schema.
-            path: where it is.
-            closed: whether an object may be kept from having properties that are not named; not where several
-                schemas describe one object.
-            depth: of the nesting.
+            path: its path in the root schema.
+            closed: whether objects may be closed to other properties; False if several schemas describe one
+                object.
+            depth: nesting depth.
 
         Raises:
-            UsageError: no schema, or a word that cannot be enforced; with its path.
+            UsageError: not a schema, or a keyword cannot be enforced; the message has its path.
         """
         if isinstance(node, bool):
             return node
@@ -96,7 +96,7 @@ class Reader:
         return out
 
     def check_references(self) -> None:
-        """Refuse references that lead to each other alone."""
+        """Reject references that only refer to each other."""
         for (reference, *_), name in self._names.items():
             seen, node = {name}, self.definitions[name]
             while isinstance(node, dict) and set(node) == {"$ref"}:
@@ -109,7 +109,7 @@ class Reader:
     def _arrays(
         self, node: Mapping[str, Any], path: str, out: dict[str, Any], *, closed: bool, depth: int
     ) -> None:
-        """Items, also as draft 7 wrote those of a tuple."""
+        """Read array items, including the tuple syntax of draft 7."""
         first, rest = (
             ("items", "additionalItems") if isinstance(node.get("items"), list) else ("prefixItems", "items")
         )
@@ -126,7 +126,7 @@ class Reader:
     def _objects(
         self, node: Mapping[str, Any], path: str, out: dict[str, Any], *, closed: bool, depth: int
     ) -> None:
-        """Properties and what their names must be."""
+        """Read properties and constraints of their names."""
         for word in ("properties", "patternProperties"):
             if word in node:
                 if not isinstance(node[word], dict):
@@ -159,7 +159,7 @@ class Reader:
             refuse(at(path, "minProperties"), "cannot be enforced: an answer may repeat a name")
 
     def _tag(self, node: Mapping[str, Any], path: str) -> str | None:
-        """What tells the schemas of a ``oneOf`` apart; see `tag_of`."""
+        """Return the property that distinguishes the schemas of a ``oneOf``; see `tag_of`."""
         branches = [self._resolved(item, at(path, "oneOf", i))[1] for i, item in enumerate(node["oneOf"])]
         if "anyOf" in node or not all(isinstance(branch, dict) for branch in branches):
             return None
@@ -169,14 +169,14 @@ class Reader:
         )
 
     def _branch(self, item: Any, path: str, tag: str, *, closed: bool, depth: int) -> Any:
-        """A schema of a union, whose objects must have the tag."""
+        """Read a schema of a union, whose objects must have the tag."""
         reference = self._resolved(item, path)[0]
         if reference is None or not tag:
             return self.read(with_required(item, tag) if tag else item, path, closed=closed, depth=depth)
         return {"$ref": self._reference(reference, path, closed=closed, depth=depth, tag=tag)}
 
     def _named(self, node: Mapping[str, Any], path: str) -> dict[str, Any] | None:
-        """What names of properties must be, beside text; None where all may be."""
+        """Return the constraints of property names; None if all names are allowed."""
         where = at(path, "propertyNames")
         names = self._resolved(node.get("propertyNames"), where)[1]
         if names is None or names is True:
@@ -189,7 +189,7 @@ class Reader:
         return named or None
 
     def _name(self, named: Mapping[str, Any], value: Any, path: str, out: dict[str, Any]) -> None:
-        """Say what names must be by the properties that there may be."""
+        """Express constraints of property names as properties or patternProperties."""
         where = at(path, "propertyNames")
         shared = f"v{len(self.definitions)}"
         self.definitions[shared] = value
@@ -208,7 +208,7 @@ class Reader:
             refuse(where, "cannot be enforced")
 
     def _reference(self, reference: Any, path: str, *, closed: bool, depth: int, tag: str = "") -> str:
-        """The reference to a definition, which is read where it is new."""
+        """Return the reference to a definition; read the definition if it is new."""
         target = self._target(reference, path)
         key = (reference, closed, tag)
         if key not in self._names:
@@ -220,7 +220,7 @@ class Reader:
         return f"#/$defs/{self._names[key]}"
 
     def _resolved(self, node: Any, path: str) -> tuple[str | None, Any]:
-        """What a schema that is nothing but a reference points at in the end, with the last reference."""
+        """Resolve a schema that is only a reference; return the last reference and its target."""
         reference = None
         for _ in range(MAX_DEPTH):
             if not isinstance(node, dict) or _CONSTRAINTS & set(node) != {"$ref"}:
@@ -229,7 +229,7 @@ class Reader:
         return reference, node
 
     def _target(self, reference: Any, path: str) -> Any:
-        """What a reference points at."""
+        """Return the target of a reference."""
         base = self._root.get("$id") if isinstance(self._root, dict) else None
         if isinstance(reference, str) and isinstance(base, str) and base:
             reference = reference.removeprefix(base.rstrip("#"))
@@ -247,7 +247,7 @@ class Reader:
 
 
 def _steps(reference: str) -> list[str]:
-    """Names that a JSON pointer goes by."""
+    """Split a JSON pointer into its steps."""
     steps = unquote(reference.partition("#")[2]).split("/")[1:]
     return [step.replace("~1", "/").replace("~0", "~") for step in steps]
 
@@ -257,7 +257,7 @@ def _pointed(reference: str) -> str:
 
 
 def _key_pattern(named: Mapping[str, Any], path: str) -> str:
-    """The one pattern of a property's name."""
+    """Return the single pattern of a property's name."""
     try:
         patterns = as_patterns(named.get("pattern"), named.get("format"))
     except ValueError as error:
@@ -268,7 +268,7 @@ def _key_pattern(named: Mapping[str, Any], path: str) -> str:
 
 
 def _forbids_all(node: Mapping[str, Any], path: str) -> bool:
-    """Whether a schema allows nothing; refuses words that cannot be enforced."""
+    """Whether a schema allows nothing; rejects keywords that cannot be enforced."""
     for word in _REFUSED:
         harmless = word.startswith("unevaluated") and node.get(word) in (True, {})
         if word in node and not harmless:

@@ -1,7 +1,7 @@
-"""Formats of a JSON schema's texts as regular expressions that the mask's engine can enforce.
+"""String formats of JSON Schema as regular expressions for llguidance.
 
-A format becomes a subset of what its RFC allows, so that every checker accepts the answer: no 29 February in a
-common year, no leap second, no quoted local part of an address.
+Each is a subset of its RFC, so that every validator accepts the answer: no 29 February in a common year, no leap
+second, no quoted local part of an address.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ FORMATS = {
     "json-pointer": _POINTER,
     "relative-json-pointer": rf"(?:0|[1-9]\d{{0,5}})(?:#|{_POINTER})",
 }
-"""Formats that JSON Schema defines, but ``regex``; others, as ``password``, are remarks for people."""
+"""All formats of JSON Schema except ``regex``; others, such as ``password``, are annotations."""
 
-# patterns with look-around that Zod and Pydantic write for addresses, durations and decimals, as ours
+# replacements of Zod's and Pydantic's patterns with look-around for addresses, durations and decimals
 _KNOWN = {
     r"^(?!\.)(?!.*\.\.)([A-Za-z0-9_'+\-\.]*)[A-Za-z0-9_+-]@([A-Za-z0-9][A-Za-z0-9\-]*\.)+[A-Za-z]{2,}$": _EMAIL,
     r"^P(?:(\d+W)|(?!.*W)(?=\d|T\d)(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+([.,]\d+)?S)?)?)$": _DURATION,
@@ -68,17 +68,17 @@ _KNOWN = {
 
 
 def as_patterns(pattern: str | None, format_: str | None) -> list[str]:
-    """Patterns that together say what a pattern and a format ask for.
+    """Return patterns that together enforce a pattern and a format.
 
     Args:
-        pattern: a regular expression, found anywhere in the string, or None.
-        format_: a name of `FORMATS`, or one that says nothing.
+        pattern: a regular expression, matched anywhere in the string, or None.
+        format_: a name of `FORMATS`; other names are ignored.
 
     Raises:
-        ValueError: the pattern means another thing to JavaScript than to the engine.
+        ValueError: the pattern cannot be rewritten for llguidance.
     """
     found: list[str] = []
-    # "time" has an offset in RFC 3339; a pattern beside it is a schema's own idea of a time, as Zod's
+    # "time" has an offset in RFC 3339; with a pattern, as Zod writes it, the pattern defines the time
     if format_ in FORMATS and not (format_ == "time" and pattern is not None):
         found.append(rf"^(?:{FORMATS[format_]})$")
     if pattern in _KNOWN:

@@ -1,4 +1,4 @@
-"""Which schemas of a ``oneOf`` can never hold for one value: then it says what ``anyOf`` says, and can be enforced."""
+"""Detects ``oneOf`` schemas that exclude each other, which are equivalent to ``anyOf`` and can be enforced."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from loramix.runtime.constraints.schema_values import TYPES
 
 
 def tag_of(branches: Sequence[Mapping[str, Any]], preferred: object = None) -> str | None:
-    """The property that tells the objects of a union apart.
+    """Find the property that distinguishes the objects of a union.
 
     Args:
-        branches: its schemas, references resolved; constants of their properties must be in place.
-        preferred: what an OpenAPI ``discriminator`` names.
+        branches: schemas of the union with resolved references.
+        preferred: property named by an OpenAPI ``discriminator``.
 
     Returns:
-        Its name; ``""`` where their types alone do; None where two of them may hold for one value.
+        The property's name; ``""`` if the types differ; None if two schemas may match the same value.
     """
     names = [name for branch in branches for name in _constants(branch)]
     for tag in ("", *([preferred] if isinstance(preferred, str) else []), *dict.fromkeys(names)):
@@ -27,7 +27,7 @@ def tag_of(branches: Sequence[Mapping[str, Any]], preferred: object = None) -> s
 
 
 def with_required(schema: Mapping[str, Any], tag: str) -> Mapping[str, Any]:
-    """A schema of objects that must have the tag; others as they are."""
+    """Return a schema whose objects must have the tag; other schemas unchanged."""
     required = schema.get("required", [])
     if not tag or tag not in _constants(schema) or not isinstance(required, list) or tag in required:
         return schema
@@ -44,7 +44,7 @@ def _differ(one: Mapping[str, Any], other: Mapping[str, Any], tag: str) -> bool:
 
 
 def _kinds(schema: Mapping[str, Any]) -> set[str]:
-    """Types of the values that a schema may hold for."""
+    """Types of the values that a schema may match."""
     names = schema.get("type", TYPES)
     found = (
         {names}
@@ -55,7 +55,7 @@ def _kinds(schema: Mapping[str, Any]) -> set[str]:
 
 
 def _constants(schema: Mapping[str, Any]) -> dict[str, set[str]]:
-    """Properties that have one of some constants, by name; texts alone."""
+    """Return string constants of properties, by property name."""
     properties = schema.get("properties")
     found = {}
     for name, value in properties.items() if isinstance(properties, dict) else ():

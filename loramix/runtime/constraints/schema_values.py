@@ -1,4 +1,4 @@
-"""Words of a JSON schema that hold values and no schemas, checked and written as the mask's engine reads them."""
+"""Validates and rewrites keywords of a JSON schema that hold values rather than schemas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loramix.runtime.constraints.schema_strings import as_patterns
 
 MAX_COUNT = 10_000
 MAX_NUMBER = 9_000_000_000_000_000_000  # the engine computes with 64 bits
-MAX_MULTIPLE = 9_999  # its digits are states of the engine: a million of them take seconds
+MAX_MULTIPLE = 9_999  # llguidance has a state per digit: a million take seconds
 MAX_VALUE_DEPTH = 16
 TYPES = ("null", "boolean", "object", "array", "number", "integer", "string")
 COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
@@ -42,14 +42,14 @@ def short(value: Any) -> str:
 
 
 def read_values(node: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """The words of `VALUES` that a schema has, as the engine reads them.
+    """Read a schema's keywords of `VALUES` in llguidance's form.
 
     Args:
         node: a schema.
-        path: where it is.
+        path: its path in the root schema.
 
     Raises:
-        UsageError: one of them cannot be enforced; with its path.
+        UsageError: a keyword cannot be enforced; the message has its path.
     """
     out: dict[str, Any] = {}
     if "type" in node:
@@ -64,16 +64,16 @@ def read_values(node: Mapping[str, Any], path: str) -> dict[str, Any]:
         if word in node:
             out[word] = _count(node[word], at(path, word))
     kinds = {out["type"]} if isinstance(out.get("type"), str) else set(out.get("type", TYPES))
-    if "string" in kinds:  # other values are not looked at
+    if "string" in kinds:  # pattern and format are ignored for other types
         _strings(node, path, out)
     _numbers(node, path, out)
     if kinds & {"integer", "number"} == {"integer"} and not {*LIMITS, "enum", "const"} & set(node):
-        out["minimum"], out["maximum"] = -MAX_NUMBER, MAX_NUMBER  # so that its digits end
+        out["minimum"], out["maximum"] = -MAX_NUMBER, MAX_NUMBER  # bounds the number of digits
     return out
 
 
 def encodable(text: Any, path: str) -> str:
-    """Text that UTF-8 can hold."""
+    """Check that text can be encoded as UTF-8."""
     try:
         str(text).encode()
     except UnicodeEncodeError:
@@ -82,7 +82,7 @@ def encodable(text: Any, path: str) -> str:
 
 
 def writable(text: Any, path: str) -> str:
-    """Text that an answer can have: without the control characters that JSON has no short escape for."""
+    """Check that text has no control characters without a short JSON escape."""
     if re.search(r"[\x00-\x07\x0b\x0e-\x1f\x7f]", str(text)):
         refuse(path, "has a control character, which no answer can have")
     return encodable(text, path)
@@ -96,7 +96,7 @@ def _types(value: Any, path: str) -> Any:
 
 
 def _value(value: Any, path: str, depth: int = 0) -> Any:
-    """A value that an answer may have."""
+    """Check a constant value."""
     if depth > MAX_VALUE_DEPTH:
         refuse(path, f"is nested deeper than {MAX_VALUE_DEPTH} levels")
     if isinstance(value, str):
@@ -134,7 +134,7 @@ def _text(node: Mapping[str, Any], word: str, path: str) -> str | None:
 
 
 def _strings(node: Mapping[str, Any], path: str, out: dict[str, Any]) -> None:
-    """``pattern`` and ``format``."""
+    """Read ``pattern`` and ``format``."""
     pattern, format_ = _text(node, "pattern", path), _text(node, "format", path)
     if format_ == "regex":
         refuse(at(path, "format"), "cannot be enforced")
@@ -149,7 +149,7 @@ def _strings(node: Mapping[str, Any], path: str, out: dict[str, Any]) -> None:
 
 
 def _numbers(node: Mapping[str, Any], path: str, out: dict[str, Any]) -> None:
-    """``minimum`` and its kind, also as draft 4 wrote them, and ``multipleOf``."""
+    """Read numeric limits, including the syntax of draft 4, and ``multipleOf``."""
     for word in LIMITS:
         if word in node and not (word.startswith("exclusive") and isinstance(node[word], bool)):
             out[word] = _number(node[word], at(path, word))
