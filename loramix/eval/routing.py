@@ -49,14 +49,14 @@ def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
     try:
         found = tomllib.loads(read_text(path, InvalidRecipe))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+        raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
     for table, groups in found.items():
         good = isinstance(groups, dict) and all(
             isinstance(group, list) and all(isinstance(text, str) for text in group)
             for group in groups.values()
         )
         if not good:
-            raise InvalidRecipe(f"{path}: [{table}] must hold lists of texts; mend it.")
+            raise InvalidRecipe(f"{path}: [{table}] must hold lists of texts; fix it.")
     return found
 
 

@@ -57,9 +57,7 @@ def _read_instructions(path: Path) -> list[str]:
     lines = [line.strip().replace("\\n", "\n") for _, line in read_lines(path)]
     asked = [line if "{input}" in line else f"{line}\n{{input}}" for line in dict.fromkeys(lines) if line]
     if not asked or any(text.count("{input}") != 1 for text in asked):
-        raise InvalidData(
-            f"{path} needs one instruction a line, each with '{{input}}' at most once; mend it."
-        )
+        raise InvalidData(f"{path} needs one instruction a line, each with '{{input}}' at most once; fix it.")
     return asked
 
 
