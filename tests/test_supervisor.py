@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from loramix.errors import NotFound, RequestFailed
+from loramix.runtime.options import GenerationOptions
 from loramix.server import protocol as m
 from loramix.server.queued_request import Limits, QueuedRequest
 from loramix.server.supervisor import MAX_OVERTAKEN, Supervisor
@@ -18,7 +19,7 @@ from loramix.server.supervisor import MAX_OVERTAKEN, Supervisor
 
 def asked(mix: dict[str, float] | None = None, **options: Any) -> m.Answer:
     message = {"role": "user", "content": "a lazy dog"}
-    return m.Answer(number=0, messages=[message], policy="each", mix=mix, **options)
+    return m.Answer(number=0, messages=[message], options=GenerationOptions.of(mix=mix, **options))
 
 
 async def last(job: QueuedRequest) -> m.Started | m.Piece | m.Ended | m.Result:
