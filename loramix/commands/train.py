@@ -28,7 +28,7 @@ def train() -> None:
 @click.option("--resume", is_flag=True, help="Resume from the last complete checkpoint.")
 @click.option("--max-rows", type=click.IntRange(1), help="Most training rows to use.")
 @click.option(
-    "--max-steps", type=click.IntRange(1), help="Number of steps, including the learning rate's decay."
+    "--max-steps", type=click.IntRange(1), help="Stop after this many steps; the learning rate decays before."
 )
 @click.option(
     "--gradient-checkpointing/--no-gradient-checkpointing",
