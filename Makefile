@@ -1,8 +1,8 @@
-# Needs Python 3.11 or newer, a C++ compiler and make; all the rest comes into .venv/.
-# Stamps in .venv/ keep what is done, so that a second run starts at once.
+# Needs Python 3.11 or newer, a C++ compiler and make; everything else is installed into .venv/.
+# Stamp files in .venv/ record completed steps, so that a second run starts at once.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
-# where the usual index gives a build that you do not want: make test TORCH="torch==2.13.0 --index-url URL"
+# to use another build of PyTorch: make test TORCH="torch==2.13.0 --index-url URL"
 TORCH ?= torch==2.13.0
 LLAMA_CPP := $(shell grep '^llama-cpp-python==' constraints.txt)
 BASE := smollm2-135m
@@ -18,28 +18,28 @@ INSTALL := $(PIP) install -c constraints.txt
 BUILD_LOG := $(VENV)/llama-build.log
 
 .DEFAULT_GOAL := help
-.NOTPARALLEL: # two pips in one environment disturb each other
+.NOTPARALLEL: # two pip processes must not change one environment at the same time
 .DELETE_ON_ERROR:
 .PHONY: help demo install base test test-kernels bench check docs format clean distclean
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base.stamp ## install into .venv, fetch the default base, answer one prompt
 	@echo "==> loramix run --show-route \"$(PROMPT)\""
 	@$(BIN)/loramix run --show-route "$(PROMPT)"
 
-install: $(VENV)/.runtime.stamp ## install what running needs
+install: $(VENV)/.runtime.stamp ## install the runtime dependencies
 
 base: $(VENV)/.base.stamp ## fetch the default base
 
-test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs what training needs
+test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs the training dependencies
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-test-kernels: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run what compares numbers under other kernels; two builds of llama.cpp the first time
+test-kernels: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run the numerical tests with other CPU kernels; builds llama.cpp twice the first time
 	@PYTEST_ADDOPTS="$(PYTEST_ARGS)" sh scripts/kernels.sh $(BIN)/python
 
-bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## measure speed beside peers; the first time llama-server is built, and a TinyLlama shape made
+bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## compare speed with other programs; builds llama-server and a TinyLlama shape the first time
 	@set -e; server="$$(sh scripts/llama_server.sh $(BIN)/python)"; \
 	vocab="$$(ls "$${server%/build/*}"/*/vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf)"; \
 	for quant in Q4_K_M Q4_0; do \
@@ -49,7 +49,7 @@ bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## measure speed beside peers; t
 	$(BIN)/python benchmarks/bench.py --llama-server "$$server" \
 	  --shape "$(SHAPES)/tinyllama-shape-Q4_K_M.gguf" --shape "$(SHAPES)/tinyllama-shape-Q4_0.gguf"
 
-check: $(VENV)/.dev.stamp ## lint, format and types
+check: $(VENV)/.dev.stamp ## check lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -57,7 +57,7 @@ check: $(VENV)/.dev.stamp ## lint, format and types
 docs: $(VENV)/.docs.stamp ## the documentation as a site in build/docs; a warning fails
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet # without the advertisement of its successor
 
-format: $(VENV)/.dev.stamp ## put the code into shape
+format: $(VENV)/.dev.stamp ## format the code
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -70,35 +70,35 @@ distclean: clean ## remove .venv as well
 
 $(VENV)/.venv.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "error: $(PYTHON) is not Python 3.11 or newer; install one, then: make PYTHON=/path/to/python3.11" >&2; \
+	  echo "error: $(PYTHON) is not Python 3.11 or newer; install it, then run: make PYTHON=/path/to/python3.11" >&2; \
 	  exit 1; }
 	@echo "==> $(VENV): $$($(PYTHON) --version)"
 	@$(PYTHON) -m venv $(VENV) || { \
-	  echo "error: $(PYTHON) cannot make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  echo "error: $(PYTHON) cannot create a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	  exit 1; }
 	@$(PIP) install --upgrade pip
 	@touch $@
 
-# llama.cpp comes first and alone: the flags are for its build only. Where it needs flags, a wheel in pip's
-# cache may have been built without them, so neither the cache nor a ready wheel is used.
+# llama.cpp is installed first and separately, since the flags apply to its build only. If it needs flags, neither
+# pip's cache nor a prebuilt wheel is used, since these may have been built without them.
 $(VENV)/.llama.stamp: $(VENV)/.venv.stamp constraints.txt scripts/cflags.sh
 	@flags="$$(sh scripts/cflags.sh)"; options=""; \
 	if [ -n "$$flags" ]; then \
 	  export CFLAGS="$${CFLAGS:-} $$flags" CXXFLAGS="$${CXXFLAGS:-} $$flags"; \
 	  options="--no-cache-dir --no-binary llama-cpp-python"; \
 	fi; \
-	echo "==> $(LLAMA_CPP): built for this CPU, some minutes the first time $$flags"; \
+	echo "==> $(LLAMA_CPP): building for this CPU, a few minutes the first time $$flags"; \
 	$(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt $$options $(LLAMA_CPP) \
 	  >$(BUILD_LOG) 2>&1 || { \
 	  tail -n 25 $(BUILD_LOG) >&2; \
-	  echo "error: llama-cpp-python was not installed; the whole log is in $(BUILD_LOG)" >&2; \
+	  echo "error: llama-cpp-python was not installed; the full log is in $(BUILD_LOG)" >&2; \
 	  command -v $${CXX:-c++} >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || \
 	    echo "error: no C++ compiler was found; install one (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install)" >&2; \
 	  exit 1; }
 	@touch $@
 
 $(VENV)/.runtime.stamp: $(VENV)/.llama.stamp pyproject.toml constraints.txt
-	@echo "==> loramix, run time only"
+	@echo "==> loramix, runtime only"
 	@$(INSTALL) -e .
 	@touch $@
 
@@ -110,7 +110,7 @@ $(VENV)/.base.stamp: $(VENV)/.runtime.stamp
 
 $(VENV)/.dev.stamp: $(VENV)/.runtime.stamp
 	@echo "==> tools for checks and tests"
-	@$(INSTALL) -e '.[serve,dev]' # mypy reads the types of what serving needs
+	@$(INSTALL) -e '.[serve,dev]' # mypy needs the types of the server's dependencies
 	@touch $@
 
 $(VENV)/.docs.stamp: $(VENV)/.runtime.stamp
@@ -118,9 +118,9 @@ $(VENV)/.docs.stamp: $(VENV)/.runtime.stamp
 	@$(INSTALL) -e '.[docs]'
 	@touch $@
 
-# torch first and alone, so that one variable chooses its build
+# PyTorch is installed separately, so that one variable selects its build
 $(VENV)/.train.stamp: $(VENV)/.dev.stamp
-	@echo "==> $(TORCH) and what training needs"
+	@echo "==> $(TORCH) and the training dependencies"
 	@$(PIP) install $(TORCH)
 	@$(INSTALL) -e '.[train,hub,serve,llm,dev]'
 	@touch $@

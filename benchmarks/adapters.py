@@ -1,4 +1,4 @@
-"""Adapters as training leaves them, in a pack of their own, and what they reach on test sets."""
+"""Helpers for benchmarks: a pack of trained PEFT adapters, and its scores on test sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loramix.train.recipe import Recipe
 
 
 def pack_of(directory: Path, base: str, adapters: Mapping[str, tuple[Path, Recipe]]) -> Pack:
-    """A pack of PEFT adapters, converted, each with what its recipe says, on a base by name or path."""
+    """Create a pack of converted PEFT adapters, described by their recipes, on a base given by name or path."""
     path = bases.resolve(base)
     digest = bases.digest(path)
     shutil.rmtree(directory, ignore_errors=True)
@@ -34,15 +34,15 @@ def pack_of(directory: Path, base: str, adapters: Mapping[str, tuple[Path, Recip
 def pinned_scores(
     engine: Engine, store: AnswerStore, recipe: Recipe, data: Path, rows: int | None, adapter: str
 ) -> dict[str, dict[str, Any]]:
-    """What an adapter of the engine's pack reaches on a skill's test sets: ``{set: {measure: …}}``.
+    """Score an adapter of the engine's pack on a skill's test sets: ``{set: {measure: …}}``.
 
     Args:
-        engine: answers.
-        store: keeps the answers.
-        recipe: the skill's.
-        data: directory of all skills' rows.
-        rows: of a test set at most.
-        adapter: its name in the pack.
+        engine: engine of the pack.
+        store: cache of the answers.
+        recipe: recipe of the skill.
+        data: directory with all skills' rows.
+        rows: most rows per test set.
+        adapter: name of the adapter in the pack.
     """
     found = {}
     for part in parts_of(recipe, read_rows(data_file(data, recipe.name)), rows):

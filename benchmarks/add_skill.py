@@ -1,9 +1,9 @@
-"""What adding a skill costs: `skill add translate_de` on a copy of the pack, its gate update timed.
+"""Cost of adding a skill: `skill add translate_de` on a copy of the pack, with the gate update timed.
 
     python benchmarks/add_skill.py --data DATA --out RUN
 
-Trains the adapter (killed, the same command goes on), then measures the update without the training, the other
-skills' accuracy on held-out prompts before and after, a running engine that reloads, and the removal.
+Trains the adapter (resumable), then measures the update without the training, the other skills' accuracy on held-out
+prompts before and after, the reload in a running engine, and the removal.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ HELD_OUT = (
     "Our readers in Zurich should understand this too. {input}",
     "{input} (in German)",
 )
-"""Phrasings that the recipe lacks."""
+"""Phrasings that are not in the recipe."""
 PROMPT = "Translate to German: tool to view and edit network settings"
 
 
 def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
-    """What a pack's gate says to prompts, from the base's hidden states at them."""
+    """Return the gate's decisions on prompts, computed from the base's hidden states."""
     gate = pack.gate()
     assert gate is not None
     table = gate.probabilities(select(features, gate.info.layers, gate.info.pooling))
@@ -72,7 +72,9 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--pack", default=DEFAULT, show_default=True)
 @click.option(
-    "--adapter", type=click.Path(exists=True, path_type=Path), help="Trained before; none is trained then."
+    "--adapter",
+    type=click.Path(exists=True, path_type=Path),
+    help="Use this trained adapter instead of training one.",
 )
 @click.option("--max-rows", default=4000, show_default=True)
 @click.option(
@@ -82,7 +84,7 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
 def main(
     data: Path, out: Path, pack: str, adapter: Path | None, max_rows: int, per_template: int, rows: int
 ) -> None:
-    """Measure, and write into results.json."""
+    """Run the benchmark and write the results to results.json."""
     source = Pack.load(pack)
     base = bases.resolve(source.manifest.base.name)
     everything = read_rows(data / "extra" / f"{NAME}.jsonl.gz")

@@ -4,9 +4,9 @@
     python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
     python benchmarks/multitask.py alone --data DATA/skills --out RUN [--skill NAME]… [--rows 400]
 
-The rival that needs no gate. Every skill brings the rows that its own adapter saw, or a share of them, in the
-same phrasings; ``score`` writes what it reaches on each test set into benchmarks/results.json. Where it had but a
-share, ``alone`` trains skills' own adapters on no more. Killed, each goes on where it was.
+A baseline without a gate. It is trained on the rows of every skill's own adapter, or a share of them, in the same
+phrasings; ``score`` writes its scores on each test set to benchmarks/results.json. For a share of the rows, ``alone``
+trains the skills' own adapters on the same share. All commands resume after an interruption.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def rank_for(pack: Pack, base: Path, skills: Sequence[str]) -> int:
 
 
 def merged(recipes: Sequence[Recipe], rank: int) -> Recipe:
-    """A recipe in whose ``instructions`` each skill's, and each of its sources', has a key of its own."""
+    """Build a recipe whose ``instructions`` have one key per skill and per source of a skill."""
     instructions = {
         f"{recipe.name}/{source}": [*group, *(recipe.instructions.get("any", []) if source != "any" else [])]
         for recipe in recipes
@@ -80,7 +80,7 @@ def merged(recipes: Sequence[Recipe], rank: int) -> Recipe:
 
 
 def rows_of(recipe: Recipe, rows: Sequence[Row], share: float, dev: int = 50) -> list[Row]:
-    """A share of the training rows that the skill's own adapter saw, as often as it saw them, and some of dev."""
+    """Return a share of the skill's training rows, repeated by its number of epochs, and some dev rows."""
 
     def named(row: Row) -> Row:
         source = row.source if row.source in recipe.instructions else "any"
@@ -93,7 +93,7 @@ def rows_of(recipe: Recipe, rows: Sequence[Row], share: float, dev: int = 50) ->
 
 @click.group()
 def main() -> None:
-    """The multi-task rival."""
+    """The multi-task baseline."""
 
 
 DATA = click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
@@ -108,7 +108,7 @@ ROWS = click.option("--rows", type=int, help="Rows of a test set at most; as giv
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--max-steps", type=click.IntRange(1), help="Stop sooner; the last quarter of them cools down.")
 def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_steps: int | None) -> None:
-    """Train it; killed, the same command goes on."""
+    """Train the baseline; resumes after an interruption."""
     recipes = [load_recipe(name) for name in skills or shipped()]
     rows = [row for r in recipes for row in rows_of(r, read_rows(data_file(data, r.name)), share)]
     random.Random(0).shuffle(rows)
@@ -134,7 +134,7 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
 @OUT
 @ROWS
 def score_command(data: Path, out: Path, rows: int | None) -> None:
-    """Answer all test sets with it."""
+    """Score the baseline on all test sets."""
     run = json.loads((out / WHAT).read_text())
     recipe = merged([load_recipe(name) for name in run["names"]], LORA.r)
     asked = dict.fromkeys(run["names"], NAME)
@@ -148,7 +148,7 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
 @ROWS
 @click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
 def alone(data: Path, out: Path, rows: int | None, skills: tuple[str, ...]) -> None:
-    """Train skills' own adapters on as many rows as the rival saw of theirs, and answer their test sets."""
+    """Train the skills' own adapters on as many rows as the baseline had, and score them on their test sets."""
     run = json.loads((out / WHAT).read_text())
     adapters, base = {}, bases.resolve(DEFAULT)
     for name in skills or run["names"]:
@@ -176,7 +176,7 @@ def measure(
     out: Path,
     rows: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """What adapters reach on the test sets of skills.
+    """Score adapters on the test sets of skills.
 
     Args:
         adapters: PEFT directories and their recipes, by a name.

@@ -1,10 +1,10 @@
-"""A whole request, prompt to last token, beside other ways to run a LoRA skill on this CPU; ratios inside one run.
+"""Time of a complete request, compared with other ways to run a LoRA skill on this CPU; ratios within one run.
 
     python benchmarks/peers.py --out peers.json [--rounds 7] [--llama-server "$(sh scripts/llama_server.sh)"]
 
-Each peer lives in a process of its own and waits while another answers. In a round all get the same request, a
-text that none has seen, so that no cache helps; the ratio is the median over rounds. Everybody answers greedily
-with the same adapter, at most 24 tokens. Loramix chooses the skill itself; the others are told.
+Each peer runs in its own process and is idle while another answers. In a round, all get the same request with a new
+text, so that no cache helps; the ratio is the median over rounds. All answer greedily with the same adapter, at most
+24 tokens. Loramix chooses the skill itself; for the others it is given.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ Answer = Callable[[str, str], str]
 
 
 def text(seed: int, count: int) -> str:
-    """Words in a random order: a text that no cache knows."""
+    """Return words in random order: a text that is in no cache."""
     rng, words = random.Random(seed), VOCABULARY.split()
     return " ".join(rng.choice(words) for _ in range(count)).capitalize() + "."
 
@@ -220,7 +220,7 @@ def serve(peer: str, program: Path | None) -> None:
 
 
 def compare(rounds: int, program: Path | None) -> dict[str, Any]:
-    """Ask all peers in turn.
+    """Send requests to all peers in turn.
 
     Args:
         rounds: requests a skill that count; one before them does not.
@@ -278,7 +278,7 @@ def compare(rounds: int, program: Path | None) -> dict[str, Any]:
 @click.option("--llama-server", "program", type=click.Path(exists=True, path_type=Path))
 @click.option("--serve", "peer", type=click.Choice(PEERS), hidden=True)
 def main(rounds: int, out: Path | None, program: Path | None, peer: str | None) -> None:
-    """Measure, and write JSON."""
+    """Run the benchmark and write JSON."""
     if peer:
         serve(peer, program)
         return

@@ -1,4 +1,4 @@
-"""How well `loramix plan` predicts: engines in processes of their own, after some answers of each skill.
+"""Accuracy of `loramix plan`: predicted against measured memory of engines in separate processes.
 
     python benchmarks/plan_check.py --out plan.json [--base FILE --skills 8 --ctx 2048]
 
@@ -73,7 +73,7 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
 
 
 def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
-    """Prediction and measurement of one case."""
+    """Predict and measure one case."""
     from loramix.diagnose.memory_plan import kv_bytes, make_plan
     from loramix.formats.validate import read_base
     from loramix.models import bases

@@ -1,4 +1,4 @@
-"""Where the microseconds of one decoded token go, by kind of operation; and what memory could deliver.
+"""Time of one decoded token by kind of operation, and the memory bandwidth of this machine.
 
     python benchmarks/profile_decode.py --out profile.json [--base FILE] [--tokens 24] [--threads 1]
 
@@ -104,7 +104,7 @@ def bandwidth() -> float:
 @click.option("--threads", default=1, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(base: Path | None, tokens: int, threads: int, out: Path) -> None:
-    """Measure, and write JSON."""
+    """Run the benchmark and write JSON."""
     path = base or bases.resolve(DEFAULT)
     found: dict[str, Any] = {
         "machine": machine(),

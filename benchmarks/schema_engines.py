@@ -1,4 +1,4 @@
-"""Engines that keep an answer to a JSON schema, beside each other.
+"""Comparison of engines that constrain an answer to a JSON schema.
 
     python benchmarks/schema_engines.py --suite JSON-SCHEMA-TEST-SUITE [--out schemas.json]
 

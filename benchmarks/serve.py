@@ -1,9 +1,9 @@
-"""What the server costs and what it survives; each measure is a command, results are JSON.
+"""Overhead, throughput and robustness of the server; each measurement is a command, results are JSON.
 
     python benchmarks/serve.py overhead|throughput|isolation|queue|leaving|killed|memory|openapi|batch|long_prompt
 
-The server runs in a process of its own with its default settings and is asked over loopback. Times want an idle
-machine; counts do not.
+The server runs in a separate process with default settings; clients connect over loopback. Times need an idle
+machine, counts do not.
 """
 
 from __future__ import annotations

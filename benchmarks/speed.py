@@ -1,10 +1,10 @@
-"""What mixing costs: prefill, decoding, switches, the gate, late adapters, memory; ratios inside one run.
+"""Cost of mixing: prefill, decoding, switches, the gate, activated LoRA, memory; ratios within one run.
 
     python benchmarks/speed.py --out speed.json [--pack PACK] [--base FILE] [--rounds 9]
 
-Variants take turns in each round, and a ratio is the median over rounds of what two of them took in the same
-round: a noisy neighbour slows both. Values of weights do not change what they cost, so random adapters stand in
-for shapes that no pack has.
+Variants take turns in each round, and a ratio is the median over rounds of two times of the same round, so that load
+from other programs affects both. The values of weights do not affect their cost, so random adapters are used for
+shapes that no pack has.
 """
 
 from __future__ import annotations
@@ -282,7 +282,7 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
-    """Measure, and write JSON."""
+    """Run the benchmark and write JSON."""
     threads = default_threads()
     found: dict[str, Any] = {"machine": machine()}
     if base is not None:

@@ -1,10 +1,10 @@
-"""TinyLlama 1.1B's exact shape with random weights: made, converted, quantized; time and memory of each step.
+"""TinyLlama 1.1B's exact shape with random weights: create, convert, quantize; time and memory of each step.
 
     python benchmarks/tinyllama_shape.py --out DIR --vocab ggml-vocab-llama-spm.gguf --quant Q4_K_M --quant Q4_0
 
-The weights mean nothing; sizes, speed, memory and tokens are those of TinyLlama-1.1B-Chat. Its vocabulary is
-Llama 2's, which llama.cpp's source tree holds as models/ggml-vocab-llama-spm.gguf; without it a made-up one of
-32,000 tokens takes its place.
+The weights are meaningless; sizes, speed, memory and tokens are those of TinyLlama-1.1B-Chat. Its vocabulary is
+Llama 2's, models/ggml-vocab-llama-spm.gguf in llama.cpp's source tree; without that file a synthetic one of 32,000
+tokens is used.
 """
 
 from __future__ import annotations

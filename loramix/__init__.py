@@ -1,6 +1,6 @@
 """Loramix: many LoRA skills on one small quantized base, mixed by a learned gate, on a laptop CPU.
 
-The public names load on first use, so that ``import loramix`` costs nothing.
+The public names load on first use, so that ``import loramix`` is fast.
 """
 
 from __future__ import annotations

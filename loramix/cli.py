@@ -1,6 +1,7 @@
-"""The command ``loramix``: each command parses, calls one function, prints.
+"""The command ``loramix``: registration of all commands, and exit codes.
 
-stdout is the answer, stderr the rest. Imports stand inside the commands: ``--help`` loads no model code.
+Answers go to stdout, everything else to stderr. Commands import what they need when they run, so that ``--help``
+loads no model code.
 """
 
 from __future__ import annotations
@@ -18,17 +19,17 @@ from loramix.formats.textfile import has_lone_surrogate
 
 
 class Group(click.Group):
-    """A click group that shows our errors as one sentence and finds the tool commands late."""
+    """A click group that prints errors as one sentence and sets the exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error that a user can meet becomes one sentence and an exit code."""
+        """Run the command; turn expected errors into one sentence and an exit code."""
         from loramix.commands.terminal import drop_stdout, explain
 
         try:
-            found = super().invoke(ctx)
+            result = super().invoke(ctx)
             if sys.stdout is not None:
-                sys.stdout.flush()  # what fails here would be a traceback of the interpreter's at its end
-            return found
+                sys.stdout.flush()  # at interpreter exit a failing flush would print a traceback
+            return result
         except LoramixError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
@@ -42,14 +43,14 @@ class Group(click.Group):
             if sys.stdout is not None and error.errno in (errno.ENOSPC, errno.EIO):
                 drop_stdout()
             ctx.exit(1)
-        except UnicodeEncodeError as error:  # a file's or a pack's name that is no text
+        except UnicodeEncodeError as error:  # a file or pack name that is not valid text
             click.echo(
-                f"error: {ascii(error.object)[:80]} holds bytes that are not UTF-8; rename it.", err=True
+                f"error: {ascii(error.object)[:80]} contains bytes that are not UTF-8; rename it.", err=True
             )
             ctx.exit(1)
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
-        """Parse the arguments; words that are not UTF-8 text are refused first."""
+        """Parse the arguments; first reject words that are not UTF-8 text."""
         from loramix.commands.terminal import prepare_streams
 
         prepare_streams()

@@ -1,4 +1,4 @@
-"""Plugin of Simon Willison's ``llm``: packs as models, routed (``loramix``) or one skill (``loramix/sentiment``)."""
+"""Plugin for the ``llm`` command: packs as models, routed (``loramix``) or one skill (``loramix/sentiment``)."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def _engine(pack: str) -> Engine:
 
 
 class Loramix(llm.Model):  # type: ignore[misc]
-    """A pack, or one mix of it; the engine opens with the first prompt and stays."""
+    """A pack, or one mix of it; the engine opens at the first prompt and stays open."""
 
     can_stream = True
 
     class Options(llm.Options):  # type: ignore[misc]
-        """As `Engine.stream` takes them."""
+        """Options of `Engine.stream`."""
 
         policy: str | None = Field(None, description="each, top1, blend, token or base")
         mix: str | None = Field(None, description="sentiment=0.7,summarize=0.3")
-        max_tokens: int | None = Field(None, description="Longest answer")
+        max_tokens: int | None = Field(None, description="Longest answer in tokens")
         temperature: float | None = Field(None, description="0 is greedy")
         seed: int | None = Field(None, description="Seed of the random draws")
 
@@ -36,7 +36,7 @@ class Loramix(llm.Model):  # type: ignore[misc]
         self.model_id, self.pack, self.mix = model_id, pack, mix
 
     def execute(self, prompt: Any, stream: bool, response: Any, conversation: Any) -> Iterator[str]:
-        """Answer the conversation so far; the route goes into the log."""
+        """Answer the conversation so far; the route is logged."""
         messages = [
             {"role": m.role, "content": "".join(getattr(part, "text", "") for part in m.parts)}
             for m in prompt.messages
@@ -51,7 +51,7 @@ class Loramix(llm.Model):  # type: ignore[misc]
 
 @llm.hookimpl  # type: ignore[untyped-decorator]
 def register_models(register: Any) -> None:
-    """Every pack and every skill of it; the default pack is ``loramix``."""
+    """Register every pack and each of its skills; the default pack is ``loramix``."""
     for name, pack in ((listing.name, listing.pack) for listing in list_packs() if listing.pack):
         top = "loramix" if name == DEFAULT else f"loramix/{name}"
         register(Loramix(top, name))

@@ -1,13 +1,13 @@
 #!/bin/sh
-# Prints the compiler flags that a safe build of llama.cpp needs on this machine; nothing where it needs none.
+# Prints the compiler flags for a safe build of llama.cpp on this machine, if any are needed.
 #
-# GCC can drop the stores that set up AMX tiles, and the first prompt then kills the process. Without the AMX
-# macros llama.cpp leaves those kernels out and keeps its AVX-512 ones.
+# GCC can optimize away the stores that configure AMX tiles, and the first prompt then crashes the process. Without
+# the AMX macros llama.cpp omits those kernels and keeps its AVX-512 ones.
 set -eu
 
 grep -qw amx_tile /proc/cpuinfo 2>/dev/null || exit 0
 cxx=${CXX:-}
-for name in c++ g++; do # the order in which CMake looks
+for name in c++ g++; do # the order in which CMake searches
     [ -n "$cxx" ] || cxx=$(command -v "$name" || true)
 done
 [ -n "$cxx" ] || exit 0

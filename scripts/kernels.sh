@@ -1,11 +1,11 @@
 #!/bin/sh
-# Runs the tests that compare llama.cpp's numbers under each kind of its kernels: the build that is installed, the
-# same without repacked weights, and builds for AVX2 alone and for AVX-512 alone where the CPU has it.
+# Runs the numerical tests with several kinds of llama.cpp kernels: the installed build, the same without repacked
+# weights, a build for AVX2 only, and one for AVX-512 only if the CPU has it.
 #
 #     sh scripts/kernels.sh [PYTHON]
 #
-# The builds are kept in the cache, by version and flags: each takes some minutes the first time. What pytest
-# should do otherwise stands in PYTEST_ADDOPTS.
+# The builds are cached by version and flags; each takes a few minutes the first time. PYTEST_ADDOPTS sets options of
+# pytest.
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")/.." && pwd)
@@ -17,21 +17,21 @@ tests='tests/test_golden.py tests/test_readme.py tests/test_margins.py tests/tes
     tests/test_batch_context.py tests/test_mixing.py'
 failed=''
 
-has() { # a flag of the CPU
+has() { # FLAG: whether the CPU has it
     grep -qw "$1" /proc/cpuinfo 2>/dev/null
 }
 
-build() { # NAME CMAKE-ARGUMENTS: prints the directory that goes on PYTHONPATH
+build() { # NAME CMAKE-ARGUMENTS: prints the directory to put on PYTHONPATH
     where=$cache/${pin#*==}-$1
     log=$where.log
     if [ ! -e "$where/built" ] || [ "$(cat "$where/built")" != "$2" ]; then
-        echo "==> $pin for $1: $2, some minutes" >&2
+        echo "==> $pin for $1: $2, a few minutes" >&2
         rm -rf "$where"
         mkdir -p "$cache"
         CMAKE_ARGS="$2" nice "$python" -m pip --disable-pip-version-check install --no-deps --no-cache-dir \
             --no-binary llama-cpp-python --target "$where" "$pin" >"$log" 2>&1 || {
             tail -n 25 "$log" >&2
-            echo "error: $pin was not built for $1; the whole log is in $log" >&2
+            echo "error: $pin was not built for $1; the full log is in $log" >&2
             return 1
         }
         echo "$2" >"$where/built"
@@ -60,12 +60,12 @@ PYTHON
     }
     # shellcheck disable=SC2086 # a list of files
     if env PYTHONPATH="$paths" "$@" "$python" -m pytest $tests >"$log" 2>&1; then
-        said=passed
+        result=passed
     else
-        said=FAILED failed="$failed $name"
+        result=FAILED failed="$failed $name"
         grep -E '^(FAILED|ERROR)' "$log" | cut -c1-200 >&2 || true
     fi
-    echo "$name: $said: $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1) [$features]"
+    echo "$name: $result: $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1) [$features]"
 }
 
 mkdir -p "$cache"

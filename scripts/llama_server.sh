@@ -1,6 +1,6 @@
 #!/bin/sh
-# Builds llama-server, with which benchmarks compare, from the source that llama-cpp-python vendors, into the cache;
-# prints where it is. The same version, the same compiler and the same flags as the runtime's own llama.cpp.
+# Builds llama-server for the benchmarks from the source that llama-cpp-python vendors, in the cache directory, and
+# prints its path. Version, compiler and flags are those of the runtime's llama.cpp.
 #
 #     sh scripts/llama_server.sh [PYTHON]
 set -eu
@@ -26,7 +26,7 @@ if [ ! -x "$server" ]; then
         cmake --build "$cache/build" --target llama-server -j "${JOBS:-2}"
     } >"$cache/build.log" 2>&1 || {
         tail -n 20 "$cache/build.log" >&2
-        echo "error: llama-server was not built; the whole log is in $cache/build.log" >&2
+        echo "error: llama-server was not built; the full log is in $cache/build.log" >&2
         exit 1
     }
 fi

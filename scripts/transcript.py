@@ -2,7 +2,7 @@
 
 python scripts/transcript.py
 
-Nothing is written where a prompt is so near another answer that a different CPU could give that one.
+Writes nothing if a prompt is so close to a tie that another CPU could give a different answer.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 
 def commands(text: str) -> list[str]:
-    """The ``$`` lines of a text's console blocks."""
+    """Return the ``$`` lines of a text's console blocks."""
     return re.findall(r"^\$ (.+)$", "\n".join(BLOCK.findall(text)), re.MULTILINE)
 
 
 def refuse_near_ties(text: str) -> None:
-    """Exit with a sentence for each prompt that another CPU might answer otherwise.
+    """Exit with a message for each prompt that another CPU might answer differently.
 
     Args:
-        text: with console blocks.
+        text: text with console blocks.
     """
     try:
         asked = [found for command in commands(text) if (found := asked_by(command))]
@@ -47,7 +47,7 @@ def refuse_near_ties(text: str) -> None:
 
 
 def replay(block: re.Match[str]) -> str:
-    """A console block with fresh output."""
+    """Return a console block with new output."""
     places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     out = []
     for command in commands(block[0]):

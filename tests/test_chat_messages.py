@@ -9,7 +9,7 @@ import pytest
 from serving import ASK, Served
 
 from loramix.prompts import as_messages
-from loramix.server.chat_messages import ChatMessage, plain
+from loramix.server.chat_messages import ChatMessage, engine_messages
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Bonn"}'}}
 CALLED = '[called weather({"city": "Bonn"})]'
@@ -17,7 +17,7 @@ CALLED = '[called weather({"city": "Bonn"})]'
 
 def turns(*messages: dict[str, Any]) -> list[tuple[str, str]]:
     """Role and text of what the engine gets, checked as the engine does."""
-    found = plain([ChatMessage.model_validate(message) for message in messages])
+    found = engine_messages([ChatMessage.model_validate(message) for message in messages])
     return [(message["role"], message["content"]) for message in as_messages(found)]
 
 
@@ -148,7 +148,7 @@ def test_a_request_for_tools_gets_a_sentence(
     }
     answer = tiny_server.post(path, **{**least, **field})
     assert answer.status_code == 400
-    assert f"{next(iter(field))} asks for tools, which these models cannot call" in answer.text
+    assert f"{next(iter(field))} requests tools, which these models cannot call" in answer.text
     assert tiny_server.post(path, **{**least, **field, **free}).status_code == 200
 
 

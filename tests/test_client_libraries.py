@@ -74,7 +74,7 @@ def test_langchain_openai(tiny_server: Served, expected: str) -> None:
     ]
     assert chat.invoke(history).content
     assert chat.invoke([*history, AIMessage("Yes."), HumanMessage(PROMPT)]).content
-    with pytest.raises(Exception, match="tools asks for tools"):
+    with pytest.raises(Exception, match="tools requests tools"):
         chat.bind_tools([{"name": "f", "description": "d", "parameters": {"type": "object"}}]).invoke(PROMPT)
 
     schema = {
@@ -124,7 +124,7 @@ def test_langchain_ollama(tiny_server: Served, expected: str) -> None:
     ]
     assert chat.invoke([*history, AIMessage("Yes."), HumanMessage(PROMPT)]).content
     assert chat.invoke(history).content
-    with pytest.raises(Exception, match="tools asks for tools"):
+    with pytest.raises(Exception, match="tools requests tools"):
         chat.bind_tools([{"name": "f", "description": "d", "parameters": {"type": "object"}}]).invoke(PROMPT)
     formed = ChatOllama(**place, num_predict=60, format="json").invoke(PROMPT)
     assert str(formed.content).lstrip().startswith("{")
@@ -169,7 +169,7 @@ def test_litellm(tiny_server: Served, expected: str, litellm: ModuleType) -> Non
     tools = [
         {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
     ]
-    with pytest.raises(litellm.BadRequestError, match="tools asks for tools"):
+    with pytest.raises(litellm.BadRequestError, match="tools requests tools"):
         litellm.completion(**places[0], **asked, tools=tools)
     assert litellm.completion(**places[0], **asked, tools=tools, tool_choice="none").choices
     for place in ({**places[0]}, older):

@@ -1,4 +1,4 @@
-"""``loramix doctor`` tells what is wrong and how to mend it, and never falls over itself."""
+"""``loramix doctor`` tells what is wrong and how to fix it, and never fails itself."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_a_healthy_machine_has_no_failure(healthy: Path) -> None:
 def test_a_machine_without_a_base_is_told_how_to_get_one() -> None:
     found = by_name()
     assert found["base"].status == "fail"
-    assert found["base"].mend == "loramix pull smollm2-135m"
+    assert found["base"].fix == "loramix pull smollm2-135m"
     assert found["native probe"].status == "warn"
 
 
 def test_another_base_under_the_name_fails(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "digest", lambda path: "0" * 64)
     found = by_name()["base"]
-    assert found.status == "fail" and "000000000000" in found.detail and "loramix pull" in found.mend
+    assert found.status == "fail" and "000000000000" in found.detail and "loramix pull" in found.fix
 
 
 def test_a_slow_verdict_is_a_note_and_a_crash_a_failure(
@@ -82,7 +82,7 @@ def test_a_slow_verdict_is_a_note_and_a_crash_a_failure(
 ) -> None:
     monkeypatch.setattr(probe, "verdict_for", lambda path: probe.Verdict(False, "SIGSEGV", "k", 1.5))
     found = by_name()["native probe"]
-    assert found.status == "warn" and "took 1.5 s" in found.detail and "pip install" in found.mend
+    assert found.status == "warn" and "took 1.5 s" in found.detail and "pip install" in found.fix
 
     def crash(path: Path) -> None:
         raise NativeError("llama.cpp crashed.")
@@ -124,14 +124,14 @@ def test_a_broken_or_other_library_fails_with_the_command_that_builds_it(
     monkeypatch.setattr(subprocess, "run", run)
     found = doctor._llama()
     assert found.status == "fail" and detail in found.detail
-    assert "--no-binary llama-cpp-python llama-cpp-python==0.3.36" in found.mend
+    assert "--no-binary llama-cpp-python llama-cpp-python==0.3.36" in found.fix
 
 
 def test_a_cache_that_cannot_be_written(own_cache: Path) -> None:
     own_cache.write_text("a file where the directory should be")
     found = by_name()["cache"]
     assert found.status == "fail"
-    assert "LORAMIX_CACHE" in found.mend
+    assert "LORAMIX_CACHE" in found.fix
 
 
 def test_the_command_exits_1_when_something_fails() -> None:

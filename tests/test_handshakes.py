@@ -62,7 +62,7 @@ def test_curl_as_ollamas_documentation_has_it(tiny_server: Served) -> None:
     assert curl("-I", f"{tiny_server.url}/api/version", f"{tiny_server.url}/").count("200 OK") == 2
     body = '{"model": "tiny", "prompt": "a dog", "stream": false, "options": {"num_predict": 1}}'
     assert '"done":true' in curl(f"{tiny_server.url}/api/generate", "-d", body)
-    assert "asks for tools" in curl(
+    assert "requests tools" in curl(
         f"{tiny_server.url}/api/chat", "-d", '{"model": "tiny", "messages": [], "tools": [{}]}'
     )
 

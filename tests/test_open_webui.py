@@ -97,7 +97,7 @@ def test_tools_that_are_on_by_default_get_the_setting_that_helps(
     assert answer.status_code == 400
     error = answer.json()["error"]
     message = error if path.startswith("/api") else error["message"]
-    assert message.startswith("tools asks for tools") and "set Function Calling to Legacy" in message
+    assert message.startswith("tools requests tools") and "set Function Calling to Legacy" in message
     assert message.count(".") == 1  # one sentence
 
 

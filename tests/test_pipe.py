@@ -73,7 +73,7 @@ def test_slow_pieces_go_one_by_one(tiny_engine: Any, tmp_path: Path) -> None:
 
 def test_who_wants_the_whole_answer_gets_it_at_its_end(tiny_engine: Any, tmp_path: Path) -> None:
     said = Said(tmp_path / "pipe", 0.0)
-    said.pipe.expect_whole(7)
+    said.pipe.buffer_until_end(7)
     stream = tiny_engine.stream(PROMPT, mix="sentiment", max_tokens=9)
     said.pipe.started(7, stream)
     first = next(stream)

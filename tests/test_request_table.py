@@ -99,7 +99,7 @@ def test_the_table_is_what_the_server_takes(tiny_server: Served) -> None:
         name = content["application/json"]["schema"]["$ref"].rpartition("/")[2]
         honoured = {field for field, row in found.items() if row.use is Use.HONOURED}
         assert set(schemas[name]["properties"]) == honoured
-    assert all(row.says for _, _, row in FIELDS if row.use is not Use.IGNORED)
+    assert all(row.rule for _, _, row in FIELDS if row.use is not Use.IGNORED)
 
 
 def test_null_is_absent() -> None:
@@ -118,7 +118,7 @@ def test_null_is_absent() -> None:
 def test_bounds_are_those_that_are_said(path: str) -> None:
     checked = 0
     for where, names, row in FIELDS:
-        found = re.match(r"a (whole )?number from (-?[\d.]+) to (-?[\d.]+)", row.says)
+        found = re.match(r"a (whole )?number from (-?[\d.]+) to (-?[\d.]+)", row.rule)
         if where != path or not found or row.use is not Use.HONOURED:
             continue
         low, high = (int(end) if found[1] else float(end) for end in found.group(2, 3))
@@ -126,7 +126,7 @@ def test_bounds_are_those_that_are_said(path: str) -> None:
             assert isinstance(read(path, with_value(path, names, value)), Body), (names, value)
         for value in (low - 3, high + 1):
             said = read(path, with_value(path, names, value))
-            assert isinstance(said, str) and said.startswith(".".join(names)) and row.says in said
+            assert isinstance(said, str) and said.startswith(".".join(names)) and row.rule in said
         checked += 1
     assert checked >= {"/v1/chat/completions": 9, "/v1/completions": 9, "/api/chat": 9}.get(path, 0)
 
@@ -150,7 +150,7 @@ def test_what_is_refused_is_refused_with_a_sentence() -> None:
         assert all(text == said[-1] for text in said if isinstance(text, str))
         name = re.escape(names[-1])
         assert isinstance(said[-1], str) and re.match(
-            rf"([\w.\[\]]+\.)?{name} {re.escape(row.says)}$", said[-1]
+            rf"([\w.\[\]]+\.)?{name} {re.escape(row.rule)}$", said[-1]
         )
         assert is_sentence(said[-1]) and isinstance(said[0], Body)
         refusals += 1

@@ -14,7 +14,7 @@ from loramix.errors import NotFound, RequestFailed
 from loramix.runtime.options import GenerationOptions
 from loramix.server import protocol as m
 from loramix.server.queued_request import Limits, QueuedRequest
-from loramix.server.supervisor import OVERTAKEN, Supervisor
+from loramix.server.supervisor import MAX_OVERTAKEN, Supervisor
 
 
 def asked(mix: dict[str, float] | None = None, **options: Any) -> m.Answer:
@@ -22,7 +22,7 @@ def asked(mix: dict[str, float] | None = None, **options: Any) -> m.Answer:
     return m.Answer(number=0, messages=[message], options=GenerationOptions.of(mix=mix, **options))
 
 
-async def last(job: QueuedRequest) -> m.Started | m.Said | m.Ended | m.Result:
+async def last(job: QueuedRequest) -> m.Started | m.Piece | m.Ended | m.Result:
     found = [event async for event in job.events()]
     return found[-1]
 
@@ -34,9 +34,9 @@ def test_later_requests_of_the_mix_that_decodes_go_first_but_not_for_ever() -> N
         jobs = queue.submit([asked(here), asked(there), asked(), *[asked(here)] * 20])
         queue.waiting.remove(jobs[0])
         queue.active[jobs[0].number] = jobs[0]
-        order = [queue._next() for _ in range(OVERTAKEN + 3)]
-        assert order[:OVERTAKEN] == jobs[3 : 3 + OVERTAKEN]
-        assert order[OVERTAKEN:] == [jobs[1], jobs[2], jobs[3 + OVERTAKEN]]
+        order = [queue._next() for _ in range(MAX_OVERTAKEN + 3)]
+        assert order[:MAX_OVERTAKEN] == jobs[3 : 3 + MAX_OVERTAKEN]
+        assert order[MAX_OVERTAKEN:] == [jobs[1], jobs[2], jobs[3 + MAX_OVERTAKEN]]
         with pytest.raises(RequestFailed) as full:
             queue.submit([asked()] * 50)
         assert full.value.http_status == 429
@@ -54,7 +54,7 @@ def test_a_worker_that_hangs_is_killed(tiny_pack: Path, monkeypatch: pytest.Monk
         assert first is not None
         (job,) = supervisor.submit([asked(max_tokens=200)])
         os.kill(first, signal.SIGSTOP)
-        supervisor.leave(job)
+        supervisor.cancel(job)
         (other,) = supervisor.submit([asked(max_tokens=2)])
         with pytest.raises(RequestFailed) as left:
             await last(job)

@@ -1,4 +1,4 @@
-"""Commands that answer one prompt or hold a conversation: ``loramix run``, ``route`` and ``chat``."""
+"""The commands ``loramix run``, ``route`` and ``chat``."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def route(
 @answer_options
 @click.option("--system", help="System message.")
 def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options: Any) -> None:
-    """Talk; each turn is routed. /help lists what can be typed."""
+    """Chat in the terminal; each turn is routed. /help lists the commands."""
     from loramix.commands.chat_loop import Chat
     from loramix.commands.terminal import need_stdin
 
@@ -87,5 +87,5 @@ def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options
 
 
 def echo_route(chosen: Route) -> None:
-    """Mix and reason, on stderr."""
+    """Print the mix and the reason to stderr."""
     click.echo(click.style(f"[{chosen.named}] {chosen.reason}", dim=True), err=True)

@@ -1,4 +1,4 @@
-"""Base models: ``loramix bases`` lists them, ``loramix pull`` fetches one."""
+"""The commands ``loramix bases`` and ``loramix pull``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 @click.command("bases")
 @click.option("--json", "as_json", is_flag=True, help="A JSON list instead of a table.")
 def list_bases(as_json: bool) -> None:
-    """Bases that can be named: size, licence, and where they are on this machine."""
+    """List the known bases: size, licence, and where they are on this machine."""
     from loramix.models.base_list import list_bases as find_all
 
     rows = find_all()
@@ -30,16 +30,16 @@ def list_bases(as_json: bool) -> None:
         line = (
             f"{name:<{widths[0]}}  {architecture:<{widths[1]}}  {size:>{widths[2]}}  {license_:<{widths[3]}}"
         )
-        # the path last and unpadded, so that it can be copied from a narrow terminal
+        # the path comes last, unpadded, so that it can be copied from a narrow terminal
         click.echo(click.style(f"{line}  {where}", bold=True if number == 0 else None))
     click.echo("Get one with 'loramix pull NAME', or OWNER/REPO[:FILE] of the Hugging Face hub.", err=True)
 
 
 @click.command()
 @click.argument("name")
-@click.option("--quant", default="", help="Quantization where there are several, e.g. Q4_0.")
+@click.option("--quant", default="", help="Quantization, if there are several, e.g. Q4_0.")
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
-@click.option("--sha256", default="", help="What the file must be.")
+@click.option("--sha256", default="", help="Expected SHA-256 of the file.")
 def pull(name: str, **options: str) -> None:
     """Fetch the base NAME (see 'loramix bases'), or OWNER/REPO[:FILE] of the Hugging Face hub."""
     from loramix.models import bases

@@ -1,4 +1,4 @@
-"""``loramix batch``: a file of prompts → a file of answers."""
+"""The command ``loramix batch``: answer a file of prompts."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def batch(
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Answer each line of IN.jsonl, routed; killed, the same command goes on where it was.
+    """Answer each line of IN.jsonl, routed; after an interruption, the same command resumes.
 
-    A line that has no answer becomes a row with its error.
+    A line that cannot be answered becomes a row with its error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""What a user types in the chat: lines, messages of several lines between ``\"\"\"``, and pastes."""
+"""Input of the terminal chat: single lines, multi-line messages between ``\"\"\"``, and pasted text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 QUOTES = '"""'
 _PASTE_S = 0.03
-"""A paste is at once; nobody types a line so soon after another."""
+"""Seconds within which a further line counts as part of a paste, since nobody types that fast."""
 
 
 def read_message(prompt: str = "> ") -> tuple[str, bool]:
@@ -24,7 +24,7 @@ def read_message(prompt: str = "> ") -> tuple[str, bool]:
 
     Raises:
         EOFError: the input has ended.
-        KeyboardInterrupt: Ctrl-C.
+        KeyboardInterrupt: the user pressed Ctrl-C.
     """
     line = input(prompt)
     if line.lstrip().startswith(QUOTES):
@@ -40,7 +40,7 @@ def read_message(prompt: str = "> ") -> tuple[str, bool]:
 
 
 def _quoted(first: str) -> str:
-    """The lines up to the one that ends with the closing quotes; an input that ends before has no message."""
+    """Read lines up to the closing quotes; return an empty text if the input ends first."""
     lines = [first]
     while not lines[-1].rstrip().endswith(QUOTES):
         try:
@@ -53,14 +53,14 @@ def _quoted(first: str) -> str:
 
 
 def _more_is_here() -> bool:
-    """Whether a terminal holds more input already: the next lines of a paste."""
+    """Return whether the terminal has more input ready, as after a paste."""
     if os.name == "nt" or not sys.stdin.isatty():
         return False
     return bool(select.select([sys.stdin], [], [], _PASTE_S)[0])
 
 
 def enable_line_editing() -> None:
-    """Give ``input`` line editing and a history, where the system has readline."""
+    """Enable line editing and history for ``input``, if readline is available."""
     try:
         import readline  # noqa: F401  # importing it is enough
     except ImportError:

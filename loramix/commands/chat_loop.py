@@ -1,4 +1,4 @@
-"""The terminal chat: several turns, each routed, with commands that begin with ``/``."""
+"""The terminal chat: a routed conversation, with commands that start with ``/``."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ HELP = '''\
 /quit           leave (also Ctrl-D); Ctrl-C stops an answer'''
 
 ROOM = 256
-"""Tokens of the context that are kept for an answer; at most a quarter of it."""
+"""Tokens of the context reserved for an answer; at most a quarter of the context."""
 
 
 class Chat:
     """A conversation with an engine.
 
     Args:
-        engine: answers.
+        engine: engine that answers.
         system: system message, if any.
         policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
-        mix: a fixed mix instead of the gate.
-        **options: as `Engine.stream` takes them.
+        mix: fixed mix instead of the gate's choice.
+        **options: options of `Engine.stream`.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Chat:
         self._room = min(room, engine.n_ctx // 4)
 
     def loop(self) -> None:
-        """Read messages and commands until the end of input; what is wrong with one does not end the chat."""
+        """Read messages and commands until the end of input; errors are printed and do not end the chat."""
         enable_line_editing()
         click.echo(f"{self.engine.pack.name}: /help lists commands, Ctrl-D leaves", err=True)
         while True:
@@ -79,50 +79,52 @@ class Chat:
                 click.echo(f"error: {error}", err=True)
 
     def turn(self, text: str) -> None:
-        """Answer one message; Ctrl-C keeps what was said so far."""
-        asked = self._fitting(text)
-        said = ""
-        stream = self.engine.stream([*self.system, *asked], policy=self.policy, mix=self.mix, **self.options)
+        """Answer one message; Ctrl-C stops the answer and keeps the partial output."""
+        messages = self._fitting(text)
+        answer = ""
+        stream = self.engine.stream(
+            [*self.system, *messages], policy=self.policy, mix=self.mix, **self.options
+        )
         self.last = stream.route
         click.echo(click.style(f"[{self.last.named}] ", dim=True), nl=False, err=True)
         try:
             for piece in stream:
-                said += piece
+                answer += piece
                 click.echo(piece, nl=False)
         except KeyboardInterrupt:
             stream.close()
             click.echo(" …", nl=False, err=True)
         click.echo()
-        self.messages = [*asked, {"role": "assistant", "content": said}]
+        self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _fitting(self, text: str) -> list[dict[str, str]]:
-        """The conversation with a new message, without the oldest turns where the context cannot hold all.
+        """Append a message to the conversation and drop the oldest turns until it fits the context.
 
         Raises:
-            InvalidPrompt: the message alone is too long; the conversation stays as it was.
+            InvalidPrompt: the message alone is too long; the conversation is unchanged.
         """
-        asked = [*self.messages, {"role": "user", "content": text}]
+        messages = [*self.messages, {"role": "user", "content": text}]
         limit = self.engine.n_ctx - self._room
-        while (count := self.engine.count_tokens([*self.system, *asked])) > limit and len(asked) > 1:
-            asked = asked[2:]
+        while (count := self.engine.count_tokens([*self.system, *messages])) > limit and len(messages) > 1:
+            messages = messages[2:]
         if count >= self.engine.n_ctx:
-            beside = " with the system message" if self.system else ""
+            including = " with the system message" if self.system else ""
             raise InvalidPrompt(
-                f"this message has {count} tokens{beside}, and the context holds {self.engine.n_ctx}: shorten it, or "
-                f"begin the chat with a larger --ctx (the base reads at most {self.engine.model.n_ctx_train}). The "
+                f"this message has {count} tokens{including}, and the context holds {self.engine.n_ctx}: shorten it, "
+                f"or begin the chat with a larger --ctx (the base reads at most {self.engine.model.n_ctx_train}). The "
                 "earlier turns are kept; /reset forgets them."
             )
-        if len(asked) <= len(self.messages) and not self._full:
+        if len(messages) <= len(self.messages) and not self._full:
             self._full = True
             click.echo(
                 f"the context of {self.engine.n_ctx} tokens is full: the oldest turns are forgotten from now on "
                 "(/reset forgets all of them; --ctx sets the size)",
                 err=True,
             )
-        return asked
+        return messages
 
     def command(self, line: str) -> None:
-        """Carry out a line that begins with ``/``."""
+        """Run a command line that starts with ``/``."""
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         if name == "/skill":

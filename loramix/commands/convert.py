@@ -1,4 +1,4 @@
-"""Commands that convert what was trained elsewhere or here: ``loramix convert``."""
+"""The commands ``loramix convert adapter``, ``base`` and ``gate``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loramix.models.known_bases import BASES
 
 @click.group()
 def convert() -> None:
-    """Convert what training made into what the runtime loads."""
+    """Convert trained adapters, bases and gates to the runtime's formats."""
 
 
 @convert.command("adapter")
@@ -25,7 +25,7 @@ def convert() -> None:
 @click.option("--outtype", type=click.Choice(["f16", "f32"]), default="f16", show_default=True)
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
 def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: bool) -> None:
-    """Convert the PEFT or mlx-lm LoRA in DIRECTORY, and check that it does the same in llama.cpp."""
+    """Convert the PEFT or mlx-lm LoRA in DIRECTORY, and check that llama.cpp gives the same results."""
     from loramix.convert import adapter, peft, selfcheck
     from loramix.models import bases
 
@@ -63,10 +63,10 @@ def convert_adapter(directory: Path, out: Path, base: str, outtype: str, check: 
     type=click.Choice(BASE_QUANTS),
     help=f"Type of the matrices; only for a directory.  [default: {DEFAULT_QUANT}]",
 )
-@click.option("--imatrix-text", type=PATH, help="UTF-8 text to weigh columns by when rounding to 4 bits.")
+@click.option("--imatrix-text", type=PATH, help="UTF-8 text for the importance matrix of 4-bit quantization.")
 @click.option(
     "--chat-template",
-    help="Jinja file to use instead of the base's own chat template; 'plain' for the bare texts.",
+    help="Jinja file to use instead of the base's own chat template; 'plain' for none.",
 )
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare with PyTorch afterwards.")
 def convert_base(
@@ -120,7 +120,7 @@ def convert_base(
 @click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="gate.npz to write.")
 def convert_gate(directory: Path, out: Path) -> None:
-    """Convert the torch gate in DIRECTORY to NumPy, and compare the two."""
+    """Convert the PyTorch gate in DIRECTORY to NumPy, and compare the two."""
     with training_extra():
         from loramix.convert.gate import convert_gate as work
 

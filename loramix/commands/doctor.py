@@ -1,4 +1,4 @@
-"""``loramix doctor``: what is wrong on this machine, and how to fix it."""
+"""The command ``loramix doctor``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON list instead of lines.")
 def doctor(as_json: bool) -> None:
-    """Check this machine, the build, the base and the pack, and say how to mend what is wrong."""
+    """Check this machine, the build, the base and the pack, and show how to fix each problem."""
     from loramix.diagnose.doctor import report, to_json
 
     checks = report()
@@ -19,7 +19,7 @@ def doctor(as_json: bool) -> None:
         for check in checks:
             mark, colour = marks[check.status]
             click.echo(f"{click.style(mark, fg=colour)}  {check.name}: {check.detail}")
-            if check.mend and check.status != "ok":
-                click.echo(f"      → {check.mend}")
+            if check.fix and check.status != "ok":
+                click.echo(f"      → {check.fix}")
     if any(check.status == "fail" for check in checks):
         raise SystemExit(1)

@@ -16,19 +16,19 @@ from loramix.errors import UsageError
 
 
 def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """An option for how many rows a part takes."""
+    """Build an option that limits the rows of a part."""
     return click.option(name, type=click.IntRange(1), default=default, show_default=True, help=what)
 
 
 @click.command("eval")
 @click.argument("pack", default=DEFAULT_PACK)
 @click.option("--data-dir", type=PATH, help="Directory with a data file per skill; --everyday needs none.")
-@click.option("--everyday", is_flag=True, help="Ask everyday requests instead, scored from 0 to 1.")
-@click.option("--bare", is_flag=True, help="With --everyday: ask the pack's base alone.")
+@click.option("--everyday", is_flag=True, help="Use everyday requests instead, scored from 0 to 1.")
+@click.option("--bare", is_flag=True, help="With --everyday: measure the pack's base alone.")
 @click.option("--split", type=click.Choice(["dev", "test"]), help="With --everyday: these requests alone.")
-@click.option("--held-out", type=PATH, help="TOML of phrasings that no training saw, for the gate.")
+@click.option("--held-out", type=PATH, help="TOML of phrasings not used in training, for the gate.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
-@click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
+@click.option("--skill", "skills", multiple=True, help="Only this skill; repeatable.")
 @click.option("--only", type=click.Choice(["skills", "routing", "composed"]), help="Only this part.")
 @click.option("--rows", type=click.IntRange(1), help="Rows of a test set at most; by default all.")
 @at_most("--few", 200, "Rows of a test set for the bare base, for unseen phrasings, and for PyTorch.")
@@ -59,10 +59,10 @@ def evaluate(
 ) -> None:
     """Measure PACK on test rows: its skills, its gate and its blends; writes report.json, report.html and report.md.
 
-    Killed at any moment, the same command goes on where it was.
+    After an interruption, the same command resumes.
     """
     if (bare or split) and not everyday:
-        raise UsageError("--bare and --split are for everyday requests: add --everyday, or leave them out.")
+        raise UsageError("--bare and --split apply to everyday requests: add --everyday, or leave them out.")
     if data_dir is None and not everyday:
         raise UsageError(
             "a pack is measured on test rows of --data-dir DIRECTORY, or with --everyday; give one."
@@ -102,7 +102,7 @@ def evaluate(
 def _everyday(
     pack: str, out: Path, splits: tuple[str, ...], skills: tuple[str, ...], bare: bool, threads: int | None
 ) -> None:
-    """Measure on everyday requests and print a table."""
+    """Evaluate on everyday requests and print a table."""
     with training_extra(), EvalDisplay() as display:
         from loramix.eval.everyday.requests import SPLITS
         from loramix.eval.everyday.run import evaluate_everyday
@@ -127,7 +127,7 @@ def _everyday(
 
 
 class EvalDisplay:
-    """A bar a measured part on stderr; a line for each tenth where that is no terminal."""
+    """Progress on stderr: one bar per part, or a line for each tenth if stderr is not a terminal."""
 
     def __enter__(self) -> EvalDisplay:
         from rich.console import Console
@@ -141,7 +141,7 @@ class EvalDisplay:
         return self
 
     def update(self, what: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` steps of a part are through."""
+        """Show that `done` of `total` steps of a part are complete."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what, total=total)
         self._bar.update(self._tasks[what], completed=done)

@@ -1,4 +1,4 @@
-"""``loramix explain``: an answer, and what each skill added to it."""
+"""The command ``loramix explain``: an answer with the contribution of each skill."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("prompt", nargs=-1)
 @engine_options
 @answer_options
-@click.option("--html", type=FILE, help="Write a page that stands alone.")
+@click.option("--html", type=FILE, help="Write a self-contained page.")
 @click.option("--png", type=FILE, help="Write the heat maps as a figure.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of heat maps.")
 def explain(
@@ -31,7 +31,7 @@ def explain(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Answer PROMPT, and show what each skill of the mix added to each token, layer by layer."""
+    """Answer PROMPT, and show the contribution of each skill to each token, by layer."""
     from loramix.commands.explain_report import lines, to_html, write_png
     from loramix.paths import write_text
     from loramix.runtime.contributions import contributions

@@ -1,6 +1,6 @@
-"""What answered, shown: the route, tokens tinted by the skill that adds most, and heat maps by layer and token.
+"""Reports of ``loramix explain``: the route, coloured tokens, and heat maps by layer and token.
 
-Takes an answer and its `Contributions`; gives lines for a terminal, a page that needs no script, or a figure.
+Renders an answer and its `Contributions` as terminal lines, as a page without scripts, or as a figure.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if TYPE_CHECKING:
     from loramix.runtime.stream import Answer
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8c564b", "#6a5acd")
-"""By skill of a mix, told apart by colour-blind people too (after Okabe and Ito), on light and on dark."""
+"""Colours of the skills of a mix, suitable for colour-blind readers (after Okabe and Ito), on light and dark."""
 _TERMINAL = ("blue", "yellow", "green", "magenta", "cyan", "red", "bright_blue", "bright_green")
 _SHADES = " ░▒▓█"
 _PAGE = Path(__file__).with_name("explain_report.html.jinja")
 
 
 def lines(found: Contributions, width: int = 100) -> list[str]:
-    """The answer and its heat maps for a terminal.
+    """Render the answer and its heat maps as lines for a terminal.
 
     Args:
-        found: what was measured.
-        width: columns of the terminal; longer answers are folded.
+        found: measured contributions.
+        width: columns of the terminal; longer heat maps are wrapped.
     """
     hue = dict(zip(found.skills, _TERMINAL, strict=False))
-    told = [
+    pieces = [
         click.style(piece, fg=hue.get(skill or ""))
         for piece, skill in zip(found.pieces, found.strongest, strict=True)
     ]
-    result = ["".join(told), ""]
+    result = ["".join(pieces), ""]
     top = max(float(found.values.max(initial=0)), 1e-9)
     for name, values in zip(found.skills, found.values, strict=True):
         result.append(
@@ -57,12 +57,12 @@ def _shade(share: float) -> str:
 
 
 def to_html(prompt: str, answer: Answer, found: Contributions) -> str:
-    """A page that stands alone: no script, no outside host, light and dark.
+    """Render a self-contained page without scripts or external resources, for light and dark mode.
 
     Args:
-        prompt: what was asked.
+        prompt: the prompt.
         answer: the answer.
-        found: what was measured.
+        found: measured contributions.
     """
     top = max(float(found.values.max(initial=0)), 1e-9)
     maps = [
@@ -96,11 +96,11 @@ def _places(values: Any) -> list[tuple[int, int]]:
 
 
 def write_png(path: Path, found: Contributions) -> None:
-    """The heat maps as a figure.
+    """Write the heat maps as a PNG figure.
 
     Args:
-        path: of the PNG.
-        found: what was measured; at least one skill acted.
+        path: path of the PNG file.
+        found: measured contributions of at least one skill.
 
     Raises:
         MissingExtra: Matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""Commands that take skills out of a pack, for other programs: ``loramix export``."""
+"""The commands ``loramix export peft``, ``adapter``, ``gguf`` and ``ollama``."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from loramix.defaults import EXPORT_QUANTS, MIN_CTX, N_CTX
 if TYPE_CHECKING:
     from loramix.convert.export import Distance
 
-MIX = click.option("--mix", "-m", required=True, help="What to take: 'sentiment=0.7,summarize=0.3'.")
+MIX = click.option("--mix", "-m", required=True, help="Mix to export: 'sentiment=0.7,summarize=0.3'.")
 QUANT = click.option(
     "--quant", type=click.Choice(EXPORT_QUANTS), help="Type of the matrices; by default the base's own."
 )
 
 
 def out_option(what: str) -> Callable[[Any], Any]:
-    """The option that says where the result goes."""
+    """Build the option for the output path."""
     return click.option("--out", "-o", type=PATH, required=True, help=what)
 
 
 @click.group()
 def export() -> None:
-    """Take skills out of a pack, for other programs."""
+    """Export skills of a pack for other programs."""
 
 
 @export.command("peft")
@@ -37,7 +37,7 @@ def export() -> None:
 @PACK
 @out_option("Directory to make.")
 def export_peft(skill: str, pack: str, out: Path) -> None:
-    """Write the adapter of SKILL as PEFT would have, to train on or to compare."""
+    """Write the adapter of SKILL in PEFT's format, to continue training or to compare."""
     from loramix.formats.validate import read_base
     from loramix.models import bases
     from loramix.pack.pack import Pack
@@ -72,7 +72,7 @@ def export_adapter(mix: str, pack: str, out: Path) -> None:
 @QUANT
 @out_option("GGUF file to write.")
 def export_gguf(mix: str, pack: str, quant: str | None, out: Path) -> None:
-    """Write the base with a mix in its weights, and compare it with the running mix."""
+    """Merge a mix into the base's weights, and compare the result with the running mix."""
     from loramix.convert.export import choose
     from loramix.convert.export import export_gguf as work
 

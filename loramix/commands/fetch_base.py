@@ -1,4 +1,4 @@
-"""Asks on a terminal whether to fetch a base that is not on this machine; a script gets the error as before."""
+"""Offer to fetch a missing base; only on a terminal, so that scripts get the error instead."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import click
 
 
 def fetch_base(name: str) -> None:
-    """Offer to fetch a base that is missing; where nobody can be asked, or the answer is no, do nothing.
+    """Offer to fetch a missing base; do nothing without a terminal or if the user declines.
 
-    What opens the base next then says that it is missing, and with which command it is fetched.
+    Opening the base then fails with an error that names the command to fetch it.
 
     Args:
-        name: as `loramix.models.bases.resolve` takes it.
+        name: argument of `loramix.models.bases.resolve`.
 
     Raises:
-        LoramixError: it was to be fetched, and that failed.
+        LoramixError: the download failed.
     """
     from loramix.models import bases
 
@@ -37,10 +37,10 @@ def fetch_base(name: str) -> None:
 
 
 def fetch_base_of(pack: str) -> None:
-    """`fetch_base` for the base of a pack.
+    """Offer to fetch the base of a pack; see `fetch_base`.
 
     Args:
-        pack: name or directory.
+        pack: name or directory of the pack.
     """
     from loramix.pack.pack import Pack
 

@@ -1,4 +1,4 @@
-"""Options and inputs that several commands share."""
+"""Options and inputs shared by several commands."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ policy_option = click.option(
 
 
 def engine_options(command: Any) -> Any:
-    """Options of every command that opens a pack."""
+    """Add the options of commands that open a pack."""
     for option in (
         click.option(
             "--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."
@@ -42,7 +42,7 @@ def engine_options(command: Any) -> Any:
 
 
 def answer_options(command: Any) -> Any:
-    """Options of every command that answers."""
+    """Add the options of commands that generate answers."""
     for option in (
         click.option("--stop", multiple=True, help="Text that ends the answer; may be given again."),
         click.option("--seed", type=click.IntRange(0), help="Seed of the random draws."),
@@ -52,7 +52,10 @@ def answer_options(command: Any) -> Any:
         click.option("--top-p", type=float, default=1.0, show_default=True),
         click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
         click.option(
-            "--max-tokens", "-n", type=click.IntRange(1), help="Longest answer; by default the skill's."
+            "--max-tokens",
+            "-n",
+            type=click.IntRange(1),
+            help="Longest answer in tokens; by default the skill's.",
         ),
         click.option(
             "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
@@ -64,7 +67,7 @@ def answer_options(command: Any) -> Any:
 
 
 def open_engine(pack: str, ctx: int, threads: int | None) -> Engine:
-    """The engine of a pack; a base that is missing is fetched where the user wants that."""
+    """Open the engine of a pack; on a terminal, offer to fetch a missing base."""
     fetch_base_of(pack)
     from loramix.runtime.engine import Engine
 
@@ -72,10 +75,10 @@ def open_engine(pack: str, ctx: int, threads: int | None) -> Engine:
 
 
 def read_prompt(prompt: tuple[str, ...]) -> str:
-    """The prompt's words, or stdin where it is ``-`` or absent.
+    """Join the prompt's words; read stdin if the prompt is ``-`` or absent.
 
     Raises:
-        UsageError: stdin is closed, or no text.
+        UsageError: stdin is closed or is not text.
     """
     from loramix.commands.terminal import read_stdin
 
@@ -83,12 +86,12 @@ def read_prompt(prompt: tuple[str, ...]) -> str:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """An answer as a JSON object; where the mix changed on the way, with each token's."""
-    moved = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
+    """Convert an answer to a JSON object, with the mix of each token if the mix changed."""
+    mixes = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
     return {
         "text": answer.text,
         "route": answer.route.to_json(),
-        **moved,
+        **mixes,
         "usage": answer.usage,
         "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},
         "finish_reason": answer.finish_reason,
@@ -97,7 +100,7 @@ def answer_json(answer: Answer) -> dict[str, Any]:
 
 @contextmanager
 def training_extra() -> Iterator[None]:
-    """Turn a missing torch into a sentence with its mend."""
+    """Turn a missing training dependency into an error with the command that installs it."""
     need_cwd()
     try:
         yield

@@ -15,13 +15,13 @@ from loramix.defaults import DEFAULT_PACK
 
 @click.group()
 def pack() -> None:
-    """Look at packs, make them, add skills to them."""
+    """List, inspect, create and change packs."""
 
 
 @pack.command("list")
 @click.option("--json", "as_json", is_flag=True)
 def pack_list(as_json: bool) -> None:
-    """Packs that can be opened by name."""
+    """List the packs that can be opened by name."""
     from loramix.pack.pack import list_packs
 
     found = list_packs()
@@ -45,7 +45,7 @@ def pack_list(as_json: bool) -> None:
 @click.argument("name", default=DEFAULT_PACK)
 @click.option("--json", "as_json", is_flag=True)
 def pack_show(name: str, as_json: bool) -> None:
-    """What the pack NAME holds."""
+    """Show the skills, base and gate of the pack NAME."""
     import msgspec
 
     from loramix.pack.pack import Pack
@@ -67,7 +67,7 @@ def pack_show(name: str, as_json: bool) -> None:
 @pack.command("check")
 @click.argument("name", default=DEFAULT_PACK)
 def pack_check(name: str) -> None:
-    """Check every file of the pack NAME, against its base too where that is here."""
+    """Check every file of the pack NAME, and its adapters against the base if that is on this machine."""
     from loramix.models import bases
     from loramix.pack.pack import Pack
 
@@ -75,8 +75,8 @@ def pack_check(name: str) -> None:
     base = bases.find(found.manifest.base.name)
     for note in found.check(base):
         click.echo(note, err=True)
-    beside = "" if base else f" (its base is not here: 'loramix pull {found.manifest.base.name}')"
-    click.echo(f"{found.name}: {len(found.skills)} skills, all files as they should be{beside}")
+    missing = "" if base else f" (its base is not here: 'loramix pull {found.manifest.base.name}')"
+    click.echo(f"{found.name}: {len(found.skills)} skills, all files as they should be{missing}")
 
 
 @pack.command("new")
@@ -85,7 +85,7 @@ def pack_check(name: str) -> None:
 @click.option("--description", default="", help="One line.")
 @click.option("--license", "license_", default="Apache-2.0", show_default=True)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
-    """Make an empty pack in DIRECTORY, named like it."""
+    """Create an empty pack in DIRECTORY, with the directory's name."""
     from loramix.models import bases
     from loramix.pack.edit import new_pack
     from loramix.templates.base_template import check_template
@@ -101,7 +101,7 @@ def pack_new(directory: Path, base: str, description: str, license_: str) -> Non
 @click.argument("name")
 @click.argument("directory", type=PATH)
 def pack_copy(name: str, directory: Path) -> None:
-    """Copy the pack NAME to DIRECTORY, to change it there; what is the same takes no room twice."""
+    """Copy the pack NAME to DIRECTORY, to change it there; unchanged files share their disk space."""
     from loramix.pack.own import copy_pack
     from loramix.pack.pack import Pack
 
@@ -117,8 +117,8 @@ def pack_copy(name: str, directory: Path) -> None:
 @click.option("--description", help="One line; by default the recipe's.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer; by default the recipe's.")
 @click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
-@click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
-@click.option("--keep-gate", is_flag=True, help="With --replace: prompts find the new one as the old.")
+@click.option("--replace", is_flag=True, help="Replace a skill of that name.")
+@click.option("--keep-gate", is_flag=True, help="With --replace: keep the gate as it is.")
 @TO
 def pack_add(
     name: str,
@@ -134,7 +134,7 @@ def pack_add(
 ) -> None:
     """Add the GGUF LoRA file ADAPTER to PACK (name or directory) as SKILL.
 
-    A pack that ships with Loramix stays as it is: a copy of it, my-PACK, gets the skill.
+    A pack that ships with Loramix is not changed: the skill is added to a copy of it, my-PACK.
     """
     from loramix.errors import NotFound, UsageError
     from loramix.formats.textfile import read_text
@@ -173,7 +173,7 @@ def pack_add(
 
 
 def _fits(adapter: Path, base: Path) -> None:
-    """Refuse an adapter that the base cannot run, before the pack changes."""
+    """Check that the base can run an adapter, before the pack is changed."""
     from loramix.formats.validate import check_adapter, read_adapter_bytes, read_base
     from loramix.models import bases
 
@@ -192,12 +192,12 @@ def pack_remove(name: str, skill: str, to: str) -> None:
 
 @pack.command("pull")
 @click.argument("repository")
-@click.option("--skill", default="", help="This skill alone, without a gate.")
-@click.option("--into", default="", help="With --skill: the pack that gets it, or a copy of one that ships.")
-@click.option("--name", default="", help="What to call the pack here.")
+@click.option("--skill", default="", help="Only this skill, without a gate.")
+@click.option("--into", default="", help="With --skill: the pack to add it to, or a copy of one that ships.")
+@click.option("--name", default="", help="Name of the pack on this machine.")
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
 def pack_pull(repository: str, **options: str) -> None:
-    """Pull the pack of OWNER/REPO from the Hugging Face hub; it is checked before it takes its place."""
+    """Pull the pack of OWNER/REPO from the Hugging Face hub, and check it before it is installed."""
     from loramix.convert.pack_hub import pull_pack
 
     click.echo(pull_pack(repository, **options).message)
@@ -206,8 +206,8 @@ def pack_pull(repository: str, **options: str) -> None:
 @pack.command("push")
 @click.argument("name")
 @click.argument("repository")
-@click.option("--skill", default="", help="This skill alone, for PEFT too.")
-@click.option("--private", is_flag=True, help="Make a private repository.")
+@click.option("--skill", default="", help="Only this skill, for PEFT too.")
+@click.option("--private", is_flag=True, help="Create a private repository.")
 def pack_push(name: str, repository: str, skill: str, private: bool) -> None:
     """Push the pack NAME to OWNER/REPO on the Hugging Face hub, with a model card."""
     from loramix.convert.pack_hub import push_pack

@@ -1,4 +1,4 @@
-"""The command ``loramix plan``: memory and disk, before anything is loaded."""
+"""The command ``loramix plan``: predict memory and disk without loading anything."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 def plan(
     base: str | None, pack_name: str | None, skills: int | None, rank: int, ctx: int, as_json: bool
 ) -> None:
-    """Predict memory and disk; exit code 1 where they do not suffice."""
+    """Predict memory and disk; exit code 1 if they are not sufficient."""
     from loramix.diagnose.memory_plan import check_fits, make_plan
     from loramix.models import bases
     from loramix.pack.pack import Pack
 
-    # a base that is named without a pack is planned with adapters yet to be made
+    # a base without a pack is planned with future adapters
     pack = None if base and not pack_name else Pack.load(pack_name or DEFAULT_PACK)
     name = base or (pack.manifest.base.name if pack else DEFAULT_PACK)
     made = make_plan(

@@ -25,7 +25,7 @@ MIN_KEY = 16
 
 @contextmanager
 def serving_extra() -> Iterator[None]:
-    """Turn a missing FastAPI into a sentence with its mend."""
+    """Turn a missing server dependency into an error with the command that installs it."""
     try:
         yield
     except ModuleNotFoundError as error:
@@ -42,12 +42,12 @@ def serving_extra() -> Iterator[None]:
 
 
 class Seconds(click.FloatRange):
-    """Seconds; unlike click's own range it has no place for what is no number."""
+    """Range of seconds; unlike click's range it rejects NaN."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """See `click.ParamType`."""
         found = super().convert(value, param, ctx)
-        return self.fail(f"{value} is no number of seconds.", param, ctx) if math.isnan(found) else found
+        return self.fail(f"{value} is not a number of seconds.", param, ctx) if math.isnan(found) else found
 
 
 SECONDS = Seconds(0.1, 86_400)
@@ -55,13 +55,13 @@ SECONDS = Seconds(0.1, 86_400)
 
 @click.command()
 @click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address; another one needs a key.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address; any other needs an API key.")
 @click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one.")
 @click.option(
-    "--api-key-file", type=click.Path(path_type=Path), help="File with the key; else LORAMIX_API_KEY."
+    "--api-key-file", type=click.Path(path_type=Path), help="File with the API key; else LORAMIX_API_KEY."
 )
-@click.option("--allow-host", multiple=True, help="Further name in the Host header; may be given again.")
-@click.option("--allow-origin", multiple=True, help="Web page's origin that may ask; may be given again.")
+@click.option("--allow-host", multiple=True, help="Further name in the Host header; repeatable.")
+@click.option("--allow-origin", multiple=True, help="Further web origin to accept; repeatable.")
 @click.option(
     "--queue", type=click.IntRange(0, 10_000), default=16, show_default=True, help="Requests that wait."
 )
@@ -84,7 +84,7 @@ SECONDS = Seconds(0.1, 86_400)
     type=click.IntRange(64),
     default=4096,
     show_default=True,
-    help="Tokens of all answers together.",
+    help="KV cells shared by all answers.",
 )
 @click.option(
     "--contexts",
@@ -118,7 +118,7 @@ def serve(
     local = is_loopback(host)
     if not local and key is None:
         raise UsageError(
-            f"listening on {host} lets other machines ask, so a key is needed: "
+            f"listening on {host} lets other machines send requests, so an API key is needed: "
             "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
         )
     fetch_base_of(pack)
@@ -144,11 +144,11 @@ def serve(
 
 
 def read_key(file: Path | None) -> str | None:
-    """The API key, from a file or the environment; None where there is none.
+    """Read the API key from a file or the environment; None if there is none.
 
     Raises:
-        NotFound: no such file.
-        UsageError: a key that is short, or not plain ASCII.
+        NotFound: the file does not exist.
+        UsageError: the key is too short or not printable ASCII.
     """
     if file is not None:
         if not file.is_file():
@@ -161,13 +161,13 @@ def read_key(file: Path | None) -> str | None:
     if len(key) < MIN_KEY or not (key.isascii() and key.isprintable()) or " " in key:
         raise UsageError(
             f"the API key must have {MIN_KEY} printable ASCII characters or more and no space; "
-            "'openssl rand -hex 32' makes a good one."
+            "'openssl rand -hex 32' generates a good one."
         )
     return key
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
+    """Return whether an address is reachable from this machine only."""
     if host == "localhost":
         return True
     try:

@@ -20,19 +20,19 @@ PACK = click.option(
     "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory; see above."
 )
 INSTRUCTIONS = click.option(
-    "--instructions", type=PATH, help="Ways to ask, one a line with {input} in it, or a recipe (TOML)."
+    "--instructions", type=PATH, help="Phrasings, one per line with {input} in it, or a recipe (TOML)."
 )
 TO = click.option("--to", default="", help="Change a copy of this name or directory; by default my-NAME.")
 BASE_OPTION = click.option(
     "--base", default="", help=f"Base of a new pack: name or GGUF.  [default: {DEFAULT_PACK}]"
 )
 OUT = click.option("--out", type=PATH, help="Run directory; by default runs/NAME.")
-REPLACE = click.option("--replace", is_flag=True, help="Take the place of a skill of that name.")
+REPLACE = click.option("--replace", is_flag=True, help="Replace a skill of that name.")
 
 
 @click.group()
 def skill() -> None:
-    """Add a skill to a pack (needs the extra [train]), or take one out."""
+    """Add a skill to a pack (needs the extra [train]), or remove one."""
 
 
 @skill.command("add")
@@ -56,12 +56,12 @@ def skill_add(
     max_rows: int | None,
     replace: bool,
 ) -> None:
-    """Train NAME, convert it, teach it to the gate, and put it into the pack, all or nothing.
+    """Train NAME, convert it, extend the gate and add it to the pack, all or nothing.
 
-    A pack that ships with Loramix stays as it is: a copy of it, my-NAME, gets the skill. A directory that is not
-    there yet becomes a new pack.
+    A pack that ships with Loramix is not changed: the skill is added to a copy of it, my-NAME. A directory that
+    does not exist becomes a new pack.
 
-    Killed, the same command goes on from the last checkpoint; the pack stays as it was until the end.
+    After an interruption, the same command resumes from the last checkpoint; the pack changes only at the end.
     """
     _add(name, data, instructions, target_of(pack, to, base), out, None, max_rows, replace)
 
@@ -87,15 +87,15 @@ def skill_import(
     out: Path | None,
     replace: bool,
 ) -> None:
-    """Put somebody's ADAPTER (a PEFT or mlx-lm directory, or a GGUF LoRA) into the pack as NAME.
+    """Import ADAPTER (a PEFT or mlx-lm directory, or a GGUF LoRA) into the pack as NAME.
 
-    The pack is the same as for 'skill add': a copy of one that ships with Loramix, or a new one.
+    The pack is chosen as for 'skill add': a copy of one that ships with Loramix, or a new one.
     """
     _add(name, examples, instructions, target_of(pack, to, base), out, adapter, None, replace)
 
 
 def target_of(pack: str, to: str, base: str = "", *, make: bool = True) -> Target:
-    """The pack that a command changes; that it is not the one that was named is said on stderr."""
+    """Return the pack that a command changes; print a note if it is not the one that was named."""
     from loramix.pack import own
 
     target = own.target_of(pack, to=to, base=base, make=make)
@@ -142,7 +142,7 @@ def _add(
 
 
 def say_how_to_use(target: Target) -> None:
-    """What ``--pack`` takes for a copy, which the command line did not name, on stderr."""
+    """Print how to use a copy that the command line did not name."""
     if target.note and (target.origin or not target.fresh):
         click.echo(f"to use it: loramix run --pack {shlex.quote(target.used_as)} PROMPT", err=True)
 
@@ -152,15 +152,15 @@ def say_how_to_use(target: Target) -> None:
 @PACK
 @TO
 def skill_remove(name: str, pack: str, to: str) -> None:
-    """Take NAME out of the pack; what the gate would have sent to it goes to the bare base.
+    """Remove NAME from the pack; the gate then sends its prompts to the bare base.
 
-    A pack that ships with Loramix stays as it is: NAME is taken out of a copy of it, my-NAME.
+    A pack that ships with Loramix is not changed: NAME is removed from a copy of it, my-NAME.
     """
     remove(target_of(pack, to, make=False), name)
 
 
 def remove(target: Target, name: str) -> None:
-    """Remove a skill, and say so."""
+    """Remove a skill and print the result."""
     from loramix.pack.edit import remove_skill
 
     with target.changing() as directory:

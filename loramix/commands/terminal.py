@@ -1,4 +1,4 @@
-"""The process's surroundings: streams that cannot write or read everything, and the system's refusals in a sentence."""
+"""Standard streams, the current directory, and error messages for failed system calls."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from loramix.formats.textfile import decode_text
 from loramix.paths import cache_dir, data_dir
 
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ELOOP)
-_NO_CWD = "the current directory is not there any more: change to another with cd."
+_NO_CWD = "the current directory no longer exists: change to another with cd."
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def prepare_streams() -> None:
-    """Let stdout and stderr replace what their encoding cannot write, and stdin keep bytes that are no text."""
+    """Let stdout and stderr replace characters that they cannot encode, and stdin keep undecodable bytes."""
     for stream, errors in (
         (sys.stdout, "replace"),
         (sys.stderr, "backslashreplace"),
         (sys.stdin, "surrogateescape"),
     ):
-        if isinstance(stream, io.TextIOWrapper):  # none where it is closed; a test may put another there
-            with suppress(OSError):  # a stream that is read and written at once cannot be set up anew
+        if isinstance(stream, io.TextIOWrapper):  # None if closed; tests may replace it
+            with suppress(OSError):  # a stream that is already in use may not be reconfigured
                 stream.reconfigure(errors=errors)
 
 
 def need_stdin() -> None:
-    """Refuse to read where there is nothing to read from.
+    """Check that stdin is open.
 
     Raises:
         UsageError: stdin is closed.
@@ -43,41 +43,41 @@ def need_stdin() -> None:
 
 
 def read_stdin() -> str:
-    """All of stdin, as `loramix.formats.textfile.decode_text` reads it.
+    """Read all of stdin and decode it with `loramix.formats.textfile.decode_text`.
 
     Raises:
-        UsageError: stdin is closed, or holds no text.
+        UsageError: stdin is closed or is not text.
     """
     need_stdin()
     return decode_text(sys.stdin.buffer.read(), "stdin", UsageError)
 
 
 def drop_stdout() -> None:
-    """Send what is still to be written nowhere: the reader of the pipe has gone, and nobody is left to tell."""
+    """Redirect stdout to the null device, after the reader of the pipe has closed it."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, sys.__stdout__.fileno() if sys.__stdout__ is not None else 1)
-    except (OSError, ValueError):  # a stream of a test's, without a descriptor
+    except (OSError, ValueError):  # a stream of a test, without a descriptor
         pass
     finally:
         os.close(nowhere)
 
 
 def need_cwd() -> None:
-    """Refuse to work from a directory that was deleted: libraries of PyTorch end the process there.
+    """Check that the current directory exists; PyTorch's libraries crash otherwise.
 
     Raises:
-        NotFound: it is not there any more.
+        NotFound: the current directory was deleted.
     """
     if not _has_cwd():
         raise NotFound(_NO_CWD)
 
 
 def explain(error: OSError) -> str:
-    """What the system refused, and what to set or do, in one sentence.
+    """Describe a failed system call and its fix in one sentence.
 
     Args:
-        error: as it was raised; with a file's name where it has one.
+        error: the error; its file name, if any, is used in the message.
     """
     reason = error.strerror or str(error)
     if error.errno in _FULL:
@@ -100,20 +100,20 @@ def _where(error: OSError) -> str:
 
 def _has_cwd() -> bool:
     try:
-        os.getcwd()  # noqa: PTH109  # Path.cwd() is the same, by another name
+        os.getcwd()  # noqa: PTH109  # Path.cwd() does the same
     except OSError:
         return False
     return True
 
 
 def _advice(path: Path) -> str:
-    """What to set so that a path is another."""
+    """Return the setting that changes the location of a path."""
     for root, variable in ((cache_dir, "LORAMIX_CACHE"), (data_dir, "LORAMIX_DATA")):
         try:
             directory = root()
         except LoramixError:
             continue
-        # what is refused may be a parent that could not be made
+        # the path may be a parent directory that could not be created
         if path.is_relative_to(directory) or directory.is_relative_to(path):
             return f"; set {variable} to a directory that can be written"
     if not path.is_absolute():

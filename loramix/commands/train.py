@@ -1,4 +1,4 @@
-"""Commands that train skills, packs and gates: ``loramix train``."""
+"""The commands ``loramix train skill``, ``pack`` and ``gate``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ def train() -> None:
 )
 @click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name, GGUF or HF directory.")
 @click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
-@click.option("--resume", is_flag=True, help="Go on from the last complete checkpoint.")
-@click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
-@click.option("--max-steps", type=click.IntRange(1), help="Stop after so many steps, cooled down.")
+@click.option("--resume", is_flag=True, help="Resume from the last complete checkpoint.")
+@click.option("--max-rows", type=click.IntRange(1), help="Most training rows to use.")
+@click.option(
+    "--max-steps", type=click.IntRange(1), help="Stop after this many steps; the learning rate decays before."
+)
 @click.option(
     "--gradient-checkpointing/--no-gradient-checkpointing",
     "checkpointing",
     default=None,
-    help="Keep less in memory, a third slower.  [default: where memory is short]",
+    help="Use less memory, a third slower.  [default: if memory is short]",
 )
 def train_skill(
     recipe: str,
@@ -51,7 +53,7 @@ def train_skill(
     loaded = recipe_for(recipe, base)
     if data is None:
         raise InvalidData(
-            f"skill {loaded.name!r} needs its data: {loaded.data.how} Then give it with --data FILE."
+            f"skill {loaded.name!r} needs its data: {loaded.data.how} Then pass it with --data FILE."
         )
     if not Path(base).is_dir():
         fetch_base(base)
@@ -105,9 +107,9 @@ def train_pack(
     description: str,
     gate: bool,
 ) -> None:
-    """Train the skills of the pack in DIRECTORY one after the other, then its gate.
+    """Train the skills of the pack in DIRECTORY one after another, then its gate.
 
-    Killed at any moment, the same command goes on where it was.
+    After an interruption, the same command resumes.
     """
     from loramix.train.recipe import base_recipe, recipe_for, shipped
 
@@ -138,7 +140,7 @@ def train_pack(
 
 
 class Display:
-    """A progress bar with loss, tokens/s and time left; plain lines where stderr is no terminal."""
+    """A progress bar with loss, tokens/s and time left; plain lines if stderr is not a terminal."""
 
     def __enter__(self) -> Display:
         from rich.console import Console
@@ -154,7 +156,7 @@ class Display:
         return self
 
     def update_pack(self, found: Any) -> None:
-        """Show where the training of several skills is."""
+        """Show the progress of training several skills."""
         title = f"{found.skill} ({found.number} of {found.count})"
         if found.progress is None:
             self._bar.console.print(f"{title}: trained before")
@@ -164,7 +166,7 @@ class Display:
         self.update(found.progress)
 
     def update(self, progress: Any) -> None:
-        """Show a training's step."""
+        """Show a training step."""
         if self._task is None:
             self._task = self._bar.add_task("", total=progress.steps)
         title = f"{self._title}: " if self._title else ""
@@ -198,7 +200,7 @@ class Display:
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare layers and poolings, and print the table.")
 @click.option(
-    "--per-skill", type=click.IntRange(20), help="Prompts a skill.  [default: 400 to 1,000, 8,000 in all]"
+    "--per-skill", type=click.IntRange(20), help="Prompts per skill.  [default: 400 to 1,000, 8,000 in all]"
 )
 @click.option("--to", default="", help="Change a copy of this name or directory; by default my-PACK.")
 def train_gate(
@@ -210,9 +212,9 @@ def train_gate(
     per_skill: int | None,
     to: str,
 ) -> None:
-    """Train PACK's gate on prompts of its skills, and put it into the pack.
+    """Train PACK's gate on prompts of its skills, and write it to the pack.
 
-    A pack that ships with Loramix stays as it is: a copy of it, my-PACK, gets the gate.
+    A pack that ships with Loramix is not changed: the gate is written to a copy of it, my-PACK.
     """
     fetch_base_of(pack)
     with training_extra():

@@ -1,6 +1,6 @@
-"""``loramix doctor``: what this machine, the build, the base and the pack are like, and how to mend them.
+"""The checks of ``loramix doctor``: machine, native build, base, pack and cache, each with a fix.
 
-Each check stands alone, so that a broken part cannot hide another. Native code runs in child processes only.
+The checks are independent, so that one failure does not hide another. Native code runs in child processes only.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from loramix.runtime import probe
 NEEDED_BYTES = 450 * 10**6
 """Memory of the default pack with 2,048 tokens of context."""
 NEEDED_DISK_BYTES = 500 * 10**6
-"""Room to fetch the default base and make the cache's copy."""
+"""Disk space for the default base and its copy in the cache."""
 _FEATURES = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "i8mm", "sve"),  # ARM
@@ -44,14 +44,14 @@ Status = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One finding."""
+    """Result of one check."""
 
     name: str
     status: Status
-    """``warn`` is for what one should know; only ``fail`` keeps Loramix from running."""
+    """``warn`` is informative; only ``fail`` keeps Loramix from running."""
     detail: str
-    mend: str = ""
-    """What to do, where something can be done."""
+    fix: str = ""
+    """What the user can do about it, if anything."""
 
 
 def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
@@ -78,8 +78,9 @@ def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
 
 
 def to_json(checks: Sequence[Check]) -> str:
-    """The checks as a JSON list."""
-    return json.dumps([asdict(check) for check in checks], ensure_ascii=False, indent=1)
+    """Format the checks as a JSON list; the fix keeps its established key ``mend``."""
+    rows = [{"mend" if key == "fix" else key: value for key, value in asdict(c).items()} for c in checks]
+    return json.dumps(rows, ensure_ascii=False, indent=1)
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Check:
@@ -87,7 +88,7 @@ def _guarded(name: str, check: Callable[[], Check]) -> Check:
         return check()
     except LoramixError as error:
         return Check(name, "fail", str(error))
-    except Exception as error:  # a doctor that falls ill is no help: say so and go on
+    except Exception as error:  # a bug in one check must not stop the others
         return Check(name, "fail", f"the check itself failed: {type(error).__name__}: {error}")
 
 
@@ -126,7 +127,7 @@ def _threads() -> Check:
 def _memory() -> Check:
     total, available = hardware.memory_bytes()
     if not total:
-        return Check("memory", "warn", "this system does not tell how much there is")
+        return Check("memory", "warn", "this system does not report how much memory it has")
     need = f"the default pack needs {_size(NEEDED_BYTES)}"
     detail = f"{_size(available)} available of {_size(total)}; {need}"
     if total < NEEDED_BYTES:
@@ -137,10 +138,10 @@ def _memory() -> Check:
 
 
 def _llama() -> Check:
-    mend = probe.rebuild_command()
+    fix = probe.rebuild_command()
     if importlib.util.find_spec("llama_cpp") is None:
-        return Check("llama.cpp", "fail", "llama-cpp-python is not installed", mend)
-    # in a child: a library that is broken must not take the doctor with it
+        return Check("llama.cpp", "fail", "llama-cpp-python is not installed", fix)
+    # in a child process, which a broken library may crash
     command = [sys.executable, "-P", "-c", _INFO]
     try:
         child = subprocess.run(
@@ -148,15 +149,15 @@ def _llama() -> Check:
         )
         version, features = json.loads(child.stdout.strip().splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return Check("llama.cpp", "fail", "loading the library took over 60 s", mend)
+        return Check("llama.cpp", "fail", "loading the library took over 60 s", fix)
     except (ValueError, IndexError):
         reason = (child.stderr.strip().splitlines() or ["no message"])[-1][:300]
         how = probe.signal_name(child.returncode) if child.returncode < 0 else f"exit code {child.returncode}"
-        return Check("llama.cpp", "fail", f"the library cannot be loaded: {how} ({reason})", mend)
+        return Check("llama.cpp", "fail", f"the library cannot be loaded: {how} ({reason})", fix)
     detail = f"llama-cpp-python {version}; {' '.join(str(features).split())}"
     if version != (wanted := probe.LLAMA_CPP.partition("==")[2]):
-        # its ctypes structs follow one version of the library
-        return Check("llama.cpp", "fail", f"{detail}; {wanted} is needed", mend)
+        # the ctypes structs match one version of the library
+        return Check("llama.cpp", "fail", f"{detail}; {wanted} is needed", fix)
     return Check("llama.cpp", "ok", detail)
 
 
@@ -180,8 +181,8 @@ def _probe(name: str) -> Check:
     when = f"; took {verdict.seconds:.1f} s" if verdict.seconds else "; remembered" if verdict.key else ""
     if verdict.use_extra_bufts or not verdict.key:
         return Check("native probe", "ok", verdict.reason + when)
-    mend = f"it works, but prompts are read more slowly; to build llama.cpp for this CPU: {probe.rebuild_command()}"
-    return Check("native probe", "warn", verdict.reason + when, mend)
+    fix = f"it works, but prompts are decoded more slowly; to build llama.cpp for this CPU: {probe.rebuild_command()}"
+    return Check("native probe", "warn", verdict.reason + when, fix)
 
 
 def _pack(name: str) -> Check:
@@ -220,5 +221,5 @@ def _training() -> Check:
 
 
 def _size(number: int) -> str:
-    """Bytes for people, in decimal units."""
+    """Format a number of bytes in decimal units."""
     return f"{number / 1e9:.1f} GB" if number >= 10**9 else f"{number / 1e6:.0f} MB"

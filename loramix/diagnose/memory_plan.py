@@ -1,6 +1,6 @@
-"""What a base, its skills and a context will take of memory and disk, before anything is loaded.
+"""Prediction of the memory and disk that a base, its skills and a context need, without loading them.
 
-Sums over the GGUF's header and over what the runtime keeps; loads no llama.cpp. Sizes follow llama.cpp's own
+Adds up sizes from the GGUF header and of the runtime's data; does not load llama.cpp. The formulas follow llama.cpp
 (src/llama-kv-cache.cpp, ggml/src/ggml-alloc.c) and are compared with measured ones in docs/memory.md.
 """
 
@@ -23,21 +23,21 @@ from loramix.pack.pack import Pack
 from loramix.paths import data_dir, safe_join
 
 KV_BYTES = 2
-"""Per number of the KV: float16."""
+"""Bytes per number of the KV cache (float16)."""
 NODE_BYTES = 436
-"""Per node that llama.cpp makes room for in a graph: a tensor, its object, its place in tables."""
+"""Bytes per graph node that llama.cpp reserves: a tensor, its object and its table entries."""
 PROCESS_BYTES = 46 * 2**20
-"""Python, NumPy, this package, llama.cpp's code."""
+"""Bytes of Python, NumPy, this package and llama.cpp's code."""
 TOKEN_BYTES, MERGE_BYTES = 150, 220
-"""Per entry of llama.cpp's vocabulary tables."""
+"""Bytes per entry of llama.cpp's vocabulary tables."""
 HEAP_BLOCK = 32 * 2**20
 CELLS = 256
-"""Tokens of KV that llama.cpp takes at a time."""
+"""Granularity in tokens with which llama.cpp allocates the KV cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One thing that takes memory or disk."""
+    """One consumer of memory or disk."""
 
     name: str
     size_bytes: int
@@ -46,7 +46,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one engine takes once its caches are full."""
+    """Memory and disk of one engine with full caches."""
 
     base: str
     n_skills: int
@@ -54,7 +54,7 @@ class Plan:
     memory: tuple[Part, ...]
     disk: tuple[Part, ...]
     missing_bytes: int
-    """Of the disk, what is not there yet."""
+    """Bytes on disk that are still to be written."""
 
     @property
     def memory_bytes(self) -> int:
@@ -76,15 +76,15 @@ def make_plan(
     rank: int = RANK,
     repack: bool = True,
 ) -> Plan:
-    """Add up what an engine will take.
+    """Predict the memory and disk of an engine.
 
     Args:
-        base: the GGUF.
-        n_ctx: tokens per context.
-        pack: whose adapters and gate; by default adapters of ``rank`` on all linear layers, and no gate.
-        n_skills: how many; by default the pack's. More than it has are counted like its largest.
-        rank: of adapters that no pack has.
-        repack: whether llama.cpp may repack weights, see `loramix.runtime.probe`.
+        base: GGUF file of the base.
+        n_ctx: context size in tokens.
+        pack: pack with adapters and gate; by default adapters of `rank` on all linear layers, and no gate.
+        n_skills: number of skills; by default the pack's. Further skills are counted like the largest one.
+        rank: rank of adapters that are not in a pack.
+        repack: whether llama.cpp may repack weights; see `loramix.runtime.probe`.
 
     Raises:
         NotFound, InvalidArtifact, Unsupported: see `loramix.formats.validate.read_base`.
@@ -95,7 +95,7 @@ def make_plan(
     adapters = _adapters(shape, pack, n_skills, rank)
     held = sorted(adapters, key=lambda adapter: -adapter.native_bytes)[:NATIVE_ADAPTERS]
     gate = pack.gate() if pack else None
-    # halves as `loramix.models.fuse.Part` keeps them: A in 8 bits, B in float16
+    # as in `loramix.models.fuse.Part`: A in 8 bits, B in float16
     kept = sorted((adapter.file_bytes * 3 // 4 for adapter in adapters), reverse=True)
     layers = gate.info.layers if gate else []
     contexts = min(CONTEXTS, 1 + n_skills)
@@ -140,13 +140,13 @@ def make_plan(
 
 
 class Adapter(NamedTuple):
-    """What one adapter takes."""
+    """Sizes of one adapter."""
 
     native_bytes: int
-    """In llama.cpp's memory."""
+    """Bytes in llama.cpp's memory."""
     file_bytes: int
     pairs: int
-    """Matrices that it changes."""
+    """Number of adapted matrices."""
 
 
 def _adapters(shape: BaseShape, pack: Pack | None, n_skills: int, rank: int) -> list[Adapter]:
@@ -174,23 +174,23 @@ def _packed(shape: BaseShape, pack: Pack, skill: str) -> Adapter:
 
 
 def _native(shape: BaseShape, n_numbers: int, rank: int) -> int:
-    """Bytes of an adapter's numbers as it runs: see `loramix.models.fuse`."""
+    """Return the bytes of a loaded adapter's numbers; see `loramix.models.fuse`."""
     if not shape.is_quantized:
         return 2 * n_numbers
     return n_numbers * padded(rank) // rank * BLOCK_BYTES // BLOCK
 
 
 def kv_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int) -> int:
-    """Keys and values of one context that has grown to ``n_ctx``; llama.cpp clears it, so all of it is resident."""
+    """Return the bytes of a context's full KV cache; llama.cpp zeroes it, so all of it is resident."""
     head = shape.n_embd // shape.n_head
     lengths = (_number(file, f"attention.{what}_length", head) for what in ("key", "value"))
     return KV_BYTES * shape.n_layer * padded(n_ctx, CELLS) * shape.n_head_kv * sum(lengths)
 
 
 def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequence[int]) -> int:
-    """Intermediate results of one context, at their widest in the feed-forward part, and its attention mask.
+    """Return the bytes of a context's compute buffer: activations, widest in the feed-forward part, and the mask.
 
-    Layers that the gate reads are kept to the end of the pass; the last layer's input is that in any case.
+    Hidden states that the gate reads are kept to the end of the pass; the last layer's input always is.
     """
     batch, n_ff = min(N_BATCH, n_ctx), _number(file, "feed_forward_length", 4 * shape.n_embd)
     kept = sum(layer < shape.n_layer - 1 for layer in layers)
@@ -200,7 +200,7 @@ def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequenc
 
 
 def _repacked_bytes(file: GGUFFile) -> int:
-    """Weights that llama.cpp copies into another order; the embedding is looked up and stays as it is."""
+    """Return the bytes of the weights that llama.cpp repacks; the embedding is not repacked."""
     kinds = hardware.repacked_types()
     return sum(
         tensor.nbytes
@@ -218,7 +218,7 @@ def _unread_bytes(file: GGUFFile, shape: BaseShape) -> int:
 
 
 def _gate_files(pack: Pack | None) -> list[int]:
-    """Sizes of the gate and of its features; these stay on disk."""
+    """Return the sizes of the gate and of its features; the features stay on disk."""
     if pack is None or pack.gate_path is None or pack.manifest.gate is None:
         return []
     features = pack.manifest.gate.features
@@ -227,9 +227,9 @@ def _gate_files(pack: Pack | None) -> list[int]:
 
 
 def _slack_bytes(compute: int, n_adapters: int) -> int:
-    """Holes in the C heap: each new adapter makes llama.cpp plan its graphs anew and take another compute buffer.
+    """Return the bytes lost to heap fragmentation: each adapter makes llama.cpp allocate a new compute buffer.
 
-    Blocks from 32 MB on are given back by glibc (M_MMAP_THRESHOLD_MAX); half a buffer an adapter is measured.
+    glibc returns blocks of 32 MB and more (M_MMAP_THRESHOLD_MAX); the measured loss is half a buffer per adapter.
     """
     return n_adapters * compute // 2 if compute < HEAP_BLOCK else 0
 
@@ -245,21 +245,21 @@ def _length(file: GGUFFile, key: str) -> int:
 
 
 def size(n_bytes: int) -> str:
-    """Bytes for people, in decimal units."""
+    """Format a number of bytes in decimal units."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def check_fits(plan: Plan) -> str:
-    """Refuse a plan that this machine, or the limit of its cgroup, cannot hold.
+    """Check that a plan fits this machine and its cgroup's limit.
 
     Args:
-        plan: what it would take.
+        plan: predicted memory and disk.
 
     Returns:
-        What to know where it fits, but not beside what runs now; else an empty text.
+        A note if the plan fits, but not together with the programs that run now; otherwise an empty text.
 
     Raises:
-        NoSpace: too little memory, or too little disk for what is not there yet.
+        NoSpace: there is too little memory, or too little disk for the missing files.
     """
     total, available = hardware.memory_bytes()
     what = f"{plan.base} with {plan.n_skills} skills and {plan.n_ctx:,} tokens"

@@ -1,4 +1,4 @@
-"""Answers of an engine to many prompts, kept line by line, so that a killed evaluation goes on where it was."""
+"""A file cache of an engine's answers, so that an interrupted evaluation resumes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 
 def source(pack: Pack, *, mix: str | None = None, **_: Any) -> list[Any]:
-    """What of a pack an answer depends on: the base, and the skills of the mix, else all and the gate."""
+    """Return the parts of a pack that determine an answer: base and skills of the mix, or all skills and the gate."""
     names = Mix.parse(mix).scales if mix is not None else [skill.name for skill in pack.skills]
     skills = [(name, pack.skill(name).sha256, pack.skill(name).max_tokens) for name in names]
     gate = pack.manifest.gate.sha256 if mix is None and pack.manifest.gate else None
@@ -29,7 +29,7 @@ def source(pack: Pack, *, mix: str | None = None, **_: Any) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """One answer, and the mix that gave it."""
+    """One answer and its mix."""
 
     text: str
     mix: dict[str, float]
@@ -37,7 +37,7 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What the gate said to a prompt."""
+    """The gate's choice for a prompt."""
 
     mix: dict[str, float]
     then: list[dict[str, float]]
@@ -83,7 +83,7 @@ class AnswerStore:
         self._file.flush()
 
     def answer(self, engine: Engine, prompt: Prompt, **options: Any) -> Given:
-        """The greedy answer to a prompt, from the file where it is known.
+        """Return the greedy answer to a prompt, from the file if it is known.
 
         Args:
             engine: answers; its pack is the one the store was opened for.
@@ -98,7 +98,7 @@ class AnswerStore:
         return Given(**self._once([prompt, sorted(options.items()), source(engine.pack, **options)], find))
 
     def route(self, engine: Engine, prompt: str) -> Chosen:
-        """The gate's choice for a prompt, from the file where it is known.
+        """Return the gate's choice for a prompt, from the file if it is known.
 
         Args:
             engine: see `answer`.
@@ -127,7 +127,7 @@ class AnswerStore:
         tick: Callable[[], None] = lambda: None,
         **options: Any,
     ) -> list[Given]:
-        """Answers to prompts under the same options.
+        """Return the answers to several prompts with the same options.
 
         Args:
             engine: see `answer`.

@@ -1,4 +1,4 @@
-"""What mixing gives on prompts that ask for two skills at once, beside one skill, the bare base, and two calls.
+"""Comparison of mixing with one skill, the bare base, and two calls, on prompts that request two skills.
 
 The mixes compared are those that Loramix can serve; the oracle's scales come from a grid search on ``dev``.
 Where a part of an answer has no gold, the pinned specialist's answer on the same text stands in for it.
@@ -23,11 +23,11 @@ from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "gate_each", "each", "sequence")
-ANSWER_TOKENS = 96  # of an answer; blends that have lost the thread would go on much longer
+ANSWER_TOKENS = 96  # longest answer; degenerate blends would run much longer
 
 
 def part_score(recipe: Recipe, answer: str, row: Row) -> float:
-    """How well one part of a composed answer is served, 0 to 1.
+    """Score one part of a composed answer, from 0 to 1.
 
     Args:
         recipe: of the part's skill.
@@ -44,7 +44,7 @@ def part_score(recipe: Recipe, answer: str, row: Row) -> float:
 
 @dataclass(slots=True)
 class Bench:
-    """What answers composed prompts by each method."""
+    """Answers composed prompts with each method."""
 
     engine: Engine
     store: AnswerStore
@@ -52,33 +52,33 @@ class Bench:
     tick: Callable[[], None]
 
     def pinned(self, skill: str, text: str) -> str:
-        """A skill's answer to its own first phrasing."""
+        """Return a skill's answer to its own first phrasing."""
         row = Row("test", text, "-")
         return self.store.answer(
             self.engine, ask(self.recipes[skill], row), mix=str(Mix.of({skill: 1.0}))
         ).text
 
     def mixed(self, prompt: str, scales: Mapping[str, float], limit: int) -> str:
-        """The answer of a mix; as long as both parts may be."""
+        """Return the answer of a mix, limited to the length of both parts."""
         return self.store.answer(self.engine, prompt, mix=str(Mix.of(scales)), max_tokens=limit).text
 
     def routed(self, prompt: str, policy: str, limit: int) -> str:
-        """The answer of the gate's mix."""
+        """Return the answer of the gate's mix."""
         return self.store.answer(self.engine, prompt, policy=policy, max_tokens=limit).text
 
     def blend(self, kind: Kind, case: Case) -> set[str]:
-        """The skills that the gate would blend."""
+        """Return the skills that the gate would blend."""
         return set(
             self.store.answer(self.engine, case.prompt, policy="blend", max_tokens=self.limit(kind)).mix
         )
 
     def limit(self, kind: Kind) -> int:
-        """Tokens of an answer with both parts."""
+        """Return the longest answer with both parts, in tokens."""
         both = self.recipes[kind.first].max_tokens + self.recipes[kind.second].max_tokens
         return min(ANSWER_TOKENS, both)
 
     def gold(self, kind: Kind, case: Case) -> dict[str, Row]:
-        """References of each part; the specialist's answer where there is no gold."""
+        """Return the references of each part; the specialist's answer if there is no gold."""
         wanted = {}
         for skill, row in case.wanted.items():
             if row is None:
@@ -91,7 +91,7 @@ class Bench:
 def scores(
     bench: Bench, kind: Kind, chosen: Sequence[Case], answer: Callable[[Case], str]
 ) -> dict[str, list[float]]:
-    """Part scores by skill, one a case."""
+    """Return the part scores by skill, one per case."""
     found: dict[str, list[float]] = {}
     for case in chosen:
         text = answer(case)
@@ -102,7 +102,7 @@ def scores(
 
 
 def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str, Callable[[Case], str]]:
-    """How each of `METHODS` answers a case.
+    """Return a function for each of `METHODS` that answers a case.
 
     Args:
         bench: engine, store and recipes.
@@ -134,7 +134,7 @@ def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str,
 
 
 def surface(bench: Bench, kind: Kind, chosen: Sequence[Case]) -> list[list[float]]:
-    """Mean score at each pair of scales of `GRID`, rows by the first skill's; 0, 0 is the bare base."""
+    """Return the mean score at each pair of scales of `GRID`; rows are the first skill's, (0, 0) is the bare base."""
     limit = bench.limit(kind)
 
     def at(x: float, y: float) -> float:
@@ -209,7 +209,7 @@ def n_composed(
     limit: int = 60,
     grid_limit: int = 12,
 ) -> int:
-    """How often `evaluate_composed` ticks."""
+    """Return the number of progress callbacks of `evaluate_composed`."""
     total = 0
     for kind, templates in kinds_of(composed, list(recipes)).items():
         total += len(cases(kind, templates, recipes, rows, "dev", grid_limit)) * len(GRID) ** 2

@@ -1,4 +1,4 @@
-"""Prompts that ask for two skills at once, on real texts, and the gold of each part where there is one."""
+"""Prompts that request two skills at once, on real texts, with the gold of each part if there is one."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ VALENCE = {
     "fear": "negative",
     "disgust": "negative",
 }
-JOINED = 4  # review sentences make a review that is worth a summary
-LONGEST = 900  # characters of a text
+JOINED = 4  # review sentences joined into a text that is long enough to summarize
+LONGEST = 900  # longest text in characters
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One composed prompt, and what each part of its answer should be."""
+    """One composed prompt, with the gold of each part."""
 
     text: str
     prompt: str
     wanted: dict[str, Row | None]
-    """Row with the gold by skill; None where the specialist's answer stands in."""
+    """Row with the gold by skill; None if the specialist's answer is used instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Two skills asked for at once; ``chain``: the second works on what the first gave."""
+    """Two skills in one prompt; ``chain``: the second works on the output of the first."""
 
     first: str
     second: str
@@ -42,12 +42,12 @@ class Kind:
 
     @property
     def name(self) -> str:
-        """As the report calls it."""
+        """Name in the report."""
         return f"{self.first} → {self.second}" if self.chain else f"{self.first} + {self.second}"
 
 
 def kinds_of(composed: Mapping[str, Sequence[str]], skills: Sequence[str]) -> dict[Kind, Sequence[str]]:
-    """Kinds whose skills are there, with their phrasings.
+    """Return the kinds whose skills are available, with their phrasings.
 
     Args:
         composed: phrasings by the skills' names joined with ``+``.
@@ -72,7 +72,7 @@ def cases(
     split: str,
     limit: int,
 ) -> list[Case]:
-    """Composed prompts on real texts.
+    """Build composed prompts on real texts.
 
     Args:
         kind: what is asked for.
@@ -93,11 +93,11 @@ def cases(
 def _texts(
     kind: Kind, recipes: Mapping[str, Recipe], rows: Mapping[str, Sequence[Row]], split: str
 ) -> Iterator[tuple[str, dict[str, Row | None]]]:
-    """Texts with the golds that they have."""
+    """Return texts with their available golds."""
     if kind.chain:
         yield from _chained(rows, split)
         return
-    # texts of the skill that is judged by labels or names: those have a gold that no model wrote
+    # prefer texts of the skill scored by labels or names: their gold is not written by a model
     names = sorted((kind.first, kind.second), key=lambda name: _rank(name, recipes[name]))
     own, other = names
     chosen = [row for row in rows[own] if row.split == split and len(row.input) <= LONGEST]
@@ -111,12 +111,12 @@ def _texts(
             valence = VALENCE[row.target]
             gold = replace(row, target=valence, references=(valence,))
         if recipes[own].metrics[0] == "entity_f1" and ":" not in row.target:
-            continue  # a post without names asks for nothing
+            continue  # a post without names has nothing to extract
         yield row.input, {own: row, other: gold}
 
 
 def _rank(name: str, recipe: Recipe) -> tuple[int, int]:
-    """Emotion before sentiment: its classes tell the valence, and not the other way round."""
+    """Rank emotion before sentiment: an emotion implies its valence, but not the reverse."""
     kind = 0 if recipe.labels else 1 if recipe.metrics[0] == "entity_f1" else 2
     return kind, -len(recipe.labels)
 
@@ -129,7 +129,7 @@ def _joined(rows: Sequence[Row]) -> Iterator[Row]:
 
 
 def _chained(rows: Mapping[str, Sequence[Row]], split: str) -> Iterator[tuple[str, dict[str, Row | None]]]:
-    """Long descriptions whose synopsis has a French translation by people."""
+    """Yield long descriptions whose synopsis has a human French translation."""
 
     def key(text: str) -> str:
         return re.sub(r"\W+", " ", text.casefold()).strip()
@@ -137,7 +137,7 @@ def _chained(rows: Mapping[str, Sequence[Row]], split: str) -> Iterator[tuple[st
     french = {key(row.input): row for row in rows["translate_fr"]}
     for row in rows["summarize"]:
         known = french.get(key(row.target))
-        # one of the two adapters has seen its half of most pairs; no pair is whole in training data
+        # an adapter may have seen its half of a pair; no complete pair is in the training data
         unseen = known and split in (row.split, known.split) and {row.split, known.split} <= {split, "train"}
         if known and unseen and len(row.input) <= LONGEST:
             yield row.input, {"translate_fr": known}

@@ -1,4 +1,4 @@
-"""Figures of a report as inline SVG: confusion of the gate, its calibration, scores of skills, score against size.
+"""Figures of the report as inline SVG: the gate's confusion and calibration, skill scores, score against size.
 
 Reads the report's plain dictionaries; draws without a display and leaves pyplot's global state alone.
 """
@@ -23,17 +23,17 @@ COLOURS = ("#d5dde5", "#a9b8c6", "#7fb3d9", "#2a78b8")
 
 
 def to_svg(figure: Figure) -> str:
-    """The ``<svg>`` element of a figure, text as text."""
+    """Return the ``<svg>`` element of a figure, with text kept as text."""
     out = io.StringIO()
     rcParams["svg.fonttype"] = "none"
-    rcParams["svg.hashsalt"] = "loramix"  # ids do not change from run to run
+    rcParams["svg.hashsalt"] = "loramix"  # makes element ids reproducible
     figure.savefig(out, format="svg", metadata={"Date": None}, bbox_inches="tight")
     text = out.getvalue()
     return text[text.index("<svg") :]
 
 
 def confusion(table: Mapping[str, Mapping[str, int]]) -> str:
-    """Wanted against chosen, each row in shares of what was wanted.
+    """Draw the confusion matrix: expected against chosen class, rows normalized to 1.
 
     Args:
         table: ``{wanted: {chosen: count}}``.
@@ -58,7 +58,7 @@ def confusion(table: Mapping[str, Mapping[str, int]]) -> str:
 
 
 def calibration(found: Mapping[str, Any]) -> str:
-    """How often the gate is right against how sure it says it is; areas are shares of the prompts.
+    """Draw the gate's accuracy against its confidence; areas are shares of the prompts.
 
     Args:
         found: ``error`` and ``bins`` of `loramix.eval.routing.calibration`.
@@ -79,7 +79,7 @@ def calibration(found: Mapping[str, Any]) -> str:
 
 
 def skills(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The main measure of each test set: bare base, five shots, pinned, routed.
+    """Draw the main measure of each test set: bare base, five shots, pinned, routed.
 
     Args:
         found: ``{skill: {set: {kind: {measure: estimate}}}}``.
@@ -106,7 +106,7 @@ def skills(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]) -> str:
-    """What an adapter gains over the five-shot base, against its size.
+    """Draw an adapter's gain over the five-shot base against its size.
 
     Args:
         found: as `skills` takes it.
@@ -122,7 +122,7 @@ def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]
     free: dict[int, float] = {}
     for gain, size, skill in sorted(points):
         axes.scatter(size, gain, color=ACCENT)
-        height = max(gain, free.get(round(size), -1.0))  # names of adapters of a size stand above each other
+        height = max(gain, free.get(round(size), -1.0))  # labels of adapters of equal size are stacked
         free[round(size)] = height + 0.055
         axes.annotate(skill, (size + 0.07, height), va="center", fontsize=8, color=INK)
     axes.axhline(0, color=SOFT, linewidth=1)
@@ -132,7 +132,7 @@ def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]
 
 
 def surfaces(found: Mapping[str, Any]) -> str:
-    """Mean score of composed prompts at each pair of scales, a map a kind; a ring marks the best.
+    """Draw the mean score of composed prompts at each pair of scales, one map per kind; a ring marks the best.
 
     Args:
         found: ``grid`` and ``kinds`` of `loramix.eval.composed.evaluate_composed`.
@@ -163,12 +163,12 @@ def surfaces(found: Mapping[str, Any]) -> str:
 
 
 def main_measure(scores: Mapping[str, Any]) -> str:
-    """A recipe's first measure."""
+    """Return the name of a recipe's first measure."""
     return next(iter(scores))
 
 
 def main_estimate(scores: Mapping[str, Any]) -> Mapping[str, float]:
-    """Estimate of the first measure; chrF, which counts to 100, in shares like the others."""
+    """Return the estimate of the first measure; chrF is scaled from 0–100 to 0–1."""
     name = main_measure(scores)
     estimate: Mapping[str, float] = scores[name]
     factor = 0.01 if name == "chrf" else 1.0

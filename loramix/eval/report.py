@@ -1,4 +1,4 @@
-"""``report.json`` → ``report.html``, a page that explains itself (no script, no outside host), and ``report.md``."""
+"""Render ``report.json`` as ``report.html``, a self-contained page without scripts, and as ``report.md``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METHODS = {
     "each": "both skills in turn",
     "sequence": "two requests",
 }
-"""Names of `loramix.eval.composed.METHODS` for people."""
+"""Display names of `loramix.eval.composed.METHODS`."""
 _PAGE = Path(__file__).with_name("report.html.jinja")
 _TABLES = Path(__file__).with_name("report.md.jinja")
 
@@ -37,18 +37,18 @@ def read_report(path: Path) -> dict[str, Any]:
         InvalidData: it is not a report of ours.
     """
     if not path.is_file():
-        raise NotFound(f"no report at {path}; make one with 'loramix eval'.")
+        raise NotFound(f"no report at {path}; create one with 'loramix eval'.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InvalidData(f"{path} is not JSON ({error}); make it anew with 'loramix eval'.") from None
+        raise InvalidData(f"{path} is not JSON ({error}); create it again with 'loramix eval'.") from None
     if not isinstance(found, dict) or found.get("format") != 1:
-        raise InvalidData(f"{path} is no report of format 1; make it anew with 'loramix eval'.")
+        raise InvalidData(f"{path} is not a report of format 1; create it again with 'loramix eval'.")
     return found
 
 
 def write_html(path: Path) -> Path:
-    """Write ``report.html`` beside a ``report.json``.
+    """Write ``report.html`` next to a ``report.json``.
 
     Args:
         path: of the JSON.
@@ -62,7 +62,7 @@ def write_html(path: Path) -> Path:
 
 
 def write_markdown(path: Path) -> Path:
-    """Write ``report.md`` beside a ``report.json``: the page's tables.
+    """Write ``report.md``, the tables of the page, next to a ``report.json``.
 
     Args:
         path: of the JSON.
@@ -76,12 +76,12 @@ def write_markdown(path: Path) -> Path:
 
 
 def to_markdown(found: dict[str, Any]) -> str:
-    """The tables of a report."""
+    """Render the tables of a report as Markdown."""
     return _render(_TABLES, found, autoescape=False)
 
 
 def to_html(found: dict[str, Any]) -> str:
-    """The page of a report; all that comes from data is escaped."""
+    """Render a report as HTML; all data is escaped."""
     skills, routing, composed = found.get("skills"), found.get("routing"), found.get("composed")
     drawn = {}
     if skills:
@@ -107,7 +107,7 @@ def _render(template: Path, found: dict[str, Any], *, autoescape: bool = True, *
 
 
 def figure(estimate: dict[str, float]) -> str:
-    """An estimate in words: ``0.866 (0.836–0.895)``."""
-    digits = 1 if estimate["high"] > 1.5 else 3  # chrF counts to 100
+    """Format an estimate: ``0.866 (0.836–0.895)``."""
+    digits = 1 if estimate["high"] > 1.5 else 3  # chrF ranges from 0 to 100
     value, low, high = (f"{estimate[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} ({low}–{high})"

@@ -1,4 +1,4 @@
-"""How the gate decides on wording, texts and requests that no training saw."""
+"""Evaluation of the gate on phrasings, texts and requests that are not in its training data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PLAIN, CROSSED, NONE = ", no telling words", ", on other skills' texts", "none: 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A prompt with the class that should answer it."""
+    """A prompt with its expected class."""
 
     text: str
     wanted: str
@@ -38,7 +38,7 @@ class Question:
 
 
 def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
-    """Phrasings kept out of training: a table a skill (``templates``, ``plain``), ``none`` and ``composed``.
+    """Read held-out phrasings: one table per skill (``templates``, ``plain``), ``none`` and ``composed``.
 
     Raises:
         NotFound: no such file.
@@ -49,14 +49,14 @@ def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
     try:
         found = tomllib.loads(read_text(path, InvalidRecipe))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+        raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
     for table, groups in found.items():
         good = isinstance(groups, dict) and all(
             isinstance(group, list) and all(isinstance(text, str) for text in group)
             for group in groups.values()
         )
         if not good:
-            raise InvalidRecipe(f"{path}: [{table}] must hold lists of texts; mend it.")
+            raise InvalidRecipe(f"{path}: [{table}] must hold lists of texts; fix it.")
     return found
 
 
@@ -69,7 +69,7 @@ def questions(
     per_template: int = 3,
     seed: int = 0,
 ) -> dict[str, list[Question]]:
-    """Sets of questions by name.
+    """Build the sets of questions by name.
 
     Args:
         recipes: the pack's skills.
@@ -111,14 +111,14 @@ def questions(
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What the gate said to sets of questions."""
+    """The gate's decisions on sets of questions."""
 
     classes: list[str]
     """The skills, and ``base``."""
     sets: dict[str, list[Question]]
     chosen: dict[str, list[str]]
     doubled: dict[str, list[bool]]
-    """Whether a second skill would answer too."""
+    """Whether a second skill would also answer."""
     probabilities: dict[str, npt.NDArray[np.float64]]
     """(questions, K+1) by set."""
 
@@ -129,7 +129,7 @@ def decide_all(
     sets: Mapping[str, Sequence[Question]],
     tick: Callable[[], None] = lambda: None,
 ) -> Decisions:
-    """Ask the gate all questions.
+    """Run the gate on all questions.
 
     Args:
         engine: on a pack with a gate.
@@ -154,7 +154,7 @@ def decide_all(
 
 
 def summarize(found: Decisions) -> dict[str, Any]:
-    """Accuracy a set, the confusion matrix, and calibration over all sets.
+    """Compute the accuracy of each set, and the confusion matrix and calibration over all sets.
 
     Returns:
         ``sets`` ({name: value, low, high, rows}), ``groups`` (the same of sets together, see `by_group`),
@@ -187,7 +187,7 @@ def summarize(found: Decisions) -> dict[str, Any]:
 
 
 def by_group(sets: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Share decided right over sets of a kind together: own texts, other skills' texts, no telling words, none.
+    """Compute the accuracy over groups of sets: own texts, other skills' texts, no telling words, none.
 
     Args:
         sets: ``{name: {value, rows}}``, named as `questions` names them.
@@ -212,7 +212,7 @@ def by_group(sets: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, flo
 
 
 def calibration(found: Decisions) -> dict[str, Any]:
-    """Expected calibration error of the likeliest class (Guo et al. 2017), 15 bins of equal width."""
+    """Compute the expected calibration error of the most probable class (Guo et al. 2017), 15 bins of equal width."""
     table = np.concatenate(list(found.probabilities.values()))
     wanted = np.asarray([found.classes.index(q.wanted) for group in found.sets.values() for q in group])
     top, hit = table.max(1), table.argmax(1) == wanted

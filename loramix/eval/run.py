@@ -1,6 +1,6 @@
-"""Evaluate a pack: every skill on its test rows, the gate, composed prompts; the outcome is ``report.json``.
+"""Evaluation of a pack: skills on their test rows, the gate, composed prompts; writes ``report.json``.
 
-Answers are kept in ``answers.jsonl``: killed, the same command goes on where it was.
+Answers are cached in ``answers.jsonl``, so that an interrupted evaluation resumes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ REPORT = "report.json"
 PARTS = ("skills", "routing", "composed")
 
 Say = Callable[[str, int, int], None]
-"""(what is measured, steps done, steps in all)."""
+"""Progress callback: (name of the part, steps done, total steps)."""
 
 
 def evaluate_pack(
@@ -49,31 +49,31 @@ def evaluate_pack(
     report: Say = lambda what, done, total: None,
     **engine_options: Any,
 ) -> Path:
-    """Measure a pack and write ``report.json``.
+    """Evaluate a pack and write ``report.json``.
 
     Args:
-        pack: what to measure.
-        data_dir: ``NAME.jsonl.gz`` a skill, and ``NAME.toml`` where no recipe of that name ships.
+        pack: pack to evaluate.
+        data_dir: directory with ``NAME.jsonl.gz`` per skill, and ``NAME.toml`` if no recipe of that name ships.
         out: directory for answers and report.
-        skills: only these; by default all of the pack. The gate is always asked about all.
-        parts: of `PARTS`.
-        held_out: phrasings that no training saw, for the gate.
+        skills: skills to evaluate; by default all of the pack. The gate is always evaluated on all.
+        parts: subset of `PARTS`.
+        held_out: held-out phrasings for the gate.
         none_files: prompts that no skill fits.
-        limit: most rows a test set.
-        few: most rows a test set for the bare base, for unseen phrasings, and for PyTorch.
+        limit: most rows per test set.
+        few: most rows per test set for the bare base, for unseen phrasings, and for PyTorch.
         peft: run directories of training, ``NAME/adapter`` each: adapters before conversion. A skill without
             a directory there is not compared.
-        composed_limit: most prompts a kind of composed prompt.
-        grid_limit: most of these, of ``dev``, at each point of the grid of blends.
-        report: told how far it is.
-        **engine_options: of `Engine`.
+        composed_limit: most prompts per kind of composed prompt.
+        grid_limit: most of these prompts, from ``dev``, at each point of the grid of blends.
+        report: progress callback.
+        **engine_options: options of `Engine`.
 
     Returns:
         The report's path.
 
     Raises:
         UnknownSkill: ``skills`` names one that the pack lacks.
-        UsageError: the gate is to be measured and there is none, or no held-out phrasings.
+        UsageError: the gate is to be evaluated and the pack has none, or there are no held-out phrasings.
         NotFound: a data file or recipe is missing; nothing is measured then.
     """
     chosen = [pack.skill(name).name for name in skills] or [skill.name for skill in pack.skills]
@@ -122,15 +122,15 @@ def evaluate_pack(
 
 
 def _check_gate(pack: Pack, held_out: Path | None) -> None:
-    """Refuse to measure a gate that is not there, or without phrasings for it."""
+    """Check that there are a gate and phrasings if the gate is to be evaluated."""
     if pack.gate() is None:
         raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or give --only skills.")
     if held_out is None:
-        raise UsageError("the gate is measured on phrasings of --held-out FILE; give it, or --only skills.")
+        raise UsageError("the gate needs held-out phrasings; give --held-out FILE, or --only skills.")
 
 
 def _head(pack: Pack) -> dict[str, Any]:
-    """What was measured, and on which machine."""
+    """Describe what was evaluated, and on which machine."""
     known = {
         "name": pack.name,
         "base": pack.manifest.base.name,

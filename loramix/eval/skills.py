@@ -1,4 +1,4 @@
-"""Scores of a pack's skills on rows that no training saw: the adapter pinned, routed, and the bare base beside it."""
+"""Scores of a pack's skills on test rows: adapter pinned, adapter routed, and the bare base for comparison."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class Part:
 
 
 def parts_of(recipe: Recipe, rows: Sequence[Row], limit: int | None = None) -> list[Part]:
-    """The ``test…`` splits of a skill, each source on its own.
+    """Split a skill's ``test…`` rows into test sets, one per source.
 
     Args:
-        recipe: its sources with instructions of their own make sets of their own.
+        recipe: the skill's recipe; sources with their own instructions become separate sets.
         rows: all rows.
-        limit: most rows a set, in a seeded order.
+        limit: most rows per set, in a seeded order.
     """
     found = []
     for split in sorted({row.split for row in rows if row.split.startswith("test")}):
@@ -48,19 +48,19 @@ def parts_of(recipe: Recipe, rows: Sequence[Row], limit: int | None = None) -> l
 
 
 def ask(recipe: Recipe, row: Row) -> str:
-    """A row's input in the first phrasing of its source, else of the recipe: the one every score is measured with."""
+    """Return a row's prompt in the first phrasing of its source, or of the recipe; all scores use this phrasing."""
     templates = recipe.instructions.get(row.source) or next(iter(recipe.instructions.values()))
     return fill(templates[0], row.input)
 
 
 def shots(recipe: Recipe, rows: Sequence[Row], row: Row, seed: int = 0) -> Prompt:
-    """A row's prompt behind five answered ones of ``train``, labels spread evenly where the recipe has any.
+    """Build a five-shot prompt: five answered ``train`` rows, balanced over the labels if any, then the row.
 
     Args:
-        recipe: gives phrasing and labels.
-        rows: to take examples from.
-        row: to ask.
-        seed: of the choice, the same for all rows of a source.
+        recipe: recipe with phrasing and labels.
+        rows: rows to take the examples from.
+        row: row to answer.
+        seed: seed of the choice, the same for all rows of a source.
     """
     pool = [other for other in rows if other.split == "train" and other.source == row.source]
     random.Random(seed).shuffle(pool)
@@ -76,9 +76,9 @@ def shots(recipe: Recipe, rows: Sequence[Row], row: Row, seed: int = 0) -> Promp
 
 
 def tidy(text: str, recipe: Recipe) -> str:
-    """What of a bare base's talk can count as an answer: the one label it names, or its first line.
+    """Extract the answer from a bare base's output: the one label that it names, or its first line.
 
-    Kind to the base: it is not asked to know the answer's form.
+    This favours the base, which is not required to know the answer's format.
     """
     if recipe.labels:
         words = set(re.findall(r"[\w-]+", text.casefold()))
@@ -88,18 +88,18 @@ def tidy(text: str, recipe: Recipe) -> str:
 
 
 def score(recipe: Recipe, texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """All measures of a recipe: ``{measure: {value, low, high, rows}}``."""
+    """Compute all measures of a recipe: ``{measure: {value, low, high, rows}}``."""
     return {name: asdict(estimate(measure(name, recipe.labels), texts, rows)) for name in recipe.metrics}
 
 
 def end_task(skills: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, float]:
-    """What routing costs in the end: routed score / pinned score of the first measure, mean over the test sets.
+    """Compute the ratio of routed to pinned score of the first measure, averaged over the test sets.
 
     Args:
-        skills: by skill what `evaluate_skill` returns.
+        skills: results of `evaluate_skill` by skill.
 
     Returns:
-        The ratio in the ``fixed`` phrasing, and in the ``unseen`` ones where there are any.
+        The ratio for the ``fixed`` phrasing, and for the ``unseen`` ones if there are any.
     """
     ratios: dict[str, list[float]] = {}
     for parts in skills.values():
@@ -116,7 +116,7 @@ def _main(measures: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def n_answers(recipe: Recipe, rows: Sequence[Row], limit: int | None, few: int, unseen: bool) -> int:
-    """How often `evaluate_skill` ticks: pinned and routed on all rows, and on a few ones whatever costs more."""
+    """Return the number of progress callbacks of `evaluate_skill`."""
     sizes = [len(part.rows) for part in parts_of(recipe, rows, limit)]
     return sum(2 * size + (4 if unseen else 2) * min(size, few) for size in sizes)
 
@@ -136,21 +136,21 @@ def evaluate_skill(
     """Score a skill on its test sets.
 
     Args:
-        engine: on the pack.
-        store: keeps the answers.
-        recipe: the skill's.
-        rows: its data.
-        limit: most rows a set.
-        few: most rows a set for the bare base, which talks long, for unseen phrasings, and for PyTorch.
-        unseen: phrasings that no training saw, taken in turn.
-        peft: the adapter before conversion.
+        engine: engine of the pack.
+        store: cache of the answers.
+        recipe: recipe of the skill.
+        rows: data of the skill.
+        limit: most rows per set.
+        few: most rows per set for the bare base (whose answers are long), for unseen phrasings, and for PyTorch.
+        unseen: held-out phrasings, used in turn.
+        peft: the PEFT adapter before conversion.
         tick: called after each answer of the engine.
 
     Returns:
         ``{set: {kind: {measure: …}, "routed_right": share}}``. The kinds are ``pinned``, ``routed``, ``base``,
-        ``base_5shot``; with phrasings ``pinned_unseen`` and ``routed_unseen``; with ``peft`` what PyTorch
-        reaches (``torch``), the converted adapter on the same rows (``converted``), and ``torch_same``,
-        how often their answers are the same text.
+        ``base_5shot``; with phrasings ``pinned_unseen`` and ``routed_unseen``; with ``peft`` the score in PyTorch
+        (``torch``), of the converted adapter on the same rows (``converted``), and ``torch_same``, the share of
+        identical answers.
     """
     return {
         part.name: _part(engine, store, recipe, rows, part, few, unseen, peft, tick)
@@ -201,14 +201,14 @@ def _part(
 def _both(
     engine: Engine, store: AnswerStore, recipe: Recipe, prompts: Sequence[str], tick: Callable[[], None]
 ) -> tuple[list[str], list[str], float]:
-    """Answers with the adapter pinned and as the gate routes, and how often it chose that very mix alone."""
+    """Return the pinned answers, the routed answers, and how often the gate chose exactly the pinned mix."""
     pinned = store.answers(engine, prompts, mix=str(Mix.of({recipe.name: 1.0})), tick=tick)
     routed, right = [], 0
     for prompt, given in zip(prompts, pinned, strict=True):
         found = store.route(engine, prompt)
         same = found.mix == given.mix and not found.then
         right += same
-        # the same mix gives the same greedy answer: only a row that went elsewhere is answered again
+        # the same mix gives the same greedy answer, so only differently routed rows are answered again
         other = given if same else store.answer(engine, prompt)
         routed.append(other.text)
         tick()

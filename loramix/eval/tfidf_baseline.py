@@ -1,4 +1,4 @@
-"""The gate's rival: TF-IDF and logistic regression on the very prompts that the gate was trained on."""
+"""Baseline for the gate: TF-IDF and logistic regression, trained on the gate's prompts."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from loramix.train.metrics import bootstrap, share
 
 
 def rival(prompts: Sequence[Prompt], sets: Mapping[str, Sequence[Question]]) -> dict[str, dict[str, float]]:
-    """Fit the rival and let it decide.
+    """Fit the baseline and evaluate it.
 
     Args:
-        prompts: as `loramix.train.gate_data.collect` gives them; those for several skills are left out,
-            since this rival knows one class a prompt.
-        sets: of `loramix.eval.routing.questions`.
+        prompts: prompts from `loramix.train.gate_data.collect`; those for several skills are left out, since the
+            baseline is single-label.
+        sets: sets from `loramix.eval.routing.questions`.
 
     Returns:
-        ``{set: {value, low, high, rows}}``: share decided right.
+        Accuracy by set: ``{set: {value, low, high, rows}}``.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import FeatureUnion, make_pipeline
 
     single = [prompt for prompt in prompts if len(prompt.target) == 1]
-    # words and pieces of words: together the strongest of what was tried without a model
+    # word and character n-grams: the strongest combination among those tried
     union = FeatureUnion(
         [
             ("words", TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=2)),

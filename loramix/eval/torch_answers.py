@@ -1,4 +1,4 @@
-"""Greedy answers of an adapter in PyTorch, before conversion: computed in a child process, kept in a file."""
+"""Greedy answers of an unconverted adapter in PyTorch, computed in a child process and cached in a file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ WEIGHTS = "adapter_model.safetensors"
 def torch_answers(
     engine: Engine, adapter: Path, prompts: Sequence[str], max_tokens: int, cache: Path
 ) -> list[str]:
-    """Greedy answers of a PEFT adapter on the engine's base.
+    """Return greedy answers of a PEFT adapter on the engine's base.
 
     Args:
-        engine: gives the base and the vocabulary.
+        engine: engine with the base and the vocabulary.
         adapter: PEFT directory.
-        prompts: asked each alone.
-        max_tokens: longest answer.
-        cache: directory where answers are kept.
+        prompts: prompts, each answered on its own.
+        max_tokens: longest answer in tokens.
+        cache: directory of the cached answers.
 
     Raises:
         InvalidArtifact: the directory holds no adapter.

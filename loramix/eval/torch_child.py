@@ -1,6 +1,6 @@
 """``python -m loramix.eval.torch_child JOB.json OUT.json``: greedy answers of an adapter in PyTorch, float32.
 
-Imports no llama.cpp: a process holds one of the two.
+Does not import llama.cpp, since a process loads only one of the two libraries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ BATCH = 16
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read ``{"base", "adapter", "ids", "max_tokens", "ends"}``; write the answers' token ids, without the end."""
+    """Read ``{"base", "adapter", "ids", "max_tokens", "ends"}``; write the answers' token ids without the end."""
     import torch
     from peft import PeftModel
 

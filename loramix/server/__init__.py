@@ -1,1 +1,1 @@
-"""The HTTP server: endpoints, limits and access in one process, the engine in a worker process."""
+"""The HTTP server: endpoints, limits and access control in one process, the engine in a worker process."""

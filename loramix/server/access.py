@@ -1,6 +1,6 @@
-"""Who may ask: names in the Host header, web pages' origins, the API key, and what a page's browser asks first.
+"""Access control: allowed Host headers, allowed origins, the API key, and CORS preflight responses.
 
-Options are put into the form in which clients send them, or refused at the start: one that never matches helps nobody.
+Command-line values are normalized to the form that clients send; a value that can never match is an error at start-up.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _PORTS = {"http": 80, "https": 443}
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 _LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)")
 _FIELDS = re.compile(r"[\w!#$%&'*+.^`|~ ,-]{1,2000}", re.ASCII)
-"""Names of headers, as a browser lists them."""
+"""A list of header names in Access-Control-Request-Headers."""
 METHODS = "GET, HEAD, POST, OPTIONS"
 
 
 class AccessPolicy(NamedTuple):
-    """Who may ask.
+    """Which requests the server accepts.
 
     Args:
-        hosts: names that the Host header may give, beside those of this machine; as `host_of` gives them.
-        origins: web pages' origins that may ask, beside those of this machine; as `origin_of` gives them.
-        api_key: what every request must bring; None for none.
-        any_address: any IP address may stand in the Host header, as where the server listens on all of them.
+        hosts: names allowed in the Host header in addition to loopback names; normalized by `host_of`.
+        origins: web origins allowed in addition to loopback origins; normalized by `origin_of`.
+        api_key: key that every API request must send; None disables the check.
+        any_address: allow any IP address in the Host header; used when the server listens on all interfaces.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -39,31 +39,31 @@ class AccessPolicy(NamedTuple):
     any_address: bool = False
 
     def host_allowed(self, header: str) -> bool:
-        """Whether a Host header names this server."""
-        name = _named(header)
+        """Return whether a Host header names this server."""
+        name = _host_name(header)
         if name is None:
             return False
         if name in LOOPBACK or name in self.hosts:
             return True
-        try:  # only a name can be pointed at somebody else's machine
+        try:  # DNS rebinding needs a name; an IP address cannot be rebound
             address = ipaddress.ip_address(name)
         except ValueError:
             return False
         return self.any_address or str(address) in self.hosts
 
     def origin_allowed(self, origin: str) -> bool:
-        """Whether a page of that origin may ask."""
+        """Return whether pages of this origin may send requests."""
         if origin in self.origins:
             return True
         try:
             parts = urlsplit(origin)
             rest = parts.path or parts.query or parts.fragment or parts.username
-            return parts.scheme in ("http", "https") and not rest and _named(parts.netloc) in LOOPBACK
+            return parts.scheme in ("http", "https") and not rest and _host_name(parts.netloc) in LOOPBACK
         except ValueError:
             return False
 
     def key_allowed(self, header: str) -> bool:
-        """Whether an Authorization header brings the key; compared in constant time."""
+        """Return whether an Authorization header holds the key; the comparison takes constant time."""
         if self.api_key is None:
             return True
         scheme, _, given = header.partition(" ")
@@ -71,8 +71,8 @@ class AccessPolicy(NamedTuple):
         return right and scheme.lower() == "bearer"
 
 
-def _named(header: str) -> str | None:
-    """The name in ``name:port``, lower case, or None where there is none."""
+def _host_name(header: str) -> str | None:
+    """Return the lower-case name in ``name:port``, or None if the header is malformed."""
     name, port = header.strip().lower(), ""
     if name.startswith("["):
         name, closed, port = name[1:].partition("]")
@@ -87,16 +87,16 @@ def _named(header: str) -> str | None:
 
 
 def same_origin(origin: str, host: str) -> bool:
-    """Whether an Origin header names the server that a Host header names."""
+    """Return whether an Origin header and a Host header name the same server."""
     scheme, _, place = origin.lower().partition("://")
     return scheme in ("http", "https") and place == host.strip().lower()
 
 
 def preflight(headers: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Headers of the answer to OPTIONS, for an origin that may ask: whatever its page wants to send.
+    """Return the headers of a preflight response; every requested header is allowed.
 
     Args:
-        headers: of the request, names in lower case.
+        headers: headers of the OPTIONS request, names in lower case.
     """
     asked = headers.get("access-control-request-headers", "")
     fields = asked if _FIELDS.fullmatch(asked) else "Authorization, Content-Type"
@@ -113,56 +113,56 @@ def preflight(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def host_of(text: str, option: str = "--allow-host") -> str:
-    """A host's name or address as `AccessPolicy` compares it: lower case, without port, brackets or last dot.
+    """Normalize a host name or address for `AccessPolicy`: lower case, no port, no brackets, no trailing dot.
 
     Args:
-        text: as a user gives it.
-        option: named in messages.
+        text: value of the option.
+        option: name of the option, for error messages.
 
     Raises:
-        UsageError: no host, or more than one.
+        UsageError: the text is not exactly one host.
     """
     given = text.strip()
-    use = "can match no Host header" if option == "--allow-host" else "is no address to listen on"
+    use = "can match no Host header" if option == "--allow-host" else "is not an address to listen on"
     advice = f"{option} {text!r} {use}: give one name or address, as 'box.lan'"
     if "://" in given or "/" in given:
         raise UsageError(f"{advice}, without a scheme or a path.")
     if "*" in given:
-        raise UsageError(f"{advice}; wildcards are not known, so give the option again for each name.")
-    name, port = _split(given)
+        raise UsageError(f"{advice}; wildcards are not supported, so repeat the option for each name.")
+    name, port = _split_port(given)
     if name is None or (port and not 0 < int(port) < 65_536):
         raise UsageError(f"{advice}.")
     if port and option == "--host":
-        raise UsageError(f"{option} {text!r} holds a port; give it as --port {int(port)}.")
-    found = _normal(name)
+        raise UsageError(f"{option} {text!r} contains a port; give it as --port {int(port)}.")
+    found = _normalize_host(name)
     if found is None:
         raise UsageError(f"{advice}.")
     return found
 
 
 def origin_of(text: str) -> str:
-    """An origin as browsers send it: scheme, host and port where it is not the usual one; no path.
+    """Normalize an origin to the form that browsers send: scheme, host, and the port unless it is the default.
 
     Args:
-        text: as a user gives it.
+        text: value of ``--allow-origin``.
 
     Raises:
-        UsageError: no origin.
+        UsageError: the text is not an origin.
     """
     given = text.strip()
     advice = f"--allow-origin {text!r} can match no page: give its scheme and host, as 'https://chat.example'"
     if "*" in given:
-        raise UsageError(f"{advice}; wildcards are not known, so give the option again for each origin.")
+        raise UsageError(f"{advice}; wildcards are not supported, so repeat the option for each origin.")
     scheme, found, rest = given.partition("://")
     scheme = scheme.lower()
     if not found or not _SCHEME.fullmatch(scheme) or scheme == "file":
         raise UsageError(f"{advice}.")
     place = rest.removesuffix("/")
-    name, port = _split(place)
+    name, port = _split_port(place)
     bare = ":" in (name or "") and not place.startswith("[")
     if name is None or bare or (port and not 0 < int(port) < 65_536):
         raise UsageError(f"{advice}, without a path, a user or a query.")
-    host = _normal(name)
+    host = _normalize_host(name)
     if host is None:
         raise UsageError(f"{advice}.")
     if ":" in host:
@@ -170,8 +170,8 @@ def origin_of(text: str) -> str:
     return f"{scheme}://{host}" + (f":{int(port)}" if port and int(port) != _PORTS.get(scheme) else "")
 
 
-def _split(place: str) -> tuple[str | None, str]:
-    """Name and port of ``name:port``, ``[address]:port``, or an address alone; None where it is neither."""
+def _split_port(place: str) -> tuple[str | None, str]:
+    """Split ``name:port``, ``[address]:port`` or a bare address; the name is None if the text is malformed."""
     if place.startswith("["):
         name, closed, port = place[1:].partition("]")
         if not closed or ":" not in name or (port and not port.startswith(":")):
@@ -184,8 +184,8 @@ def _split(place: str) -> tuple[str | None, str]:
     return (None, "") if port and not re.fullmatch("[0-9]{1,5}", port) else (name, port)
 
 
-def _normal(name: str) -> str | None:
-    """A name or address in the one form that clients send; None where it is neither."""
+def _normalize_host(name: str) -> str | None:
+    """Return a name or address in the form that clients send; None if it is neither."""
     name = name.removesuffix(".")
     if ":" in name or re.fullmatch(r"[0-9.]+", name):
         try:

@@ -1,4 +1,4 @@
-"""``/v1/explain``: an answer with what each skill of its mix added to each token, layer by layer."""
+"""``/v1/explain``: an answer with the contribution of each skill to each token, by layer."""
 
 from __future__ import annotations
 
@@ -10,42 +10,43 @@ from starlette.responses import Response
 
 from loramix.server import protocol as m
 from loramix.server.body_types import Model
-from loramix.server.chat_messages import Messages, plain
-from loramix.server.fields import Body, says
-from loramix.server.service import Options, Service, giving_up, report, unless_left
+from loramix.server.chat_messages import Messages, engine_messages
+from loramix.server.fields import Body, must_be
+from loramix.server.service import Options, Service, cancel_on_exit, report, until_disconnect
 
 EXPLAINED_TOKENS = 512
-"""Of an answer that is measured: each token gives a number per skill and layer."""
+"""Longest answer that is measured; each token yields one number per skill and layer."""
 
 
 class ExplainBody(Body):
-    """Body of ``/v1/explain``; the answer is greedy, so that it is the chat's where that was."""
+    """Body of ``/v1/explain``; the answer is greedy, so it matches a greedy chat answer."""
 
     model: Model
     messages: Messages
     max_tokens: (
-        Annotated[int, says(f"a whole number from 1 to {EXPLAINED_TOKENS}", ge=1, le=EXPLAINED_TOKENS)] | None
+        Annotated[int, must_be(f"a whole number from 1 to {EXPLAINED_TOKENS}", ge=1, le=EXPLAINED_TOKENS)]
+        | None
     ) = None
-    loramix: Annotated[Options | None, says("an object with policy or mix")] = None
+    loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
 
 
 def router(service: Service) -> APIRouter:
-    """The endpoint, on a service."""
+    """Build the router of the endpoint."""
     api = APIRouter(prefix="/v1")
 
     @api.post("/explain")
     async def explain(body: ExplainBody, request: Request) -> Response:
-        """Answer a conversation, and measure what each skill added."""
-        asked = m.Answer(
+        """Answer a conversation and measure the contribution of each skill."""
+        message = m.Answer(
             number=0,
-            messages=plain(body.messages),
+            messages=engine_messages(body.messages),
             options=service.options(body.model, body.loramix, max_tokens=body.max_tokens),
-            whole=True,
+            buffered=True,
             explain=True,
         )
-        (job,) = jobs = service.submit([asked])
-        async with giving_up(service, jobs):
-            answer = await unless_left(request, service.whole(job))
+        (job,) = jobs = service.submit([message])
+        async with cancel_on_exit(service, jobs):
+            answer = await until_disconnect(request, service.collect(job))
         ended = answer.ended
         assert ended is not None
         content = {

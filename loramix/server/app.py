@@ -1,6 +1,6 @@
-"""The server: endpoints on a service, behind the guard, and its life from the first worker to the last answer.
+"""The server application: routes, error responses, start-up and graceful shutdown.
 
-Binds to this machine alone unless there is a key. Pulls nothing, and loads nothing that a request names.
+Requests never cause a download and never name a file to load.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from loramix.server.fields import sentence
 from loramix.server.guard import App, Guard, Message, Receive, Send, error_body
 from loramix.server.ollama import routes as ollama_routes
 from loramix.server.openai import routes as openai_routes
-from loramix.server.page import Place
+from loramix.server.page import PageMount
 from loramix.server.queued_request import Limits
 from loramix.server.request_table import BODIES
 from loramix.server.service import Service
 from loramix.server.supervisor import Supervisor
 
 GRACE_S = 8.0
-"""For running answers after a signal to end; what is left then gets an error."""
+"""Seconds that running answers have to finish after a shutdown signal; the rest fail."""
 
 
 def create_app(service: Service) -> FastAPI:
-    """The endpoints, unguarded.
+    """Build the FastAPI application, without the guard.
 
     Args:
-        service: the worker is started and ended with the app.
+        service: its worker is closed when the app shuts down.
     """
 
     @asynccontextmanager
@@ -57,11 +57,11 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(openai_routes.router(service))
     app.include_router(api_explain.router(service))
     app.include_router(ollama_routes.router(service))
-    app.add_middleware(Counted, service=service)
+    app.add_middleware(RequestCounter, service=service)
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Whether answers can be had: 200, or 503 while the worker starts."""
+        """Report readiness: 200, or 503 while the worker starts."""
         supervisor = service.supervisor
         content = {
             "status": "ok" if supervisor.ready else "starting",
@@ -73,7 +73,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        """Counters, as Prometheus reads them."""
+        """Return the metrics in Prometheus text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.exception_handler(LoramixError)
@@ -88,46 +88,46 @@ def create_app(service: Service) -> FastAPI:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        asked = f"{request.method} {request.url.path[:80]}"
+        target = f"{request.method} {request.url.path[:80]}"
         message = {
-            404: f"there is no {asked} here; /openapi.json lists the endpoints.",
-            405: f"{asked} is not possible; send {(error.headers or {}).get('Allow', 'another method')}.",
-        }.get(error.status_code, f"{asked} failed: {error.detail}.")
+            404: f"there is no {target} here; /openapi.json lists the endpoints.",
+            405: f"{target} is not allowed; send {(error.headers or {}).get('Allow', 'another method')}.",
+        }.get(error.status_code, f"{target} failed: {error.detail}.")
         return _error(request, message, error.status_code)
 
     @app.exception_handler(Exception)
-    async def unforeseen(request: Request, error: Exception) -> Response:
-        return _error(request, f"the server failed ({type(error).__name__}); its log says more.", 500)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        return _error(request, f"the server failed ({type(error).__name__}); see its log for details.", 500)
 
-    app.router.routes.append(Place())
+    app.router.routes.append(PageMount())
     return app
 
 
 def _error(request: Request, message: str, status: int, field: str | None = None) -> Response:
     path = request.url.path
     if path.startswith("/api/") and status == 429:
-        status = 503  # what Ollama's clients know as "busy"
+        status = 503  # Ollama's clients expect 503 for "busy"
     headers = {"Retry-After": "1"} if status in (429, 503) else None
     return JSONResponse(error_body(path, message, status, field), status, headers)
 
 
-class Counted:
+class RequestCounter:
     """ASGI middleware that counts requests by path and status.
 
     Args:
-        app: what is counted.
-        service: has the counters.
+        app: the wrapped application.
+        service: owns the counters.
     """
 
     def __init__(self, app: App, service: Service) -> None:
         self._app, self._service = app, service
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Count the request when its answer starts."""
+        """Count the request when its response starts."""
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # the route's path, not what was asked for: anybody could fill the memory
+                # the route's path, not the raw URL: arbitrary URLs would create unbounded labels
                 path = getattr(scope.get("route"), "path", "other")
                 self._service.metrics.requests.labels(path, str(message["status"])).inc()
             await send(message)
@@ -136,11 +136,11 @@ class Counted:
 
 
 class Server(uvicorn.Server):
-    """uvicorn, whose signals end the server in order and with exit code 0.
+    """uvicorn server that shuts down gracefully on a signal, with exit code 0.
 
     Args:
-        config: uvicorn's.
-        supervisor: told of the end.
+        config: configuration of uvicorn.
+        supervisor: drained on shutdown.
     """
 
     def __init__(self, config: uvicorn.Config, supervisor: Supervisor) -> None:
@@ -149,7 +149,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle signals; unlike uvicorn's own, never raise them again at the end."""
+        """Install signal handlers; unlike uvicorn's, do not raise the signal again at the end."""
         loop = asyncio.get_running_loop()
         old = {s: signal.signal(s, self.handle_exit) for s in (signal.SIGINT, signal.SIGTERM)}
         self._loop = loop
@@ -160,7 +160,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End after the running answers; at the second signal at once."""
+        """Shut down after the running answers; immediately at the second signal."""
         if self.should_exit:
             self.force_exit = True
             self._loop.call_soon_threadsafe(partial(self._supervisor.abort, kill=True))
@@ -180,25 +180,25 @@ def serve(
     host: str,
     port: int,
 ) -> None:
-    """Serve until a signal comes.
+    """Serve until a shutdown signal.
 
     Args:
-        settings: of the worker.
-        limits: of the queue.
-        policy: who may ask.
+        settings: settings of the worker.
+        limits: limits of the queue.
+        policy: access policy.
         host: address to listen on.
-        port: 0 takes a free one; the log says which.
+        port: port to listen on; 0 picks a free one, which the log shows.
 
     Raises:
         LoramixError: the pack cannot be served.
     """
-    factory = uvicorn.Config("", loop="auto").get_loop_factory()  # uvloop's where it is installed
+    factory = uvicorn.Config("", loop="auto").get_loop_factory()  # uvloop if it is installed
     with asyncio.Runner(loop_factory=factory) as runner:
         runner.run(_serve(settings, limits, policy, host, port))
 
 
 async def _serve(settings: m.Settings, limits: Limits, policy: AccessPolicy, host: str, port: int) -> None:
-    AppStatus.enable_automatic_graceful_drain = False  # streams may end by themselves
+    AppStatus.enable_automatic_graceful_drain = False  # let streams finish on their own
     supervisor = Supervisor(settings, limits)
     service = Service(Pack.load(settings.pack), supervisor)
     ready = await supervisor.start()

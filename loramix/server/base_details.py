@@ -1,4 +1,4 @@
-"""What Ollama's clients want to know of a model's file: family, size, quantization, lengths."""
+"""Details of a base file for Ollama's clients: family, size, quantization, context length."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from loramix.models import bases
 
 @dataclass(frozen=True)
 class BaseDetails:
-    """Of a base.
+    """Details of a base.
 
     Args:
-        size: bytes of the file.
-        details: as ``/api/tags`` has them.
-        info: the GGUF's numbers and names, as ``/api/show`` has them.
+        size: file size in bytes.
+        details: ``details`` object of ``/api/tags``.
+        info: ``model_info`` object of ``/api/show``, from the GGUF header.
         template: the chat template.
     """
 
@@ -31,13 +31,13 @@ class BaseDetails:
 
     @classmethod
     def of(cls, name: str) -> BaseDetails:
-        """Read them from a base's header; what is not known stays empty.
+        """Read the details from a base's header; all fields are empty if the base is not on this machine.
 
         Args:
-            name: as the pack names it.
+            name: name of the base, as in the pack's manifest.
 
         Raises:
-            InvalidArtifact: the file is no usable base.
+            InvalidArtifact: the file is not a usable base.
         """
         path = bases.find(name)
         if path is None:
@@ -68,7 +68,7 @@ class BaseDetails:
 
 
 def human_number(count: int) -> str:
-    """A number of weights as Ollama writes it, e.g. ``494.03M`` or ``1.2B`` (format/format.go)."""
+    """Format a parameter count as Ollama does, e.g. ``494.03M`` or ``1.2B`` (format/format.go)."""
     if count >= 1e9:
         return f"{count / 1e9:.0f}B" if count % 10**9 == 0 else f"{count / 1e9:.1f}B"
     if count >= 1e6:
@@ -77,11 +77,11 @@ def human_number(count: int) -> str:
 
 
 def _quantization(file: GGUFFile) -> str:
-    """The name of a file's mix of types, e.g. ``Q4_K_M``; where it names none, the type of most matrices."""
+    """Return the quantization name, e.g. ``Q4_K_M``; without one, the type of most matrices."""
     import gguf
 
     if file.types.get("general.file_type") == UINT32:
-        with suppress(ValueError):  # newer than the library
+        with suppress(ValueError):  # a type newer than the gguf library
             name = str(gguf.LlamaFileType(file.metadata["general.file_type"]).name)
             if name != "GUESSED":
                 return name.removeprefix("MOSTLY_").removeprefix("ALL_")

@@ -1,4 +1,4 @@
-"""Types that the bodies of both protocols share, each with its words for a client."""
+"""Field types shared by the request bodies of both protocols, each with the rule shown to clients."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
-from loramix.server.fields import Body, refused, says
+from loramix.server.fields import Body, invalid_field, must_be
 from loramix.server.service import Name
 
 NO_LIMIT = 2**31 - 1
-"""The largest limit that clients send; answers end with the context in any case."""
+"""Largest token limit that is accepted; the context bounds every answer."""
 MAX_TEXTS = 256
 
-Model = Annotated[Name, says("a model's name, as /v1/models lists them")]
-Flag = Annotated[bool, says("true or false")]
-Text = Annotated[str, says("text")]
-Share = Annotated[float, says("a number from 0 to 1", ge=0, le=1, allow_inf_nan=False)]
-Penalty = Annotated[float, says("a number from -2 to 2", ge=-2, le=2, allow_inf_nan=False)]
-RepeatPenalty = Annotated[float, says("a number from 0.01 to 100", ge=0.01, le=100, allow_inf_nan=False)]
+Model = Annotated[Name, must_be("a model's name, as /v1/models lists them")]
+Flag = Annotated[bool, must_be("true or false")]
+Text = Annotated[str, must_be("text")]
+Share = Annotated[float, must_be("a number from 0 to 1", ge=0, le=1, allow_inf_nan=False)]
+Penalty = Annotated[float, must_be("a number from -2 to 2", ge=-2, le=2, allow_inf_nan=False)]
+RepeatPenalty = Annotated[float, must_be("a number from 0.01 to 100", ge=0.01, le=100, allow_inf_nan=False)]
 TopK = Annotated[
-    int, says("a whole number from 1 to 1000000, or 0 or -1 for all tokens", ge=-1, le=1_000_000)
+    int, must_be("a whole number from 1 to 1000000, or 0 or -1 for all tokens", ge=-1, le=1_000_000)
 ]
 RepeatLast = Annotated[
-    int, says("a whole number from 0 to 1000000, or -1 for the context", ge=-1, le=1_000_000)
+    int, must_be("a whole number from 0 to 1000000, or -1 for the context", ge=-1, le=1_000_000)
 ]
-Seed = Annotated[int, says("a whole number of 64 bits, or -1 for a random seed", ge=-(2**63), lt=2**63)]
-TopLogprobs = Annotated[int, says("a whole number from 0 to 20", ge=0, le=20)]
+Seed = Annotated[int, must_be("a whole number of 64 bits, or -1 for a random seed", ge=-(2**63), lt=2**63)]
+TopLogprobs = Annotated[int, must_be("a whole number from 0 to 20", ge=0, le=20)]
 Dimensions = Annotated[
-    int, says("a whole number from 1 to the length of the base's vectors", ge=1, le=NO_LIMIT)
+    int, must_be("a whole number from 1 to the length of the base's vectors", ge=1, le=NO_LIMIT)
 ]
 
 
@@ -44,7 +44,7 @@ def _texts(value: Any) -> Any:
     if isinstance(value, list):
         for item in value:
             if isinstance(item, int | list):
-                raise refused("holds token ids, which belong to another tokenizer; send the text.")
+                raise invalid_field("holds token ids of another tokenizer; send the text.")
     return _listed(value)
 
 
@@ -57,23 +57,23 @@ def _limit(value: int) -> int:
 Limit = Annotated[
     int,
     AfterValidator(_limit),
-    says(f"a whole number from 1 to {NO_LIMIT}, or -1 for no limit", ge=-1, le=NO_LIMIT),
+    must_be(f"a whole number from 1 to {NO_LIMIT}, or -1 for no limit", ge=-1, le=NO_LIMIT),
 ]
-StopText = Annotated[str, says("a text of 1 to 256 characters", min_length=1, max_length=256)]
+StopText = Annotated[str, must_be("a text of 1 to 256 characters", min_length=1, max_length=256)]
 Stop = Annotated[
     list[StopText],
     BeforeValidator(_stops),
-    says("a text or a list of at most 16, of 1 to 256 characters each", max_length=16),
+    must_be("a text or a list of at most 16, of 1 to 256 characters each", max_length=16),
 ]
 Texts = Annotated[
     list[str],
     BeforeValidator(_texts),
-    says(f"a text or a list of 1 to {MAX_TEXTS}", min_length=1, max_length=MAX_TEXTS),
+    must_be(f"a text or a list of 1 to {MAX_TEXTS}", min_length=1, max_length=MAX_TEXTS),
 ]
 
 
 class SamplerSettings(Body):
-    """Settings that both protocols have, under the same names and within the same bounds."""
+    """Sampler settings with the same names and bounds in both protocols."""
 
     top_p: Share | None = None
     top_k: TopK | None = None
@@ -87,11 +87,11 @@ class SamplerSettings(Body):
 
 
 def sampling_of(body: SamplerSettings, choice: int = 0) -> dict[str, int | float]:
-    """Settings of `Sampling` that a body's fields ask for; greedy where nothing is asked for.
+    """Return the `Sampling` settings of a body; absent fields keep their defaults (greedy).
 
     Args:
-        body: with fields of `Sampling`'s names; those that it lacks are not set.
-        choice: number of the answer, for a seed of its own.
+        body: request body; fields that it lacks are not set.
+        choice: index of the choice, added to the seed so that choices differ.
     """
     names = (
         "temperature",
@@ -116,13 +116,13 @@ def sampling_of(body: SamplerSettings, choice: int = 0) -> dict[str, int | float
     return found
 
 
-def limit_of(asked: int | None, n_ctx: int) -> int | None:
-    """Longest answer in tokens; None for what the skill says.
+def limit_of(requested: int | None, n_ctx: int) -> int | None:
+    """Return the longest answer in tokens; None means the skill's own limit.
 
     Args:
-        asked: below 0 for no limit but the context.
-        n_ctx: tokens of the context.
+        requested: limit from the request; 0 or negative means up to the context's size.
+        n_ctx: context size in tokens.
     """
-    if asked is None:
+    if requested is None:
         return None
-    return min(asked, n_ctx) if asked > 0 else n_ctx
+    return min(requested, n_ctx) if requested > 0 else n_ctx

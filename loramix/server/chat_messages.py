@@ -1,6 +1,6 @@
-"""Messages as clients of either protocol send them, and as the engine reads them: roles of three kinds, plain text.
+"""Chat messages of both protocols, converted to the engine's form: three roles and plain text.
 
-Turns of tools in a history become text: a call at the end of the assistant's message, its result behind it.
+Tool turns in a history become text: the call at the end of the assistant's message, then its result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, model_validator
 
-from loramix.server.fields import Body, Refusal, refused, says
+from loramix.server.fields import Body, Refusal, invalid_field, must_be
 
 MAX_MESSAGES = 512
 MAX_PARTS = 64
@@ -28,11 +28,11 @@ _KINDS = {
 
 
 def _text_of(content: Any) -> Any:
-    """Join a list's parts of text."""
+    """Join the text parts of a content list."""
     if not isinstance(content, list):
         return content
     if len(content) > MAX_PARTS:
-        raise refused(f"has {len(content)} parts; it may have {MAX_PARTS} at most.")
+        raise invalid_field(f"has {len(content)} parts; it may have at most {MAX_PARTS}.")
     pieces = []
     for number, part in enumerate(content):
         if isinstance(part, str):
@@ -40,33 +40,33 @@ def _text_of(content: Any) -> Any:
             continue
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind in _KINDS:
-            raise refused(f"is {_KINDS[kind]}, and only text is read here; leave it out.", number)
+            raise invalid_field(f"is {_KINDS[kind]}, and only text is supported; leave it out.", number)
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
         if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
-            raise refused('is no part of text; it must be {"type": "text", "text": "…"}.', number)
+            raise invalid_field('is not a text part; it must be {"type": "text", "text": "…"}.', number)
         pieces.append(text)
     return "".join(pieces)
 
 
-Content = Annotated[str, BeforeValidator(_text_of), says("text, or a list of parts of text")]
+Content = Annotated[str, BeforeValidator(_text_of), must_be("text, or a list of parts of text")]
 
 
 class Function(Body):
-    """What a tool's call names."""
+    """Function of a tool call."""
 
-    name: Annotated[str, says("a function's name", max_length=200)] = "tool"
-    arguments: Annotated[Any, says("JSON, as text or as an object")] = ""
+    name: Annotated[str, must_be("a function's name", max_length=200)] = "tool"
+    arguments: Annotated[Any, must_be("JSON, as text or as an object")] = ""
 
 
 class Call(Body):
-    """A call of a tool, in a history."""
+    """A tool call in a history."""
 
     what = "a tool call with its function"
     ignored: ClassVar[frozenset[str]] = frozenset({"id", "type", "index"})
-    function: Annotated[Function, says("an object with name and arguments")] = Function()
+    function: Annotated[Function, must_be("an object with name and arguments")] = Function()
 
     def text(self) -> str:
-        """As the base reads it."""
+        """Return the call as text for the model."""
         arguments = self.function.arguments
         if not isinstance(arguments, str):
             arguments = json.dumps(arguments, ensure_ascii=False)
@@ -88,67 +88,78 @@ class ChatMessage(Body):
         }
     )
     refusals: ClassVar = {
-        "images": Refusal("holds images, and only text is read here; leave them out.", ([],)),
+        "images": Refusal("holds images, and only text is supported; leave them out.", ([],)),
     }
     role: Annotated[
         Literal["system", "developer", "user", "assistant", "tool", "function"],
-        says('"system", "developer", "user", "assistant", "tool" or "function"'),
+        must_be('"system", "developer", "user", "assistant", "tool" or "function"'),
     ]
-    content: Annotated[Content | None, says("text, or a list of parts of text")] = None
-    refusal: Annotated[str | None, says("text")] = None
-    name: Annotated[str | None, says("a name")] = None
-    tool_name: Annotated[str | None, says("a tool's name")] = None
+    content: Annotated[Content | None, must_be("text, or a list of parts of text")] = None
+    refusal: Annotated[str | None, must_be("text")] = None
+    name: Annotated[str | None, must_be("a name")] = None
+    tool_name: Annotated[str | None, must_be("a tool's name")] = None
     tool_calls: Annotated[
-        list[Call] | None, says(f"a list of at most {MAX_CALLS} tool calls", max_length=MAX_CALLS)
+        list[Call] | None, must_be(f"a list of at most {MAX_CALLS} tool calls", max_length=MAX_CALLS)
     ] = None
-    function_call: Annotated[Function | None, says("an object with name and arguments")] = None
+    function_call: Annotated[Function | None, must_be("an object with name and arguments")] = None
 
     @model_validator(mode="after")
     def _has_text(self) -> ChatMessage:
         if self.content is None and self.role != "assistant":
-            raise refused("is missing; it must be text, or a list of parts of text.", "content")
+            raise invalid_field("is missing; it must be text, or a list of parts of text.", "content")
         return self
 
     @property
-    def of_tool(self) -> bool:
-        """Whether it is what a tool gave."""
+    def is_tool_result(self) -> bool:
+        """Whether the message is the result of a tool."""
         return self.role in ("tool", "function")
 
     def text(self) -> str:
-        """Its content and calls, as the base reads them."""
-        said = self.content or self.refusal or ""
-        if self.of_tool:
+        """Return the content and the tool calls as text for the model."""
+        content = self.content or self.refusal or ""
+        if self.is_tool_result:
             name = self.tool_name or self.name
-            return f"[result of {name}: {said}]" if name else f"[result: {said}]"
+            return f"[result of {name}: {content}]" if name else f"[result: {content}]"
         calls = list(self.tool_calls or ())
         if self.function_call is not None:
             calls.append(Call(function=self.function_call))
-        return "\n".join([*([said] if said or not calls else []), *(call.text() for call in calls)])
+        return "\n".join([*([content] if content or not calls else []), *(call.text() for call in calls)])
 
 
 Messages = Annotated[
-    list[ChatMessage], says(f"a list of 1 to {MAX_MESSAGES} messages", min_length=1, max_length=MAX_MESSAGES)
+    list[ChatMessage],
+    must_be(f"a list of 1 to {MAX_MESSAGES} messages", min_length=1, max_length=MAX_MESSAGES),
 ]
 
 
-def plain(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
-    """A conversation as the engine takes it: system, user, assistant, and text.
+def engine_messages(messages: Sequence[ChatMessage]) -> list[dict[str, str]]:
+    """Convert a conversation to the engine's form: roles system, user and assistant with plain text.
 
-    What tools gave goes on with the assistant's message before it, and so does what the assistant said to it;
-    at the end of the conversation it is the user's message, which is to be answered.
+    Tool results, and the assistant's reply to them, are appended to the assistant's message before them. Tool
+    results at the end of the conversation become the user message that is answered.
     """
-    found: list[dict[str, str]] = []
+    converted: list[dict[str, str]] = []
     end = len(messages)
-    while end and messages[end - 1].of_tool:
+    while end and messages[end - 1].is_tool_result:
         end -= 1
-    goes_on = False
+    continues = False
     for message in messages[:end]:
-        role = "system" if message.role == "developer" else "assistant" if message.of_tool else message.role
-        if found and found[-1]["role"] == role == "assistant" and (goes_on or message.of_tool):
-            found[-1]["content"] += "\n" + message.text()
+        role = (
+            "system"
+            if message.role == "developer"
+            else "assistant"
+            if message.is_tool_result
+            else message.role
+        )
+        if (
+            converted
+            and converted[-1]["role"] == role == "assistant"
+            and (continues or message.is_tool_result)
+        ):
+            converted[-1]["content"] += "\n" + message.text()
         else:
-            found.append({"role": role, "content": message.text()})
-        goes_on = message.of_tool
+            converted.append({"role": role, "content": message.text()})
+        continues = message.is_tool_result
     if results := [message.text() for message in messages[end:]]:
-        found.append({"role": "user", "content": "\n".join(results)})
-    return found
+        converted.append({"role": "user", "content": "\n".join(results)})
+    return converted

@@ -1,6 +1,6 @@
-"""Answers that are measured when they are whole: a token at a time, between the tokens of other answers.
+"""Measurement of finished answers, one token at a time, interleaved with the decoding of other answers.
 
-Stands between the scheduler and whoever hears of the answers; see `loramix.runtime.contributions`.
+Sits between the scheduler and the pipe; see `loramix.runtime.contributions`.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class _Job:
 
 
 class Explainer:
-    """A `AnswerListener` that holds the end of some answers back until they are measured.
+    """An `AnswerListener` that delays the end of some answers until their contributions are measured.
 
     Args:
-        engine: gives the answers.
-        pipe: hears of everything.
+        engine: the engine that decodes.
+        pipe: receives all events.
     """
 
     def __init__(self, engine: Engine, pipe: Pipe) -> None:
         self._engine, self._pipe = engine, pipe
-        self._asked: dict[int, list[dict[str, str]]] = {}
+        self._pending: dict[int, list[dict[str, str]]] = {}
         self._jobs: list[_Job] = []
 
     def __len__(self) -> int:
         return len(self._jobs)
 
     def expect(self, number: int, messages: list[dict[str, str]]) -> None:
-        """Measure the answer of that number, which is about to begin, to these messages."""
-        self._asked[number] = messages
+        """Mark a request for measurement; call it before the answer starts."""
+        self._pending[number] = messages
 
     def started(self, number: int, stream: Stream) -> None:
         """See `AnswerListener`."""
@@ -54,18 +54,18 @@ class Explainer:
 
     def ended(self, number: int, stream: Stream) -> None:
         """See `AnswerListener`."""
-        if number in self._asked:
-            self._jobs.append(_Job(number, stream, self._asked.pop(number)))
+        if number in self._pending:
+            self._jobs.append(_Job(number, stream, self._pending.pop(number)))
         else:
             self._pipe.ended(number, stream)
 
     def failed(self, number: int, error: LoramixError) -> None:
         """See `AnswerListener`."""
-        self._asked.pop(number, None)
+        self._pending.pop(number, None)
         self._pipe.failed(number, error)
 
     def step(self) -> None:
-        """Measure one token of the oldest answer that waits."""
+        """Measure one token of the oldest pending answer."""
         if not self._jobs:
             return
         job = self._jobs[0]
@@ -84,14 +84,14 @@ class Explainer:
             self._pipe.failed(job.number, as_loramix_error(error))
 
     def cancel(self, number: int) -> None:
-        """Measure that answer no more."""
-        self._asked.pop(number, None)
+        """Cancel the measurement of an answer."""
+        self._pending.pop(number, None)
         for job in [job for job in self._jobs if job.number == number]:
             self._stop(job)
             self._jobs.remove(job)
 
     def restart(self) -> None:
-        """Begin anew, and hold no adapter until then, so that adapters can be freed."""
+        """Restart all measurements from the beginning and release their adapters, so that these can be freed."""
         for job in self._jobs:
             self._stop(job)
 

@@ -1,6 +1,6 @@
-"""What a request's field may hold, in data: honoured, ignored, or refused with a sentence; null is absent.
+"""Declarative rules for request fields: honoured, ignored, or refused with a message; null counts as absent.
 
-Pydantic checks and converts; what a client reads about it is written here, and names the field.
+Pydantic validates and converts; this module writes the error message, which names the field.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 MAX_SHOWN = 40
-"""Characters of a wrong value that its message repeats."""
+"""Longest invalid value, in characters, that an error message quotes."""
 REFUSED = "refused"
-"""Type of the errors that bring their own sentence."""
+"""Pydantic error type of errors that carry their own message."""
 
 
 class Use(StrEnum):
-    """What becomes of a field."""
+    """How the server treats a field."""
 
     HONOURED = "honoured"
     IGNORED = "ignored"
@@ -31,16 +31,17 @@ class Use(StrEnum):
 
 @dataclass(frozen=True)
 class Row:
-    """A field of the table.
+    """A row of the field table.
 
     Args:
-        use: what becomes of it.
-        says: honoured: what it must be; refused: why, as the end of a sentence that begins with its name.
-        fields: of the object, or of the objects in the list, that it holds.
+        use: how the server treats the field.
+        rule: what the value must be (honoured), or why the field is refused; both continue a sentence that starts
+            with the field's name.
+        fields: fields of the nested object, or of the objects in a list.
     """
 
     use: Use
-    says: str = ""
+    rule: str = ""
     fields: Mapping[str, Row] | None = None
 
 
@@ -49,68 +50,68 @@ class Refusal:
     """Why a field is refused.
 
     Args:
-        why: the end of a sentence that begins with the field's name.
-        harmless: values that ask for nothing.
-        unless: another field and its value with which this one asks for nothing.
+        why: end of a sentence that starts with the field's name.
+        harmless: values that have no effect and are accepted.
+        unless: another field and a value of it with which this field has no effect.
     """
 
     why: str
     harmless: tuple[Any, ...] = ("", [], {}, False)
     unless: tuple[str, Any] | None = None
 
-    def lets(self, value: Any, body: Mapping[str, Any]) -> bool:
-        """Whether that value in that body asks for nothing."""
+    def allows(self, value: Any, body: Mapping[str, Any]) -> bool:
+        """Return whether the value has no effect in this body."""
         if self.unless and body.get(self.unless[0]) == self.unless[1]:
             return True
         alike = [known for known in self.harmless if isinstance(known, bool) == isinstance(value, bool)]
         return value in alike  # 0 is not False
 
 
-def says(words: str, **bounds: Any) -> Any:
-    """A field's bounds, beside the words that follow "must be" in what a client reads."""
+def must_be(words: str, **bounds: Any) -> Any:
+    """Declare a field's bounds and the words that follow "must be" in its error message."""
     return Field(description=words, **bounds)
 
 
-def refused(sentence: str, *path: str | int) -> PydanticCustomError:
-    """An error for validators, with its own sentence behind the field's name.
+def invalid_field(sentence: str, *path: str | int) -> PydanticCustomError:
+    """Build a validator error with a message of its own.
 
     Args:
-        sentence: see `Refusal`.
-        *path: from the field that is validated to the one that is named.
+        sentence: end of a sentence that starts with the field's name; see `Refusal`.
+        *path: path from the validated field to the field that the message names.
     """
-    # an error's template replaces names in braces, so the sentence goes in as one
+    # pydantic substitutes names in braces, so the message is passed as a parameter
     return PydanticCustomError(REFUSED, "{sentence}", {"sentence": sentence, "path": path})
 
 
 class Body(BaseModel):
-    """An object in a request: its fields are honoured, others are listed here; unknown ones are ignored."""
+    """A request object: declared fields are honoured, the class variables list the others; unknown ones are ignored."""
 
     what: ClassVar[str] = "an object"
-    """After "must be", where one stands in a list."""
+    """Words after "must be" for an item of a list."""
     ignored: ClassVar[frozenset[str]] = frozenset()
-    """Fields that change nothing here, whatever they hold."""
+    """Known fields that have no effect, whatever their value."""
     refusals: ClassVar[Mapping[str, Refusal]] = {}
 
     @model_validator(mode="before")
     @classmethod
-    def _settle(cls, value: Any) -> Any:
-        """Drop nulls, and refuse what is asked for in vain."""
+    def _check_fields(cls, value: Any) -> Any:
+        """Drop nulls and refuse fields that the server cannot honour."""
         if not isinstance(value, dict):
             return value
         kept = {name: held for name, held in value.items() if held is not None}
         for name, refusal in cls.refusals.items():
-            if name in kept and not refusal.lets(kept[name], kept):
-                raise refused(refusal.why, name)
+            if name in kept and not refusal.allows(kept[name], kept):
+                raise invalid_field(refusal.why, name)
         for name, field in cls.model_fields.items():
-            # bool is an int in Python; a client that sends one for a number means something else
+            # bool is a subclass of int, so pydantic would accept true as the number 1
             name = field.alias or name
             if isinstance(kept.get(name), bool) and not _takes_bool(field.annotation):
-                raise refused(_but_must(kept[name], _words(field)[0]), name)
+                raise invalid_field(_mismatch(kept[name], _words(field)[0]), name)
         return kept
 
     @classmethod
     def table(cls) -> dict[str, Row]:
-        """All fields that are known, by name."""
+        """Return all known fields by name."""
         rows = {name: Row(Use.IGNORED) for name in sorted(cls.ignored)}
         rows |= {name: Row(Use.REFUSED, refusal.why) for name, refusal in cls.refusals.items()}
         for name, field in cls.model_fields.items():
@@ -121,14 +122,14 @@ class Body(BaseModel):
 
 
 def sentence(body: type[Body] | None, errors: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-    """What a client reads about a body that cannot be used.
+    """Write the error message for an invalid body.
 
     Args:
-        body: what was expected; None where that is not known.
-        errors: as pydantic lists them, with ``loc`` from the body on.
+        body: expected body type; None if unknown.
+        errors: errors of pydantic, with ``loc`` relative to the body; the first one is reported.
 
     Returns:
-        The field's path, as ``messages[0].content``, and one sentence that begins with it.
+        The field's path, such as ``messages[0].content``, and a sentence that starts with it.
     """
     error = errors[0]
     context = error.get("ctx") or {}
@@ -151,11 +152,11 @@ def sentence(body: type[Body] | None, errors: Sequence[Mapping[str, Any]]) -> tu
         return path, "the body must be a JSON object."
     if error["type"] == "missing":
         return path, f"{path} is missing; it must be {words[0]}."
-    return path, f"{path} {_but_must(error['input'], words[0])}"
+    return path, f"{path} {_mismatch(error['input'], words[0])}"
 
 
-def shown(value: Any) -> str:
-    """A value in a few words, however large it is."""
+def preview(value: Any) -> str:
+    """Describe a value in a few words, however large it is."""
     if isinstance(value, list):
         return f"a list of {len(value)}"
     if isinstance(value, dict):
@@ -166,8 +167,8 @@ def shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"a number of {len(text)} digits"
 
 
-def _but_must(value: Any, words: str) -> str:
-    return f"is {shown(value)}; it must be {words}."
+def _mismatch(value: Any, words: str) -> str:
+    return f"is {preview(value)}; it must be {words}."
 
 
 def _field(body: type[Body] | None, name: str | int) -> FieldInfo | None:
@@ -177,19 +178,19 @@ def _field(body: type[Body] | None, name: str | int) -> FieldInfo | None:
 
 
 def _words(field: FieldInfo) -> list[str]:
-    """What `says` was told: of the field, then of what its list or object holds."""
+    """Return the words given to `must_be`: for the field, then for the items of its list or object."""
 
     def within(annotation: Any) -> list[str]:
         if isinstance(annotation, FieldInfo):
             return [annotation.description] if annotation.description else []
-        # what is said of a type stands behind it, and what it is made of within
+        # Annotated puts the description after the type, so the outer one comes last
         return [words for part in reversed(get_args(annotation)) for words in within(part)]
 
     return [*([field.description] if field.description else []), *within(field.annotation)]
 
 
 def _inner(annotation: Any) -> type[Body] | None:
-    """The kind of object that a field holds, by itself or in a list."""
+    """Return the body type that a field holds, directly or in a list."""
     if isinstance(annotation, type) and issubclass(annotation, Body):
         return annotation
     return next((found for part in get_args(annotation) if (found := _inner(part))), None)

@@ -1,7 +1,7 @@
-"""What stands before the server's endpoints: who may ask, from where, and how large a body may be.
+"""ASGI middleware in front of all endpoints: access checks and limits on the body.
 
-Pure ASGI, so that nothing is parsed before it has passed: Host (DNS rebinding), Origin (other sites' pages), the
-API key, the content type (pages can send text/plain anywhere without asking), size, depth and form of the JSON.
+It checks, before anything is parsed: Host (DNS rebinding), Origin (pages of other sites), the API key, the content
+type (browsers send text/plain across origins without a preflight), and the size, depth and validity of the JSON.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ MAX_BODY = 2**20
 MAX_DEPTH = 32
 MAX_VALUES = 100_000
 BODY_S = 20.0
-"""For a whole body to arrive."""
+"""Seconds within which the complete body must arrive."""
 SEND_S = 30.0
-"""For a client to take a piece of an answer."""
+"""Seconds within which a client must accept a piece of a response."""
 KEYED = ("/v1", "/api", "/metrics", "/openapi.json")
 
 
 class Refusal(Exception):
-    """A request that goes no further."""
+    """A rejected request, with the status of the response."""
 
     def __init__(self, status: int, message: str, headers: Iterable[tuple[str, str]] = ()) -> None:
         super().__init__(message)
@@ -39,18 +39,18 @@ class Refusal(Exception):
 
 
 class Guard:
-    """ASGI middleware that refuses, or hands on with the body read and checked.
+    """ASGI middleware that rejects a request, or passes it on with its body read and validated.
 
     Args:
-        app: what is guarded.
-        policy: who may ask.
+        app: the wrapped application.
+        policy: access policy.
     """
 
     def __init__(self, app: App, policy: AccessPolicy) -> None:
         self._app, self._policy = app, policy
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Check the request's headers and body, then refuse it or pass it on."""
+        """Check the request's headers and body, then reject it or pass it on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -106,7 +106,7 @@ class Guard:
         try:
             await self._app(_as_json(scope), replay, guarded)
         except Exception:
-            if not slow:  # a client that takes nothing any more is cut off, which is no fault of ours
+            if not slow:  # a client that stopped reading is disconnected; that is not a server error
                 raise
 
     def _check(self, scope: MutableMapping[str, Any], headers: dict[str, str], origin: str | None) -> None:
@@ -114,12 +114,13 @@ class Guard:
         hosts = sum(name.lower() == b"host" for name, _ in scope["headers"])
         if hosts > 1 or not policy.host_allowed(headers.get("host", "")):
             raise Refusal(
-                403, "the Host header names another server; start with --allow-host NAME to allow it."
+                403,
+                "the Host header names another server; start the server with --allow-host NAME to allow it.",
             )
-        own = origin is not None and same_origin(origin, headers.get("host", ""))  # our page's
+        own = origin is not None and same_origin(origin, headers.get("host", ""))  # the built-in page
         if origin is not None and not own and not policy.origin_allowed(origin):
             raise Refusal(
-                403, "pages of this origin may not ask; start with --allow-origin ORIGIN to allow them."
+                403, "this origin is not allowed; start the server with --allow-origin ORIGIN to allow it."
             )
         keyed = any(path == part or path.startswith(f"{part}/") for part in KEYED)
         if (
@@ -135,7 +136,7 @@ class Guard:
 
 
 async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receive: Receive) -> bytes:
-    """The whole body of a request, within bounds; of what has one, JSON that can be handed on."""
+    """Read the complete body within the limits and validate it as JSON."""
     if scope["method"] in ("GET", "HEAD"):
         return b""
     length = headers.get("content-length", "0")
@@ -157,8 +158,8 @@ async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receiv
         raise Refusal(408, f"the body did not arrive within {BODY_S:g} s.") from None
     body = b"".join(pieces)
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    # curl and some clients send JSON under these; a browser tells of another site's page by its Origin
-    loose = kind in ("", "application/x-www-form-urlencoded") and not _of_a_page(headers)
+    # curl and some clients send JSON with these types; for pages, browsers send Origin or Sec-Fetch-Site
+    loose = kind in ("", "application/x-www-form-urlencoded") and not _from_a_page(headers)
     if kind != "application/json" and (body or kind) and not loose:
         raise Refusal(415, "the body must be JSON: send 'Content-Type: application/json'.")
     if body:
@@ -166,29 +167,29 @@ async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receiv
     return body
 
 
-def _of_a_page(headers: dict[str, str]) -> bool:
+def _from_a_page(headers: dict[str, str]) -> bool:
     return "origin" in headers or headers.get("sec-fetch-site", "none") != "none"
 
 
 def _as_json(scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """A request whose body was checked, under the type that it is and the method that answers HEAD too."""
+    """Return the scope with the JSON content type, and with GET instead of HEAD."""
     headers = [(name, value) for name, value in scope["headers"] if name.lower() != b"content-type"]
     method = "GET" if scope["method"] == "HEAD" else scope["method"]
     return {**scope, "method": method, "headers": [*headers, (b"content-type", b"application/json")]}
 
 
 def check_json(body: bytes) -> None:
-    """Refuse what is no JSON of a sane form, before a slower parser sees it.
+    """Validate a JSON body before a slower parser reads it.
 
     Raises:
-        Refusal: not UTF-8, no JSON, NaN, nested deeper than `MAX_DEPTH`, or of too many values.
+        Refusal: not UTF-8, not JSON, NaN, nested deeper than `MAX_DEPTH`, or more than `MAX_VALUES` values.
     """
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         why = "is not valid JSON"
         if isinstance(error, RecursionError):
-            why = "is nested too deep"
+            why = "is nested too deeply"
         elif isinstance(error, msgspec.ValidationError):
             why = "holds a number that is too large"
         raise Refusal(400, f"the body {why}.") from None
@@ -199,17 +200,17 @@ def check_json(body: bytes) -> None:
             inner += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
         depth, count, level = depth + 1, count + len(inner), inner
         if depth > MAX_DEPTH or count > MAX_VALUES:
-            raise Refusal(400, f"the body may have {MAX_DEPTH} levels and {MAX_VALUES} values at most.")
+            raise Refusal(400, f"the body may have at most {MAX_DEPTH} levels and {MAX_VALUES} values.")
 
 
 def error_body(path: str, message: str, status: int, field: str | None = None) -> dict[str, Any]:
-    """An error as the clients of a path expect it: Ollama's, or OpenAI's for all others.
+    """Build an error body in the path's protocol: Ollama's under ``/api/``, otherwise OpenAI's.
 
     Args:
-        path: that was asked.
-        message: one sentence or two.
-        status: as HTTP counts.
-        field: of the body that is wrong.
+        path: path of the request.
+        message: one or two sentences.
+        status: HTTP status.
+        field: path of the invalid field in the body, if any.
     """
     if path.startswith("/api/"):
         return {"error": message}

@@ -1,4 +1,4 @@
-"""The server's counters, as Prometheus reads them."""
+"""Prometheus metrics of the server."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _BUCKETS = (0.0005, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 
 
 class Metrics:
-    """Counts what a server does.
+    """Counters, gauges and histograms of one server.
 
     Args:
-        supervisor: its queue is read when somebody asks.
+        supervisor: its queue is read at each scrape.
     """
 
     def __init__(self, supervisor: Supervisor) -> None:
@@ -45,13 +45,13 @@ class Metrics:
         ProcessCollector(registry=self.registry)
 
     def routed(self, route: Mapping[str, Any]) -> None:
-        """Count a route under each skill of its mixes."""
+        """Count a route once for each skill of its mixes."""
         skills = {name for mix in (route["mix"], *route["then"]) for name in mix} or {"base"}
         for skill in skills:
             self.routes.labels(skill, route["policy"]).inc()
 
     def answered(self, usage: Mapping[str, int], timings: Mapping[str, float]) -> None:
-        """Count an answer's tokens and times."""
+        """Count the tokens and times of an answer."""
         cached = usage["cached_tokens"]
         self.tokens.labels("prompt").inc(usage["prompt_tokens"] - cached)
         self.tokens.labels("cached").inc(cached)
@@ -61,5 +61,5 @@ class Metrics:
                 self.seconds.labels(phase).observe(timings[phase])
 
     def text(self) -> bytes:
-        """All of them in Prometheus' text format."""
+        """Return all metrics in Prometheus text format."""
         return generate_latest(self.registry)

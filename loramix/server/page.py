@@ -1,4 +1,4 @@
-"""The page at ``/``: files of our own, which may load nothing from elsewhere and build no HTML from text."""
+"""The web page at ``/``: static files with a strict content security policy."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from loramix.server.guard import Message, Receive, Send
 
 WEB = Path(__file__).with_name("web")
 HEADERS = {
-    # script may not set innerHTML and the like: whatever a prompt or an answer holds is text
+    # Trusted Types forbid innerHTML and the like, so prompts and answers are always shown as text
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'; require-trusted-types-for 'script'; trusted-types 'none'",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-cache",  # asked for again, and mostly answered with 304
+    "Cache-Control": "no-cache",  # revalidated on each load, mostly with 304
 }
 
 
 class Page(StaticFiles):
-    """The page's files."""
+    """Static files of the page."""
 
     def __init__(self) -> None:
         super().__init__(directory=WEB, html=True)
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one; at ``/`` what is no browser gets what Ollama says there, which its clients look for."""
+        """Serve a file; at ``/``, clients other than browsers get Ollama's greeting, which its clients look for."""
         if scope["path"] == "/" and "text/html" not in Headers(scope=scope).get("accept", ""):
             await PlainTextResponse("Ollama is running", headers={"Vary": "Accept"})(scope, receive, send)
             return
@@ -46,8 +46,8 @@ class Page(StaticFiles):
         await super().__call__(scope, receive, with_headers)
 
 
-class Place(Mount):
-    """The page at ``/``, which leaves the endpoints' paths alone: a wrong method there is told as such."""
+class PageMount(Mount):
+    """Mount of the page that skips the API paths, so that a wrong method there gives 405, not 404."""
 
     def __init__(self) -> None:
         super().__init__("/", Page(), name="page")

@@ -1,4 +1,4 @@
-"""The worker's end of the pipe to the server: replies out, pieces of an answer sent at a bounded pace."""
+"""The worker's end of the pipe to the server; pieces of an answer are sent at a bounded rate."""
 
 from __future__ import annotations
 
@@ -12,86 +12,87 @@ from loramix.runtime.stream import Stream
 from loramix.server import protocol as m
 
 PACE_S = 0.02
-"""Least time between two pieces of one answer: each wakes server and client on cores that decode."""
+"""Least time in seconds between two pieces of an answer; each one wakes server and client on the decoding cores."""
 
 
 @dataclass
-class _Said:
-    """What the server knows of an answer, and what waits to be sent."""
+class _AnswerState:
+    """State of one answer: what was sent, and what is still to be sent."""
 
-    whole: bool = False
-    """Nobody wants it before it ends."""
-    at: float | None = None
-    """When its last piece was sent."""
+    buffered: bool = False
+    """Send everything after the first piece at the end."""
+    sent_at: float | None = None
+    """Time of the last piece."""
     n_scores: int = 0
-    """Scores that were sent."""
+    """Number of scores sent so far."""
     text: str = ""
+    """Text that is still to be sent."""
     stream: Stream | None = None
-    """None where nothing waits."""
+    """Source of the scores; None if nothing is to be sent."""
     scored: int = 0
-    """Scores that belong to what was sent and to what waits."""
+    """Number of scores that belong to the sent and the pending text."""
 
     def is_due(self, pace_s: float) -> bool:
-        return not self.whole and self.at is not None and time.monotonic() - self.at >= pace_s
+        return not self.buffered and self.sent_at is not None and time.monotonic() - self.sent_at >= pace_s
 
 
 class Pipe:
-    """Says to the server what becomes of the answers; pieces that come faster than `PACE_S` go together.
+    """An `AnswerListener` that writes to the server; pieces that come faster than `PACE_S` are merged.
 
     Args:
-        descriptor: the pipe's end to write to.
-        pace_s: see `PACE_S`.
+        descriptor: file descriptor to write to.
+        pace_s: least time in seconds between two pieces of an answer.
     """
 
     def __init__(self, descriptor: int, pace_s: float = PACE_S) -> None:
         self._descriptor, self._pace_s = descriptor, pace_s
-        self._answers: defaultdict[int, _Said] = defaultdict(_Said)
+        self._answers: defaultdict[int, _AnswerState] = defaultdict(_AnswerState)
 
     def send(self, reply: m.Reply) -> None:
         """Write a reply."""
         m.write_all(self._descriptor, m.frame(reply))
 
-    def expect_whole(self, number: int) -> None:
-        """After its first piece nobody wants that answer before it ends."""
-        self._answers[number].whole = True
+    def buffer_until_end(self, number: int) -> None:
+        """Send only the first piece of this answer at once, and the rest when it ends."""
+        self._answers[number].buffered = True
 
     def started(self, number: int, stream: Stream) -> None:
         """See `AnswerListener`."""
         self.send(m.Started(number=number, route=stream.route.to_json(), timings=stream.route.timings))
 
     def text_added(self, number: int, stream: Stream, text: str) -> None:
-        """See `AnswerListener`; the first piece goes at once."""
-        said = self._answers[number]
-        said.text, said.stream, said.scored = said.text + text, stream, len(stream.scores)
-        # the next skill's first piece stays apart from the last one's: the page tints by piece
-        apart = stream.route.then and not said.whole
-        if said.at is None or apart or said.is_due(self._pace_s):
-            self._say(number)
+        """See `AnswerListener`; the first piece is sent at once."""
+        state = self._answers[number]
+        state.text, state.stream, state.scored = state.text + text, stream, len(stream.scores)
+        # pieces of different skills are not merged: the page colours by piece
+        separate = stream.route.then and not state.buffered
+        if state.sent_at is None or separate or state.is_due(self._pace_s):
+            self._send_piece(number)
 
     def flush(self) -> None:
-        """Send what has waited long enough."""
-        for number, said in self._answers.items():
-            if said.is_due(self._pace_s):
-                self._say(number)
+        """Send the pending pieces that are due."""
+        for number, state in self._answers.items():
+            if state.is_due(self._pace_s):
+                self._send_piece(number)
 
-    def _say(self, number: int) -> None:
-        said = self._answers[number]
-        if said.stream is None:
+    def _send_piece(self, number: int) -> None:
+        state = self._answers[number]
+        if state.stream is None:
             return
-        scores = said.stream.scored(said.n_scores, said.scored)
-        text, said.text, said.stream, said.n_scores = said.text, "", None, said.scored
-        said.at = time.monotonic()
-        self.send(m.Said(number=number, text=text, scores=scores))
+        scores = state.stream.scored(state.n_scores, state.scored)
+        text, state.text, state.stream, state.n_scores = state.text, "", None, state.scored
+        state.sent_at = time.monotonic()
+        self.send(m.Piece(number=number, text=text, scores=scores))
 
     def ended(self, number: int, stream: Stream, contributions: dict[str, Any] | None = None) -> None:
-        """See `AnswerListener`; with what was measured, where that was asked for."""
+        """See `AnswerListener`; with the measured contributions, if requested."""
         answer = stream.answer
         assert answer is not None
-        self._say(number)
-        said = self._answers[number]
-        if len(stream.scores) > said.n_scores:  # of tokens that gave no text of their own
-            said.stream, said.scored = stream, len(stream.scores)
-            self._say(number)
+        self._send_piece(number)
+        state = self._answers[number]
+        if len(stream.scores) > state.n_scores:  # scores of tokens that produced no text
+            state.stream, state.scored = stream, len(stream.scores)
+            self._send_piece(number)
         self._answers.pop(number)
         mixes = [mix.to_json() for mix in answer.mixes] if len(set(answer.mixes)) > 1 else []
         self.send(
@@ -107,6 +108,6 @@ class Pipe:
 
     def failed(self, number: int, error: LoramixError) -> None:
         """See `AnswerListener`."""
-        self._say(number)
+        self._send_piece(number)
         self._answers.pop(number)
         self.send(m.Failed(number=number, message=str(error), status=error.http_status))

@@ -1,6 +1,6 @@
-"""What the server and the worker say to each other: msgpack, each message behind its length in four bytes.
+"""Messages between server and worker: msgpack, each preceded by its length in four bytes, big-endian.
 
-Plain records of numbers and texts: nothing that is received can run.
+The records hold only numbers and texts, so decoding never executes code.
 """
 
 from __future__ import annotations
@@ -18,54 +18,54 @@ LENGTH = struct.Struct(">I")
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How the worker opens its engine."""
+    """Settings with which the worker opens its engine."""
 
     pack: str
     n_ctx: int = N_CTX
     n_threads: int | None = None
     contexts: int = SERVER_CONTEXTS
     parallel: int = 8
-    """Most answers in one batch."""
+    """Largest number of answers in a batch."""
     n_cells: int = 4096
-    """Tokens of all answers in that batch together."""
+    """KV cells that the answers of a batch share."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag=True, omit_defaults=True):
     number: int
-    """Of the request; 0 where there is none."""
+    """Number of the request; 0 if the message belongs to none."""
 
 
 class Answer(_Message, frozen=True, kw_only=True):
-    """Answer these messages; see `Engine.stream`."""
+    """Answer a conversation; see `Engine.stream`."""
 
     messages: list[dict[str, str]]
     options: GenerationOptions
-    whole: bool = False
-    """Nobody reads along: what comes after the first piece is said at the end."""
+    buffered: bool = False
+    """The client does not stream: everything after the first piece is sent at the end."""
     explain: bool = False
-    """Measure what each skill added, before it ends; see `loramix.runtime.contributions`."""
+    """Measure the contributions of the skills; see `loramix.runtime.contributions`."""
 
 
 class Route(_Message, frozen=True, kw_only=True):
-    """Choose the mix, without answering."""
+    """Choose the mix without answering."""
 
     messages: list[dict[str, str]]
     policy: str
 
 
 class Embed(_Message, frozen=True, kw_only=True):
-    """Vectors of texts; see `Engine.embed`."""
+    """Embed texts; see `Engine.embed`."""
 
     texts: list[str]
     truncate: bool = False
 
 
 class Reload(_Message, frozen=True, kw_only=True):
-    """Take up the pack as it is on disk now."""
+    """Reload the pack from disk."""
 
 
 class Cancel(_Message, frozen=True, kw_only=True):
-    """End that request; what ends it is still said."""
+    """Cancel the request with this number; its last reply is still sent."""
 
 
 class Ready(_Message, frozen=True, kw_only=True):
@@ -82,44 +82,44 @@ class Started(_Message, frozen=True, kw_only=True):
     timings: dict[str, float]
 
 
-class Said(_Message, frozen=True, kw_only=True):
+class Piece(_Message, frozen=True, kw_only=True):
     """A piece of the answer."""
 
     text: str
     scores: list[tuple[bytes, float, list[tuple[bytes, float]]]] = []
-    """Of each token since the last piece: its bytes, its log-probability, and the likeliest ones there."""
+    """For each token since the last piece: its bytes, its log-probability, and the likeliest tokens there."""
 
 
 class Ended(_Message, frozen=True, kw_only=True):
-    """The answer is whole."""
+    """The answer is complete."""
 
     finish_reason: str
     """``stop`` or ``length``."""
     usage: dict[str, int]
     timings: dict[str, float]
     mixes: list[dict[str, float]] = []
-    """The mix of each token, where it changed on the way."""
+    """The mix of each token; empty if all tokens have the same."""
     contributions: dict[str, Any] | None = None
-    """`Contributions.to_json`, where it was asked for."""
+    """`Contributions.to_json`, if requested."""
 
 
 class Result(_Message, frozen=True, kw_only=True):
-    """What a request other than an answer gave."""
+    """Result of a request other than `Answer`."""
 
     value: Any
     tokens: int = 0
 
 
 class Failed(_Message, frozen=True, kw_only=True):
-    """It will not be answered."""
+    """The request failed."""
 
     message: str
     status: int
-    """As HTTP counts."""
+    """HTTP status."""
 
 
 Request = Answer | Route | Embed | Reload | Cancel
-Reply = Ready | Started | Said | Ended | Result | Failed
+Reply = Ready | Started | Piece | Ended | Result | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _requests = msgspec.msgpack.Decoder(Request)
@@ -127,19 +127,19 @@ _replies = msgspec.msgpack.Decoder(Reply)
 
 
 def frame(message: Request | Reply) -> bytes:
-    """A message as it goes through the pipe."""
+    """Encode a message with its length."""
     body = _encoder.encode(message)
     return LENGTH.pack(len(body)) + body
 
 
 def read_reply(body: bytes) -> Reply:
-    """A reply without its length."""
+    """Decode a reply, given without its length."""
     reply: Reply = _replies.decode(body)
     return reply
 
 
 def read_request(file: BinaryIO) -> Request | None:
-    """The next request, or None at the end."""
+    """Read the next request; None at the end of the file."""
     head = file.read(LENGTH.size)
     if len(head) < LENGTH.size:
         return None

@@ -1,4 +1,4 @@
-"""A request to the server on its way through the queue and the worker, and the bounds that it has."""
+"""A request in the queue or at the worker, and the limits that apply to it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from loramix.server import protocol as m
 
 
 class Limits(NamedTuple):
-    """How much waits, and how long, in seconds."""
+    """Limits of the queue; times in seconds."""
 
     queue: int = 16
-    """Requests that wait, beside those that the worker has."""
+    """Largest number of waiting requests, not counting those at the worker."""
     queue_s: float = 60.0
     first_token_s: float = 60.0
     total_s: float = 300.0
@@ -25,32 +25,33 @@ class Limits(NamedTuple):
 
 @dataclass(eq=False)
 class QueuedRequest:
-    """A request on its way; made by `Supervisor.submit`."""
+    """A request and its replies; created by `Supervisor.submit`."""
 
     request: m.Request
     replies: asyncio.Queue[m.Reply] = field(default_factory=asyncio.Queue)
-    came: float = field(default_factory=time.perf_counter)
+    arrived: float = field(default_factory=time.perf_counter)
     waited: float = 0.0
-    """Seconds in the queue."""
+    """Seconds spent in the queue."""
     overtaken: int = 0
+    """Number of later requests that were started first."""
     done: bool = False
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
 
     @property
     def number(self) -> int:
-        """The request's."""
+        """Number of the request."""
         return self.request.number
 
     @property
     def mix(self) -> Mix | None:
-        """The mix, where the client named it."""
+        """The mix, if the client named one."""
         return self.request.options.mix if isinstance(self.request, m.Answer) else None
 
-    async def events(self) -> AsyncIterator[m.Started | m.Said | m.Ended | m.Result]:
-        """Replies up to the last one.
+    async def events(self) -> AsyncIterator[m.Started | m.Piece | m.Ended | m.Result]:
+        """Iterate over the replies up to the last one.
 
         Raises:
-            RequestFailed: it was not answered, or not to the end.
+            RequestFailed: the request failed, possibly after some replies.
         """
         while True:
             reply = await self.replies.get()
@@ -64,5 +65,5 @@ class QueuedRequest:
 
 
 def failed(job: QueuedRequest, message: str, status: int) -> m.Failed:
-    """The last reply to a request that will not be answered."""
+    """Build the last reply to a request that failed."""
     return m.Failed(number=job.number, message=message, status=status)

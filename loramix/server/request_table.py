@@ -1,4 +1,4 @@
-"""Which body each endpoint takes: with `Body.table`, all that a request may hold."""
+"""The body type of each endpoint, and the table of all request fields."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ WITHOUT = (
     "/v1/packs/{name}/reload",
     "/v1/packs/{name}/skills/{skill}",
 )
-"""Endpoints that take no body, and ignore one."""
+"""Endpoints without a body; a body is ignored."""
 
 
 def table() -> dict[str, dict[str, Row]]:
-    """The fields of every endpoint's body, by path and name."""
+    """Return the fields of every endpoint's body, by path and field name."""
     return {path: body.table() for path, body in BODIES.items()} | {path: {} for path in WITHOUT}

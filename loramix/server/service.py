@@ -1,4 +1,4 @@
-"""What all of the server's endpoints share: model names, requests to the worker, answers as they come or whole."""
+"""Logic shared by all endpoints: model names, requests to the worker, streamed and collected answers."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from loramix.paths import safe_join
 from loramix.runtime.options import GenerationOptions
 from loramix.server import protocol as m
 from loramix.server.base_details import BaseDetails
-from loramix.server.fields import Body, says
+from loramix.server.fields import Body, must_be
 from loramix.server.metrics import Metrics
 from loramix.server.queued_request import QueuedRequest
 from loramix.server.supervisor import Supervisor
 
 T = TypeVar("T")
-Event = m.Started | m.Said | m.Ended | m.Result
+Event = m.Started | m.Piece | m.Ended | m.Result
 Events = AsyncIterator[Event]
 Name = Annotated[str, Field(max_length=200)]
 Scale = Annotated[
-    float, says(f"a number from 0 to {MAX_SCALE:g}", ge=0, le=MAX_SCALE, allow_inf_nan=False, strict=True)
+    float, must_be(f"a number from 0 to {MAX_SCALE:g}", ge=0, le=MAX_SCALE, allow_inf_nan=False, strict=True)
 ]
 
 
-PolicyName = Annotated[Policy, says('"top1", "blend", "each", "token" or "base"')]
+PolicyName = Annotated[Policy, must_be('"top1", "blend", "each", "token" or "base"')]
 
 
 class Options(Body):
-    """The body's field ``loramix``: how to route."""
+    """Routing options: the field ``loramix`` of a body."""
 
     model_config = ConfigDict(extra="forbid")
     policy: PolicyName | None = None
     mix: (
         Annotated[
             dict[Name, Scale],
-            says(
+            must_be(
                 f"an object of at most {MAX_ACTIVE} skills with their scales, 0 to {MAX_SCALE:g}",
                 max_length=MAX_ACTIVE,
             ),
         ]
         | None
     ) = None
-    """``{skill: scale}`` instead of the gate."""
+    """Fixed mix ``{skill: scale}`` instead of the gate's choice."""
 
 
 @dataclass
-class Whole:
-    """An answer from its first to its last event."""
+class CollectedAnswer:
+    """An answer accumulated from its events."""
 
     text: str = ""
     scores: list[tuple[bytes, float, list[tuple[bytes, float]]]] = field(default_factory=list)
@@ -66,10 +66,10 @@ class Whole:
     ended: m.Ended | None = None
 
     def add(self, event: Event) -> None:
-        """Take the next event up."""
+        """Add the next event."""
         if isinstance(event, m.Started):
             self.started = event
-        elif isinstance(event, m.Said):
+        elif isinstance(event, m.Piece):
             self.text += event.text
             self.scores += event.scores
         elif isinstance(event, m.Ended):
@@ -77,11 +77,11 @@ class Whole:
 
 
 class Service:
-    """A pack that is served.
+    """A served pack.
 
     Args:
-        pack: its manifest; the worker has its own.
-        supervisor: of the worker.
+        pack: the pack; only its manifest is used, since the worker opens it again.
+        supervisor: supervisor of the worker.
     """
 
     def __init__(self, pack: Pack, supervisor: Supervisor) -> None:
@@ -93,16 +93,19 @@ class Service:
 
     @property
     def models(self) -> list[str]:
-        """Names that a client can give: the pack, each of its skills, the bare base."""
+        """Model names that clients can use: the pack, each of its skills, the bare base."""
         name = self.pack.name
         return [name, *(f"{name}:{skill.name}" for skill in self.pack.skills), f"{name}:base"]
 
     def target(self, model: str, options: Options | None = None) -> tuple[str, dict[str, float] | None]:
-        """Policy and mix that a model's name and the field ``loramix`` ask for.
+        """Resolve a model name and the field ``loramix`` to a policy and a mix.
+
+        Returns:
+            The policy, and the fixed mix or None for the gate's choice.
 
         Raises:
-            NotFound: no such model here.
-            UsageError: both name a mix.
+            NotFound: there is no such model.
+            UsageError: the model and the field both name a mix.
         """
         pack, _, part = model.partition(":")
         skills = {skill.name for skill in self.pack.skills}
@@ -120,15 +123,15 @@ class Service:
         return options.policy or DEFAULT_POLICY, mix
 
     def options(self, model: str, chosen: Options | None, **values: Any) -> GenerationOptions:
-        """How to answer a request.
+        """Build the generation options of a request.
 
         Args:
-            model: the model's name.
-            chosen: the body's field ``loramix``.
-            **values: as `GenerationOptions.of` takes them.
+            model: name of the model.
+            chosen: field ``loramix`` of the body.
+            **values: arguments of `GenerationOptions.of`.
 
         Raises:
-            NotFound, UsageError: see `target`; or a value out of its range.
+            NotFound, UsageError: see `target`; or a value is out of range.
         """
         policy, mix = self.target(model, chosen)
         return GenerationOptions.of(policy=policy, mix=mix, **values)
@@ -138,7 +141,7 @@ class Service:
         return self.supervisor.submit(requests)
 
     async def events(self, job: QueuedRequest) -> Events:
-        """A job's events, counted; who stops reading gives the job up."""
+        """Iterate over a job's events and count them; closing the iterator cancels the job."""
         try:
             async for event in job.events():
                 if isinstance(event, m.Started):
@@ -147,10 +150,10 @@ class Service:
                     self.metrics.answered(event.usage, {**event.timings, "queue": job.waited})
                 yield event
         finally:
-            self.supervisor.leave(job)
+            self.supervisor.cancel(job)
 
     async def begin(self, job: QueuedRequest) -> Events:
-        """A job's events, once there is one: what cannot be answered fails here, before a stream has begun."""
+        """Wait for a job's first event, so that a failure raises before the response starts; return all events."""
         events = self.events(job)
         first = await anext(events)
 
@@ -161,52 +164,52 @@ class Service:
 
         return all_of_them()
 
-    async def whole(self, job: QueuedRequest) -> Whole:
-        """A job's whole answer."""
-        answer = Whole()
+    async def collect(self, job: QueuedRequest) -> CollectedAnswer:
+        """Wait for a job's complete answer."""
+        answer = CollectedAnswer()
         async for event in self.events(job):
             answer.add(event)
         return answer
 
     async def result(self, request: m.Request) -> m.Result:
-        """Result of a request that is no answer."""
+        """Submit a request other than an answer, and wait for its result."""
         (job,) = self.submit([request])
         async for event in self.events(job):
             if isinstance(event, m.Result):
                 return event
-        raise RequestFailed("the worker gave no result.", 500)
+        raise RequestFailed("the worker returned no result.", 500)
 
     def card(self, skill: str) -> str:
-        """A skill's card, as Markdown; its description where it has none."""
+        """Return a skill's card in Markdown, or its description if it has no card."""
         entry = self.pack.skill(skill)
         if entry.card is None:
             return entry.description
         return safe_join(self.pack.directory, entry.card).read_text(encoding="utf-8", errors="replace")
 
     async def reload(self) -> bool:
-        """Take up the pack as it is on disk now; whether anything was new."""
+        """Reload the pack from disk; return whether anything changed."""
         result = await self.result(m.Reload(number=0))
         self.pack = Pack.load(self.pack.directory)
         return bool(result.value)
 
 
-def report(answer: Whole, waited: float) -> dict[str, Any]:
-    """The field ``loramix`` of an answer: its route, and how long each phase took in seconds."""
+def report(answer: CollectedAnswer, waited: float) -> dict[str, Any]:
+    """Build the field ``loramix`` of a response: the route, and the time of each phase in seconds."""
     route = answer.started.route if answer.started else {}
     timings = {"queue": waited, **(answer.ended.timings if answer.ended else {})}
     extra = {"mixes": answer.ended.mixes} if answer.ended and answer.ended.mixes else {}
     return {**route, **extra, "timings": {name: round(seconds, 6) for name, seconds in timings.items()}}
 
 
-def shortened(rows: list[list[float]], dimensions: int | None) -> list[list[float]]:
-    """Vectors cut to their first numbers, and of length 1 again.
+def truncate_vectors(rows: list[list[float]], dimensions: int | None) -> list[list[float]]:
+    """Truncate vectors to their first dimensions and normalize them again.
 
     Args:
-        rows: one vector a text.
-        dimensions: how many numbers to keep; None keeps all.
+        rows: one vector per text.
+        dimensions: number of dimensions to keep; None keeps all.
 
     Raises:
-        UsageError: more than there are.
+        UsageError: `dimensions` exceeds the vectors' length.
     """
     if dimensions is None:
         return rows
@@ -216,18 +219,18 @@ def shortened(rows: list[list[float]], dimensions: int | None) -> list[list[floa
     return [[x / max(math.hypot(*row), 1e-12) for x in row] for row in cut]
 
 
-async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """Do work for a client, and drop it when the client leaves.
+async def until_disconnect(request: Request, work: Awaitable[T]) -> T:
+    """Await work for a client; cancel it if the client disconnects.
 
     Raises:
-        RequestFailed: it left.
+        RequestFailed: the client disconnected.
     """
     task: asyncio.Future[T] = asyncio.ensure_future(work)
-    left: asyncio.Future[Any] = asyncio.ensure_future(_left(request))
+    left: asyncio.Future[Any] = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait([task, left], return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise RequestFailed("the client left.", 499)
+            raise RequestFailed("the client disconnected.", 499)
         return task.result()
     finally:
         left.cancel()
@@ -236,16 +239,16 @@ async def unless_left(request: Request, work: Awaitable[T]) -> T:
             await asyncio.wait([task])
 
 
-async def _left(request: Request) -> None:
+async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 @asynccontextmanager
-async def giving_up(service: Service, jobs: Sequence[QueuedRequest]) -> AsyncIterator[None]:
-    """Give up jobs that nobody reads any more."""
+async def cancel_on_exit(service: Service, jobs: Sequence[QueuedRequest]) -> AsyncIterator[None]:
+    """Cancel the jobs on exit; jobs that have ended are not affected."""
     try:
         yield
     finally:
         for job in jobs:
-            service.supervisor.leave(job)
+            service.supervisor.cancel(job)

@@ -1,7 +1,7 @@
-"""The server's side of the worker: a bounded queue, deadlines, and another worker when one dies.
+"""The server's side of the worker process: a bounded queue, deadlines, and a restart when the worker dies.
 
-A worker that dies takes the requests that it had with it; each of them gets an error, and those that wait go on
-to the next worker. Runs in one event loop; knows nothing of HTTP.
+When a worker dies, its active requests fail and the waiting ones go to the next worker. Runs in one event loop and
+is independent of HTTP.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from loramix.server.queued_request import Limits, QueuedRequest, failed
 _log = logging.getLogger(__name__)
 
 HUNG_S = 30.0
-"""How long a worker may take to say that it has cancelled a request before it is killed."""
-OVERTAKEN = 8
-"""How often a request may be overtaken by later ones of the mix that decodes now."""
+"""Seconds within which a worker must confirm a cancellation before it is killed."""
+MAX_OVERTAKEN = 8
+"""How often a request may be overtaken by later ones whose mix is being decoded."""
 
 
 class Supervisor:
-    """Keeps one worker alive and hands it requests.
+    """Keeps one worker running and dispatches requests to it.
 
     Args:
-        settings: of the worker.
-        limits: of the queue.
+        settings: settings of the worker.
+        limits: limits of the queue.
     """
 
     def __init__(self, settings: m.Settings, limits: Limits) -> None:
@@ -46,35 +46,35 @@ class Supervisor:
         self._process: asyncio.subprocess.Process | None = None
         self._ready = False
         self._closing = asyncio.Event()
-        self._failures = 0  # workers in a row that ended before they were ready
+        self._failures = 0  # consecutive workers that ended before they were ready
         self._opened: asyncio.Future[m.Ready] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def ready(self) -> bool:
-        """Whether the worker takes requests now."""
+        """Whether the worker accepts requests."""
         return self._ready
 
     @property
     def pid(self) -> int | None:
-        """The worker's process."""
+        """Process ID of the worker, if it was started."""
         return self._process.pid if self._process else None
 
     async def start(self) -> m.Ready:
         """Start the first worker.
 
         Raises:
-            LoramixError: it cannot open the pack.
+            LoramixError: the worker cannot open the pack.
         """
         self._opened = asyncio.get_running_loop().create_future()
-        self._task = asyncio.create_task(self._keep())
+        self._task = asyncio.create_task(self._run_workers())
         return await self._opened
 
     def submit(self, requests: Sequence[m.Request]) -> list[QueuedRequest]:
         """Queue requests, all or none.
 
         Args:
-            requests: their numbers are given here.
+            requests: requests; their numbers are assigned here.
 
         Raises:
             RequestFailed: the queue is full (429), or the server is shutting down (503).
@@ -96,24 +96,24 @@ class Supervisor:
         self._dispatch()
         return jobs
 
-    def leave(self, job: QueuedRequest) -> None:
-        """Nobody wants the answer any more; for one that has ended this does nothing."""
+    def cancel(self, job: QueuedRequest) -> None:
+        """Cancel a request; does nothing if it has ended."""
         if not job.done:
             self._settle(job, m.Failed(number=job.number, message="the request was cancelled.", status=499))
-            self._cancel(job)
+            self._withdraw(job)
 
     def drain(self) -> None:
-        """Take nothing new; what waits gets an error, what the worker has goes on."""
+        """Accept no new requests; fail the waiting ones, let the active ones finish."""
         self._closing.set()
         for job in self.waiting:
             self._settle(job, failed(job, "the server is shutting down.", 503))
         self.waiting.clear()
 
     def abort(self, *, kill: bool = False) -> None:
-        """End what the worker still has with an error.
+        """Fail all active requests.
 
         Args:
-            kill: end the worker as well, whatever it does.
+            kill: also kill the worker.
         """
         for job in list(self.active.values()):
             self._settle(job, failed(job, "the server is shutting down.", 503))
@@ -121,7 +121,7 @@ class Supervisor:
             self._kill()
 
     async def close(self) -> None:
-        """End the worker; may be called again."""
+        """End the worker; may be called more than once."""
         self.drain()
         self.abort()
         if self._process and self._process.returncode is None and self._process.stdin:
@@ -133,10 +133,10 @@ class Supervisor:
         if self._task:
             await asyncio.wait([self._task], timeout=3)
 
-    async def _keep(self) -> None:
-        """Run one worker after another."""
+    async def _run_workers(self) -> None:
+        """Run workers, one after another, until the supervisor closes."""
         while not self._closing.is_set():
-            code = await self._run()
+            code = await self._run_worker()
             if self._closing.is_set():
                 return
             if self._opened and not self._opened.done():
@@ -151,24 +151,27 @@ class Supervisor:
             _log.warning("the worker ended (%s); starting another", _cause(code))
             await asyncio.sleep(0 if self._failures < 3 else min(0.25 * 2**self._failures, 10.0))
 
-    async def _run(self) -> int:
-        """One worker's life; its exit code."""
+    async def _run_worker(self) -> int:
+        """Run one worker until it ends; return its exit code."""
         command = ["-m", "loramix.server.worker", msgspec.json.encode(self.settings).decode()]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            env={**_environment(), "GGML_NO_BACKTRACE": "1"},  # a debugger's backtrace takes seconds
+            env={
+                **_environment(),
+                "GGML_NO_BACKTRACE": "1",
+            },  # ggml's backtrace through a debugger takes seconds
         )
         self._process = process
         assert process.stdout is not None
         try:
             while True:
                 head = await process.stdout.readexactly(m.LENGTH.size)
-                self._take(m.read_reply(await process.stdout.readexactly(*m.LENGTH.unpack(head))))
+                self._handle_reply(m.read_reply(await process.stdout.readexactly(*m.LENGTH.unpack(head))))
         except (asyncio.IncompleteReadError, ConnectionError):
-            pass  # it has ended
+            pass  # the worker has ended
         finally:
             self._ready = False
             code = await process.wait()
@@ -178,8 +181,8 @@ class Supervisor:
             self.active.clear()
         return code
 
-    def _take(self, reply: m.Reply) -> None:
-        """What the worker says."""
+    def _handle_reply(self, reply: m.Reply) -> None:
+        """Handle a reply of the worker."""
         if isinstance(reply, m.Ready):
             self._ready, self._failures = True, 0
             if self._opened and not self._opened.done():
@@ -201,15 +204,15 @@ class Supervisor:
             self._settle(job, reply)
             self._dispatch()
         elif not job.done:
-            if isinstance(reply, m.Said) and len(job.timers) > 1:
+            if isinstance(reply, m.Piece) and len(job.timers) > 1:
                 job.timers.pop().cancel()  # the first token is here
             job.replies.put_nowait(reply)
 
     def _dispatch(self) -> None:
-        """Hand the worker what it has room for."""
+        """Send waiting requests to the worker while it has room."""
         while self._ready and self.waiting and len(self.active) < self.settings.parallel:
             job = self._next()
-            job.waited = time.perf_counter() - job.came
+            job.waited = time.perf_counter() - job.arrived
             for timer in job.timers:
                 timer.cancel()
             loop, limits = asyncio.get_running_loop(), self.limits
@@ -218,13 +221,13 @@ class Supervisor:
                 loop.call_later(limits.first_token_s, self._expire, job, "for a token", limits.first_token_s),
             ]
             self.active[job.number] = job
-            self._write(job.request)
+            self._send(job.request)
 
     def _next(self) -> QueuedRequest:
-        """The oldest request; or a later one whose mix decodes now, unless that was overtaken often."""
+        """Take the oldest request, or a later one whose mix is being decoded, within `MAX_OVERTAKEN`."""
         oldest = self.waiting[0]
         mixes = [job.mix for job in self.active.values() if job.mix is not None]
-        if mixes and oldest.mix not in mixes and oldest.overtaken < OVERTAKEN:
+        if mixes and oldest.mix not in mixes and oldest.overtaken < MAX_OVERTAKEN:
             for i, job in enumerate(self.waiting):
                 if job.mix in mixes:
                     for passed in self.waiting[:i]:
@@ -235,25 +238,25 @@ class Supervisor:
     def _expire(self, job: QueuedRequest, where: str, seconds: float) -> None:
         if not job.done:
             self._settle(job, failed(job, f"the request took more than {seconds:g} s {where}.", 504))
-            self._cancel(job)
+            self._withdraw(job)
 
-    def _cancel(self, job: QueuedRequest) -> None:
-        """Take it from the queue, or from the worker, which is killed if it does not listen."""
+    def _withdraw(self, job: QueuedRequest) -> None:
+        """Remove a request from the queue or the worker; a worker that does not respond is killed."""
         if job in self.waiting:
             self.waiting.remove(job)
         elif job.number in self.active:
-            self._write(m.Cancel(number=job.number))
-            asyncio.get_running_loop().call_later(HUNG_S, self._hung, job)
+            self._send(m.Cancel(number=job.number))
+            asyncio.get_running_loop().call_later(HUNG_S, self._kill_if_hung, job)
 
-    def _write(self, request: m.Request) -> None:
-        """Say something to the worker; one that has just died is noticed where its replies are read."""
+    def _send(self, request: m.Request) -> None:
+        """Send a request to the worker; if it has died, the reader of its replies notices."""
         assert self._process is not None and self._process.stdin is not None
-        with suppress(OSError, RuntimeError):  # uvloop's closed pipes raise the latter
+        with suppress(OSError, RuntimeError):  # closed pipes raise RuntimeError with uvloop
             self._process.stdin.write(m.frame(request))
 
-    def _hung(self, job: QueuedRequest) -> None:
+    def _kill_if_hung(self, job: QueuedRequest) -> None:
         if self.active.get(job.number) is job:
-            _log.error("the worker does not answer; killing it")
+            _log.error("the worker does not respond; killing it")
             self._kill()
 
     def _kill(self) -> None:
@@ -261,7 +264,7 @@ class Supervisor:
             self._process.kill()
 
     def _settle(self, job: QueuedRequest, reply: m.Ended | m.Result | m.Failed) -> None:
-        """The last reply to a request."""
+        """Deliver the last reply to a request."""
         if job.done:
             return
         job.done = True
@@ -275,5 +278,5 @@ def _cause(code: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what is the server's alone."""
+    """Return the environment for the worker, without the API key."""
     return {name: value for name, value in os.environ.items() if name != "LORAMIX_API_KEY"}

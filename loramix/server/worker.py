@@ -1,7 +1,6 @@
-"""``python -m loramix.server.worker SETTINGS``: the engine in a process of its own, requests in, replies out.
+"""``python -m loramix.server.worker SETTINGS``: the engine in a separate process.
 
-llama.cpp ends the process on what it does not like, and nothing in the process can catch that: so the server
-keeps it in this one, and `loramix.server.supervisor` starts another.
+llama.cpp aborts the process on some errors, which cannot be caught; `loramix.server.supervisor` starts another one.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from loramix.server.pipe import Pipe
 
 
 class Worker:
-    """Carries out requests, one message at a time, answers side by side.
+    """Handles requests one message at a time and decodes several answers concurrently.
 
     Args:
-        engine: the pack, open.
-        pipe: to the server.
-        settings: how many answers at once.
+        engine: engine of the pack.
+        pipe: pipe to the server.
+        settings: settings of the scheduler.
     """
 
     def __init__(self, engine: Engine, pipe: Pipe, settings: m.Settings) -> None:
@@ -46,21 +45,21 @@ class Worker:
         )
 
     def run(self, inbox: queue.SimpleQueue[m.Request | None]) -> None:
-        """Work until None comes."""
+        """Handle requests until None is received."""
         while True:
             if not (len(self._scheduler) or len(self._explainer)) or not inbox.empty():
                 request = inbox.get()
                 if request is None:
                     return
-                self._handle(request)  # one only: others want their tokens
+                self._handle(request)  # only one, so that running answers are not delayed
             self._scheduler.step()
             self._explainer.step()
             self._pipe.flush()
 
     def _handle(self, request: m.Request) -> None:
         if isinstance(request, m.Answer):
-            if request.whole:
-                self._pipe.expect_whole(request.number)
+            if request.buffered:
+                self._pipe.buffer_until_end(request.number)
             if request.explain:
                 self._explainer.expect(request.number, request.messages)
             self._begin(request)
@@ -75,15 +74,15 @@ class Worker:
                 self._pipe.failed(request.number, as_loramix_error(error))
 
     def _begin(self, request: m.Answer) -> None:
-        """Hand an answer to the scheduler; its prompt is tokenized once."""
-        came, prepared = time.perf_counter(), list[PreparedPrompt]()
+        """Add an answer to the scheduler; its prompt is tokenized once."""
+        arrived, prepared = time.perf_counter(), list[PreparedPrompt]()
 
         def prepare() -> DecodeRequest | None:
             prepared.append(self._engine.prepare(request.messages))
             return self._engine.routing_request(prepared[0], request.options)
 
         self._scheduler.add(
-            request.number, lambda: self._engine.stream(prepared[0], request.options, began=came), prepare
+            request.number, lambda: self._engine.stream(prepared[0], request.options, began=arrived), prepare
         )
 
     def _result(self, request: m.Route | m.Embed | m.Reload) -> m.Result:
@@ -98,24 +97,24 @@ class Worker:
 
 
 def _listen(inbox: queue.SimpleQueue[m.Request | None], interrupt: Interrupt) -> None:
-    """Hand requests on; where the server has gone nobody is left to answer."""
+    """Read requests into `inbox`; end the process if the server has gone."""
     with os.fdopen(0, "rb", closefd=False) as file:
         while (request := m.read_request(file)) is not None:
             if isinstance(request, m.Cancel):
-                interrupt.stop(request.number)  # now: its prompt may be read for a while yet
+                interrupt.stop(request.number)  # at once: the prompt may still be decoding for a while
             inbox.put(request)
     inbox.put(None)
     threading.Event().wait(5)
-    os._exit(0)  # the engine is deep in a prompt that nobody wants
+    os._exit(0)  # the engine is still busy with a prompt that nobody needs
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Open the engine and serve stdin until it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    """Open the engine and handle requests from stdin until it ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C
     logging.basicConfig(level=logging.INFO, format="%(levelname)s worker: %(message)s")
     settings = msgspec.json.decode(arguments[0], type=m.Settings)
     pipe = Pipe(os.dup(1))
-    os.dup2(2, 1)  # whatever a library prints must not meet our messages
+    os.dup2(2, 1)  # output of libraries must not mix with the messages
     try:
         engine = Engine.open(
             settings.pack,

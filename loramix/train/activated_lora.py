@@ -1,7 +1,7 @@
-"""Late adapters (activated LoRA, Greenewald et al., arXiv 2504.12397): LoRA that acts from the answer's header on.
+"""Activated LoRA (Greenewald et al., arXiv 2504.12397): adapters that are active from the answer's header on.
 
-The prompt's KV is the bare base's, so that the gate's pass over it is its prefill, whichever skill answers.
-Training is cheaper too: the prompt is read without gradients.
+The prompt's KV cache is the bare base's, so the gate's forward pass is also the prefill of every skill.
+Training is cheaper too: the forward pass over the prompt needs no gradients.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from loramix.train.forward import padded, shared_prefix
 def late_states(
     model: Any, part: Sequence[Example], n_header: int, prefix: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Last hidden states from the header on, the adapter acting there alone.
+    """Compute the last hidden states from the header on, with the adapter active only there.
 
     Args:
-        model: a PEFT model.
-        part: examples.
-        n_header: tokens of the header.
-        prefix: tokens that all prompts begin with; read once for the batch.
+        model: PEFT model.
+        part: examples of the batch.
+        n_header: number of tokens of the header.
+        prefix: number of tokens with which all prompts start; computed once for the batch.
 
     Returns:
-        Hidden states (B, T, D), ids (B, T) int64 from the header on, and (B, T-1) bool: the next token is
-        to be learned.
+        Hidden states (B, T, D), ids (B, T) int64 from the header on, and the loss mask (B, T-1)
+        bool.
     """
     inner = model.get_base_model().model
     starts = [len(example.ids) - example.n_answer - n_header for example in part]
@@ -50,10 +50,10 @@ def late_states(
 
 
 def prefilled(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int) -> Any:
-    """The KV cache of prompts, what all of them begin with computed once.
+    """Compute the KV cache of prompts; their common prefix is computed once.
 
     Args:
-        inner: the decoder without its head.
+        inner: decoder without its head.
         ids: (B, T) int64.
         mask: (B, T) int64, 0 for padding.
         prefix: tokens that all rows begin with, fewer than T.

@@ -1,4 +1,4 @@
-"""The model card of a skill, in Markdown: data, licence, shape, what was measured, the command that made it."""
+"""The model card of a skill in Markdown: data, licence, adapter shape, results and training command."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
     """Write a skill's card.
 
     Args:
-        recipe: what was trained.
-        base: the base's name.
-        run: ``rows`` trained on, ``dev_loss`` and ``dev_exact`` of the adapter kept.
+        recipe: recipe of the skill.
+        base: name of the base.
+        run: ``rows`` (number of training rows), ``dev_loss`` and ``dev_exact`` of the saved adapter.
 
     Returns:
         Markdown.

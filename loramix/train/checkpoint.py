@@ -1,7 +1,7 @@
-"""Checkpoints that a kill at any moment cannot spoil: written aside, sealed by digests, then renamed.
+"""Crash-safe checkpoints: written to a temporary directory, completed with digests, then renamed.
 
 A checkpoint is a directory ``step-00000100`` with tensors (safetensors), ``state.json`` and, written
-last, ``COMPLETE``: the SHA-256 of each file. What is not sealed, or does not match, does not exist.
+last, ``COMPLETE``: the SHA-256 of each file. A checkpoint without it, or with a wrong digest, is ignored.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class Checkpoint:
 def save(
     directory: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: dict[str, Any]
 ) -> Path:
-    """Write a checkpoint; older ones but the last two go.
+    """Write a checkpoint and delete all but the last two.
 
     Args:
-        directory: holds a run's checkpoints.
-        step: optimizer steps done.
+        directory: directory of the run's checkpoints.
+        step: number of optimizer steps done.
         tensors: groups of tensors, one safetensors file each.
-        state: what else is needed to go on, as JSON.
+        state: further state needed to resume, as JSON.
 
     Returns:
         The checkpoint's directory.
@@ -66,7 +66,7 @@ def save(
 
 
 def latest(directory: Path) -> Checkpoint | None:
-    """The newest complete checkpoint; damaged ones are passed over with a warning on stderr."""
+    """Load the newest complete checkpoint; damaged ones are skipped with a warning on stderr."""
     for path in reversed(_steps(directory)):
         try:
             return _read(path)

@@ -1,4 +1,4 @@
-"""Rows of labelled data → prompts with answers → batches of token ids with a mask on the answer."""
+"""Labelled rows, prompts made from them, and batches of similar length."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Row:
     source: str = ""
     references: tuple[str, ...] = ()
     line: int = field(default=0, compare=False)
-    """Its place in the data file, from 1; 0 where it is from none."""
+    """Line number in the data file, from 1; 0 if it is not from a file."""
     groups: tuple[str, ...] = ()
     """Groups of instructions that fit; none: ``any`` and the source's own."""
 
@@ -42,10 +42,10 @@ class Example:
 
 
 def data_file(data_dir: Path, name: str) -> Path:
-    """``NAME.jsonl.gz`` or ``NAME.jsonl`` in a directory.
+    """Return the path of ``NAME.jsonl.gz`` or ``NAME.jsonl`` in a directory.
 
     Raises:
-        NotFound: neither is there.
+        NotFound: neither file exists.
     """
     for suffix in (".jsonl.gz", ".jsonl"):
         if (data_dir / f"{name}{suffix}").is_file():
@@ -56,16 +56,16 @@ def data_file(data_dir: Path, name: str) -> Path:
 def read_rows(path: Path, *, split: str | None = None) -> list[Row]:
     """Read a JSONL or JSONL.gz file of ``split``, ``input``, ``target``.
 
-    A repeated row is dropped, and so is one whose input stood in another split before. An input with
-    several targets is several rows of ``train``, and elsewhere one row with several references.
+    Duplicate rows are dropped, and rows whose input appeared before in another split. An input with several
+    targets becomes several rows in ``train``, and one row with several references in other splits.
 
     Args:
-        path: the file.
-        split: taken for rows that name none; None refuses them.
+        path: data file.
+        split: split of rows that name none; with None such rows are an error.
 
     Raises:
-        NotFound: there is no such file.
-        InvalidData: a row that cannot be read, named by its line.
+        NotFound: the file does not exist.
+        InvalidData: a row is invalid; the message names its line.
     """
     if not path.is_file():
         raise NotFound(f"no data file {path}: give one with --data FILE (JSONL or JSONL.gz).")
@@ -115,14 +115,14 @@ def _row(line: str, path: Path, number: int, split: str | None) -> Row:
 
 
 def limited(rows: Sequence[Row], max_rows: int | None) -> list[Row]:
-    """All rows but those of ``train`` beyond the first ``max_rows`` in `take`'s order."""
+    """Limit the ``train`` rows to the first `max_rows` in the order of `take`; keep all other rows."""
     if max_rows is None:
         return list(rows)
     return [*take(rows, "train", max_rows), *(row for row in rows if row.split != "train")]
 
 
 def take(rows: Sequence[Row], split: str, limit: int | None = None, seed: int = 0) -> list[Row]:
-    """Rows of one split, in a seeded random order, at most ``limit``.
+    """Return at most `limit` rows of one split, in a seeded random order.
 
     Raises:
         InvalidData: the split has no rows.
@@ -136,12 +136,12 @@ def take(rows: Sequence[Row], split: str, limit: int | None = None, seed: int = 
 
 
 def instruct(row: Row, recipe: Recipe, rng: random.Random) -> str:
-    """Ask for a row's answer in one of the recipe's phrasings, those of the row's source preferred.
+    """Build a row's prompt in a random phrasing of its source, or of the recipe.
 
     Args:
-        row: the row.
-        recipe: gives the instruction templates.
-        rng: chooses.
+        row: row with the input.
+        recipe: recipe with the instruction templates.
+        rng: source of the random choice.
     """
     if row.groups:
         asks = [text for group in row.groups for text in recipe.asks.get(group, [])]
@@ -158,22 +158,22 @@ def instruct(row: Row, recipe: Recipe, rng: random.Random) -> str:
 
 
 def prompts(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
-    """One prompt a row; the phrasing is drawn from the seed and the row's place alone."""
+    """Build one prompt per row; the phrasing depends only on the seed and the row's position."""
     return [instruct(row, recipe, random.Random(f"{seed}-{i}")) for i, row in enumerate(rows)]
 
 
 def frames(rows: Sequence[Row], recipe: Recipe, seed: str) -> list[str]:
-    """The prompts of `prompts` around an input of one character."""
+    """Build the same prompts as `prompts`, with each input replaced by one character."""
     return prompts([replace(row, input=".") for row in rows], recipe, seed)
 
 
 def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -> list[npt.NDArray[np.int64]]:
-    """Batches of like length in random order: little padding, and still a random pass.
+    """Group examples of similar length into batches, in random order, to reduce padding.
 
     Args:
-        lengths: tokens of each example.
-        batch_size: examples in a batch.
-        rng: shuffles.
+        lengths: length of each example in tokens.
+        batch_size: number of examples per batch.
+        rng: source of the shuffles.
 
     Returns:
         Index arrays that cover each example once.
@@ -191,7 +191,7 @@ def batches(lengths: Sequence[int], batch_size: int, rng: np.random.Generator) -
 def micro_batches(
     batch: npt.NDArray[np.int64], lengths: Sequence[int], max_tokens: int
 ) -> list[npt.NDArray[np.int64]]:
-    """Split a batch so that no part has more than ``max_tokens`` tokens with its padding."""
+    """Split a batch into parts of at most `max_tokens` tokens, padding included."""
     ordered = sorted(batch.tolist(), key=lambda i: lengths[i], reverse=True)
     parts: list[npt.NDArray[np.int64]] = []
     while ordered:

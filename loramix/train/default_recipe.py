@@ -1,4 +1,4 @@
-"""A recipe for data that come without one: instructions from a file, or plain wording."""
+"""Default recipes for data without one: instructions from a file, or generic wording."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from loramix.train.recipe import RECIPES, Recipe, Source, changed_for, load_reci
 
 
 def recipe_of_data(name: str, rows: Sequence[Row], instructions: Path | None, base: str) -> Recipe:
-    """A recipe for a skill that is known by its data alone, as it is trained on a base.
+    """Build a recipe for a skill from its data.
 
     Args:
-        name: the skill.
-        rows: its data; few short distinct answers are taken for labels.
-        instructions: a text file with one instruction a line, ``{input}`` where the text goes (else it is put
-            behind), or a recipe; None for a recipe that ships with Loramix under that name, or plain wording.
-        base: name of the pack's.
+        name: name of the skill.
+        rows: rows of the skill; a small set of short answers is treated as labels.
+        instructions: text file with one instruction per line, ``{input}`` where the text goes (otherwise the text
+            is appended), or a recipe; None for the shipped recipe of that name, or generic wording.
+        base: name of the pack's base.
 
     Raises:
-        InvalidData: no usable instruction.
-        NotFound: no such file.
+        InvalidData: there is no usable instruction.
+        NotFound: the file does not exist.
     """
     if instructions is not None and instructions.suffix == ".toml":
         return msgspec.structs.replace(load_recipe(str(instructions)), name=name)
@@ -57,14 +57,12 @@ def _read_instructions(path: Path) -> list[str]:
     lines = [line.strip().replace("\\n", "\n") for _, line in read_lines(path)]
     asked = [line if "{input}" in line else f"{line}\n{{input}}" for line in dict.fromkeys(lines) if line]
     if not asked or any(text.count("{input}") != 1 for text in asked):
-        raise InvalidData(
-            f"{path} needs one instruction a line, each with '{{input}}' at most once; mend it."
-        )
+        raise InvalidData(f"{path} needs one instruction a line, each with '{{input}}' at most once; fix it.")
     return asked
 
 
 def _plain(name: str) -> list[str]:
-    """Wording that names the skill: a start, where the user gives none."""
+    """Return generic wording with the skill's name, for data without instructions."""
     said = name.replace("_", " ").replace("-", " ")
     return [
         f"{said}: {{input}}",

@@ -16,7 +16,7 @@ from loramix.train.data import Example, Row, frames, prompts
 from loramix.train.recipe import Recipe
 
 MAX_NAMED = 10
-"""Rows that are named one by one in a message."""
+"""Largest number of rows that a message lists one by one."""
 
 
 def common_prefix(examples: Sequence[Example]) -> int:
@@ -38,7 +38,7 @@ class Asked:
     """The same prompt around an input of one character: what a long input may be cut down to."""
     answer: str
     line: int = 0
-    """Of the data file, for messages."""
+    """Line number in the data file, for messages."""
 
 
 def prepare(
@@ -47,14 +47,14 @@ def prepare(
     """Examples of each epoch, all of one length, and last those of dev; see `tokenize`.
 
     Args:
-        recipe: gives wording, epochs and ``max_length``.
-        train: rows that are learned, every epoch in other words.
-        dev: rows that are measured, in one wording each.
+        recipe: recipe with wording, epochs and ``max_length``.
+        train: training rows; the wording changes in each epoch.
+        dev: evaluation rows, in one wording each.
         base: GGUF or Hugging Face directory.
-        say: told of rows that are left out.
+        say: callback for messages on rows that are left out.
 
     Raises:
-        InvalidData: too many rows are too long, or none is left.
+        InvalidData: too many rows are too long, or no row is left.
     """
     settings = recipe.training
     epochs = math.ceil(settings.epochs)
@@ -79,12 +79,12 @@ def tokenize(
 
     Args:
         base: GGUF or Hugging Face directory.
-        asked: the rows.
-        max_length: most tokens of an example.
-        say: told of rows that are left out.
+        asked: rows with their prompts.
+        max_length: largest length of an example in tokens.
+        say: callback for messages on rows that are left out.
 
     Returns:
-        An example a row; None for a row that is left out.
+        One example per row; None for a row that is left out.
 
     Raises:
         InvalidData: more than a twentieth of the rows is longer than ``max_length``.
@@ -162,7 +162,7 @@ def token_ids(base: Path, rows: Sequence[tuple[str, str]]) -> list[Example]:
 
 
 def _few(lines: Sequence[int]) -> str:
-    """Line numbers for a message, each once."""
+    """Format distinct line numbers for a message."""
     known = sorted({line for line in lines if line})
     more = ", …" if len(known) > MAX_NAMED else ""
     return f" (lines {', '.join(map(str, known[:MAX_NAMED]))}{more})" if known else ""
@@ -199,12 +199,12 @@ def header_of(base: Path) -> list[int]:
 
 
 def cut(example: Example, max_length: int, around: tuple[int, int] = (0, 0)) -> Example:
-    """Shorten a long example by taking tokens out of its prompt's middle; instruction and answer stay.
+    """Shorten a long example by removing tokens from the middle of its prompt.
 
     Args:
-        example: of any length.
-        max_length: tokens to keep.
-        around: tokens at the prompt's beginning and end that stay in any case.
+        example: example of any length.
+        max_length: number of tokens to keep.
+        around: numbers of tokens at the prompt's start and end that are always kept.
     """
     surplus = len(example.ids) - max_length
     if surplus <= 0:
@@ -220,7 +220,7 @@ def cut(example: Example, max_length: int, around: tuple[int, int] = (0, 0)) -> 
 
 
 def _tokenize_directory(base: Path, rows: list[dict[str, str]]) -> list[tuple[Any, int]]:
-    """Token ids as the base has them once it is converted: by the same code, from its vocabulary alone."""
+    """Tokenize with a checkpoint's vocabulary, converted as for the GGUF, so that the ids match the runtime's."""
     from loramix.convert.hf.config import read_config
     from loramix.convert.hf.gguf_writer import write_vocabulary
     from loramix.convert.hf.vocabulary import read_vocabulary

@@ -1,4 +1,4 @@
-"""Examples as padded batches, and the decoder's pass over them with a shared beginning computed once."""
+"""Padded batches of examples, and the decoder's forward pass with a shared prefix computed once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loramix.train.data import Example
 
 
 def padded(rows: Sequence[npt.NDArray[np.int32]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids padded on the right: ids (B, T) int64 and attention mask (B, T) int64."""
+    """Pad rows of ids on the right; return ids (B, T) int64 and attention mask (B, T) int64."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
@@ -27,7 +27,7 @@ def collate(part: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.
     """Pad examples on the right.
 
     Returns:
-        ids (B, T) int64, attention mask (B, T) int64, and (B, T-1) bool: the next token is to be learned.
+        ids (B, T) int64, attention mask (B, T) int64, and the loss mask (B, T-1) bool.
     """
     ids, mask = padded([example.ids for example in part])
     starts = torch.tensor([len(e.ids) - e.n_answer for e in part], device=ids.device)
@@ -36,10 +36,10 @@ def collate(part: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def shared_prefix(inner: Any, ids: torch.Tensor, prefix: int) -> Any:
-    """The KV cache of a prefix that all rows share: computed once, seen by each row.
+    """Compute the KV cache of a shared prefix once and expand it to all rows.
 
     Args:
-        inner: the decoder without its head.
+        inner: decoder without its head.
         ids: (B, T) int64.
         prefix: tokens that all rows begin with, at least one.
     """
@@ -51,12 +51,12 @@ def shared_prefix(inner: Any, ids: torch.Tensor, prefix: int) -> Any:
 
 
 def hidden_states(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int) -> torch.Tensor:
-    """Last hidden states behind a prefix that all rows share, which is computed once for the batch.
+    """Compute the last hidden states after a shared prefix, which is computed once for the batch.
 
-    Exact, gradients included; on short prompts it saves a third of the tokens.
+    Exact, gradients included; with short prompts it saves a third of the tokens.
 
     Args:
-        inner: the decoder without its head.
+        inner: decoder without its head.
         ids: (B, T) int64.
         mask: (B, T) int64, 0 for padding.
         prefix: tokens that all rows begin with.

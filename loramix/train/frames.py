@@ -1,4 +1,4 @@
-"""Short requests put before or behind a text, in the ways people type them."""
+"""Templates that put a short request before or after a text, as people type them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def framed(ask: str, text: str, rng: random.Random) -> str:
     Args:
         ask: a question that ends with ``?``, or a command without punctuation at its end.
         text: what the request is about.
-        rng: draws the frame, the letter case of its start and a full stop.
+        rng: source of the random frame, letter case and full stop.
 
     Returns:
         The prompt.

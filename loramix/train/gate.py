@@ -76,21 +76,21 @@ def train_gate(
     per_skill: int | None = None,
     to: str = "",
 ) -> Iterator[str]:
-    """Train a pack's gate and put it into the pack.
+    """Train a pack's gate and write it to the pack.
 
     Args:
-        pack: name or directory; of one that is read-only, a copy gets the gate.
-        data_dir: a data file per skill.
-        none_files: prompts that no skill fits.
-        out: directory for features, the torch gate and gate.npz.
+        pack: name or directory; a read-only pack is copied first.
+        data_dir: directory with a data file per skill.
+        none_files: files of prompts that no skill fits.
+        out: directory for features, the PyTorch gate and gate.npz.
         layers: layers to read; by default three, from three fifths of the depth to the last layer's input.
         pooling: see `loramix.runtime.features.pool`.
-        search: compare the `candidates` and take the best.
-        per_skill: prompts a skill, see `loramix.train.gate_data.collect`; fewer take less time, and decide worse.
+        search: compare the `candidates` and use the best.
+        per_skill: prompts per skill, see `loramix.train.gate_data.collect`; fewer are faster but less accurate.
         to: see `loramix.pack.own.target_of`.
 
     Yields:
-        Lines that tell how it goes.
+        Progress messages, one line each.
     """
     target = target_of(str(pack), to=to)
     found = target.pack
@@ -151,7 +151,7 @@ def fitted(
 
 
 def gate_info(skills: Sequence[str], layers: Sequence[int], pooling: str, base_sha256: str) -> GateInfo:
-    """What a gate of ours reads and decides between, before calibration."""
+    """Return the description of a new gate's inputs and classes, before calibration."""
     return GateInfo(
         skills=list(skills),
         threshold=0.5,
@@ -179,7 +179,7 @@ def converted(gate: Gate, out: Path) -> tuple[bytes, float]:
 
 
 def describe(scores: Scores) -> str:
-    """Scores in words."""
+    """Format the scores for a message."""
     return (
         f"{scores.accuracy:.1%} right on unseen phrasings, {scores.none_to_base:.1%} of none to the base, "
         f"{scores.skill_to_base:.1%} of skill prompts lost, calibration error {scores.calibration_error:.3f}"
@@ -189,12 +189,12 @@ def describe(scores: Scores) -> str:
 def cached_features(
     out: Path, base: Path, prompts: Sequence[Prompt], layers: Sequence[int]
 ) -> dict[str, npt.NDArray[np.float16]]:
-    """Features of the prompts; those of texts seen before are kept in ``out``, and only new ones computed.
+    """Compute features of prompts; those of known texts are read from a cache.
 
     Args:
-        out: directory of the cache, a file a base and set of layers.
-        base: the GGUF.
-        prompts: any.
+        out: directory of the cache, one file per base and set of layers.
+        base: GGUF file of the base.
+        prompts: prompts.
         layers: layers to read.
 
     Returns:

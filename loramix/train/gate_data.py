@@ -71,7 +71,7 @@ def load_phrasings(directory: Path = PHRASINGS) -> Phrasings:
         try:
             return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
         except (msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
-            raise InvalidRecipe(f"{path}: {error}; mend that line and run the command again.") from None
+            raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
 
     named = [path for path in sorted(directory.glob("*.toml")) if path.stem not in {"none", "composed"}]
     return Phrasings(
@@ -104,7 +104,7 @@ def read_none(path: Path) -> list[tuple[str, str]]:
             found.append((str(row.get("split", "")), "\n".join([text, *inputs])))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidData(
-                f"{path}, line {number}: needs 'text' or 'instruction' ({error}); mend it."
+                f"{path}, line {number}: needs 'text' or 'instruction' ({error}); fix it."
             ) from None
     return found
 

@@ -1,8 +1,8 @@
-"""Give a trained gate one more class and leave the others as they are: for a skill that comes.
+"""Extension of a trained gate by one class for a new skill, without changing the other logits.
 
-The gate's own logits stay; beside them a few hidden units, fitted on the feature bank, make the new skill's. A
-gate fitted anew on the bank would pay for what the bank leaves out (four points on the default pack's held-out
-prompts). A skill that goes needs no fit: see `NumpyGate.without`.
+A few additional hidden units, fitted on the feature bank, compute the new skill's logit. Refitting the complete gate
+on the bank, which holds only part of the prompts, costs four points on the default pack's held-out prompts. Removing
+a skill needs no fit: see `NumpyGate.without`.
 """
 
 from __future__ import annotations
@@ -117,9 +117,9 @@ class Changes:
     """How an extended gate does on phrasings that the change was not fitted on."""
 
     own: float
-    """Share of the new skill's prompts that it wins."""
+    """Share of the new skill's prompts that are routed to it."""
     others: float
-    """Share of the other prompts whose likeliest class is what it was."""
+    """Share of the other prompts whose most probable class is unchanged."""
 
 
 def extend(old: NumpyGate, bank: Bank, logits: Floats, place: int) -> tuple[Gate, Changes]:

@@ -24,10 +24,10 @@ SMOOTHING = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """How a gate does on phrasings that its fit did not see."""
+    """Scores of a gate on phrasings held out of its fit."""
 
     accuracy: float
-    """Share of prompts for one skill, or none, that are decided right, at the threshold."""
+    """Accuracy at the threshold, on prompts for one skill or none."""
     skill_to_base: float
     """Share of skill prompts sent to the base."""
     none_to_base: float
@@ -169,7 +169,7 @@ def threshold_of(probabilities: npt.NDArray[np.float64], targets: Floats) -> flo
 
 
 def score(probabilities: npt.NDArray[np.float64], targets: Floats, threshold: float) -> Scores:
-    """Measure decisions on prompts of one skill or none.
+    """Score decisions on prompts for one skill or none.
 
     Args:
         probabilities: (B, K+1).

@@ -90,7 +90,7 @@ def macro_f1(sums: Floats) -> Floats:
 
 
 def normal(answer: str) -> str:
-    """A label without letter case, outer space and a closing full stop."""
+    """Normalize a label: case-folded, without surrounding space and final full stop."""
     return answer.strip().rstrip(".").casefold()
 
 
@@ -99,7 +99,7 @@ _END = re.compile(r"[.!?](?=[\s\"']|$)")
 
 
 def is_sentence(text: str) -> bool:
-    """Whether a text is one sentence of six words or more, on one line."""
+    """Return whether a text is one sentence of at least six words on one line."""
     plain = _ABBREVIATION.sub("", text).rstrip("\"' ")
     return (
         "\n" not in text and len(_END.findall(plain)) == 1 and plain[-1] in ".!?" and len(text.split()) >= 6
@@ -144,7 +144,7 @@ def _entities(answer: str, row: Row) -> Sequence[float]:
 
 
 def parse_frame(text: str) -> dict[str, Any] | None:
-    """The JSON object in an answer, or nothing where there is none."""
+    """Extract the JSON object in an answer; empty if there is none."""
     try:
         frame = json.loads(text)
     except (ValueError, RecursionError):
@@ -279,7 +279,7 @@ def measure(name: str, labels: Sequence[str] = ()) -> Measure:
 
 
 def kept(rows: Sequence[Row], recipe: Recipe) -> list[Row]:
-    """Rows without those of ``train`` whose own target falls short of the recipe's ``keep``.
+    """Drop the ``train`` rows whose target scores below the recipe's ``keep``.
 
     Args:
         rows: of all splits.

@@ -1,4 +1,4 @@
-"""Train a whole pack: each skill in turn, converted and put in, then the gate; interrupted, it goes on."""
+"""Training of a complete pack: each skill is trained, converted and added in turn; resumes after an interruption."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ DONE = "done.json"
 
 @dataclass(frozen=True, slots=True)
 class SkillProgress:
-    """Where the training of a pack is: this skill of so many, and how far it is in itself."""
+    """Progress of training a pack: the current skill, its number, and its own progress."""
 
     skill: str
     number: int
     count: int
     progress: Progress | None
-    """None: nothing left to train, the adapter of an earlier run is taken."""
+    """None if the adapter of an earlier run is used without training."""
 
 
 def train_pack(
@@ -46,27 +46,27 @@ def train_pack(
     report: Callable[[SkillProgress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Pack:
-    """Train the adapters of all recipes and put them into a pack.
+    """Train the adapters of all recipes and add them to a pack.
 
     Each skill has a run directory, ``OUT/NAME``: a finished one of the same recipe, data and base is not
-    trained again, an unfinished one goes on from its last checkpoint.
+    trained again, an unfinished one resumes from its last checkpoint.
 
     Args:
-        directory: the pack; made if there is none, and skills of the same names are replaced.
-        recipes: what to train, in this order.
-        data_dir: a data file per skill, or the files of its sources.
-        out: the run directories.
-        base: name or GGUF.
-        description: of a new pack.
-        report: called after each optimizer step.
-        say: told of rows that are left out, in lines.
+        directory: directory of the pack; created if missing. Skills of the same names are replaced.
+        recipes: recipes to train, in this order.
+        data_dir: directory with a data file per skill, or the files of its sources.
+        out: directory of the run directories.
+        base: name or GGUF file of the base.
+        description: description of a new pack.
+        report: progress callback, called after each optimizer step.
+        say: callback for messages on rows that are left out.
 
     Returns:
-        The pack, without a gate where a skill is new; one trained anew is found as before.
+        The pack; it has no gate if a skill is new. A retrained skill keeps its class in the gate.
 
     Raises:
-        UsageError: a name twice, or the pack has another base.
-        NotFound: a data file is missing; nothing is trained then.
+        UsageError: a name occurs twice, or the pack has another base.
+        NotFound: a data file is missing; nothing has been trained.
     """
     names = [check_skill_name(recipe.name) for recipe in recipes]
     files = [data_files(recipe, data_dir) for recipe in recipes]
@@ -100,7 +100,7 @@ def train_pack(
 
 
 def _open(directory: Path, base: str, digest: str, description: str) -> None:
-    """Make the pack if there is none; refuse one of another base."""
+    """Create the pack if it is missing; check its base otherwise."""
     if not (directory / MANIFEST).exists():
         new_pack(directory, base, digest, description=description)
     found = Pack.load(directory).manifest.base
@@ -111,7 +111,7 @@ def _open(directory: Path, base: str, digest: str, description: str) -> None:
 
 
 def _key(recipe: Recipe, data: Sequence[Path], base_digest: str) -> str:
-    """Changes when what is trained, on which data, or the base does."""
+    """Return a digest of recipe, data and base, to detect changes."""
     parts = [recipe.fingerprint(), *map(sha256_file, data), base_digest]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -122,7 +122,7 @@ def _is_done(run: Path, key: str) -> bool:
 
 
 def _put(directory: Path, recipe: Recipe, run: Path, base: str, base_path: Path, digest: str) -> None:
-    """Convert a trained adapter and put it into the pack, unless the same bytes are there."""
+    """Convert a trained adapter and add it to the pack, unless the pack has the same bytes."""
     target = run / "adapter.gguf"
     convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
     content = target.read_bytes()

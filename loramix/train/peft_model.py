@@ -1,4 +1,4 @@
-"""A fresh LoRA on the frozen base, through PEFT."""
+"""A new LoRA on the frozen base, created with PEFT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from loramix.train.recipe import Lora
 
 
 def attach(base: Any, shape: Lora) -> Any:
-    """Put a fresh LoRA on the base; its matrices are float32 and alone learn."""
+    """Add a new LoRA to the base; only its matrices, in float32, are trained."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(

@@ -273,7 +273,7 @@ def changed_for(recipe: Recipe, base: str) -> Recipe:
     try:
         return msgspec.convert(tables, Recipe)
     except msgspec.ValidationError as error:
-        raise InvalidRecipe(f"the recipe of base {base}: {error}; mend that line.") from None
+        raise InvalidRecipe(f"the recipe of base {base}: {error}; fix that line.") from None
 
 
 def recipe_beside(data_dir: Path, name: str) -> Recipe:

@@ -24,7 +24,7 @@ class Schedule:
         self.bounds = [round(steps * sum(parts[:i]) / sum(parts)) for i in range(len(parts) + 1)]
 
     def is_start(self, step: int) -> bool:
-        """Whether a round begins at this step, counted from 0."""
+        """Return whether a round starts at this step, counted from 0."""
         return step in self.bounds
 
     def rate(self, step: int) -> float:

@@ -1,6 +1,6 @@
-"""Add a skill to a pack in minutes: adapter, check, gate and files change as one.
+"""Adding a skill to a pack: adapter, check, gate and files change together.
 
-The gate is extended from the pack's feature bank: the other skills' data are not needed again.
+The gate is extended with the pack's feature bank, so the other skills' data are not needed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def add(
     say: Callable[[str], None] = lambda line: None,
     replace_existing: bool = False,
 ) -> Change:
-    """Train a skill, or take somebody's adapter for it, extend the gate, and put both into the pack at once.
+    """Train or import a skill's adapter, extend the gate, and add both to the pack in one change.
 
     Args:
         target: the pack; one that is not there yet is made at the end, with the skill in it.
@@ -69,14 +69,14 @@ def add(
         rows: its data; with ``adapter``, examples for the gate alone.
         out: directory for the training run.
         adapter: a PEFT or mlx-lm directory, or a GGUF LoRA; trained from ``rows`` if None.
-        resume: go on with a run that was killed.
-        report: called after each step of training.
-        say: told how it goes, in lines.
-        replace_existing: take the place of a skill of the same name.
+        resume: resume an interrupted run.
+        report: progress callback, called after each training step.
+        say: callback for progress messages.
+        replace_existing: replace a skill of the same name.
 
     Raises:
-        UsageError: the pack has the skill already, or a name that no skill can have.
-        InvalidArtifact: an adapter that does not fit the pack's base.
+        UsageError: the pack already has the skill, or the name is invalid.
+        InvalidArtifact: the adapter does not fit the pack's base.
         Busy: another process is changing the pack.
     """
     pack = target.pack
@@ -130,7 +130,7 @@ def add(
 def _first(
     pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
 ) -> NewGate:
-    """A gate for a pack of one skill: it tells the skill's prompts from all others."""
+    """Fit a gate for a pack of one skill, which separates its prompts from all others."""
     texts = [row for row in rows if row.split == "train"] or rows
     if not texts:
         raise InvalidData(f"skill {recipe.name!r} has no examples; give rows with 'input' and 'target'.")
@@ -147,7 +147,7 @@ def _first(
 def _extended(
     pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
 ) -> NewGate | None:
-    """A gate that knows the new skill too, or None where the pack has none that could be extended."""
+    """Extend the pack's gate by the new skill; None if the pack has no gate that can be extended."""
     bank, old = pack.gate_bank(), pack.gate()
     if bank is None or old is None:
         say("the pack has no feature bank; run `loramix train gate` to make one.")
@@ -175,10 +175,10 @@ def _extended(
 
 
 def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
-    """Prompts that teach a gate a new skill.
+    """Collect the prompts from which a gate learns a new skill.
 
-    Half of them ask for it on its own texts; the others set it apart: on other texts, its texts asked for
-    another skill or for what no skill serves.
+    Half of them request it on its own texts; the others request it on other texts, or request another skill, or
+    something that no skill serves, on its texts.
 
     Args:
         recipe: the new skill's.
@@ -216,9 +216,9 @@ def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, se
 
 
 def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDArray[np.bool_]:
-    """Which prompts to keep: one that was for no skill and now looks like the new one was a request for it.
+    """Select the prompts to keep; drops prompts labelled "no skill" that look like requests for the new skill.
 
-    "Translate this into German" is for none until a skill for it comes; nobody has the old texts to relabel.
+    "Translate this into German" fits no skill until one is added; the old texts are not available for relabelling.
 
     Args:
         bank: with the new skill's prompts behind the old ones.
@@ -244,11 +244,11 @@ def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDAr
 
 
 def check_import(path: Path) -> None:
-    """Refuse what is neither a directory nor a GGUF file, before anything is done.
+    """Check early that an adapter to import is a directory or a GGUF file.
 
     Raises:
-        NotFound: nothing is there.
-        InvalidArtifact: a file that is not GGUF.
+        NotFound: the path does not exist.
+        InvalidArtifact: the file is not GGUF.
     """
     if not path.exists():
         raise NotFound(f"no adapter at {path}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")

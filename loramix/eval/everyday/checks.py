@@ -23,25 +23,25 @@ _NO_NAMES = {
     "organisation", "organisations", "company", "companies", "names", "name", "none", "the", "here", "sure", "no",
     "yes", "there", "product", "type",
 }  # fmt: skip
-STEPS = 2_000_000  # of sqlite's machine: an endless query is stopped
+STEPS = 2_000_000  # limit of SQLite virtual machine steps, against endless queries
 
 
 def score(request: Request, answer: str, recipe: Recipe) -> float:
-    """Judge an answer.
+    """Score an answer.
 
     Args:
-        request: says what is right.
-        answer: of a skill or of a bare base, whose talk around the answer is not counted against it.
-        recipe: the skill's, for its labels.
+        request: request with its check.
+        answer: answer of a skill or of a bare base; a base's text around the answer is not penalized.
+        recipe: recipe of the skill, for its labels.
 
     Returns:
-        0 (wrong) to 1 (right).
+        Score from 0 (wrong) to 1 (right).
     """
     return _CHECKS[request.check](request, answer.strip(), recipe)
 
 
 def is_label(answer: str, recipe: Recipe) -> bool:
-    """Whether an answer is one of the recipe's labels and nothing else."""
+    """Return whether an answer is exactly one of the recipe's labels."""
     return normal(answer) in map(normal, recipe.labels)
 
 
@@ -60,7 +60,7 @@ def _label(request: Request, answer: str, recipe: Recipe) -> float:
 
 
 def _named(answer: str) -> Counter[str]:
-    """Names in running text: words with capitals."""
+    """Extract names from running text: capitalized words."""
     found = (match[0].casefold() for match in _NAME.finditer(answer))
     return Counter(name for name in found if name not in _NO_NAMES)
 
@@ -73,7 +73,7 @@ def _f1(found: Counter[Any], wanted: Counter[Any]) -> float:
 
 
 def _entities(request: Request, answer: str, recipe: Recipe) -> float:
-    """F1 of the names, half of it with their types."""
+    """Return the mean of two F1 scores: names alone, and names with their types."""
     wanted = parse_entities("; ".join(request.entities or ()))
     kinds = {"place": "location", "company": "organization", "organisation": "organization"}
     text = re.sub(r"^[-*\d. ]+", "", answer, flags=re.MULTILINE).replace("\n", "; ")
@@ -83,16 +83,16 @@ def _entities(request: Request, answer: str, recipe: Recipe) -> float:
 
 
 def code(answer: str) -> str:
-    """What of an answer is code: the first fenced block, else all of it."""
+    """Extract the code of an answer: the first fenced block, or the complete text."""
     fenced = _FENCE.search(answer)
     return (fenced[1] if fenced else answer).strip()
 
 
 def run_query(script: str, query: str) -> list[tuple[Any, ...]] | None:
-    """Rows of a query on a fresh database that it can only read; None where it fails.
+    """Run a query on a new read-only database; return its rows, or None if it fails.
 
     Args:
-        script: makes the tables.
+        script: SQL script that creates the tables.
         query: one SELECT statement.
     """
     reads = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
@@ -112,7 +112,7 @@ def run_query(script: str, query: str) -> list[tuple[Any, ...]] | None:
 
 
 def _rows(rows: Sequence[tuple[Any, ...]], ordered: bool) -> list[Any]:
-    """Rows to compare: the order of columns never counts, that of rows where it is asked for."""
+    """Normalize rows for comparison: ignore the order of columns, and that of rows unless the request needs it."""
     plain = [tuple(sorted(str(round(v, 6) if isinstance(v, float) else v) for v in row)) for row in rows]
     return plain if ordered else sorted(plain)
 
@@ -127,7 +127,7 @@ def _query(request: Request, answer: str, recipe: Recipe) -> float:
 
 
 def command_line(answer: str) -> str:
-    """The first line of an answer that can be a command, without a prompt's sign or backticks around it."""
+    """Extract the first line that can be a command, without prompt sign and backticks."""
     for line in code(answer).splitlines():
         line = line.strip().removeprefix("$ ").strip("`").strip()
         if line and not line.startswith("#") and not line.endswith(":"):
@@ -163,13 +163,13 @@ def _mentions(request: Request, answer: str, recipe: Recipe) -> float:
 
 
 def _references(request: Request, answer: str, recipe: Recipe) -> float:
-    """Sentence chrF with the nearest reference, 0 to 1."""
+    """Return the sentence chrF with the closest reference, from 0 to 1."""
     line = next((line.strip() for line in answer.splitlines() if line.strip()), "")
     return max(chrf(line.strip('"«» '), reference) for reference in request.references or ()) / 100
 
 
 def is_title(text: str) -> bool:
-    """Whether a text can stand as a title: one line of two to twelve words, and no sentence's full stop."""
+    """Return whether a text has the form of a title: one line of two to twelve words, no final full stop."""
     return "\n" not in text and 2 <= len(text.split()) <= 12 and not text.endswith(".")
 
 

@@ -1,4 +1,4 @@
-"""The everyday requests: prompts as people type them, each with what a right answer holds."""
+"""The everyday requests: prompts as people type them, each with a check for its answer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     skill: str
     prompt: str
     label: str | None = None
-    """The one right label."""
+    """The correct label."""
     accept: tuple[str, ...] = ()
     """Other labels of the skill that are right too."""
     also: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     @property
     def check(self) -> str:
-        """Which of `CHECKS` judges the answer."""
+        """The check in `CHECKS` that scores the answer."""
         return next(name for name in CHECKS if getattr(self, name) is not None)
 
 
@@ -66,7 +66,7 @@ def read_requests(path: Path) -> list[Request]:
         path: ``dev.jsonl`` or ``test.jsonl`` in `DATA`, or a file of the same form.
 
     Raises:
-        InvalidData: a line that is no request, or has not exactly one check.
+        InvalidData: a line is not a request, or does not have exactly one check.
     """
     found = []
     for number, line in read_lines(path):
@@ -83,5 +83,5 @@ def read_requests(path: Path) -> list[Request]:
 
 
 def databases() -> dict[str, str]:
-    """SQL scripts that make the tables, by name."""
+    """Return the SQL scripts that create the tables, by name."""
     return dict(tomllib.loads(read_text(DATA / "databases.toml")))

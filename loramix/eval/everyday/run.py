@@ -1,4 +1,4 @@
-"""Ask a pack, or its base alone, all everyday requests; the outcome is ``everyday.json``."""
+"""Evaluation of a pack, or of its base alone, on the everyday requests; writes ``everyday.json``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from loramix.train.recipe import RECIPES, load_recipe
 
 REPORT = "everyday.json"
 BARE_TOKENS = 64
-"""Longest answer of a bare base: it may say a sentence where a skill says a word."""
+"""Longest answer of a bare base in tokens: it may write a sentence where a skill writes a word."""
 
 
 def evaluate_everyday(
@@ -34,16 +34,16 @@ def evaluate_everyday(
     report: Callable[[str, int, int], None] = lambda what, done, total: None,
     **engine_options: Any,
 ) -> Path:
-    """Score a pack on the everyday requests to its skills.
+    """Evaluate a pack on the everyday requests for its skills.
 
     Args:
-        pack: what to measure.
+        pack: pack to evaluate.
         out: directory for answers and report.
-        splits: of the requests.
-        skills: only these; by default all that there are requests for and, unless ``bare``, the pack has.
-        bare: ask the base alone, without any adapter.
-        report: told how far it is.
-        **engine_options: of `Engine`.
+        splits: splits of the requests.
+        skills: skills to evaluate; by default all with requests that the pack has (with `bare`, all with requests).
+        bare: evaluate the base alone, without adapters.
+        report: progress callback.
+        **engine_options: options of `Engine`.
 
     Returns:
         The report's path: by split and kind (``pinned``: the skill named; ``routed``: chosen by the gate, where
@@ -108,7 +108,7 @@ def _kind(
 
 
 def _mean(scores: Sequence[Sequence[float]], rounds: int = 2000) -> dict[str, float]:
-    """Mean of the skills' means, each skill's requests resampled on their own."""
+    """Return the mean of the skills' means; each skill's requests are resampled separately."""
     rng = np.random.default_rng(0)
     draws = [rng.choice(np.asarray(values), (rounds, len(values))).mean(1) for values in scores]
     low, high = np.quantile(np.mean(draws, 0), [0.025, 0.975])
@@ -116,5 +116,5 @@ def _mean(scores: Sequence[Sequence[float]], rounds: int = 2000) -> dict[str, fl
 
 
 def _recipe(name: str) -> Path:
-    """The recipe on broad rows where there is one: its labels are those of the answers."""
+    """Return the recipe on broad rows if there is one: its labels are those of the answers."""
     return RECIPES / "broad" / f"{name}.toml"

@@ -1,4 +1,4 @@
-"""Bodies that Ollama's clients send: each field with its bounds, or with why it is refused."""
+"""Request bodies of the Ollama protocol: each field with its bounds, or with the reason why it is refused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loramix.server.body_types import (
     TopLogprobs,
 )
 from loramix.server.chat_messages import MAX_MESSAGES, ChatMessage
-from loramix.server.fields import Body, Refusal, refused, says, shown
+from loramix.server.fields import Body, Refusal, invalid_field, must_be, preview
 from loramix.server.openai.bodies import NO_BIAS, NO_TOOLS, TUNING
 from loramix.server.service import Options
 
@@ -26,7 +26,7 @@ class RunOptions(SamplerSettings):
     """The body's ``options``."""
 
     ignored: ClassVar[frozenset[str]] = frozenset(
-        {  # of how Ollama loads a model, or of samplers that are refused below
+        {  # settings of model loading, and parameters of samplers that are refused below
             "embedding_only",
             "f16_kv",
             "logits_all",
@@ -55,53 +55,53 @@ class RunOptions(SamplerSettings):
     }
     num_predict: (
         Annotated[
-            int, says(f"a whole number from -2 to {NO_LIMIT}, 0 and less for no limit", ge=-2, le=NO_LIMIT)
+            int, must_be(f"a whole number from -2 to {NO_LIMIT}, 0 and less for no limit", ge=-2, le=NO_LIMIT)
         ]
         | None
     ) = None
     temperature: (
-        Annotated[float, says("a number from 0 to 100", ge=0, le=100, allow_inf_nan=False)] | None
+        Annotated[float, must_be("a number from 0 to 100", ge=0, le=100, allow_inf_nan=False)] | None
     ) = None
 
 
 def _format(value: Any) -> Any:
     if value in ("", "json") or isinstance(value, dict):
         return value
-    raise refused(f'is {shown(value)}; it must be "json" or a JSON schema.')
+    raise invalid_field(f'is {preview(value)}; it must be "json" or a JSON schema.')
 
 
 class Generated(Body):
-    """What chat and generate have in common."""
+    """Fields shared by chat and generate."""
 
-    # a prompt that is too long is refused in any case, never cut
+    # a prompt that is too long is always refused, never truncated
     ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "shift", "truncate"})
     refusals: ClassVar = {
-        "think": Refusal("asks for thoughts, and these models have none; leave it out."),
+        "think": Refusal("requests reasoning, which these models do not have; leave it out."),
     }
     model: Model
     stream: Flag = True
-    format: Annotated[Any, BeforeValidator(_format), says('"json" or a JSON schema')] = None
-    options: Annotated[RunOptions, says("an object with settings")] = RunOptions()
+    format: Annotated[Any, BeforeValidator(_format), must_be('"json" or a JSON schema')] = None
+    options: Annotated[RunOptions, must_be("an object with settings")] = RunOptions()
     logprobs: Flag = False
     top_logprobs: TopLogprobs = 0
-    loramix: Annotated[Options | None, says("an object with policy or mix")] = None
+    loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
-        """The schema that the answer must follow, if any."""
+        """Return the JSON schema for the answer, if any."""
         if isinstance(self.format, dict):
             return self.format
         return {"type": "object"} if self.format == "json" else None
 
 
 class ChatBody(Generated):
-    """Body of ``/api/chat``; without messages it loads the model."""
+    """Body of ``/api/chat``; an empty list of messages only checks the model."""
 
     refusals: ClassVar = {
         **Generated.refusals,
         "tools": Refusal(f"{NO_TOOLS}.", ([],)),
     }
     messages: Annotated[
-        list[ChatMessage], says(f"a list of at most {MAX_MESSAGES} messages", max_length=MAX_MESSAGES)
+        list[ChatMessage], must_be(f"a list of at most {MAX_MESSAGES} messages", max_length=MAX_MESSAGES)
     ] = Field(default=[])
 
 
@@ -111,10 +111,10 @@ class GenerateBody(Generated):
     refusals: ClassVar = {
         **Generated.refusals,
         "context": Refusal("is not supported here; send the conversation to /api/chat.", ([],)),
-        "images": Refusal("holds images, and only text is read here; leave them out.", ([],)),
+        "images": Refusal("holds images, and only text is supported; leave them out.", ([],)),
         "raw": Refusal("is not supported here: skills are trained under the chat template; leave it out."),
         "suffix": Refusal("is not supported here; leave it out."),
-        "template": Refusal("is not supported here: the base's own is used; leave it out."),
+        "template": Refusal("is not supported here: the base's own template is used; leave it out."),
     }
     prompt: Text = ""
     system: Text = ""

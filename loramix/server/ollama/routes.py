@@ -1,4 +1,4 @@
-"""Ollama's endpoints under ``/api``: chat, generate, embed, tags, show, ps, version; streams are lines of JSON."""
+"""Ollama's endpoints under ``/api``: chat, generate, embed, tags, show, ps, version; streams are JSON lines."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from loramix.defaults import __version__
 from loramix.errors import LoramixError, UsageError
 from loramix.server import protocol as m
 from loramix.server.body_types import limit_of, sampling_of
-from loramix.server.chat_messages import plain
+from loramix.server.chat_messages import engine_messages
 from loramix.server.ollama.bodies import (
     ChatBody,
     EmbedBody,
@@ -27,26 +27,34 @@ from loramix.server.ollama.bodies import (
 )
 from loramix.server.openai.replies import Score, score_list
 from loramix.server.queued_request import QueuedRequest
-from loramix.server.service import Events, Service, Whole, giving_up, report, shortened, unless_left
+from loramix.server.service import (
+    CollectedAnswer,
+    Events,
+    Service,
+    cancel_on_exit,
+    report,
+    truncate_vectors,
+    until_disconnect,
+)
 
 Form = Callable[[str], dict[str, Any]]
 NS = 1_000_000_000
 OLLAMA_VERSION = "0.13.0"
-"""Of the Ollama whose requests are understood here; some of its clients refuse older ones."""
+"""Ollama version whose API is implemented; some clients refuse older versions."""
 
 
 def router(service: Service) -> APIRouter:
-    """The endpoints, on a service."""
+    """Build the router of the endpoints."""
     api = APIRouter(prefix="/api")
 
     async def answer(
         request: Request, body: Generated, messages: list[dict[str, str]], form: Form
     ) -> Response:
         service.target(body.model, body.loramix)
-        if not messages:  # how Ollama's clients load a model
+        if not messages:  # Ollama's clients load a model this way
             return JSONResponse({**_head(body.model), **form(""), "done": True, "done_reason": "load"})
         options = body.options
-        asked = m.Answer(
+        message = m.Answer(
             number=0,
             messages=messages,
             options=service.options(
@@ -58,21 +66,26 @@ def router(service: Service) -> APIRouter:
                 json_schema=body.schema_for_grammar(),
                 **sampling_of(options),
             ),
-            whole=not body.stream,
+            buffered=not body.stream,
         )
-        jobs = service.submit([asked])
+        jobs = service.submit([message])
         if body.stream:
             try:
-                begun = await unless_left(request, service.begin(jobs[0]))
+                events = await until_disconnect(request, service.begin(jobs[0]))
             except BaseException:
-                service.supervisor.leave(jobs[0])
+                service.supervisor.cancel(jobs[0])
                 raise
-            lines = _lines(service, jobs[0], begun, body.model, form)
+            lines = _lines(service, jobs[0], events, body.model, form)
             return StreamingResponse(lines, media_type="application/x-ndjson")
-        async with giving_up(service, jobs):
-            whole = await unless_left(request, service.whole(jobs[0]))
+        async with cancel_on_exit(service, jobs):
+            collected = await until_disconnect(request, service.collect(jobs[0]))
         return JSONResponse(
-            {**_head(body.model), **form(whole.text), **_scores(whole.scores), **_tail(whole, jobs[0])}
+            {
+                **_head(body.model),
+                **form(collected.text),
+                **_scores(collected.scores),
+                **_tail(collected, jobs[0]),
+            }
         )
 
     @api.post("/chat")
@@ -81,7 +94,7 @@ def router(service: Service) -> APIRouter:
         return await answer(
             request,
             body,
-            plain(body.messages),
+            engine_messages(body.messages),
             lambda text: {"message": {"role": "assistant", "content": text}},
         )
 
@@ -94,15 +107,15 @@ def router(service: Service) -> APIRouter:
 
     @api.post("/embed")
     async def embed(body: EmbedBody, request: Request) -> Response:
-        """Vectors of texts."""
+        """Embed texts."""
         service.target(body.model)
         began = time.perf_counter()
-        asked = m.Embed(number=0, texts=body.input, truncate=body.truncate)
-        result = await unless_left(request, service.result(asked))
+        message = m.Embed(number=0, texts=body.input, truncate=body.truncate)
+        result = await until_disconnect(request, service.result(message))
         return JSONResponse(
             {
                 "model": body.model,
-                "embeddings": shortened(result.value, body.dimensions),
+                "embeddings": truncate_vectors(result.value, body.dimensions),
                 "total_duration": int((time.perf_counter() - began) * NS),
                 "load_duration": 0,
                 "prompt_eval_count": result.tokens,
@@ -111,25 +124,27 @@ def router(service: Service) -> APIRouter:
 
     @api.post("/embeddings")
     async def embeddings(body: EmbeddingsBody, request: Request) -> Response:
-        """Vector of one text, as older clients ask for it."""
+        """Embed one text, for older clients."""
         service.target(body.model)
-        asked = m.Embed(number=0, texts=[body.prompt], truncate=True)
-        return JSONResponse({"embedding": (await unless_left(request, service.result(asked))).value[0]})
+        message = m.Embed(number=0, texts=[body.prompt], truncate=True)
+        return JSONResponse(
+            {"embedding": (await until_disconnect(request, service.result(message))).value[0]}
+        )
 
     @api.get("/tags")
     async def tags() -> dict[str, Any]:
-        """Names that can be asked."""
+        """List the models."""
         return {"models": [model(name) for name in service.models]}
 
     @api.get("/ps")
     async def ps() -> dict[str, Any]:
-        """What is in memory: all of it, for good."""
+        """List the loaded models; the pack stays loaded."""
         extra = {"size_vram": 0, "expires_at": "9999-12-31T23:59:59Z", "context_length": service.n_ctx}
         return {"models": [{**model(service.pack.name), **extra}] if service.supervisor.ready else []}
 
     @api.post("/show")
     async def show(body: ShowBody) -> dict[str, Any]:
-        """A model's details."""
+        """Show a model's details."""
         name = body.model or body.name
         if not name:
             raise UsageError("model is missing; it must be a model's name, as /api/tags lists them.")
@@ -154,7 +169,7 @@ def router(service: Service) -> APIRouter:
 
     @api.get("/version")
     async def version() -> dict[str, str]:
-        """An Ollama version that its clients accept, and ours."""
+        """Return the implemented Ollama version and the version of Loramix."""
         return {"version": OLLAMA_VERSION, "loramix": __version__}
 
     def model(name: str) -> dict[str, Any]:
@@ -171,20 +186,20 @@ def router(service: Service) -> APIRouter:
 
 
 async def _lines(
-    service: Service, job: QueuedRequest, begun: Events, model: str, form: Form
+    service: Service, job: QueuedRequest, events: Events, model: str, form: Form
 ) -> AsyncIterator[bytes]:
-    """Lines of an answer; the last one has ``done``, or is an error."""
-    whole = Whole()
+    """Write an answer as JSON lines; the last one has ``done`` or is an error."""
+    collected = CollectedAnswer()
     try:
-        async for event in begun:
-            whole.add(event)
-            if isinstance(event, m.Said) and event.text:
+        async for event in events:
+            collected.add(event)
+            if isinstance(event, m.Piece) and event.text:
                 yield _line({**_head(model), **form(event.text), **_scores(event.scores), "done": False})
-        yield _line({**_head(model), **form(""), **_tail(whole, job)})
+        yield _line({**_head(model), **form(""), **_tail(collected, job)})
     except LoramixError as error:
         yield _line({"error": str(error), "done": True})
     finally:
-        service.supervisor.leave(job)
+        service.supervisor.cancel(job)
 
 
 def _head(model: str) -> dict[str, Any]:
@@ -195,21 +210,21 @@ def _scores(scores: Sequence[Score]) -> dict[str, Any]:
     return {"logprobs": score_list(scores)} if scores else {}
 
 
-def _tail(whole: Whole, job: QueuedRequest) -> dict[str, Any]:
-    """The end of an answer: counts, nanoseconds, and the route."""
-    assert whole.ended is not None
-    usage, timings = whole.ended.usage, whole.ended.timings
+def _tail(collected: CollectedAnswer, job: QueuedRequest) -> dict[str, Any]:
+    """Return the last fields of an answer: token counts, durations in nanoseconds, and the route."""
+    assert collected.ended is not None
+    usage, timings = collected.ended.usage, collected.ended.timings
     first = timings["first_token"]
     return {
         "done": True,
-        "done_reason": whole.ended.finish_reason,
+        "done_reason": collected.ended.finish_reason,
         "total_duration": int((timings["total"] + job.waited) * NS),
         "load_duration": int(job.waited * NS),
         "prompt_eval_count": usage["prompt_tokens"],
         "prompt_eval_duration": int(first * NS),
         "eval_count": usage["completion_tokens"],
         "eval_duration": int((timings["total"] - first) * NS),
-        "loramix": report(whole, job.waited),
+        "loramix": report(collected, job.waited),
     }
 
 

@@ -1,6 +1,6 @@
-"""Bodies that OpenAI's clients send: each field with its bounds, or with why it is refused.
+"""Request bodies of the OpenAI protocol: each field with its bounds, or with the reason why it is refused.
 
-Fields of other servers that change an answer are here too; what nobody knows is ignored.
+Fields of other servers that would change an answer are refused; unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from loramix.server.body_types import (
     sampling_of,
 )
 from loramix.server.chat_messages import Messages
-from loramix.server.fields import Body, Refusal, says
+from loramix.server.fields import Body, Refusal, must_be
 from loramix.server.service import Name, Options, PolicyName
 
 MAX_CHOICES = 8
 NO_TOOLS = (
-    "asks for tools, which these models cannot call; "
+    "requests tools, which these models cannot call; "
     "switch tools off in the client (Open WebUI: set Function Calling to Legacy)"
 )
 NO_BIAS = Refusal("is not supported here; leave it out.")
@@ -51,7 +51,7 @@ OTHERS = {
         "structured_outputs",
     )
 }
-"""Settings of other servers that change an answer."""
+"""Fields of other servers that would change an answer."""
 TUNING = {
     "dry_multiplier": Refusal("is not supported here; use 'repeat_penalty', and leave it out.", (0,)),
     "dynatemp_range": Refusal("is not supported here; leave it out.", (0,)),
@@ -67,23 +67,23 @@ TUNING = {
 
 
 class JsonSchema(Body):
-    """A schema with its name."""
+    """A JSON schema with a name."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"description", "strict"})
-    name: Annotated[Name | None, says("a name of at most 200 characters")] = None
-    schema_: Annotated[dict[str, Any], says("a JSON schema")] = Field(alias="schema")
+    name: Annotated[Name | None, must_be("a name of at most 200 characters")] = None
+    schema_: Annotated[dict[str, Any], must_be("a JSON schema")] = Field(alias="schema")
 
 
 class ResponseFormat(Body):
-    """What an answer must look like."""
+    """Required format of the answer."""
 
     type: Annotated[
-        Literal["text", "json_object", "json_schema"], says('"text", "json_object" or "json_schema"')
+        Literal["text", "json_object", "json_schema"], must_be('"text", "json_object" or "json_schema"')
     ]
-    json_schema: Annotated[JsonSchema | None, says("an object with name and schema")] = None
+    json_schema: Annotated[JsonSchema | None, must_be("an object with name and schema")] = None
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
-        """The schema that the answer must follow, if any."""
+        """Return the JSON schema for the answer, if any."""
         if self.type == "json_schema":
             if self.json_schema is None:
                 raise UsageError(
@@ -94,14 +94,14 @@ class ResponseFormat(Body):
 
 
 class StreamOptions(Body):
-    """What a stream holds beside text."""
+    """Options of a streamed response."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"include_obfuscation"})
     include_usage: Flag = False
 
 
 class Sampled(SamplerSettings):
-    """What chat and completions have in common."""
+    """Fields shared by chat and completions."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"user"})
     refusals: ClassVar = {
@@ -111,15 +111,17 @@ class Sampled(SamplerSettings):
     }
     model: Model
     stream: Flag = False
-    stream_options: Annotated[StreamOptions | None, says("an object with include_usage")] = None
+    stream_options: Annotated[StreamOptions | None, must_be("an object with include_usage")] = None
     max_tokens: Limit | None = None
-    temperature: Annotated[float, says("a number from 0 to 2", ge=0, le=2, allow_inf_nan=False)] | None = None
-    n: Annotated[int, says(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
+    temperature: Annotated[float, must_be("a number from 0 to 2", ge=0, le=2, allow_inf_nan=False)] | None = (
+        None
+    )
+    n: Annotated[int, must_be(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
     repetition_penalty: RepeatPenalty | None = None
-    loramix: Annotated[Options | None, says("an object with policy or mix")] = None
+    loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
 
     def sampling(self, choice: int) -> dict[str, int | float]:
-        """Settings of `Sampling` for one of ``n`` choices."""
+        """Return the `Sampling` settings for one of ``n`` choices."""
         found = sampling_of(self, choice)
         if self.repetition_penalty is not None:
             found.setdefault("repeat_penalty", self.repetition_penalty)
@@ -127,7 +129,7 @@ class Sampled(SamplerSettings):
 
     @property
     def limit(self) -> int | None:
-        """Longest answer, as it was asked for."""
+        """Requested limit of the answer in tokens."""
         return self.max_tokens
 
 
@@ -154,24 +156,24 @@ class ChatBody(Sampled):
         "functions": Refusal(
             f"{NO_TOOLS}, or send 'function_call': 'none'.", ([],), ("function_call", "none")
         ),
-        "audio": Refusal("asks for sound, and answers are text; leave it out.", ({},)),
-        "modalities": Refusal("asks for more than text; leave it out.", ([], ["text"])),
-        "web_search_options": Refusal("asks for a search, and this server has none; leave it out."),
+        "audio": Refusal("requests audio, and answers are text; leave it out.", ({},)),
+        "modalities": Refusal("requests more than text; leave it out.", ([], ["text"])),
+        "web_search_options": Refusal("requests a web search, which is not supported; leave it out."),
     }
     messages: Messages
     max_completion_tokens: Limit | None = None
     logprobs: Flag | None = None
     top_logprobs: TopLogprobs | None = None
-    response_format: Annotated[ResponseFormat | None, says("an object with type")] = None
+    response_format: Annotated[ResponseFormat | None, must_be("an object with type")] = None
 
     @property
     def limit(self) -> int | None:
-        """Longest answer, as it was asked for; the newer field counts where both are given."""
+        """Requested limit of the answer in tokens; ``max_completion_tokens`` takes precedence."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class CompletionBody(Sampled):
-    """Body of ``/v1/completions``; the prompt is asked as a user's message, which is what skills are trained on."""
+    """Body of ``/v1/completions``; the prompt is sent as a user message, the form that skills are trained on."""
 
     refusals: ClassVar = {
         **Sampled.refusals,
@@ -183,7 +185,7 @@ class CompletionBody(Sampled):
         "suffix": Refusal("is not supported here; leave it out."),
     }
     prompt: Texts
-    logprobs: Annotated[int, says("a whole number from 0 to 5", ge=0, le=5)] | None = None
+    logprobs: Annotated[int, must_be("a whole number from 0 to 5", ge=0, le=5)] | None = None
 
 
 class EmbeddingBody(Body):
@@ -192,7 +194,7 @@ class EmbeddingBody(Body):
     ignored: ClassVar[frozenset[str]] = frozenset({"input_type", "user"})
     model: Model
     input: Texts
-    encoding_format: Annotated[Literal["float", "base64"], says('"float" or "base64"')] = "float"
+    encoding_format: Annotated[Literal["float", "base64"], must_be('"float" or "base64"')] = "float"
     dimensions: Dimensions | None = None
 
 

@@ -1,4 +1,4 @@
-"""Answers in the forms that OpenAI's clients read: choices, chunks, log-probabilities, usage."""
+"""Responses of the OpenAI protocol: choices, chunks, log-probabilities, usage."""
 
 from __future__ import annotations
 
@@ -16,29 +16,31 @@ from loramix.errors import LoramixError
 from loramix.server import protocol as m
 from loramix.server.guard import error_body
 from loramix.server.queued_request import QueuedRequest
-from loramix.server.service import Event, Events, Service, Whole, report
+from loramix.server.service import CollectedAnswer, Event, Events, Service, report
 
 Score = tuple[bytes, float, list[tuple[bytes, float]]]
 
 
 class Form(Protocol):
-    """How an endpoint writes its answers."""
+    """Response format of an endpoint."""
 
     def head(self, chunk: bool = False) -> dict[str, Any]:
-        """What every object begins with."""
+        """Return the fields common to all objects of a response."""
 
-    def whole(self, index: int, answer: Whole) -> dict[str, Any]:
-        """A choice."""
+    def full_choice(self, index: int, answer: CollectedAnswer) -> dict[str, Any]:
+        """Return a complete choice."""
 
-    def piece(self, index: int, text: str | None, scores: Sequence[Score], offset: int) -> dict[str, Any]:
-        """A choice of a chunk; without text the first one. ``offset``: characters before it."""
+    def piece_choice(
+        self, index: int, text: str | None, scores: Sequence[Score], offset: int
+    ) -> dict[str, Any]:
+        """Return the choice of a chunk; text None marks the first one. ``offset``: characters before it."""
 
-    def last(self, index: int, answer: Whole) -> dict[str, Any]:
-        """The choice of the last chunk."""
+    def last_choice(self, index: int, answer: CollectedAnswer) -> dict[str, Any]:
+        """Return the choice of the last chunk."""
 
 
 class Chat:
-    """Form of a chat's answer."""
+    """Response format of chat."""
 
     def __init__(self, model: str) -> None:
         self.model, self.id, self.created = model, f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
@@ -48,24 +50,26 @@ class Chat:
         kind = "chat.completion.chunk" if chunk else "chat.completion"
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def whole(self, index: int, answer: Whole) -> dict[str, Any]:
+    def full_choice(self, index: int, answer: CollectedAnswer) -> dict[str, Any]:
         """See `Form`."""
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         scores = _chat_scores(answer.scores)
         return {"index": index, "message": message, "finish_reason": _finish(answer), "logprobs": scores}
 
-    def piece(self, index: int, text: str | None, scores: Sequence[Score], offset: int) -> dict[str, Any]:
+    def piece_choice(
+        self, index: int, text: str | None, scores: Sequence[Score], offset: int
+    ) -> dict[str, Any]:
         """See `Form`."""
         delta = {"role": "assistant", "content": ""} if text is None else {"content": text}
         return {"index": index, "delta": delta, "finish_reason": None, "logprobs": _chat_scores(scores)}
 
-    def last(self, index: int, answer: Whole) -> dict[str, Any]:
+    def last_choice(self, index: int, answer: CollectedAnswer) -> dict[str, Any]:
         """See `Form`."""
         return {"index": index, "delta": {}, "finish_reason": _finish(answer), "logprobs": None}
 
 
 class Completion:
-    """Form of a completion's answer."""
+    """Response format of completions."""
 
     def __init__(self, model: str) -> None:
         self.model, self.id, self.created = model, f"cmpl-{uuid.uuid4().hex}", int(time.time())
@@ -74,17 +78,19 @@ class Completion:
         """See `Form`."""
         return {"id": self.id, "object": "text_completion", "created": self.created, "model": self.model}
 
-    def whole(self, index: int, answer: Whole) -> dict[str, Any]:
+    def full_choice(self, index: int, answer: CollectedAnswer) -> dict[str, Any]:
         """See `Form`."""
         scores = _completion_scores(answer.scores, 0)
         return {"index": index, "text": answer.text, "finish_reason": _finish(answer), "logprobs": scores}
 
-    def piece(self, index: int, text: str | None, scores: Sequence[Score], offset: int) -> dict[str, Any]:
+    def piece_choice(
+        self, index: int, text: str | None, scores: Sequence[Score], offset: int
+    ) -> dict[str, Any]:
         """See `Form`."""
         found = _completion_scores(scores, offset)
         return {"index": index, "text": text or "", "finish_reason": None, "logprobs": found}
 
-    def last(self, index: int, answer: Whole) -> dict[str, Any]:
+    def last_choice(self, index: int, answer: CollectedAnswer) -> dict[str, Any]:
         """See `Form`."""
         return {"index": index, "text": "", "finish_reason": _finish(answer), "logprobs": None}
 
@@ -94,7 +100,7 @@ def _chat_scores(scores: Sequence[Score]) -> dict[str, Any] | None:
 
 
 def score_list(scores: Sequence[Score]) -> list[dict[str, Any]]:
-    """Log-probabilities of tokens, as chats of both protocols have them."""
+    """Format log-probabilities for the chat endpoints of both protocols."""
     return [{**_token(t, p), "top_logprobs": [_token(*pair) for pair in top]} for t, p, top in scores]
 
 
@@ -111,47 +117,51 @@ def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] |
 async def stream(
     service: Service,
     jobs: Sequence[QueuedRequest],
-    begun: Sequence[Events],
+    event_streams: Sequence[Events],
     form: Form,
     n: int,
     with_usage: bool,
 ) -> AsyncIterator[bytes]:
-    """Chunks of one answer or several, as server-sent events; ``[DONE]`` last, also after an error.
+    """Write one or more answers as server-sent events; ``[DONE]`` comes last, also after an error.
 
     Args:
-        service: where the jobs are.
-        jobs: the choices, ``n`` a prompt.
-        begun: their events.
-        form: of the chunks.
-        n: choices a prompt.
-        with_usage: end with the tokens of all.
+        service: service that runs the jobs.
+        jobs: one job per choice, ``n`` per prompt.
+        event_streams: the events of each job.
+        form: format of the chunks.
+        n: number of choices per prompt.
+        with_usage: add a chunk with the token usage.
     """
-    answers, head = [Whole() for _ in jobs], form.head(True)
+    answers, head = [CollectedAnswer() for _ in jobs], form.head(True)
     try:
-        async for index, event in _merged(begun):
+        async for index, event in _merged(event_streams):
             answer, before = answers[index], len(answers[index].text)
             answer.add(event)
             if isinstance(event, m.Started):
-                yield _event({**head, "choices": [form.piece(index, None, [], 0)], "loramix": event.route})
-            elif isinstance(event, m.Said):
-                yield _event({**head, "choices": [form.piece(index, event.text, event.scores, before)]})
+                yield _event(
+                    {**head, "choices": [form.piece_choice(index, None, [], 0)], "loramix": event.route}
+                )
+            elif isinstance(event, m.Piece):
+                yield _event(
+                    {**head, "choices": [form.piece_choice(index, event.text, event.scores, before)]}
+                )
             else:
                 route = report(answer, jobs[index].waited)
-                yield _event({**head, "choices": [form.last(index, answer)], "loramix": route})
+                yield _event({**head, "choices": [form.last_choice(index, answer)], "loramix": route})
         if with_usage:
             yield _event({**head, "choices": [], "usage": usage_of(answers, n)})
     except LoramixError as error:
         yield _event(error_body("/v1", str(error), error.http_status))
     finally:
         for job in jobs:
-            service.supervisor.leave(job)
+            service.supervisor.cancel(job)
     yield b"data: [DONE]\n\n"
 
 
-async def _merged(begun: Sequence[Events]) -> AsyncIterator[tuple[int, Event]]:
-    """The events of several answers as they come, with the answer's number."""
-    if len(begun) == 1:
-        async for event in begun[0]:
+async def _merged(event_streams: Sequence[Events]) -> AsyncIterator[tuple[int, Event]]:
+    """Yield the events of several answers in order of arrival, with the index of the answer."""
+    if len(event_streams) == 1:
+        async for event in event_streams[0]:
             yield 0, event
         return
     merged: asyncio.Queue[tuple[int, Event | LoramixError | None]] = asyncio.Queue()
@@ -164,15 +174,15 @@ async def _merged(begun: Sequence[Events]) -> AsyncIterator[tuple[int, Event]]:
         except LoramixError as error:
             merged.put_nowait((index, error))
 
-    tasks = [asyncio.create_task(follow(i, events)) for i, events in enumerate(begun)]
+    tasks = [asyncio.create_task(follow(i, events)) for i, events in enumerate(event_streams)]
     try:
-        going = len(tasks)
-        while going:
+        running = len(tasks)
+        while running:
             index, found = await merged.get()
             if isinstance(found, LoramixError):
                 raise found
             if found is None:
-                going -= 1
+                running -= 1
             else:
                 yield index, found
     finally:
@@ -184,25 +194,25 @@ def _event(content: dict[str, Any]) -> bytes:
     return b"data: " + msgspec.json.encode(content) + b"\n\n"
 
 
-def usage_of(answers: Sequence[Whole], n: int) -> dict[str, Any]:
-    """Tokens of all choices; a prompt with ``n`` choices counts once."""
+def usage_of(answers: Sequence[CollectedAnswer], n: int) -> dict[str, Any]:
+    """Return the token usage of all choices; a prompt with ``n`` choices counts once."""
     rows = [answer.ended.usage for answer in answers if answer.ended]
     prompt, cached = (sum(row[name] for row in rows[::n]) for name in ("prompt_tokens", "cached_tokens"))
-    said = sum(row["completion_tokens"] for row in rows)
+    completion = sum(row["completion_tokens"] for row in rows)
     return {
         "prompt_tokens": prompt,
-        "completion_tokens": said,
-        "total_tokens": prompt + said,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 
 def encoded(row: list[float]) -> str:
-    """A vector as base64 of little-endian float32, as OpenAI's own client asks for it."""
+    """Encode a vector as base64 of little-endian float32, the default of OpenAI's client."""
     return base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode()
 
 
-def _finish(answer: Whole) -> str | None:
+def _finish(answer: CollectedAnswer) -> str | None:
     return answer.ended.finish_reason if answer.ended else None
 
 

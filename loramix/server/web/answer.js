@@ -6,14 +6,14 @@ import { figures } from "./heatmap.js";
 import { bars, chips, timings, why } from "./route.js";
 import { TokenText } from "./text.js";
 
-/** An answer on its way, and when it has come. */
+/** One answer: its request, its streamed text, its route, and the measured contributions. */
 export class Answer {
   /**
    * @param {string} model of the server.
    * @param {{role: string, content: string}[]} messages that it answers.
    * @param {{policy?: string, mix?: Object<string, number>}} options how to route.
-   * @param {{label: string, work: Function, again: Function, more?: HTMLElement[]}} place `work` runs one thing at
-   *   a time with a signal to stop it, `again` asks anew after an error, `more` are buttons beside ours.
+   * @param {{label: string, work: Function, again: Function, more?: HTMLElement[]}} place `work` runs one task at a
+   *   time, with a signal to abort it; `again` retries after an error; `more` are additional buttons.
    */
   constructor(model, messages, options, place) {
     Object.assign(this, { model, messages, options, place });
@@ -38,7 +38,7 @@ export class Answer {
     return { model: this.model, messages: this.messages, loramix: this.options };
   }
 
-  /** Stream it; what goes wrong is shown here, and nothing is thrown. */
+  /** Stream the answer; errors are shown here and never thrown. */
   async run(signal) {
     this.node.setAttribute("aria-busy", "true");
     try {
@@ -78,7 +78,7 @@ export class Answer {
       this.node.classList.remove("waiting");
       this.text.add(choice.delta.content, tokens);
     }
-    if (choice?.finish_reason === "length") this.say("The answer was cut at its longest length.");
+    if (choice?.finish_reason === "length") this.say("The answer reached its length limit.");
   }
 
   finish() {
@@ -110,7 +110,7 @@ export class Answer {
     else this.note.removeAttribute("role");
   }
 
-  /** Ask for the same answer with what each skill added, and draw that. */
+  /** Request the same answer with the contribution of each skill, and draw the contributions. */
   explain(trigger) {
     return this.place.work(async (signal) => {
       trigger.textContent = "Measuring …";
@@ -119,7 +119,7 @@ export class Answer {
         const found = await (await ask("/v1/explain", { body: this.body, signal, busy })).json();
         const { contributions } = found;
         if (found.text !== this.text.plain) {
-          this.say("This time the answer came out differently; what is shown below belongs to the new one.");
+          this.say("The answer differs this time; the figures below belong to the new one.");
         }
         this.text.measured(contributions);
         const own = this.text.tokens.map(({ text }) => text);

@@ -1,11 +1,11 @@
-// The server: requests with the key, streams of events, and errors as sentences.
+// Access to the server: requests with the API key, event streams, and readable errors.
 
 import { $, sentence } from "./dom.js";
 
-const KEY = "loramix-key"; // in this tab only, and until it is closed
+const KEY = "loramix-key"; // in sessionStorage: this tab only, until it is closed
 const ATTEMPTS = 6;
 
-/** What went wrong, in a sentence that can be shown. */
+/** An error whose message can be shown to the user. */
 export class Failure extends Error {
   constructor(message, status = 0, wait = 0) {
     super(sentence(message));
@@ -19,7 +19,7 @@ async function failure(response) {
     const { error } = await response.json();
     message = error.message ?? error;
   } catch {
-    // no JSON: a proxy's page
+    // not JSON, such as a proxy's error page
   }
   return new Failure(message, response.status, Number(response.headers.get("Retry-After")) || 1);
 }
@@ -35,7 +35,7 @@ async function once(path, body, signal) {
   return response;
 }
 
-/** Turns a browser's network error into a sentence; what the user stopped stays an AbortError. */
+/** Turn a network error into a readable one; an abort by the user stays an AbortError. */
 async function reached(work) {
   try {
     return await work();
@@ -46,7 +46,7 @@ async function reached(work) {
 }
 
 /**
- * Ask the server; where it wants a key the user is asked, where it is busy it is asked again.
+ * Send a request; prompt the user for an API key if the server needs one, and retry while the server is busy.
  *
  * @param {(text: string) => void} [busy] shown while waiting for a busy server.
  */
@@ -75,7 +75,7 @@ async function countdown(seconds, signal, busy) {
   busy("");
 }
 
-/** Objects of a stream of server-sent events. */
+/** Yield the objects of a stream of server-sent events. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -85,7 +85,7 @@ export async function* events(response) {
     const lines = (rest + value).split("\n");
     rest = lines.pop();
     for (const line of lines) {
-      if (!line.startsWith("data: ")) continue; // a blank line, or a comment that keeps the connection
+      if (!line.startsWith("data: ")) continue; // a blank line, or a keep-alive comment
       const data = line.slice(6);
       if (data.trim() === "[DONE]") return;
       const event = JSON.parse(data);
@@ -100,7 +100,7 @@ function askForKey(wrong) {
   const field = dialog.querySelector("input");
   dialog.querySelector(".why").textContent = wrong
     ? "That key was not accepted. Please try again."
-    : "This server asks for its API key. It is kept until you close this tab, and sent to this server only.";
+    : "This server needs an API key. It is kept until you close this tab, and sent to this server only.";
   field.value = "";
   dialog.showModal();
   return new Promise((resolve, reject) => {

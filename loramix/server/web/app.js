@@ -1,4 +1,4 @@
-// The page: what is asked, one thing at a time, and what came of it.
+// The page: the prompt box, the conversation and its turns; one task runs at a time.
 
 import { Answer } from "./answer.js";
 import { ask } from "./api.js";
@@ -14,9 +14,9 @@ const wide = matchMedia("(min-width: 60rem)");
 
 let pack = null;
 let conversation = []; // messages so far, with the routed answers
-let running = null; // stops what goes on now
+let running = null; // AbortController of the current task
 
-/** Do one thing that can be stopped; a second one is not begun meanwhile. */
+/** Run a task that can be aborted; ignored while another one runs. */
 async function work(task) {
   if (running) return;
   running = new AbortController();
@@ -48,7 +48,7 @@ function submit() {
   turn(text, { policy: $("input[name=policy]:checked").value });
 }
 
-/** A prompt and its answers, side by side. */
+/** Add a prompt and its answers to the log. */
 function turn(text, options) {
   const before = $("#remember").checked ? conversation : [];
   const messages = [...before, { role: "user", content: text }];
@@ -70,7 +70,7 @@ function turn(text, options) {
     });
     open.setAttribute("aria-expanded", "false");
     const again = () => {
-      if (wide.matches) prompt.focus(); // what was pressed goes away
+      if (wide.matches) prompt.focus(); // the pressed button is removed
       routed();
     };
     const place = { label: `Policy ${options.policy}`, work, again, more: [open] };
@@ -98,7 +98,7 @@ function turn(text, options) {
   routed();
 }
 
-/** Keep the end of the log in sight while an answer grows, unless the user has scrolled away. */
+/** Keep the end of the log visible while an answer grows, unless the user has scrolled away. */
 async function followed(answer) {
   const page = document.documentElement;
   const near = () => page.scrollHeight - page.scrollTop - page.clientHeight < 120;
@@ -110,7 +110,7 @@ async function followed(answer) {
   try {
     await answer;
   } finally {
-    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // what came last is laid out
+    await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done))); // wait until the last piece is laid out
     watch.disconnect();
     removeEventListener("scroll", seen);
   }
@@ -131,14 +131,14 @@ function newChat() {
   prompt.focus();
 }
 
-/** On narrow screens the skills cover the chat when they are asked for. */
+/** Show or hide the list of skills, which covers the chat on narrow screens. */
 function showSkills(open) {
   document.body.classList.toggle("skills-open", open);
   $("#show-skills").setAttribute("aria-expanded", String(open));
   if (open) $("#skills h2").focus();
 }
 
-let poll = 0; // asks again while the server is not ready
+let poll = 0; // timer that polls until the server is ready
 
 async function health() {
   const state = $("#state");
@@ -147,7 +147,7 @@ async function health() {
     const { status } = await (await fetch("/health")).json();
     text = status === "ok" ? "ready" : "starting";
   } catch {
-    // the text says it
+    // not reachable
   }
   state.textContent = text;
   state.dataset.state = text;

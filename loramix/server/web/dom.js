@@ -1,8 +1,8 @@
-// Elements, numbers and colours. Whatever comes from outside becomes a text node or a property, never markup.
+// Elements, number formats and colours. External data becomes text nodes or properties, never markup.
 
 export const $ = (selector) => document.querySelector(selector);
 
-/** An element with properties, listeners (`onclick` …) and children; texts become text nodes. */
+/** Create an element with properties, listeners (`onclick` …) and children; strings become text nodes. */
 export function h(tag, props = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
@@ -19,7 +19,7 @@ export function button(text, onclick, props = {}) {
   return h("button", { type: "button", onclick, ...props }, text);
 }
 
-/** Says something to who cannot see it. */
+/** Announce a text to screen readers. */
 export function announce(text) {
   $("#live").textContent = text;
 }
@@ -38,19 +38,19 @@ export function sentence(text) {
   return /[.!?]$/.test(whole) ? whole : `${whole}.`;
 }
 
-/** A token as it is named in a tooltip: spaces and line ends are seen. */
+/** Return a token with visible spaces and line ends, for tooltips. */
 export function visible(token) {
   return token.replaceAll("\n", "⏎").replaceAll(" ", "␣").replaceAll("\t", "⇥") || "∅";
 }
 
 let order = [];
 
-/** Skills in the order of the pack: each has its colour for as long as the page is open. */
+/** Set the order of the skills, which determines their colours. */
 export function nameSkills(names) {
   order = names;
 }
 
-/** Colour of a skill on an element: eight hues, and another form for those beyond. */
+/** Set the colour of a skill on an element: eight hues, and another shape beyond the eighth. */
 export function paint(node, skill) {
   const place = order.indexOf(skill);
   if (place >= 0) {

@@ -1,24 +1,24 @@
-// What each skill added, ‖s·BAx‖ / ‖Wx‖, as a map by layer and token: pointer, keyboard, and a table as text.
+// Heat maps of the contributions, ‖s·BAx‖ / ‖Wx‖, by layer and token, with pointer, keyboard and table access.
 
 import { dot, h, paint, visible } from "./dom.js";
 import { totalsByToken } from "./text.js";
 
 const CELL = { width: [13, 44], height: 7 };
-const GUTTER = 30; // left, for the numbers of layers
-const EDGE = 8; // above and to the right, for half a number and the end of a name
-const CONTRAST = 0.75; // small values stay visible; the legend in answer.css has the same curve
-const LABELS = 74; // below, for the tokens
-const MAX_PIXELS = 16_000; // browsers draw no wider canvas
+const GUTTER = 30; // left margin for the layer numbers
+const EDGE = 8; // top and right margin for half a number and the end of a label
+const CONTRAST = 0.75; // exponent that keeps small values visible; the legend in answer.css uses the same curve
+const LABELS = 74; // bottom margin for the tokens
+const MAX_PIXELS = 16_000; // browsers limit the width of a canvas
 
-/** All maps of an answer, with how to read them, and the tables; `label` says which answer it is. */
+/** Build the heat maps and tables of an answer, with an introduction; `label` names the answer. */
 export function figures(found, label) {
   const title = h("h4", {}, `Measured contributions: ${label.toLowerCase()}`);
   const top = Math.max(...found.skills.map((name) => most(found.values[name]).value), 1e-9);
   const intro = h(
     "p",
     { class: "hint" },
-    "How much each adapter added to what the base computed, ‖s·BAx‖ / ‖Wx‖, where each token was chosen. ",
-    "The answer is tinted by it now. Point at a cell, or move with the arrow keys.",
+    "How much each adapter added to the output of the base, ‖s·BAx‖ / ‖Wx‖, at the position of each token. ",
+    "The answer above is now coloured by it. Point at a cell, or move with the arrow keys.",
   );
   return [
     title,
@@ -42,9 +42,9 @@ function figure(name, { tokens, values }, top) {
   const layers = values[name];
   const peak = most(layers);
   const where = `layer ${peak.layer} at ‘${visible(tokens[peak.token])}’`;
-  const label = `Contribution of ${name} in ${layers.length} layers to ${tokens.length} tokens; most, ${peak.value.toFixed(3)}, in ${where}.`;
+  const label = `Contribution of ${name} in ${layers.length} layers to ${tokens.length} tokens; the maximum, ${peak.value.toFixed(3)}, is in ${where}.`;
   const canvas = h("canvas", { tabIndex: 0, role: "img", "aria-label": `${label} Arrow keys read single cells.` });
-  const readout = h("output", { class: "readout" }, `most ${peak.value.toFixed(3)}: ${where}`);
+  const readout = h("output", { class: "readout" }, `maximum ${peak.value.toFixed(3)}: ${where}`);
   const legend = h("span", { class: "legend", "aria-hidden": "true" }, "0", h("i"), top.toFixed(2));
   const caption = h("figcaption", {}, dot(name), h("b", {}, name), legend, readout);
   const scroller = h("div", { class: "scroller" }, canvas);
@@ -78,7 +78,7 @@ function figure(name, { tokens, values }, top) {
     map.reveal(scroller);
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => map.draw());
-  requestAnimationFrame(() => map.fit(scroller.clientWidth)); // once its width is known
+  requestAnimationFrame(() => map.fit(scroller.clientWidth)); // after layout, when the width is known
   return node;
 }
 
@@ -99,7 +99,7 @@ class HeatMap {
     this.draw();
   }
 
-  /** Top left corner of a cell. */
+  /** Return the top left corner of a cell. */
   place(layer, token) {
     return [GUTTER + this.width * token, EDGE + CELL.height * (this.layers.length - 1 - layer)];
   }
@@ -121,7 +121,7 @@ class HeatMap {
     };
   }
 
-  /** Scroll sideways until the cell is seen. */
+  /** Scroll sideways until the cell is visible. */
   reveal(scroller) {
     const [x] = this.place(this.cell.layer, this.cell.token);
     if (x < scroller.scrollLeft + GUTTER) scroller.scrollLeft = x - GUTTER;

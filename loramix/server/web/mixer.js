@@ -1,19 +1,19 @@
-// Sliders, one a skill: a mix of the user's own instead of the gate's.
+// One slider per skill: the user's own mix instead of the gate's.
 
 import { button, dot, h, paint, scale } from "./dom.js";
 
-const MOST = 8; // skills that can act at once
+const MAX_ACTIVE = 8; // skills in one mix
 
-let made = 0;
+let count = 0;
 
 /**
  * @param {string[]} skills of the pack.
- * @param {Object<string, number>} routed where the sliders begin.
- * @param {(mix: Object<string, number>) => void} answer is given the mix that was chosen.
+ * @param {Object<string, number>} routed the gate's mix, with which the sliders start.
+ * @param {(mix: Object<string, number>) => void} answer called with the chosen mix.
  */
 export function mixer(skills, routed, answer) {
-  const id = `mixer-${++made}`;
-  const told = h("p", { class: "chosen", role: "status" });
+  const id = `mixer-${++count}`;
+  const status = h("p", { class: "chosen", role: "status" });
   const rows = skills.map((name) => {
     const output = h("output", { htmlFor: `${id}-${name}` });
     const slider = h("input", { type: "range", id: `${id}-${name}`, name, min: 0, max: 2, step: 0.05 });
@@ -33,9 +33,9 @@ export function mixer(skills, routed, answer) {
       slider.parentNode.classList.toggle("on", Number(slider.value) > 0);
     }
     const chosen = Object.entries(mix());
-    const tooMany = chosen.length > MOST;
-    told.textContent = tooMany
-      ? `${chosen.length} skills are on; at most ${MOST} can act at once.`
+    const tooMany = chosen.length > MAX_ACTIVE;
+    status.textContent = tooMany
+      ? `${chosen.length} skills are on; at most ${MAX_ACTIVE} can act at once.`
       : chosen.map(([name, value]) => `${name} ×${scale(value)}`).join(" + ") || "No skill: the bare base answers.";
     submit.disabled = tooMany;
   }
@@ -50,7 +50,7 @@ export function mixer(skills, routed, answer) {
     "form",
     { class: "mixer", "aria-label": "Your own mix" },
     h("h4", {}, "Your own mix"),
-    h("p", { class: "hint" }, "How strongly each skill acts: 0 is off, 1 is as it was trained."),
+    h("p", { class: "hint" }, "How strongly each skill acts: 0 is off, 1 is the trained strength."),
     h(
       "div",
       { class: "sliders" },
@@ -58,7 +58,7 @@ export function mixer(skills, routed, answer) {
         paint(h("div", { class: "slider" }, h("label", { htmlFor: slider.id }, dot(name), name), slider, output), name),
       ),
     ),
-    h("div", { class: "row" }, submit, button("Back to the gate's mix", reset), told),
+    h("div", { class: "row" }, submit, button("Back to the gate's mix", reset), status),
   );
   form.addEventListener("submit", (event) => {
     event.preventDefault();

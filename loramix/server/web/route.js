@@ -1,11 +1,11 @@
-// Beside an answer: which mix answered, why, what the gate thought, and how long it took.
+// The panel next to an answer: the mix, the reason, the gate's probabilities, and the timings.
 
 import { count, dot, duration, h, paint, percent, scale, sentence } from "./dom.js";
 
-const SHOWN = 5; // bars, beside those of the skills that answer
+const SHOWN = 5; // bars, in addition to those of the skills that answer
 const LEAST = 0.005;
 
-/** The mix as chips: “summarize 1 → sentiment 1”. */
+/** Show the mix as chips: “summarize 1 → sentiment 1”. */
 export function chips(route) {
   const steps = [route.mix, ...route.then];
   const parts = steps.flatMap((mix, i) => [
@@ -18,7 +18,7 @@ export function chips(route) {
   return h("p", { class: "chips" }, parts);
 }
 
-/** The gate's probabilities as bars; without a gate's decision the scales of the mix. */
+/** Show the gate's probabilities as bars, or the scales of a fixed mix. */
 export function bars(route) {
   const chosen = new Set([route.mix, ...route.then].flatMap((mix) => Object.keys(mix)));
   if (!chosen.size) chosen.add("base");
@@ -36,7 +36,7 @@ export function bars(route) {
     const next = chances.find((chance) => !shown.includes(chance))[1];
     rows.push(h("li", { class: "rest" }, `${rest} more, each ${percent(next)} or less`));
   }
-  return list("What the gate thinks fits", rows);
+  return list("The gate's probabilities", rows);
 }
 
 function list(title, rows) {
@@ -58,13 +58,13 @@ function bar(name, share, text, chosen) {
   );
 }
 
-/** The router's reason; of the user's own mix there is none. */
+/** Show the router's reason; the user's own mix has none. */
 export function why(route) {
   const own = route.policy === "fixed";
-  return h("p", { class: "why" }, own ? "You set this mix; the gate was not asked." : sentence(route.reason));
+  return h("p", { class: "why" }, own ? "You set this mix; the gate was not used." : sentence(route.reason));
 }
 
-/** Route, first token, all, and speed. */
+/** Show the times of routing, first token and total, and the speed. */
 export function timings({ timings: t }, usage) {
   const routing = (t.features ?? 0) + (t.gate ?? 0);
   const said = usage?.completion_tokens ?? 0;
@@ -72,7 +72,7 @@ export function timings({ timings: t }, usage) {
     t.queue >= 0.005 ? ["queue", duration(t.queue)] : null,
     routing ? ["route", duration(routing)] : null,
     ["first token", duration(t.first_token)],
-    ["in all", duration(t.total)],
+    ["total", duration(t.total)],
     said > 1 ? ["speed", `${((said - 1) / (t.total - t.first_token)).toFixed(0)} tokens/s`] : null,
     usage ? ["prompt", count(usage.prompt_tokens, "token")] : null,
     usage ? ["answer", count(said, "token")] : null,

@@ -1,4 +1,4 @@
-// The skills of the pack: what they do, an example to try, and their cards.
+// The list of skills: description, example and card.
 
 import { ask } from "./api.js";
 import { $, button, dot, h } from "./dom.js";
@@ -28,7 +28,7 @@ export function skillList(pack, propose) {
   );
 }
 
-/** A few examples to begin with. */
+/** A few examples for an empty chat. */
 export function openers(pack, propose) {
   const wanted = pack.skills.filter(({ example }) => example && example.length < 200);
   return wanted.slice(0, 4).map(({ name, example }) =>
@@ -56,7 +56,7 @@ async function showCard(pack, skill) {
   }
 }
 
-/** The little Markdown that cards are written in, as elements: headings, lists, paragraphs, bold, code. */
+/** Render the Markdown subset of cards: headings, lists, paragraphs, bold, code. */
 export function markdown(text) {
   const nodes = [];
   let list = null;

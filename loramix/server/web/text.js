@@ -1,10 +1,10 @@
-// An answer's text, token by token, each tinted by the skill that weighs most in it.
+// The text of an answer, token by token, each coloured by its strongest skill.
 
 import { h, paint, percent, scale, visible } from "./dom.js";
 
 const nobody = "base";
 
-/** The strongest skill of a mix, or null for the bare base. */
+/** Return the strongest skill of a mix, or null for the bare base. */
 function strongest(mix) {
   return Object.entries(mix).reduce((best, entry) => (best && best[1] >= entry[1] ? best : entry), null)?.[0] ?? null;
 }
@@ -14,7 +14,7 @@ const named = (mix) =>
     .map(([name, value]) => `${name} ${scale(value)}`)
     .join(", ") || nobody;
 
-/** Text that grows; its tokens know their mix. */
+/** Streamed text whose tokens show their mix. */
 export class TokenText {
   constructor() {
     this.node = h("p", { class: "text" });
@@ -22,10 +22,10 @@ export class TokenText {
     this.tokens = [];
     this.steps = [{}];
     this.step = 0;
-    this.tail = []; // the last bytes: a character may begin in one piece and end in the next
+    this.tail = []; // the last bytes, since a character may span two pieces
   }
 
-  /** The mixes that answer in turn. */
+  /** Set the mixes that answer one after another. */
   begin(route) {
     this.steps = [route.mix, ...route.then];
   }
@@ -36,12 +36,12 @@ export class TokenText {
     let pieces = decoded(tokens, this.tail);
     const fresh = decoded(tokens, []);
     if (this.step + 1 < this.steps.length && text === `\n${fresh.join("")}`) {
-      this.step += 1; // the next mix answers, on a line of its own
+      this.step += 1; // the next mix answers, on a new line
       this.node.append("\n");
       this.tail = [];
       pieces = fresh;
     } else if (text !== pieces.join("")) {
-      this.node.append(text); // a text that no token stands for as it is
+      this.node.append(text); // text that does not correspond to tokens
       return;
     }
     this.tail = [...this.tail, ...tokens.flatMap(({ bytes }) => bytes)].slice(-3);
@@ -61,12 +61,12 @@ export class TokenText {
     token.node.title = `‘${visible(token.text)}’ by ${named(mix)}; probability ${percent(token.p)}`;
   }
 
-  /** The mix of each token, where it changed from token to token. */
+  /** Colour each token by its own mix, when the mix changed from token to token. */
   mixed(mixes) {
     this.tokens.forEach((token, i) => mixes[i] && this.tint(token, mixes[i]));
   }
 
-  /** Tint by what was measured: hue by the strongest skill, depth by how much it added. */
+  /** Colour by measured contributions: hue by the strongest skill, saturation by its contribution. */
   measured(found) {
     const totals = totalsByToken(found);
     const top = Math.max(...totals.map((row) => Math.max(...row, 0)), 1e-9);
@@ -82,7 +82,7 @@ export class TokenText {
   }
 }
 
-/** Tokens as text, behind some bytes; a character that several share stands at the last of them. */
+/** Decode tokens after some bytes; a character that spans several tokens belongs to the last one. */
 function decoded(tokens, before) {
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   decoder.decode(new Uint8Array(before), { stream: true });
