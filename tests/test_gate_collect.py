@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidData, NotFound
 from loramix.train.data import Row
 from loramix.train.gate_collect import collect_from, collect_requests, people_s, read_requests
-from loramix.train.gate_pieces import BASE
 from loramix.train.gate_requests import Maker
 from loramix.train.recipe import load_recipe
 
