@@ -101,7 +101,7 @@ def test_roles_and_parts_of_text() -> None:
         ({"role": "user", "content": ["x", {"type": "input_audio"}]}, "content[1] is sound"),
         ({"role": "user", "content": [{"type": "file", "file": {}}]}, "content[0] is a file"),
         ({"role": "user", "content": "x", "images": ["aGk="]}, "images holds images"),
-        ({"role": "user", "content": [{"type": "text"}]}, "content[0] is no part of text"),
+        ({"role": "user", "content": [{"type": "text"}]}, "content[0] is not a text part"),
         ({"role": "user", "content": [{"type": "text", "text": "x"}] * 65}, "content has 65 parts"),
         ({"role": "user"}, "content is missing"),
         ({"role": "tool", "content": None}, "content is missing"),

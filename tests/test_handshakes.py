@@ -222,7 +222,7 @@ def test_hosts_that_match_no_header_are_refused_at_the_start(given: str) -> None
 @pytest.mark.parametrize("option", ["--timeout", "--queue-timeout", "--first-token-timeout"])
 def test_seconds_are_a_number(option: str) -> None:
     done = CliRunner().invoke(main, ["serve", option, "nan"])
-    assert done.exit_code == 2 and "no number of seconds" in done.output
+    assert done.exit_code == 2 and "not a number of seconds" in done.output
 
 
 def test_the_address_to_listen_on_is_read_as_well_as_it_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
