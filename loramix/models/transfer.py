@@ -33,11 +33,11 @@ class Transfer:
         self._bar.stop()
 
     def begin(self, title: str, size_bytes: int) -> None:
-        """A part begins.
+        """Start a part.
 
         Args:
-            title: what it is.
-            size_bytes: of it.
+            title: description of the part.
+            size_bytes: size of the part.
         """
         self._bar.update(self._task, description=title)
         if self._plain:
@@ -45,10 +45,10 @@ class Transfer:
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
     def update(self, so_far_bytes: int) -> None:
-        """Show how much of the part is here."""
+        """Show the bytes of the part downloaded so far."""
         self._bar.update(self._task, completed=self._before_bytes + so_far_bytes)
 
     def end(self, size_bytes: int) -> None:
-        """The part is here, with so many bytes."""
+        """Finish a part of ``size_bytes`` bytes."""
         self._before_bytes += size_bytes
         self.update(0)

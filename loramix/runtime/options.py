@@ -68,10 +68,8 @@ class GenerationOptions:
             UsageError: an unknown keyword, or a value out of its range.
             InvalidMix: see `as_mix`.
         """
-        own_names, sampling_names = (
-            {field.name for field in fields(cls)} - {"sampling"},
-            set(Sampling.__dataclass_fields__),
-        )
+        own_names = {field.name for field in fields(cls)} - {"sampling"}
+        sampling_names = {field.name for field in fields(Sampling)}
         if unknown := sorted(set(values) - own_names - sampling_names):
             raise UsageError(f"unknown option {unknown}; there are {sorted(own_names | sampling_names)}.")
         sampling = Sampling(**{name: value for name, value in values.items() if name in sampling_names})

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loramix.defaults import BASE
 from loramix.errors import InvalidData, NotFound
-from loramix.formats.textfile import read_lines
 from loramix.train.data import Row, data_file, read_rows, take
+from loramix.train.gate_data import request_lines
 from loramix.train.gate_pieces import UNKNOWN, Piece, Request, user
 from loramix.train.gate_requests import Maker
 from loramix.train.gate_turns import conversation, pasted
@@ -38,21 +37,12 @@ def read_requests(path: Path) -> list[tuple[str, str, str, str]]:
     if not path.is_file():
         raise NotFound(f"no file {path} of requests; give one with --none FILE.")
     found = []
-    for number, line in read_lines(path):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            text = row["text"] if "text" in row else row["instruction"]
-            inputs = [instance["input"] for instance in row.get("instances", [])[:1] if instance["input"]]
-            whole = "\n".join([text, *inputs])
-            skill = row.get("skill", "none")
-            if not isinstance(skill, str) or not whole.strip():
-                raise ValueError("an empty text, or a skill that is no name")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    for number, row, whole in request_lines(path):
+        skill = row.get("skill", "none")
+        if not isinstance(skill, str) or not whole.strip():
             raise InvalidData(
-                f"{path}, line {number}: needs 'text' or 'instruction' ({error}); fix that line."
-            ) from None
+                f"{path}, line {number}: needs a text, and a skill that is a name or absent; fix it."
+            )
         label = BASE if skill == "none" else skill
         found.append((str(row.get("split", "")), label, whole, str(row.get("template", whole))))
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,21 @@ def read_none(path: Path) -> list[tuple[str, str]]:
     """
     if not path.is_file():
         raise NotFound(f"no file {path} of prompts that no skill fits; give one with --none FILE.")
-    found = []
+    return [(str(row.get("split", "")), text) for _, row, text in request_lines(path)]
+
+
+def request_lines(path: Path) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """Requests of a JSONL file in people's own words.
+
+    Args:
+        path: JSONL of ``text``, or of ``instruction`` with ``instances`` that have an ``input``.
+
+    Yields:
+        Line number, the whole row, and the text of the request.
+
+    Raises:
+        InvalidData: a line that cannot be read.
+    """
     for number, line in read_lines(path):
         if not line.strip():
             continue
@@ -101,12 +115,12 @@ def read_none(path: Path) -> list[tuple[str, str]]:
             row = json.loads(line)
             text = row["text"] if "text" in row else row["instruction"]
             inputs = [instance["input"] for instance in row.get("instances", [])[:1] if instance["input"]]
-            found.append((str(row.get("split", "")), "\n".join([text, *inputs])))
+            whole = "\n".join([text, *inputs])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidData(
                 f"{path}, line {number}: needs 'text' or 'instruction' ({error}); fix it."
             ) from None
-    return found
+        yield number, row, whole
 
 
 def collect(

@@ -16,8 +16,8 @@ import msgspec
 from loramix.errors import InvalidRecipe
 from loramix.formats.textfile import read_text
 from loramix.train.data import Row
+from loramix.train.made_sql import MADE, sql_rows
 
-MADE = Path(__file__).parent / "made"
 _PLACE = re.compile(r"\{([a-z]+)(_\d)?(?:\.(\w+))?\}")
 Value = str | dict[str, str]
 
@@ -89,12 +89,6 @@ def made_rows(name: str) -> list[Row]:
     return KINDS[name](name)
 
 
-def _sql(name: str) -> list[Row]:
-    from loramix.train.made_sql import sql_rows
-
-    return sql_rows()
-
-
 KINDS: dict[str, Callable[[str], list[Row]]] = {
     "sentiment": template_rows,
     "shell": template_rows,
@@ -103,6 +97,6 @@ KINDS: dict[str, Callable[[str], list[Row]]] = {
     "summarize": template_rows,
     "title": template_rows,
     "translate_fr": template_rows,
-    "sql": _sql,
+    "sql": lambda name: sql_rows(),
 }
 """What can be made, by name."""

@@ -13,7 +13,7 @@ import msgspec
 from loramix.formats.textfile import read_text
 from loramix.train.data import Row
 
-DIRECTORY = Path(__file__).parent / "made"
+MADE = Path(__file__).parent / "made"
 ROUNDS = 4
 """How often each table gets each kind of question, with other values."""
 
@@ -64,8 +64,8 @@ class Questions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def sql_rows() -> list[Row]:
     """All questions, each with its query; the same ones every time."""
-    made = msgspec.toml.decode(read_text(DIRECTORY / "tables.toml"), type=Tables)
-    asked = msgspec.toml.decode(read_text(DIRECTORY / "questions.toml"), type=Questions)
+    made = msgspec.toml.decode(read_text(MADE / "tables.toml"), type=Tables)
+    asked = msgspec.toml.decode(read_text(MADE / "questions.toml"), type=Questions)
     found: dict[str, Row] = {}
     rng = random.Random("sql")
     for name, table in made.tables.items():

@@ -50,24 +50,19 @@ def router(service: Service) -> APIRouter:
     async def answer(
         request: Request, body: Generated, messages: list[dict[str, str]], form: Form
     ) -> Response:
-        service.target(body.model, body.loramix)
+        settings = body.options
+        options = service.options(
+            body.model,
+            body.loramix,
+            max_tokens=limit_of(settings.num_predict, service.n_ctx),
+            stop=settings.stop or (),
+            top_logprobs=body.top_logprobs if body.logprobs else None,
+            json_schema=body.schema_for_grammar(),
+            **sampling_of(settings),
+        )
         if not messages:  # Ollama's clients load a model this way
             return JSONResponse({**_head(body.model), **form(""), "done": True, "done_reason": "load"})
-        options = body.options
-        message = m.Answer(
-            number=0,
-            messages=messages,
-            options=service.options(
-                body.model,
-                body.loramix,
-                max_tokens=limit_of(options.num_predict, service.n_ctx),
-                stop=options.stop or (),
-                top_logprobs=body.top_logprobs if body.logprobs else None,
-                json_schema=body.schema_for_grammar(),
-                **sampling_of(options),
-            ),
-            buffered=not body.stream,
-        )
+        message = m.Answer(number=0, messages=messages, options=options, buffered=not body.stream)
         jobs = service.submit([message])
         if body.stream:
             try:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from loramix.defaults import DEFAULT_POLICY
 from loramix.errors import UsageError
+from loramix.runtime.sampling import Sampling
 from loramix.server.body_types import (
     Dimensions,
     Flag,
@@ -120,12 +121,12 @@ class Sampled(SamplerSettings):
     repetition_penalty: RepeatPenalty | None = None
     loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
 
-    def sampling(self, choice: int) -> dict[str, int | float]:
-        """Return the `Sampling` settings for one of ``n`` choices."""
-        found = sampling_of(self, choice)
+    def sampling(self, choice: int) -> Sampling:
+        """Return the sampling settings for one of ``n`` choices."""
+        found: dict[str, Any] = dict(sampling_of(self, choice))
         if self.repetition_penalty is not None:
             found.setdefault("repeat_penalty", self.repetition_penalty)
-        return found
+        return Sampling(**found)
 
     @property
     def limit(self) -> int | None:

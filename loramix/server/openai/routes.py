@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -33,7 +34,13 @@ def router(service: Service) -> APIRouter:
     api = APIRouter(prefix="/v1")
 
     def requests(body: Sampled, prompts: Sequence[list[dict[str, str]]], **extra: Any) -> list[m.Request]:
-        service.target(body.model, body.loramix)
+        options = service.options(
+            body.model,
+            body.loramix,
+            max_tokens=limit_of(body.limit, service.n_ctx),
+            stop=body.stop or (),
+            **extra,
+        )
         if len(prompts) * (body.n or 1) > MAX_CHOICES:
             raise UsageError(
                 f"prompt holds {len(prompts)} and n is {body.n or 1}; their product may be at most {MAX_CHOICES}."
@@ -42,14 +49,7 @@ def router(service: Service) -> APIRouter:
             m.Answer(
                 number=0,
                 messages=prompt,
-                options=service.options(
-                    body.model,
-                    body.loramix,
-                    max_tokens=limit_of(body.limit, service.n_ctx),
-                    stop=body.stop or (),
-                    **body.sampling(choice),
-                    **extra,
-                ),
+                options=replace(options, sampling=body.sampling(choice)),
                 buffered=not body.stream,
             )
             for prompt in prompts
