@@ -10,6 +10,7 @@ import llm
 from pydantic import Field
 
 from loramix import DEFAULT, Engine
+from loramix.defaults import POLICIES
 from loramix.pack.pack import list_packs
 
 
@@ -26,7 +27,7 @@ class Loramix(llm.Model):  # type: ignore[misc]
     class Options(llm.Options):  # type: ignore[misc]
         """Options of `Engine.stream`."""
 
-        policy: str | None = Field(None, description="each, top1, blend, token or base")
+        policy: str | None = Field(None, description=", ".join(POLICIES))
         mix: str | None = Field(None, description="sentiment=0.7,summarize=0.3")
         max_tokens: int | None = Field(None, description="Longest answer in tokens")
         temperature: float | None = Field(None, description="0 is greedy")

@@ -11,6 +11,7 @@ import httpx
 from serving import Served
 
 from loramix.commands.explain_report import COLOURS
+from loramix.defaults import DEFAULT_POLICY, POLICIES
 from loramix.server.access import AccessPolicy
 from loramix.server.guard import Guard
 
@@ -32,6 +33,14 @@ def test_the_page_may_load_nothing_from_elsewhere(page_server: Served) -> None:
         ), file.name
         assert text.count("\n") <= 300, file.name
     assert page_server.http.get("/%2e%2e/server.py").status_code == 404
+
+
+def test_the_page_has_a_button_for_each_policy() -> None:
+    text = (WEB / "index.html").read_text(encoding="utf-8")
+    buttons = re.findall(r'name="policy" value="(\w+)"( checked)?><span>(\w+)</span>', text)
+    assert sorted(value for value, _, _ in buttons) == sorted(POLICIES)
+    assert all(value == label for value, _, label in buttons)
+    assert [value for value, checked, _ in buttons if checked] == [DEFAULT_POLICY]
 
 
 def test_a_page_of_this_server_may_ask_under_any_of_its_names() -> None:

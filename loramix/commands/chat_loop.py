@@ -13,11 +13,11 @@ from loramix.models.mixing import Mix
 from loramix.runtime.engine import Engine
 from loramix.runtime.router import Route
 
-HELP = '''\
+HELP = f'''\
 """             begins and ends a message of several lines
 /skill NAME     answer with this skill until /policy is given
 /mix a=1,b=0.5  answer with this mix
-/policy NAME    let the gate choose again: top1, blend, each, token; or base
+/policy NAME    let the gate choose again, or the bare base: {", ".join(POLICIES)}
 /why            why the last answer came from the mix it did
 /history        the conversation so far
 /reset          forget the conversation
@@ -33,7 +33,7 @@ class Chat:
     Args:
         engine: engine that answers.
         system: system message, if any.
-        policy: ``top1``, ``blend``, ``each``, ``token`` or ``base``.
+        policy: one of `POLICIES`.
         mix: fixed mix instead of the gate's choice.
         **options: options of `Engine.stream`.
     """

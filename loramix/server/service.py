@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Request
 from pydantic import ConfigDict, Field
 
-from loramix.defaults import DEFAULT_POLICY, Policy
+from loramix.defaults import DEFAULT_POLICY, POLICIES, Policy
 from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack.pack import Pack
@@ -35,7 +35,7 @@ Scale = Annotated[
 ]
 
 
-PolicyName = Annotated[Policy, must_be('"top1", "blend", "each", "token" or "base"')]
+PolicyName = Annotated[Policy, must_be(" or ".join(f'"{name}"' for name in POLICIES))]
 
 
 class Options(Body):
