@@ -19,6 +19,7 @@ from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
 from loramix.errors import InvalidArtifact, SelfCheckFailed, Unsupported, WrongBase
 from loramix.formats.adapter_file import embedding_adapted
+from loramix.formats.gguf_output import gguf_output
 from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.paths import atomic_path
 
@@ -65,28 +66,27 @@ def convert_adapter(
     kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
     tensors, alpha = to_gguf(adapter, shape)
     with atomic_path(out) as temporary:
-        writer = gguf.GGUFWriter(temporary, shape.architecture.name)
-        writer.add_type("adapter")
-        writer.add_name(name or adapter.name)
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", alpha)
-        writer.add_string("adapter.lora.task_name", name or adapter.name)
-        if adapter.invocation:
-            array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-            writer.add_key_value(INVOCATION, list(adapter.invocation), array, sub_type=uint32)
-        if base_name:
-            writer.add_string("loramix.base.name", base_name)
-        if base_sha256:
-            writer.add_string("loramix.base.sha256", base_sha256)
-        for key in sorted(tensors):
-            data = tensors[key].astype(np.float16 if outtype == "f16" else np.float32)
-            if not np.isfinite(data).all():
-                raise Unsupported(f"{key} does not fit float16; convert with --outtype f32.")
-            writer.add_tensor(key, data, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with gguf_output(temporary, shape.architecture.name, name=str(out)) as writer:
+            writer.add_type("adapter")
+            writer.add_name(name or adapter.name)
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", alpha)
+            writer.add_string("adapter.lora.task_name", name or adapter.name)
+            if adapter.invocation:
+                array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+                writer.add_key_value(INVOCATION, list(adapter.invocation), array, sub_type=uint32)
+            if base_name:
+                writer.add_string("loramix.base.name", base_name)
+            if base_sha256:
+                writer.add_string("loramix.base.sha256", base_sha256)
+            for key in sorted(tensors):
+                data = tensors[key].astype(np.float16 if outtype == "f16" else np.float32)
+                if not np.isfinite(data).all():
+                    raise Unsupported(f"{key} does not fit float16; convert with --outtype f32.")
+                writer.add_tensor(key, data, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         check_adapter(temporary.read_bytes(), shape, str(out), base_sha256=base_sha256)
 
 

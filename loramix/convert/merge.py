@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import SelfCheckFailed
+from loramix.formats.gguf_output import gguf_output
 from loramix.formats.gguf_reader import TYPES
-from loramix.formats.requantize import copy_metadata, file_type, quantize_q4_0, writer_like
+from loramix.formats.requantize import architecture_of, copy_metadata, file_type, quantize_q4_0
 from loramix.models.fuse import read_pairs
 from loramix.paths import need_space
 
@@ -60,31 +61,30 @@ def merge(
     }
     sizes = {tensor.name: _nbytes(_shape(tensor), types[tensor.name]) for tensor in reader.tensors}
     need_space(out, reader.data_offset + sum(sizes.values()), "the merged base")
-    writer = writer_like(reader, out)
-    copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
-    if "general.quantization_version" not in reader.fields:
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in metadata.items():
-        writer.add_string(key, value)
-    for tensor in reader.tensors:
-        kind = types[tensor.name]
-        shape, dtype = _shape(tensor), {"F32": np.float32, "F16": np.float16}.get(kind, np.uint8)
-        if dtype is np.uint8:
-            block, size = _SIZES[kind]
-            shape = (*shape[:-1], shape[-1] // block * size)
-        writer.add_tensor_info(
-            tensor.name, shape, np.dtype(dtype), sizes[tensor.name], gguf.GGMLQuantizationType[kind]
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        kind, moved = types[tensor.name], deltas.get(tensor.name, [])
-        if kind == _own(tensor) and not moved:
-            writer.write_tensor_data(tensor.data)
-        else:
-            writer.write_tensor_data(np.concatenate(list(_rows(tensor, moved, kind))))
-    writer.close()
+    with gguf_output(out, architecture_of(reader), name="the merged base") as writer:
+        copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
+        if "general.quantization_version" not in reader.fields:
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for key, value in metadata.items():
+            writer.add_string(key, value)
+        for tensor in reader.tensors:
+            kind = types[tensor.name]
+            shape, dtype = _shape(tensor), {"F32": np.float32, "F16": np.float16}.get(kind, np.uint8)
+            if dtype is np.uint8:
+                block, size = _SIZES[kind]
+                shape = (*shape[:-1], shape[-1] // block * size)
+            writer.add_tensor_info(
+                tensor.name, shape, np.dtype(dtype), sizes[tensor.name], gguf.GGMLQuantizationType[kind]
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in reader.tensors:
+            kind, moved = types[tensor.name], deltas.get(tensor.name, [])
+            if kind == _own(tensor) and not moved:
+                writer.write_tensor_data(tensor.data)
+            else:
+                writer.write_tensor_data(np.concatenate(list(_rows(tensor, moved, kind))))
 
 
 def wanted_type(name: str, shape: tuple[int, ...], own: str, quant: str | None) -> str:

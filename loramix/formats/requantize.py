@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.formats.gguf_output import gguf_output
 from loramix.paths import atomic_path
 
 BLOCK = 32
@@ -61,19 +62,31 @@ def _levels(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.N
     return levels
 
 
-def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
+def requantize(
+    source: Path,
+    out: Path,
+    types: dict[str, str],
+    *,
+    fix: str = "free some space, or write to another disk with --out.",
+) -> None:
     """Copy a GGUF base, with some of its matrices in another type.
 
     Args:
         source: a GGUF base, already validated.
         out: where the new file goes, through a temporary one.
         types: new type (``Q4_0`` or ``Q8_0``) by tensor-name prefix; the longest prefix wins.
+        fix: how to free space, for the message.
+
+    Raises:
+        NoSpace: the disk is full.
     """
     import gguf
 
     reader = gguf.GGUFReader(source)
-    with atomic_path(out) as temporary:
-        writer = writer_like(reader, temporary)
+    with (
+        atomic_path(out) as temporary,
+        gguf_output(temporary, architecture_of(reader), name=str(out), fix=fix) as writer,
+    ):
         copy_metadata(reader, writer, file_type(types.get("blk.", "Q4_0")))
         for tensor in reader.tensors:
             kind = _wanted(tensor.name, types)
@@ -87,7 +100,6 @@ def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
 
 
 def _wanted(name: str, types: dict[str, str]) -> str | None:
@@ -102,11 +114,9 @@ def file_type(kind: str) -> int:
     return int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
 
 
-def writer_like(reader: Any, out: Path) -> Any:
-    """A ``gguf.GGUFWriter`` of a new file, of the architecture of the one that ``reader`` reads."""
-    import gguf
-
-    return gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+def architecture_of(reader: Any) -> str:
+    """Name of the architecture of the base that a ``gguf.GGUFReader`` reads."""
+    return str(reader.fields["general.architecture"].contents())
 
 
 def copy_metadata(reader: Any, writer: Any, file_type: int | None = None, but: Collection[str] = ()) -> None:
@@ -114,7 +124,7 @@ def copy_metadata(reader: Any, writer: Any, file_type: int | None = None, but: C
 
     Args:
         reader: ``gguf.GGUFReader`` of the one.
-        writer: see `writer_like`.
+        writer: ``gguf.GGUFWriter`` of the other.
         file_type: instead of the value of ``general.file_type``, where that is there.
         but: keys to leave out.
     """

@@ -76,13 +76,14 @@ def requantized(base: Base, source: Path) -> Path:
         source: the GGUF that its wheel holds.
 
     Raises:
+        NoSpace: the disk is full.
         SelfCheckFailed: other bytes came out than on other machines.
     """
     from loramix.formats.requantize import requantize
 
     out = cached_path(base)
     with atomic_path(out) as temporary:
-        requantize(source, temporary, base.types)
+        requantize(source, temporary, base.types, fix=ROOM)
         check_made(base, temporary)
     return out
 

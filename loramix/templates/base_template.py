@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from loramix.errors import UsageError
-from loramix.formats.requantize import copy_metadata, writer_like
+from loramix.formats.gguf_output import gguf_output
+from loramix.formats.requantize import architecture_of, copy_metadata
 from loramix.formats.validate import read_base
 from loramix.paths import atomic_path, need_space
 from loramix.templates.chat_template import usable_template
@@ -49,13 +50,12 @@ def with_template(source: Path, out: Path, template: str) -> None:
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
         need_space(out, source.stat().st_size, out.name)
-        writer = writer_like(reader, temporary)
-        copy_metadata(reader, writer, but={KEY})
-        writer.add_chat_template(template)
-        for tensor in reader.tensors:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with gguf_output(temporary, architecture_of(reader), name=str(out)) as writer:
+            copy_metadata(reader, writer, but={KEY})
+            writer.add_chat_template(template)
+            for tensor in reader.tensors:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
     read_base(out)

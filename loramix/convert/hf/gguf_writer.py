@@ -6,10 +6,7 @@ the tensor of RoPE factors. Uses ``gguf`` to write the format.
 
 from __future__ import annotations
 
-import errno
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ from loramix.convert.adapter import permute
 from loramix.convert.hf.checkpoint import Checkpoint
 from loramix.convert.hf.config import rope_factors
 from loramix.convert.hf.vocabulary import Vocabulary
-from loramix.errors import NoSpace, Unsupported
+from loramix.errors import Unsupported
+from loramix.formats.gguf_output import gguf_output
 from loramix.formats.safetensors_reader import widened
 from loramix.paths import atomic_path, need_space
 
@@ -48,8 +46,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
     factors = rope_factors(checkpoint.config)
     with atomic_path(out) as temporary:
         need_space(out, size_of(checkpoint, kind), out.name)
-        writer = gguf.GGUFWriter(temporary, checkpoint.config.model.name)
-        try:
+        with gguf_output(temporary, checkpoint.config.model.name, name=str(out)) as writer:
             _add_settings(writer, checkpoint, {k for *_, k in plan})
             vocabulary.add_to(writer)
             if factors is not None:
@@ -58,20 +55,15 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 dtype = np.dtype(_STORED[stored])
                 nbytes = math.prod(shape) * dtype.itemsize
                 writer.add_tensor_info(name, shape, dtype, nbytes, gguf.GGMLQuantizationType[stored])
-            with _full_disk_as_no_space(out):
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_ti_data_to_file()
-                if factors is not None:
-                    writer.write_tensor_data(factors)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors)
             for name, source, shape, stored in plan:
                 values = _values(checkpoint, source, name, shape, stored)
-                with _full_disk_as_no_space(out):
-                    writer.write_tensor_data(values)
+                writer.write_tensor_data(values)
                 del values
-        finally:
-            with _full_disk_as_no_space(out):
-                writer.close()
 
 
 def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
@@ -81,28 +73,11 @@ def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
         vocabulary: as read.
         out: file to write.
     """
-    import gguf
-
-    writer = gguf.GGUFWriter(out, "llama")
-    writer.add_type("model")
-    vocabulary.add_to(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-
-
-@contextmanager
-def _full_disk_as_no_space(out: Path) -> Iterator[None]:
-    """Convert write errors of a full disk to `NoSpace`; NumPy's own error has no errno."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (None, errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise
-        raise NoSpace(
-            f"{out} could not be written to the end ({error.strerror or error}); "
-            "free some space, or write to another disk with --out."
-        ) from None
+    with gguf_output(out, "llama", fix="free some space, or set TMPDIR to another disk.") as writer:
+        writer.add_type("model")
+        vocabulary.add_to(writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
 
 
 def size_of(checkpoint: Checkpoint, kind: str | None) -> int:
