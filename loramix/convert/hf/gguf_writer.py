@@ -27,18 +27,18 @@ _STORED: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint
 
 
 def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: str | None) -> None:
-    """Write a checkpoint as a GGUF base, through a temporary file.
+    """Write a checkpoint as a GGUF base atomically.
 
     Args:
-        checkpoint: as read.
-        vocabulary: as read, of as many tokens as the embedding has rows.
+        checkpoint: the checkpoint.
+        vocabulary: its vocabulary, with as many tokens as the embedding has rows.
         out: file to write.
-        kind: ``F32`` or ``F16``, for all matrices; None keeps each as it is stored, to quantize it next.
+        kind: ``F32`` or ``F16`` for all matrices; None keeps the stored type, for quantization afterwards.
 
     Raises:
         NoSpace: the disk is full.
-        InvalidArtifact: a value that is not finite.
-        Unsupported: a value beyond float16.
+        InvalidArtifact: a value is not finite.
+        Unsupported: a value is out of the range of float16.
     """
     import gguf
 
@@ -67,11 +67,14 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
 
 
 def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
-    """Write a GGUF without tensors, for llama.cpp to tokenize with.
+    """Write a GGUF without tensors, for tokenization in llama.cpp.
 
     Args:
-        vocabulary: as read.
+        vocabulary: the vocabulary.
         out: file to write.
+
+    Raises:
+        NoSpace: the disk is full.
     """
     with gguf_output(out, "llama", fix="free some space, or set TMPDIR to another disk.") as writer:
         writer.add_type("model")
@@ -81,12 +84,12 @@ def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
 
 
 def size_of(checkpoint: Checkpoint, kind: str | None) -> int:
-    """Bytes of the tensors in the file that `write_gguf` makes."""
+    """Return the size in bytes of the tensors that `write_gguf` writes."""
     return sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in _plan(checkpoint, kind))
 
 
 def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tuple[int, ...], str]]:
-    """(GGUF name, source name, shape, kind) of each tensor, in the order of the file."""
+    """Return (GGUF name, source name, shape, kind) of each tensor, in file order."""
     import gguf
 
     kinds = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -104,7 +107,7 @@ def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tupl
 def _values(
     checkpoint: Checkpoint, source: str, name: str, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[Any]:
-    """A tensor's values in the kind and row order of GGUF."""
+    """Read a tensor's values in the type and row order of the GGUF."""
     dtype = checkpoint.tensors[source].dtype
     values = np.empty(math.prod(shape), _STORED[kind])
     at = 0
@@ -117,8 +120,8 @@ def _values(
         with np.errstate(over="ignore"):
             part[:] = widened(raw, dtype)
         if not np.isfinite(part).all():
-            fix = "it is not usable" if kind == "F32" else "convert with --quant F32"
-            raise Unsupported(f"{source} has values beyond {kind}; {fix}.")
+            fix = "use another checkpoint" if kind == "F32" else "convert with --quant F32"
+            raise Unsupported(f"{source} has values out of the range of {kind}; {fix}.")
     values = values.reshape(shape)
     config = checkpoint.config
     if heads := config.model.heads(name, config.num_attention_heads, config.n_head_kv):
