@@ -138,7 +138,7 @@ def with_nan(path: Path) -> bytes:
 
 
 BAD_ADAPTERS: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "truncated": (lambda path: path.read_bytes()[:5000], "beyond the file"),
+    "truncated": (lambda path: path.read_bytes()[:5000], "after the end of the file"),
     "cut in the header": (lambda path: path.read_bytes()[:100], "ends inside"),
     "empty": (lambda path: b"", "begins with"),
     "garbage": (lambda path: os.urandom(5000), "begins with"),

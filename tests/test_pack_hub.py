@@ -146,7 +146,7 @@ def test_what_must_not_be_pushed_sends_nothing(
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused(
         run("pack", "push", shared, REPO),
-        says="does not accept the token in the environment variable HF_TOKEN (401)",
+        says="rejects the token in the environment variable HF_TOKEN (401)",
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     standin.add(REPO)
@@ -168,7 +168,7 @@ def test_a_spoilt_update_leaves_the_old_pack(standin: Hub, shared: Path) -> None
     adapter = good["skills/sentiment.gguf"]
     manifest = good["pack.toml"].decode()
     spoilt = adapter[:-1] + b"x"
-    trial("not fetched", **{"skills__sentiment.gguf": spoilt})
+    trial("it was not downloaded", **{"skills__sentiment.gguf": spoilt})
     trial("path", **{"pack.toml": manifest.replace("skills/sentiment.gguf", "../../evil.gguf").encode()})
     trial(
         "lacks skills/other.gguf",
@@ -185,7 +185,7 @@ def test_a_spoilt_update_leaves_the_old_pack(standin: Hub, shared: Path) -> None
     standin.spoil = True
     other = adapter + bytes(32)  # new, so that it is fetched; it comes with a bit turned
     trial(
-        "not kept",
+        "it was discarded",
         **{
             "skills__sentiment.gguf": other,
             "pack.toml": manifest.replace(sha256(adapter), sha256(other)).encode(),

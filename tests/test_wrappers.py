@@ -247,7 +247,7 @@ BESIDE = {
     "v_head.summary.weight": "value head",
     "score.weight": "classifier",
     "model.layers.0.input_layernorm.weight": "full norm",
-    "model.layers.0.self_attn.q_proj.base_layer.weight": "whole model",
+    "model.layers.0.self_attn.q_proj.base_layer.weight": "full model",
     "model.layers.0.self_attn.q_proj.hada_w1_a": "LoHa",
     "model.layers.0.self_attn.q_proj.lora_down.weight": "image models",
     "model.vision_tower.x.weight": "image encoder",

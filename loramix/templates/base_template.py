@@ -12,17 +12,20 @@ from loramix.paths import atomic_path, need_space
 from loramix.templates.chat_template import usable_template
 
 KEY = "tokenizer.chat_template"
-_NAMED = {"bos_token": "<s>", "eos_token": "</s>"}  # stand in for the base's own, which need its vocabulary
+_NAMED = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}  # in place of the base's tokens, which would need its vocabulary
 
 
 def check_template(base: Path) -> None:
-    """Refuse a base that no prompt can be put to.
+    """Check that a base has a usable chat template.
 
     Args:
         base: a GGUF base.
 
     Raises:
-        InvalidArtifact: it has no chat template, or one that cannot be used; with what to do.
+        InvalidArtifact: the base has no usable chat template; the message has the fix.
         NotFound, Unsupported: see `read_base`.
     """
     found = read_base(base)[0].metadata.get(KEY)
@@ -34,7 +37,7 @@ def with_template(source: Path, out: Path, template: str) -> None:
 
     Args:
         source: a GGUF base.
-        out: file to write, through a temporary one.
+        out: file to write atomically.
         template: Jinja text.
 
     Raises:
