@@ -137,7 +137,12 @@ def test_a_pack_of_ones_own_changes_in_place_or_as_a_copy(pack: Path, packs: Pat
 
 @pytest.mark.parametrize(
     "to, says",
-    [(NAME, "ships with Loramix"), ("taken", "not a copy of"), ("../x/..", "not usable"), ("No!", "not usable")],
+    [
+        (NAME, "ships with Loramix"),
+        ("taken", "not a copy of"),
+        ("../x/..", "not usable"),
+        ("No!", "not usable"),
+    ],
 )
 def test_names_that_a_copy_cannot_have(to: str, says: str, pack: Path, packs: Path) -> None:
     copy_pack(Pack.load(pack), packs / "taken")

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(tiny_base: Path, monkeypatch: pytest.Monke
     assert "close other programs" in check_fits(made)
     monkeypatch.setattr(hardware, "memory_bytes", lambda: (need - 1, need - 1))
     with pytest.raises(
-        NoSpace, match=r"tiny.gguf with 2 skills and 512 tokens needs .* take a smaller --ctx"
+        NoSpace, match=r"tiny.gguf with 2 skills and 512 tokens needs .* use a smaller --ctx"
     ):
         check_fits(made)
     refused_run = run("plan", "--base", tiny_base, "--skills", 2, "--json")

@@ -118,7 +118,8 @@ def add_skill(
         known = len(others) < len(before.skills)
         if known and not replace_existing:
             raise UsageError(
-                f"pack {before.name} already has a skill {name}; remove it, or replace it with --replace."
+                f"pack {before.name} already has a skill {name}; remove it with 'loramix skill remove', or "
+                "use --replace."
             )
         files = NewFiles(before, directory)
         entry = SkillEntry(
