@@ -41,7 +41,7 @@ def pinned_scores(
         store: cache of the answers.
         recipe: recipe of the skill.
         data: directory with all skills' rows.
-        rows: most rows per test set.
+        rows: maximum number of rows per test set.
         adapter: name of the adapter in the pack.
     """
     found = {}

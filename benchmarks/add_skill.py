@@ -78,9 +78,9 @@ def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
 )
 @click.option("--max-rows", default=4000, show_default=True)
 @click.option(
-    "--per-template", default=3, show_default=True, help="Texts put into each phrasing of the others."
+    "--per-template", default=3, show_default=True, help="Number of texts per phrasing of the other skills."
 )
-@click.option("--rows", default=100, show_default=True, help="Test rows that the new skill answers.")
+@click.option("--rows", default=100, show_default=True, help="Number of test rows for the new skill.")
 def main(
     data: Path, out: Path, pack: str, adapter: Path | None, max_rows: int, per_template: int, rows: int
 ) -> None:

@@ -2,8 +2,8 @@
 
     python benchmarks/base_types.py --source BASE.gguf --data DATA/skills/summarize.jsonl.gz
 
-Makes each type from the source file, then scores the first 100 tokens of dev inputs one by one, which
-times decoding too, and prefills 500 tokens; medians, and ratios to the source's own type.
+Converts the source file to each type, scores the first 100 tokens of dev inputs one by one, which also times
+decoding, and prefills 500 tokens. Prints medians, and ratios to the source's type.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ TYPES = {
 
 
 def measure(path: Path, texts: list[str], threads: int) -> tuple[float, float, float]:
-    """(perplexity, prefill tokens/s, decode tokens/s) of one base."""
+    """Return (perplexity, prefill tokens/s, decode tokens/s) of a base."""
     losses: list[float] = []
     decode: list[float] = []
     with Model(path) as model:

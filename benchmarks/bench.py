@@ -1,9 +1,9 @@
-"""Everything that is measured of speed, one after another: ``make bench``.
+"""Runs all speed benchmarks in sequence: ``make bench``.
 
     python benchmarks/bench.py [--shape TINYLLAMA.gguf]… [--llama-server FILE] [--rounds 9] [--part NAME]…
 
-Writes benchmarks/results.json and the table of docs/performance.md; with --part the other parts stay.
-Each part runs in a process of its own and compares inside itself, so that a noisy neighbour slows both sides of
+Writes benchmarks/results.json and the table of docs/performance.md; with --part the results of other parts are kept.
+Each part runs in a separate process and compares within it, so that load from other programs affects both sides of
 a ratio.
 """
 
@@ -29,7 +29,7 @@ PARTS = ("pack", "shapes", "crowd", "profile", "peers")
 
 
 def run(script: str, *options: str) -> dict[str, Any]:
-    """What a script of this directory measures."""
+    """Run a script of this directory; return its results."""
     click.echo(f"==> {script} {' '.join(options)}", err=True)
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "out.json"
@@ -44,7 +44,7 @@ def run(script: str, *options: str) -> dict[str, Any]:
 
 
 def ratios(mixes: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Prefill and decoding of one adapter against the bare base, and of blends against one adapter."""
+    """Yield the ratios of prefill and decode: one adapter to the bare base, and blends to one adapter."""
     for work in ("decode", "prefill"):
         names = mixes[work]
         single = [names[n]["ratio"] for n in names if n != "bare base" and not n.startswith("blend")]
@@ -56,7 +56,7 @@ def ratios(mixes: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 
 def table(found: Mapping[str, Any]) -> list[str]:
-    """The lines of docs/performance.md for what has been measured."""
+    """Return the lines of docs/performance.md for the results."""
     lines: list[str] = []
     columns = {"default pack": dict(ratios(found["pack"]["pack"]))} if "pack" in found else {}
     columns |= {name: dict(ratios(mixes)) for name, mixes in found.get("shapes", {}).items()}
@@ -112,12 +112,16 @@ def _crowd_rows(crowd: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
 
 
 @click.command()
-@click.option("--shape", "shapes", type=FILE, multiple=True, help="A base of which only the shape counts.")
+@click.option(
+    "--shape", "shapes", type=FILE, multiple=True, help="A base with random weights, for its shape."
+)
 @click.option("--llama-server", "program", type=FILE)
 @click.option("--rounds", default=9, show_default=True)
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this; again for more.")
+@click.option(
+    "--part", "parts", type=click.Choice(PARTS), multiple=True, help="Run only this part; can be repeated."
+)
 def main(shapes: Sequence[Path], program: Path | None, rounds: int, parts: Sequence[str]) -> None:
-    """Measure all, and write results.json and the table of docs/performance.md."""
+    """Run the benchmarks, and write results.json and the table of docs/performance.md."""
     count = ["--rounds", str(rounds)]
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     found: dict[str, Any] = dict(known.get("bench", {})) if parts else {}
@@ -131,12 +135,12 @@ def main(shapes: Sequence[Path], program: Path | None, rounds: int, parts: Seque
     }
     for name in parts or PARTS:
         found[name] = work[name]()
-        save("bench", found)  # after each part: a later one may fail
+        save("bench", found)  # after each part, because a later one may fail
     write_table(json.loads(RESULTS.read_text())["bench"])
 
 
 def write_table(found: Mapping[str, Any]) -> None:
-    """Put the table into docs/performance.md, between its marks."""
+    """Replace the table in docs/performance.md between its markers."""
     page = HERE.parent / "docs" / "performance.md"
     text = "\n".join([*table(found), "", f"`make bench`, on {found['machine']}; medians.", ""])
     block = re.compile(r"(<!-- bench -->\n).*?(<!-- end of bench -->)", re.DOTALL)

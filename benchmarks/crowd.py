@@ -1,9 +1,9 @@
-"""Sixty-four skills in one pack: the gate's decision, what idle adapters cost, memory; ratios inside one run.
+"""Cost of a pack with 64 skills: the gate's decision, idle adapters, memory; ratios within one run.
 
     python benchmarks/crowd.py --out crowd.json [--skills 64] [--rounds 9]
 
-The skills are the default pack's adapters under other names, the gate has random weights: neither changes
-what they cost.
+The skills are the default pack's adapters under other names, and the gate has random weights; neither affects the
+cost.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from loramix.runtime.probe import verdict_for
 
 
 def crowded(source: Pack, names: Sequence[str], directory: Path) -> Pack:
-    """A pack of as many skills as there are names, with a gate between them."""
+    """Create a pack with a skill per name, and a gate."""
     given, gate = [skill.name for skill in source.skills], source.gate()
     assert gate is not None
     new_pack(directory, source.manifest.base.name, source.manifest.base.sha256)
@@ -51,12 +51,12 @@ def crowded(source: Pack, names: Sequence[str], directory: Path) -> Pack:
 
 
 def memory_mb() -> float:
-    """Peak resident memory of this process so far."""
+    """Peak resident memory of this process, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
-    """Decoding under one skill: alone in its pack, among many, and with all of them in native memory."""
+    """Time decoding with one skill: alone in its pack, among many, and with all of them in native memory."""
     ids = few.model.tokenize(TEXT)[:PREFILL]
     mix = Mix.of({name: 1.0})
     base = few.base_path
@@ -80,7 +80,7 @@ def idle(few: Engine, many: Engine, name: str, rounds: int) -> dict[str, Any]:
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(pack: str, skills: int, rounds: int, out: Path) -> None:
-    """Measure, and write JSON."""
+    """Run the benchmark and write JSON."""
     source = Pack.load(pack)
     names = [f"skill{i:02}" for i in range(skills)]
     found: dict[str, Any] = {"machine": machine(), "skills": skills}

@@ -1,9 +1,9 @@
-"""Whether a server lasts: thousands of mixed requests, and signals in the middle of answers.
+"""Endurance of the server: thousands of mixed requests, and signals during answers.
 
     python benchmarks/endure.py soak [--requests 10000]
     python benchmarks/endure.py signals [--times 20]
 
-The server runs in a process of its own with its default settings and is asked over loopback.
+The server runs in a separate process with default settings; requests use loopback.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import loramix
 from loramix.pack.pack import Pack
 
 BUSY = {429, 503}
-"""What a full queue is answered with."""
+"""Status code for a full queue."""
 
 
 def one(client: httpx.Client, kind: str, body: dict[str, Any]) -> tuple[str, int]:
-    """Send a request of some kind; what came of it."""
+    """Send a request of some kind; return the kind and the status."""
     name = body["model"].partition(":")[0]
     prompt = body["messages"][0]["content"]
     if kind == "leaves":
@@ -56,7 +56,7 @@ def one(client: httpx.Client, kind: str, body: dict[str, Any]) -> tuple[str, int
 
 
 def soaked(pack: Pack, requests: int) -> dict[str, Any]:
-    """Requests of all kinds from 8 clients; memory and files before and after."""
+    """Send requests of all kinds from 8 clients; compare memory and open files before and after."""
     rng = random.Random(0)
     kinds = (
         ["named"] * 5 + ["streams"] * 3 + ["routed", "blended", "ollama", "route", "embed", "leaves", "bad"]
@@ -96,7 +96,7 @@ def soaked(pack: Pack, requests: int) -> dict[str, Any]:
 
 
 def signalled(pack: Pack, times: int) -> dict[str, Any]:
-    """SIGTERM and SIGINT in turns while an answer streams: does it come whole, and does the server end well?"""
+    """Send SIGTERM and SIGINT in turn during a stream; check that it is complete and the server exits cleanly."""
     ended: list[float] = []
     found: Counter[str] = Counter()
     (name,) = talkers(pack, 1)
@@ -123,14 +123,14 @@ def signalled(pack: Pack, times: int) -> dict[str, Any]:
 
 @click.group()
 def main() -> None:
-    """Measure the default pack's server."""
+    """Measure the server of a pack."""
 
 
 @main.command()
 @click.option("--pack", "-p", default=loramix.DEFAULT, show_default=True)
 @click.option("--requests", default=10_000, show_default=True)
 def soak(pack: str, requests: int) -> None:
-    """Thousands of mixed requests."""
+    """Send thousands of mixed requests."""
     click.echo(json.dumps({"soak": soaked(Pack.load(pack), requests)}))
 
 
@@ -138,7 +138,7 @@ def soak(pack: str, requests: int) -> None:
 @click.option("--pack", "-p", default=loramix.DEFAULT, show_default=True)
 @click.option("--times", default=20, show_default=True)
 def signals(pack: str, times: int) -> None:
-    """Signals in the middle of answers."""
+    """Send signals during answers."""
     click.echo(json.dumps({"signals": signalled(Pack.load(pack), times)}))
 
 

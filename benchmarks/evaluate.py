@@ -1,11 +1,11 @@
-"""What ``loramix eval`` does not measure, and the pages made of all figures.
+"""Measures that ``loramix eval`` lacks, and the page docs/results.md.
 
-    python benchmarks/evaluate.py parity              every adapter and a mix against PyTorch
+    python benchmarks/evaluate.py parity              compare every adapter and a mix with PyTorch
     python benchmarks/evaluate.py runtime             memory, gate time, first token
     python benchmarks/evaluate.py report REPORT.json  docs/results.md
 
-``report`` takes what ``loramix eval`` wrote and keeps a copy in benchmarks/report.json; multitask.py and
-add_skill.py put their figures into benchmarks/results.json, as ``parity`` and ``runtime`` do.
+``report`` reads the report of ``loramix eval`` and stores a copy in benchmarks/report.json. ``parity``, ``runtime``,
+multitask.py and add_skill.py write their results to benchmarks/results.json.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MIX = (("sentiment", 0.7), ("summarize", 0.3))
 
 
 def save(name: str, value: dict[str, Any], command: str | None = None) -> None:
-    """Put one measure into results.json, with the command (by default this one) and the machine, and print it."""
+    """Write results to results.json with the command (by default this one) and the machine, and print them."""
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     known[name] = {**value, "command": command or _command(), "machine": machine()}
     write_text(RESULTS, json.dumps(known, indent=1, sort_keys=True) + "\n")
@@ -64,9 +64,9 @@ def main() -> None:
 
 @main.command()
 @click.option("--pack", default=DEFAULT, show_default=True)
-@click.option("--skill", "anew", multiple=True, help="Measure this one alone; the others' figures stay.")
+@click.option("--skill", "anew", multiple=True, help="Measure only this skill; the others' results are kept.")
 def parity(pack: str, anew: tuple[str, ...]) -> None:
-    """The pack's adapters and a mix against PyTorch, on a float32 copy of the base and on the base itself."""
+    """Compare the pack's adapters and a mix with PyTorch, on a float32 copy of the base and on the base itself."""
     from loramix.convert.adapter import convert_adapter
     from loramix.convert.peft import export_peft
     from loramix.convert.selfcheck import parity as compare
@@ -97,13 +97,13 @@ def parity(pack: str, anew: tuple[str, ...]) -> None:
                     "same_argmax": one.same_argmax,
                 }
                 click.echo(f"{place}: {label}: {one}", err=True)
-    # skills measured anew one by one make what the whole command gives
+    # skills can be measured one by one, with the same results as the complete command
     save("parity", {"mixes": result}, command="python benchmarks/evaluate.py parity")
 
 
 @main.command()
 def runtime() -> None:
-    """Memory with the pack loaded, the gate's time, and time to the first token of a fresh process."""
+    """Measure memory with the pack loaded, the gate's time, and the time to the first token of a fresh process."""
     with Engine.open() as engine:
         for prompt in (PROMPT, "Summarize: a long day.", "hello"):
             engine.generate(prompt, max_tokens=16)
@@ -132,7 +132,7 @@ def runtime() -> None:
 def report(source: Path) -> None:
     """Write docs/results.md."""
     found = read_report(source)
-    found["routing"].pop("errors", None)  # they quote the data
+    found["routing"].pop("errors", None)  # they contain texts of the data
     write_text(REPORT, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     known = json.loads(RESULTS.read_text())
     head, _, sections = to_markdown(found).partition("\n")[2].partition("\n## ")
@@ -158,7 +158,7 @@ def _section(title: str, section: Mapping[str, Any], *head: str) -> list[str]:
 
 
 def first_measures(found: Mapping[str, Any]) -> Iterator[tuple[str, str, str, Mapping[str, Any]]]:
-    """(skill, test set, first measure, all kinds) of each test set of a report."""
+    """Yield (skill, test set, first measure, all kinds) of each test set of a report."""
     for skill, parts in found["skills"].items():
         for name, part in parts.items():
             yield skill, name, next(iter(part["pinned"])), part
@@ -246,7 +246,7 @@ def _runtime(section: Mapping[str, Any] | None) -> list[str]:
 
 
 def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
-    """The section that comes first: one figure per cell, without intervals."""
+    """Return the first section: one figure per cell, without intervals."""
     mixes = known["parity"]["mixes"].values()
     exact = max(places["float32 base"]["max_difference"] for places in mixes)
     kl = max(places["default base"]["mean_kl"] for places in mixes)

@@ -1,10 +1,10 @@
-"""Late adapters against the default pack's plain ones: the same recipes, rows, steps and sizes, other activation.
+"""Activated adapters compared with the default pack's: the same recipes, rows, steps and sizes.
 
     for SKILL in spam facts …: sed '/^\\[data\\]/i activation = "answer"' loramix/train/recipes/SKILL.toml > SKILL.toml
         loramix train skill SKILL.toml --data DATA/SKILL.jsonl.gz --out RUNS/SKILL
     python benchmarks/late_quality.py --runs RUNS --data DATA --out OUT
 
-Both answer the same test rows, each with its adapter named, in llama.cpp. Killed, the same command goes on.
+Both answer the same test rows with the adapter given, in llama.cpp. The command resumes after an interruption.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PATH = click.Path(exists=True, path_type=Path)
 @click.option("--threads", type=int)
 @click.option("--record/--no-record", default=True, show_default=True, help="In benchmarks/results.json.")
 def main(runs: Path, data: Path, out: Path, rows: int, threads: int | None, record: bool) -> None:
-    """Print a Markdown table of both."""
+    """Print a Markdown table."""
     out.mkdir(parents=True, exist_ok=True)
     adapters = {
         path.parent.name: (path, load_recipe(path.parent.name)) for path in sorted(runs.glob("*/adapter"))

@@ -1,4 +1,4 @@
-"""Requests to a server, and many clients that send them."""
+"""Helpers for benchmarks of the server: requests, and concurrent clients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import httpx
 
 from loramix.pack.pack import Pack
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # serve.py imports from there too
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))  # serve.py also imports from there
 from serving import Served
 
 CHAT = "/v1/chat/completions"
@@ -24,7 +24,7 @@ Body = dict[str, Any]
 
 
 def bodies(pack: Pack, skills: Sequence[str], count: int, **options: Any) -> list[Body]:
-    """Requests to skills in turn, by name, each with its example and a number; ``base`` is the bare base."""
+    """Build requests to skills in turn, each with the skill's example and a number; ``base`` is the bare base."""
     examples = {skill.name: skill.example or skill.description for skill in pack.skills}
     examples["base"] = "Tell me about the sea."
     return [
@@ -38,18 +38,18 @@ def bodies(pack: Pack, skills: Sequence[str], count: int, **options: Any) -> lis
 
 
 def talkers(pack: Pack, count: int) -> list[str]:
-    """The skills whose answers may be longest."""
+    """Return the skills with the longest answers."""
     return [skill.name for skill in sorted(pack.skills, key=lambda skill: -skill.max_tokens)][:count]
 
 
 def connect(server: Served, connections: int = 1) -> httpx.Client:
-    """A client; without certificates, whose reading takes longer than what is measured."""
+    """Create a client without certificates, because loading them takes longer than a measured request."""
     limits = httpx.Limits(max_connections=connections)
     return httpx.Client(base_url=server.url, timeout=600, limits=limits, verify=False)
 
 
 def pieces(client: httpx.Client, body: Body) -> Iterator[tuple[float, dict[str, Any]]]:
-    """A streamed answer: seconds since the request, and the chunk."""
+    """Stream an answer: yield seconds since the request, and the chunk."""
     began = time.perf_counter()
     with client.stream("POST", CHAT, json={**body, "stream": True}) as answer:
         for line in answer.iter_lines():
@@ -58,13 +58,13 @@ def pieces(client: httpx.Client, body: Body) -> Iterator[tuple[float, dict[str, 
 
 
 def first_text(client: httpx.Client, body: Body) -> float:
-    """Seconds to the first text."""
+    """Return the seconds to the first text."""
     found = [at for at, chunk in pieces(client, body) if chunk["choices"][0]["delta"].get("content")]
     return found[0]
 
 
 def ask(client: httpx.Client, body: Body) -> dict[str, Any]:
-    """A whole answer; a busy server is asked again."""
+    """Return a complete answer; retry if the server is busy."""
     while (answer := client.post(CHAT, json=body)).status_code in (429, 503):
         time.sleep(0.02)
     found: dict[str, Any] = answer.raise_for_status().json()
@@ -72,7 +72,7 @@ def ask(client: httpx.Client, body: Body) -> dict[str, Any]:
 
 
 def many(server: Served, asked: Sequence[Body], clients: int) -> tuple[list[dict[str, Any]], float]:
-    """All answers, asked by so many clients at once, and the seconds that it took."""
+    """Send requests from concurrent clients; return all answers and the seconds."""
     began = time.perf_counter()
     with connect(server, clients) as client, ThreadPoolExecutor(clients) as threads:
         answers = list(threads.map(lambda body: ask(client, body), asked))
@@ -80,12 +80,12 @@ def many(server: Served, asked: Sequence[Body], clients: int) -> tuple[list[dict
 
 
 def said(answer: dict[str, Any]) -> str:
-    """An answer's text."""
+    """Return an answer's text."""
     return str(answer["choices"][0]["message"]["content"])
 
 
 def resident(server: Served) -> int:
-    """Bytes of memory of the server and its worker."""
+    """Return the resident memory of the server and its worker, in bytes."""
     pages = [
         int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         for pid in (server.process.pid, *server.workers())
@@ -94,5 +94,5 @@ def resident(server: Served) -> int:
 
 
 def files(server: Served) -> int:
-    """Files that the server has open."""
+    """Count the open files of the server."""
     return len(list(Path(f"/proc/{server.process.pid}/fd").iterdir()))

@@ -1,9 +1,9 @@
-"""In which type a mix of adapters is best stored on a base of mixed types: speed, bytes, distance from float32.
+"""Types for a mix of adapters on a base of mixed types: speed, size, difference from float32.
 
     python benchmarks/mix_types.py --base FILE --adapter A.gguf --adapter B.gguf --out types.json [--rounds 9]
 
 One adapter, and a blend of two, in float32, float16 and Q8_0 (with ranks padded to 32), against the bare base;
-times are compared as `speed.paired` does. The distance is the mean KL divergence from the float32 mix.
+times are compared as in `speed.paired`. The difference is the mean KL divergence from the float32 mix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from loramix.models.fuse import fuse, read_pairs, write_lora
 
 
 def in_float16(content: bytes, architecture: str) -> bytes:
-    """A fused GGUF LoRA with its matrices in float16."""
+    """Convert the matrices of a fused GGUF LoRA to float16."""
     pairs = read_pairs(content)
     (_, _, scaling), *_ = pairs.values()
     rank = next(iter(pairs.values())).a.shape[0]
@@ -40,7 +40,7 @@ def in_float16(content: bytes, architecture: str) -> bytes:
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(base: Path, adapters: tuple[Path, ...], rounds: int, out: Path) -> None:
-    """Compare types of a mix."""
+    """Run the benchmark and write JSON."""
     _, shape = read_base(base)
     contents = [read_adapter_bytes(path) for path in adapters[:2]]
     for content, path in zip(contents, adapters, strict=False):

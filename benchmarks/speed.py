@@ -40,11 +40,11 @@ from loramix.train.examples import header
 PREFILL, DECODE = 256, 32
 TEXT = "The quick brown fox jumps over the lazy dog. " * 40
 """More than `PREFILL` tokens."""
-fused = partial(fuse, quantize=quantize_rows)  # adapters as an engine runs them on a quantized base
+fused = partial(fuse, quantize=quantize_rows)  # as in an engine on a quantized base
 
 
 def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
-    """A GGUF LoRA of random numbers on all linear layers of a base."""
+    """Create a GGUF LoRA of random numbers on all linear layers of a base."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, (out, width) in shape.tensors.items():
@@ -55,7 +55,7 @@ def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
 
 
 def decisions(router: Router, n_features: int, rounds: int) -> list[float]:
-    """Milliseconds of each of some decisions."""
+    """Measure the milliseconds of decisions."""
     features = np.random.default_rng(0).normal(size=n_features).astype(np.float32)
     times = []
     for _ in range(rounds):
@@ -66,18 +66,18 @@ def decisions(router: Router, n_features: int, rounds: int) -> list[float]:
 
 
 def report(out: Path, found: Mapping[str, Any]) -> None:
-    """Write what was measured as JSON, and show it."""
+    """Write the results as JSON, and print them."""
     content = json.dumps(found, indent=1)
     write_text(out, content + "\n")
     click.echo(content)
 
 
 def paired(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
-    """Time variants in turns.
+    """Time variants in turn.
 
     Args:
-        variants: each returns seconds; the first is what the others are compared with.
-        rounds: how often; an uncounted one goes first.
+        variants: functions that return seconds; the others are compared with the first.
+        rounds: number of measured rounds, after one to warm up.
 
     Returns:
         By variant the median ``ms`` and the median ``ratio`` to the first.
@@ -96,7 +96,7 @@ def paired(variants: Mapping[str, Callable[[], float]], rounds: int) -> dict[str
 
 
 def prefill(context: Context, tokens: Sequence[int]) -> float:
-    """Seconds to read tokens anew."""
+    """Time the prefill of tokens without a cache, in seconds."""
     context.truncate(0)
     began = time.perf_counter()
     context.decode(tokens)
@@ -104,7 +104,7 @@ def prefill(context: Context, tokens: Sequence[int]) -> float:
 
 
 def decode(context: Context, tokens: Sequence[int]) -> float:
-    """Seconds a token, decoding one at a time behind a short prompt."""
+    """Time decoding after a short prompt, in seconds per token."""
     context.truncate(0)
     context.decode(tokens[:64])
     began = time.perf_counter()
@@ -114,7 +114,7 @@ def decode(context: Context, tokens: Sequence[int]) -> float:
 
 
 def prefill_and_decode(contexts: Mapping[str, Context], rounds: int) -> dict[str, Any]:
-    """Both works in contexts of one model, compared as `paired` does."""
+    """Time prefill and decoding in contexts of one model, compared as in `paired`."""
     model = next(iter(contexts.values())).model
     ids = model.tokenize(TEXT)[:PREFILL]
     return {
@@ -124,12 +124,12 @@ def prefill_and_decode(contexts: Mapping[str, Context], rounds: int) -> dict[str
 
 
 def mixes(base: Path, contents: Mapping[str, bytes], threads: int, rounds: int) -> dict[str, Any]:
-    """Prefill and decoding under adapters, against the bare base.
+    """Time prefill and decoding with adapters, compared with the bare base.
 
     Args:
         base: the GGUF.
         contents: GGUF LoRA by variant name.
-        threads: for llama.cpp.
+        threads: number of threads.
         rounds: see `paired`.
     """
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
@@ -141,7 +141,7 @@ def mixes(base: Path, contents: Mapping[str, bytes], threads: int, rounds: int) 
 
 
 def threads_of(base: Path, rounds: int) -> dict[str, Any]:
-    """The bare base by number of threads: one, as many as by default, one per logical processor."""
+    """Time the bare base by number of threads: one, the default, one per logical processor."""
     counts = sorted({1, default_threads(), cpu_count()})
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
         contexts = {str(n): Context(model, n_ctx=512, n_threads=n) for n in counts}
@@ -149,7 +149,7 @@ def threads_of(base: Path, rounds: int) -> dict[str, Any]:
 
 
 def pack_mixes(pack: Pack) -> dict[str, bytes]:
-    """Each skill of a pack as it runs, and fused blends of two and of four."""
+    """Return each skill of a pack as in an engine, and fused blends of two and of four."""
     contents = {skill.name: pack.adapter_bytes(skill.name) for skill in pack.skills}
     names = list(contents)
     found = {name: fused([(content, 1.0)]) for name, content in contents.items()}
@@ -160,7 +160,7 @@ def pack_mixes(pack: Pack) -> dict[str, bytes]:
 
 
 def switches(engine: Any, rounds: int) -> dict[str, Any]:
-    """Milliseconds to go to a mix that was used before, and to build a blend that was not."""
+    """Measure milliseconds to switch to a mix used before, and to a new blend."""
     names = [skill.name for skill in engine.pack.skills]
     prompt = engine.model.chat([{"role": "user", "content": "One, two, three, four."}])
 
@@ -187,13 +187,13 @@ def switches(engine: Any, rounds: int) -> dict[str, Any]:
 
 
 def requests(plain: Any, late: Any, rounds: int) -> dict[str, Any]:
-    """Time to first token: a 100-token prompt with the gate, and a switch of skill in a 1,000-token chat."""
+    """Measure the time to first token of a 100-token prompt with the gate, and after a switch in a 1,000-token chat."""
     names = [skill.name for skill in plain.pack.skills]
     count = 0
 
     def text(words: int) -> str:
         nonlocal count
-        count += 1  # no prompt twice: nothing of it is in a cache
+        count += 1  # each prompt is new, so that no cache helps
         return f"{count} is the number. " + "All good things come to an end. " * (words // 8)
 
     def first(engine: Any, gate: bool) -> float:
@@ -242,9 +242,10 @@ ANSWER = (
 
 
 def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
-    """Milliseconds a token behind a prompt, when the mix may move at each, against the same tokens under top-1.
+    """Measure milliseconds per token if the mix may change at each, compared with the same tokens under top-1.
 
-    Last with a gate that is sure of one skill for eight tokens and then of the other, so that the mix does move.
+    The last variant has a gate that is certain of one skill for eight tokens and then of the other, so that the mix
+    changes.
     """
     asked = [text for text in TWO_THINGS if len(engine.route(text, policy="token").mix) > 1]
     said = engine.model.tokenize(ANSWER)[:DECODE]
@@ -278,7 +279,9 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
 
 @click.command()
 @click.option("--pack", default=DEFAULT, show_default=True)
-@click.option("--base", type=click.Path(exists=True, path_type=Path), help="Another base: shapes alone.")
+@click.option(
+    "--base", type=click.Path(exists=True, path_type=Path), help="Another base, with random adapters."
+)
 @click.option("--rounds", default=9, show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
@@ -302,7 +305,9 @@ def main(pack: str, base: Path | None, rounds: int, out: Path) -> None:
             found["switches"] = switches(plain, rounds)
             found["token-wise"] = tokenwise(plain, rounds)
             first, second = (plain.model.chat([{"role": "user", "content": text}]) for text in "ab")
-            for file in late.decoder.adapters._files.values():  # it costs what a pack trained so costs
+            for (
+                file
+            ) in late.decoder.adapters._files.values():  # gives the cost of a pack of activated adapters
                 file.invocation = tuple(header(first, second))
             found |= requests(plain, late, rounds)
         found["peak_memory_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

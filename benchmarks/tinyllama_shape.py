@@ -81,8 +81,8 @@ def write_weights(directory: Path) -> None:
             if len(shape) > 1:
                 rng.standard_normal(out=values, dtype=np.float32)
                 values *= np.float32(0.02)
-            data = (values.view(np.uint32) >> 16).astype(np.uint16)  # the upper half is bfloat16
-            held_data.append(data)  # a TensorSpec knows its address alone
+            data = (values.view(np.uint32) >> 16).astype(np.uint16)  # bfloat16 is the upper half
+            held_data.append(data)  # a TensorSpec has only the address, so keep a reference
             tensors[name] = safetensors.TensorSpec(
                 dtype="bfloat16", shape=shape, data_ptr=data.ctypes.data, data_len=data.nbytes
             )
@@ -94,7 +94,7 @@ def write_weights(directory: Path) -> None:
 
 
 def llama_2_tokens(vocabulary: Path) -> tuple[list[str], list[float]]:
-    """Tokens and scores of a SentencePiece vocabulary in GGUF."""
+    """Read tokens and scores of a SentencePiece vocabulary in GGUF."""
     import gguf
 
     reader = gguf.GGUFReader(vocabulary)
@@ -104,7 +104,7 @@ def llama_2_tokens(vocabulary: Path) -> tuple[list[str], list[float]]:
 
 
 def made_up_tokens() -> tuple[list[str], list[float]]:
-    """As many tokens, of letters: bytes, then all words of one letter, of two, of three until it is full."""
+    """Create a vocabulary of the same size: bytes, then all words of one letter, of two, of three."""
     tokens = [
         *SPECIAL,
         *(f"<0x{byte:02X}>" for byte in range(256)),
@@ -122,7 +122,7 @@ def made_up_tokens() -> tuple[list[str], list[float]]:
 
 
 def write_tokenizer(directory: Path, tokens: list[str], scores: list[float]) -> None:
-    """Write the vocabulary as TinyLlama-Chat's ``tokenizer.json`` has it: merges in the order of the scores."""
+    """Write the vocabulary like TinyLlama-Chat's ``tokenizer.json``, with merges in the order of the scores."""
     score = dict(zip(tokens, scores, strict=True))
     merges = sorted(
         (
@@ -196,7 +196,7 @@ def write_tokenizer(directory: Path, tokens: list[str], scores: list[float]) -> 
 
 
 def measured(arguments: list[str]) -> str:
-    """Run a command; its time, its processors' time, and the largest resident size of it and what it started."""
+    """Run a command; describe its time, CPU time and peak resident memory, including its children."""
     started = time.monotonic()
     child = subprocess.Popen(arguments)
     _, status, usage = os.wait4(child.pid, 0)
@@ -212,8 +212,8 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="directory for hf/ and the GGUF files")
     parser.add_argument("--vocab", type=Path, help="ggml-vocab-llama-spm.gguf")
-    parser.add_argument("--quant", action="append", help="Q4_K_M, Q4_0, ...; again for more")
-    parser.add_argument("--make-only", action="store_true", help="write the checkpoint alone")
+    parser.add_argument("--quant", action="append", help="Q4_K_M, Q4_0, ...; can be repeated")
+    parser.add_argument("--make-only", action="store_true", help="write only the checkpoint")
     options = parser.parse_args()
     directory = options.out / "hf"
     if options.make_only:
@@ -222,8 +222,8 @@ def main() -> None:
         write_tokenizer(directory, *(llama_2_tokens(options.vocab) if options.vocab else made_up_tokens()))
         write_text(directory / "config.json", json.dumps(CONFIG, indent=1))
         return
-    # a child's peak begins with its parent's, so this process stays small
-    if not (directory / "config.json").is_file():  # written last: the directory is whole
+    # a child's peak memory starts at its parent's size, so this process stays small
+    if not (directory / "config.json").is_file():  # written last, so the directory is complete
         print("checkpoint:", measured([sys.executable, *sys.argv, "--make-only"]), flush=True)
     for quant in options.quant or ["Q4_K_M"]:
         out = options.out / f"tinyllama-shape-{quant}.gguf"

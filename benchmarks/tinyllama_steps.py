@@ -1,9 +1,9 @@
-"""TinyLlama from data to a chat: two adapters trained for some steps, converted, a gate, answers; time and memory.
+"""TinyLlama from data to chat: trains two adapters for some steps, converts them, fits a gate, answers.
 
     python benchmarks/tinyllama_steps.py --base tinyllama-shape-Q4_K_M.gguf --data DATA --out RUN [--steps 2]
 
-The base may be TinyLlama's shape with random weights (tinyllama_shape.py): what a step costs does not depend on
-their values. Ends with a table of how long each shipped recipe takes at the measured rate.
+Measures time and memory of each step. The base may have TinyLlama's shape with random weights (tinyllama_shape.py),
+which do not affect the cost. Prints a table of the time that each shipped recipe would take.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ FILE = click.Path(exists=True, path_type=Path)
 NAME = "tinyllama-1.1b"
 SKILLS = ("spam", "facts")
 GATE_ROWS = 200
-PER_SKILL = 40  # of the gate: the default's 4,000 prompts in all take three quarters of an hour
+PER_SKILL = 40  # prompts of the gate; the default of 4,000 in total would take three quarters of an hour
 DEV_ROWS = 8
 SAMPLE = 300
 
 
 def tokens_of(recipe: Recipe, data: Path, base: Path) -> int:
-    """Tokens that a whole training reads, from a sample of rows."""
+    """Estimate the number of tokens of a complete training from a sample of rows."""
     rows = kept(read_rows(data), recipe)
     some = take(rows, "train", SAMPLE)
     asked = prompts(some, recipe, "0")
@@ -45,7 +45,7 @@ def tokens_of(recipe: Recipe, data: Path, base: Path) -> int:
 
 
 def cut_data(data: Path, out: Path) -> None:
-    """Some rows of each split of each skill: a gate's features of two skills take minutes, not hours."""
+    """Keep some rows of each split of each skill, so that the gate's features take minutes, not hours."""
     out.mkdir(parents=True, exist_ok=True)
     for skill in SKILLS:
         rows = read_rows(data_file(data, skill))
@@ -55,9 +55,9 @@ def cut_data(data: Path, out: Path) -> None:
 
 
 def recipe_file(out: Path, skill: str) -> Path:
-    """A recipe as it is on TinyLlama, since a random base has no name that says so."""
+    """Write a recipe with the changes for TinyLlama, because a random base has another name."""
     recipe = recipe_for(skill, NAME)
-    training = msgspec.structs.replace(recipe.training, dev_rows=DEV_ROWS)  # a whole dev set takes minutes
+    training = msgspec.structs.replace(recipe.training, dev_rows=DEV_ROWS)  # a complete dev set takes minutes
     shipped_text = (RECIPES / f"{skill}.toml").read_text(encoding="utf-8")
     head, tail = shipped_text.split("[lora]")[0], shipped_text.split("[instructions]")[1]
     tables = {"lora": recipe.lora, "training": training}
@@ -76,7 +76,7 @@ def recipe_file(out: Path, skill: str) -> Path:
 @click.option("--out", type=click.Path(path_type=Path), required=True)
 @click.option("--steps", default=2, show_default=True)
 def main(base: Path, data: Path, out: Path, steps: int) -> None:
-    """Print a line a step, then the table."""
+    """Print a line per step, then the table."""
     cut_data(data, out / "data")
     pack, loramix = out / "pack", [sys.executable, "-m", "loramix"]
 

@@ -1,10 +1,10 @@
-"""What a training step costs in float32 and bfloat16, plain and compiled, on the same batches in turn.
+"""Cost of a training step in float32 and bfloat16, plain and compiled, on the same batches in turn.
 
     python benchmarks/train.py --base smollm2-135m --base qwen.gguf --data DATA [--skill sentiment] [--steps 6]
 
-Each way runs the real training in a process of its own and stops after each step until it is told to go on,
-so that all ways do the same step one after the other and share whatever else the machine does. CPU time is
-counted too: with one thread it says on a busy machine what the clock would say on a quiet one.
+Each variant runs the real training in a separate process and pauses after each step, so that all variants run the
+same step in turn and load from other programs affects all of them. CPU time is measured too: with one thread it
+shows on a busy machine what the elapsed time would be on an idle one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WAYS = (PLAIN, "bfloat16", "float32 compiled", "bfloat16 compiled")
 
 
 def work(way: str, base: str, skill: str, data: Path, rows: int, threads: int) -> None:
-    """Train in this process; a line of JSON a step on stdout, the next step after a line on stdin."""
+    """Train in this process: write a line of JSON per step to stdout, and wait for a line on stdin before the next."""
     import torch
 
     from loramix.models import bases
@@ -42,7 +42,7 @@ def work(way: str, base: str, skill: str, data: Path, rows: int, threads: int) -
 
     torch.set_num_threads(threads)
     kind, _, compiled = way.partition(" ")
-    # what the training loop calls, replaced in its own module
+    # replace functions that the training loop calls, in its module
     vars(lora)["autocast_dtype"] = lambda: getattr(torch, kind)
 
     def attached(model: Any, shape: Any) -> Any:
@@ -80,7 +80,7 @@ def work(way: str, base: str, skill: str, data: Path, rows: int, threads: int) -
 
 
 class Worker:
-    """One way of training, stopped between its steps."""
+    """A variant of training, paused between steps."""
 
     def __init__(self, way: str, *words: object) -> None:
         command = [sys.executable, __file__, "--way", way, *map(str, words)]
@@ -90,7 +90,7 @@ class Worker:
         self.loaded = self._read()["loaded"]
 
     def step(self) -> dict[str, Any]:
-        """Do one step; its tokens, loss, seconds and the most memory until now."""
+        """Run one step; return its tokens, loss, seconds and the peak memory so far."""
         began = time.monotonic()
         assert self.process.stdin is not None
         self.process.stdin.write("\n")
@@ -114,11 +114,11 @@ class Worker:
 def measure(
     base: str, skill: str, data: Path, ways: tuple[str, ...], steps: int, threads: int
 ) -> Iterator[str]:
-    """Rows of the table, one a way."""
+    """Return the rows of the table, one per variant."""
     words = ["--base", base, "--skill", skill, "--data", data, "--steps", steps, "--threads", threads]
     workers = {way: Worker(way, *words) for way in ways}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-    for number in range(steps + 1):  # the first one warms up, or compiles
+    for number in range(steps + 1):  # the first one warms up or compiles
         turn = number % len(ways)
         for way in (*ways[turn:], *ways[:turn]):
             found[way].append(workers[way].step())
@@ -140,12 +140,12 @@ def measure(
 
 
 @click.command()
-@click.option("--base", "bases", multiple=True, required=True, help="Name or GGUF; again for more.")
+@click.option("--base", "bases", multiple=True, required=True, help="Name or GGUF; can be repeated.")
 @click.option("--skill", "skills", multiple=True, default=["sentiment"], show_default=True)
 @click.option("--data", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--ways", default=",".join(WAYS), show_default=True)
-@click.option("--steps", default=6, show_default=True, help="Measured steps, after one that warms up.")
-@click.option("--threads", default=len(os.sched_getaffinity(0)), show_default="the cores we may use")
+@click.option("--steps", default=6, show_default=True, help="Number of measured steps, after one to warm up.")
+@click.option("--threads", default=len(os.sched_getaffinity(0)), show_default="available cores")
 @click.option("--way", hidden=True)
 def main(
     bases: tuple[str, ...],

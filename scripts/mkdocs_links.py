@@ -1,4 +1,4 @@
-"""Hook of mkdocs: a link out of docs/ leads to the file in the repository, since the site has pages of docs/ alone."""
+"""mkdocs hook: links to files outside docs/ become links to the repository, because the site has only docs/."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def on_page_markdown(markdown: str, config: Any, **_: Any) -> str:
     """Rewrite ``](../PATH)``.
 
     Args:
-        markdown: of a page.
-        config: of mkdocs.
+        markdown: text of a page.
+        config: configuration of mkdocs.
     """
     return OUTSIDE.sub(rf"]({config['repo_url']}/blob/main/\1)", markdown)

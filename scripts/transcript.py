@@ -1,4 +1,4 @@
-"""Run the commands in the console blocks of README.md and docs/ again, and write what each prints below it.
+"""Runs the commands in the console blocks of README.md and docs/, and replaces their output.
 
 python scripts/transcript.py
 
@@ -31,7 +31,7 @@ def commands(text: str) -> list[str]:
 
 
 def refuse_near_ties(text: str) -> None:
-    """Exit with a message for each prompt that another CPU might answer differently.
+    """Exit with a message that lists the prompts that another CPU might answer differently.
 
     Args:
         text: text with console blocks.
@@ -43,7 +43,7 @@ def refuse_near_ties(text: str) -> None:
     with Engine.open(n_threads=1) as engine:
         near = [line for one in asked for line in offences(engine, one)]
     if near:
-        sys.exit("\n".join([*near, "error: nothing is written; choose other prompts, or a smaller -n."]))
+        sys.exit("\n".join([*near, "error: nothing was written; choose other prompts, or a smaller -n."]))
 
 
 def replay(block: re.Match[str]) -> str:

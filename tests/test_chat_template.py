@@ -283,5 +283,5 @@ def test_all_end_tokens_of_a_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", ["|truncate(80)", "[:200]", "[-500:]"])
 def test_a_template_that_cuts_what_the_user_wrote_is_refused(cut: str) -> None:
     source = "{% for m in messages %}{{ m.content" + cut + " }}{% endfor %}"
-    with pytest.raises(InvalidArtifact, match="never prints what the user wrote"):
+    with pytest.raises(InvalidArtifact, match="never prints the user's text"):
         usable_template(source, {}, "base.gguf")

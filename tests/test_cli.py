@@ -138,7 +138,7 @@ def with_nan(path: Path) -> bytes:
 
 
 BAD_ADAPTERS: dict[str, tuple[Callable[[Path], bytes], str]] = {
-    "truncated": (lambda path: path.read_bytes()[:5000], "beyond the file"),
+    "truncated": (lambda path: path.read_bytes()[:5000], "after the end of the file"),
     "cut in the header": (lambda path: path.read_bytes()[:100], "ends inside"),
     "empty": (lambda path: b"", "begins with"),
     "garbage": (lambda path: os.urandom(5000), "begins with"),
@@ -180,7 +180,7 @@ def test_files_that_changed_since_the_manifest(pack: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
     refused(run("run", "--pack", pack, "--ctx", 256, "--mix", "sentiment", "hi"), says="SHA-256")
     path.unlink()
-    refused(run("run", "--pack", pack, "--ctx", 256, "hi"), says="is not there")
+    refused(run("run", "--pack", pack, "--ctx", 256, "hi"), says="does not exist")
 
 
 def test_a_pack_whose_path_climbs_out(pack: Path) -> None:

@@ -192,7 +192,11 @@ def test_damaged_sources(tiny_base: Path, tmp_path: Path) -> None:
     (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
     refused(pickled, tiny_base, out, "pickle")
     refused(tmp_path / "absent", tiny_base, out, "no adapter_config.json")
-    for change, says in (("drop", "lacks a half"), ("nan", "not finite"), ("embedding", "no LoRA matrix")):
+    for change, says in (
+        ("drop", "lacks one of its two matrices"),
+        ("nan", "not finite"),
+        ("embedding", "not a LoRA matrix"),
+    ):
         source = spoiled(change)
         tensors = load_file(source / "adapter_model.safetensors")
         name = next(name for name in tensors if "lora_B" in name)
@@ -280,7 +284,7 @@ def test_q4_0_scales_are_searched() -> None:
 def test_a_base_of_another_size_is_refused(tmp_path: Path) -> None:
     data = write_base(tmp_path / "b.gguf").read_bytes()
     (tmp_path / "cut.gguf").write_bytes(data[: len(data) // 2])
-    with pytest.raises(LoramixError, match="beyond the file"):
+    with pytest.raises(LoramixError, match="after the end of the file"):
         read_base(tmp_path / "cut.gguf")
 
 

@@ -233,7 +233,7 @@ def test_late_adapters(tiny_base: Path, tmp_path: Path) -> None:
         main, ["export", "gguf", "-m", "mood", "-p", str(pack), "-o", str(tmp_path / "x.gguf")]
     )
     assert result.exit_code == 1
-    assert "mood acts on answers alone" in result.stderr
+    assert "mood is active on answers only" in result.stderr
     assert not (tmp_path / "x.gguf").exists()
     export_adapter(choose(str(pack), "mood=0.5"), tmp_path / "late.gguf")
     field = gguf.GGUFReader(tmp_path / "late.gguf").fields["adapter.alora.invocation_tokens"]
@@ -246,7 +246,7 @@ def test_late_adapters(tiny_base: Path, tmp_path: Path) -> None:
 
 
 def test_rounding_that_undoes_the_mix(tiny_pack: Path, tmp_path: Path) -> None:
-    with pytest.raises(SelfCheckFailed, match="rounding undoes the mix"):
+    with pytest.raises(SelfCheckFailed, match="rounding cancels the mix"):
         export_gguf(choose(str(tiny_pack), "sentiment=0.015625"), tmp_path / "out.gguf", "Q4_0")
     assert list(tmp_path.iterdir()) == []
 

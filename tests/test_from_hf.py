@@ -424,14 +424,14 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
     **{
         name: (lambda d, name=name: change_config(d, architectures=[name]), Unsupported, f"{name}, {what}")
         for name, what in {
-            "Qwen2VLForConditionalGeneration": "which reads images",
-            "Qwen2_5_VLForConditionalGeneration": "which reads images",
+            "Qwen2VLForConditionalGeneration": "which is not a text-only model",
+            "Qwen2_5_VLForConditionalGeneration": "which is not a text-only model",
             "Qwen3VLMoeForConditionalGeneration": "a mixture of experts",
             "Qwen2MoeForCausalLM": "a mixture of experts",
             "Qwen3MoeForCausalLM": "a mixture of experts",
-            "Qwen2ForSequenceClassification": "which writes no text",
-            "Gemma3ForCausalLM": "which is not converted here: take a GGUF of it, with 'loramix pull",
-            "Gemma3ForConditionalGeneration": "which is not converted here: take a GGUF",
+            "Qwen2ForSequenceClassification": "which does not generate text",
+            "Gemma3ForCausalLM": "which cannot be converted: pull a GGUF of it with 'loramix pull",
+            "Gemma3ForConditionalGeneration": "which cannot be converted: pull a GGUF",
         }.items()
     },
     "windows of Mistral": (
@@ -541,7 +541,7 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
     "index leads elsewhere": (
         lambda d: change_index(d, "model.norm.weight", "../evil.safetensors"),
         InvalidArtifact,
-        "no file beside it",
+        "not a file in the same directory",
     ),
     "index names the wrong shard": (
         lambda d: change_index(d, "model.embed_tokens.weight", SHARD),

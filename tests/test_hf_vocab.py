@@ -401,7 +401,7 @@ BAD: dict[str, tuple[Any, type[LoramixError], str]] = {
     "added tokens a number": (lambda d: edit(d, added_tokens=5), InvalidArtifact, "settings"),
     "no merges": (lambda d: edit(d, model__merges=[]), InvalidArtifact, "no merges"),
     "merges of three": (lambda d: edit(d, model__merges=[["a", "b", "c"]]), InvalidArtifact, "settings"),
-    "id is text": (lambda d: edit(d, model__vocab={"a": "1"}), InvalidArtifact, "no numbers"),
+    "id is text": (lambda d: edit(d, model__vocab={"a": "1"}), InvalidArtifact, "not integers"),
     "id beyond": (lambda d: edit(d, model__vocab={**vocab_of(d), "far": 450}), InvalidArtifact, "450 rows"),
     "added id beyond": (
         lambda d: edit(d, added_tokens=[{"id": 450, "content": "x"}]),
@@ -426,7 +426,7 @@ BAD: dict[str, tuple[Any, type[LoramixError], str]] = {
     "no text": (
         lambda d: edit(d, added_tokens=[{"id": 440, "content": "", "special": True}]),
         InvalidArtifact,
-        "twice or empty",
+        "empty or repeated token",
     ),
     "a lone surrogate": (
         lambda d: (d / "tokenizer.json").write_text(
@@ -494,9 +494,9 @@ def test_bad_tokenizer_models_are_refused(spm: Path) -> None:
     import sentencepiece
 
     for options, sentence in (
-        ({"model_type": "unigram"}, "no BPE model"),
+        ({"model_type": "unigram"}, "not a BPE model"),
         ({"model_type": "bpe", "normalization_rule_name": "nmt_nfkc"}, "maps characters"),
-        ({"model_type": "bpe", "normalization_rule_name": "identity"}, "maps characters or drops spaces"),
+        ({"model_type": "bpe", "normalization_rule_name": "identity"}, "maps characters or removes spaces"),
         (
             {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
             "of 256 bytes",

@@ -87,7 +87,7 @@ def test_a_dead_line_leaves_what_came_and_the_next_pull_takes_it_up(
     standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
     at = len(gguf) * 9 // 10
     standin.cuts = [at] + 20 * [0]
-    with pytest.raises(NotFound, match="run the same command again; what has come so far is kept"):
+    with pytest.raises(NotFound, match="run the same command again; it resumes the download"):
         bases.pull(NAME)
     assert left(tmp_path) == [digest(gguf) + ".loramix.incomplete"]
     assert bases.find(NAME) is None
@@ -102,7 +102,7 @@ def test_a_dead_line_leaves_what_came_and_the_next_pull_takes_it_up(
 def test_content_with_another_digest_is_not_kept(standin: Hub, gguf: bytes, tmp_path: Path) -> None:
     standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
     standin.spoil = True
-    refused(run("pull", NAME), says=f"needs {digest(gguf)[:12]}; not kept")
+    refused(run("pull", NAME), says=f"needs {digest(gguf)[:12]}; it was discarded")
     assert left(tmp_path) == [] and bases.find(NAME) is None
     standin.spoil = False
     refused(
@@ -136,7 +136,7 @@ def test_each_thing_that_is_not_there_has_its_own_sentence(standin: Hub, gguf: b
     standin.add("some/plain", **{"README.md": b"#", "x-00001-of-00002.gguf": gguf})
     refused(
         run("pull", "some/nothing:x.gguf"),
-        says="shows no some/nothing to this user: it does not exist, or it is",
+        says="some/nothing does not exist on the hub, or it is private",
     )
     refused(run("pull", "some/tiny-GGUF:x.gguf"), says="has no file 'x.gguf' at revision main")
     refused(run("pull", "some/tiny-GGUF:a.Q8_0.gguf@v9"), says="has no revision 'v9'")
@@ -146,7 +146,7 @@ def test_each_thing_that_is_not_there_has_its_own_sentence(standin: Hub, gguf: b
         code=2,
         says="name one as some/tiny-GGUF:FILE: a.Q8_0.gguf, b.Q8_0.gguf",
     )
-    refused(run("pull", "some/plain"), says="no GGUF file in one piece")
+    refused(run("pull", "some/plain"), says="no GGUF file that is not split")
     refused(run("pull", "-x-/no//way"), says="", code=2)
 
 
@@ -162,7 +162,7 @@ def test_a_gated_or_private_repository_says_how_to_log_in(
     repo.gated, repo.private = False, True
     refused(
         run("pull", NAME),
-        says="or it is private: check the name, or log in with 'hf auth login', or set HF_TOKEN",
+        says="this user has no access: check the name, or log in with 'hf auth login', or set HF_TOKEN",
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     refused(run("pull", "some/nothing:x.gguf"), says="there is no repository some/nothing on the hub")
@@ -172,10 +172,10 @@ def test_a_gated_or_private_repository_says_how_to_log_in(
 def test_a_hub_that_fails_or_is_no_hub(standin: Hub, gguf: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
     standin.failing = 418
-    refused(run("pull", NAME), says="the hub fails on some/tiny-GGUF:tiny.Q4_K_M.gguf@main (HTTP 418)")
+    refused(run("pull", NAME), says="the hub failed to serve some/tiny-GGUF:tiny.Q4_K_M.gguf@main (HTTP 418)")
     standin.failing = 0
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    refused(run("pull", NAME), says="HF_HUB_OFFLINE forbids to fetch it")
+    refused(run("pull", NAME), says="HF_HUB_OFFLINE prevents its download")
 
 
 def test_offline_takes_what_the_hubs_cache_has(
@@ -219,7 +219,7 @@ def test_a_disk_that_fills_on_the_way_keeps_nothing(
         return opened(path, mode, *rest, **options)
 
     monkeypatch.setattr(Path, "open", filling)
-    with pytest.raises(NoSpace, match="nothing of it is kept"):
+    with pytest.raises(NoSpace, match="its partial file was deleted"):
         bases.pull(NAME)
     assert left(tmp_path) == [] and bases.find(NAME) is None
     monkeypatch.undo()

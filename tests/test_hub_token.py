@@ -22,7 +22,7 @@ def test_a_stale_token_is_named_even_for_a_public_repository(
     for gated, private in ((False, False), (True, False), (False, True)):
         repo.gated, repo.private = gated, private
         result = run(*command)
-        refused(result, says="does not accept the token in the environment variable HF_TOKEN (401)")
+        refused(result, says="rejects the token in the environment variable HF_TOKEN (401)")
         assert "unset HF_TOKEN" in result.stderr and "hf_of_last_year" not in result.stderr
         assert "log in" not in result.stderr
     monkeypatch.delenv("HF_TOKEN")
@@ -40,6 +40,6 @@ def test_a_valid_token_without_the_right_is_named(
     standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     standin.failing = 403
-    refused(run("pull", NAME), says="the token in the environment variable HF_TOKEN may not do this")
+    refused(run("pull", NAME), says="the token in the environment variable HF_TOKEN lacks the permission")
     monkeypatch.delenv("HF_TOKEN")
     refused(run("pull", NAME), says="log in with 'hf auth login', or set HF_TOKEN")

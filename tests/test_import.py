@@ -309,7 +309,7 @@ def test_mlx_configurations_that_are_refused(name: str, tmp_path: Path) -> None:
 def test_damaged_mlx_adapters(tmp_path: Path) -> None:
     stem = "model.layers.1.self_attn.q_proj"
     changes = {
-        "lacks a half": lambda tensors: tensors.pop(f"{stem}.lora_b"),
+        "lacks one of its two matrices": lambda tensors: tensors.pop(f"{stem}.lora_b"),
         "ranks differ": lambda tensors: tensors.update({f"{stem}.lora_b": np.ones((5, 64), np.float32)}),
         "magnitudes": lambda tensors: tensors.update({f"{stem}.m": np.ones(64, np.float32)}),
         "an embedding": lambda tensors: tensors.update(

@@ -53,8 +53,8 @@ def test_an_answer_that_does_not_fit_is_left_out_and_named(
     assert all(
         len(example.ids) <= 200 and example.n_answer < 10 for part in [*passes, dev] for example in part
     )
-    assert said[0].startswith(f"line {long.line} is left out: its answer has {length + 1} tokens")
-    assert said[-1] == "1 rows are left out, too long for max_length = 200; raise it to keep them"
+    assert said[0].startswith(f"line {long.line} is dropped: its answer of {length + 1} tokens")
+    assert said[-1] == "1 rows are dropped, too long for max_length = 200; raise it to keep them"
 
 
 def test_a_long_input_is_cut_inside_of_itself(recipe: Path, tiny_base: Path, tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_a_directory_for_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 0, result.output
     assert "routing stays behind" in result.stderr and "KL to the running mix" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "mood.gguf"]
-    assert "Routing stays behind" in (out / "README.md").read_text()
+    assert "This model does not route" in (out / "README.md").read_text()
     instructions = parse((out / "Modelfile").read_text())
     values = dict(instructions)
     assert values["FROM"] == "./mood.gguf"
@@ -292,6 +292,6 @@ def test_nothing_is_left_of_what_is_refused(tmp_path: Path) -> None:
         export_ollama(choose(str(pack), "mood"), tmp_path / "x")
     (tmp_path / "late").mkdir()
     late = pack_of(tmp_path / "late", write_base(tmp_path / "b.gguf"), alora_invocation_tokens=[3])
-    with pytest.raises(Unsupported, match="acts on answers alone"):
+    with pytest.raises(Unsupported, match="is active on answers only"):
         export_ollama(choose(str(late), "mood"), tmp_path / "x")
     assert not list(tmp_path.glob("*x*"))

@@ -137,7 +137,12 @@ def test_a_pack_of_ones_own_changes_in_place_or_as_a_copy(pack: Path, packs: Pat
 
 @pytest.mark.parametrize(
     "to, says",
-    [(NAME, "ships with Loramix"), ("taken", "no copy of"), ("../x/..", "not usable"), ("No!", "not usable")],
+    [
+        (NAME, "ships with Loramix"),
+        ("taken", "not a copy of"),
+        ("../x/..", "not usable"),
+        ("No!", "not usable"),
+    ],
 )
 def test_names_that_a_copy_cannot_have(to: str, says: str, pack: Path, packs: Path) -> None:
     copy_pack(Pack.load(pack), packs / "taken")
@@ -194,7 +199,7 @@ def test_packs_that_are_there_take_no_other_base(pack: Path, tmp_path: Path) -> 
     from tiny import write_base
 
     other = write_base(tmp_path / "other.gguf", seed=5)
-    with pytest.raises(UsageError, match="--base is for a new pack"):
+    with pytest.raises(UsageError, match="--base is only for a new pack"):
         target_of(str(pack), base=str(other), make=True)
     assert target_of(str(pack), base=Pack.load(pack).manifest.base.name).directory == pack
 
@@ -259,7 +264,7 @@ def test_a_training_that_fails_leaves_no_pack(
     "where, says",
     [
         ("nosuch", "--pack ./nosuch"),
-        ("./full", "is no pack"),
+        ("./full", "is not a pack"),
         ("./Bad Name", "not usable"),
         ("./nogguf", "GGUF"),
     ],

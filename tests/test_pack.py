@@ -355,7 +355,7 @@ def test_add_and_remove_give_back_the_pack(tmp_path: Path) -> None:
 def test_a_new_skill_drops_a_gate_that_does_not_know_it(tmp_path: Path) -> None:
     make(tmp_path / "p")
     change = add_skill(tmp_path / "p", "new", adapter("new"), description="", max_tokens=1)
-    assert "gate is dropped" in change.message and "loramix train gate" in change.message
+    assert "gate is removed" in change.message and "loramix train gate" in change.message
     assert change.pack.gate() is None and not (tmp_path / "p" / "gate.npz").exists()
 
 
@@ -383,7 +383,7 @@ def test_a_gate_that_cannot_be_used_does_not_hinder_a_removal(what: str, tmp_pat
     else:
         set_gate(tmp_path / "p", gate_for(NAMES), b"no bank")
     change = remove_skill(tmp_path / "p", "title")
-    assert change.pack.gate() is None and "gate is dropped" in change.message
+    assert change.pack.gate() is None and "gate is removed" in change.message
     assert change.pack.check()
 
 
@@ -413,7 +413,7 @@ def test_a_skill_trained_anew_keeps_its_place_and_the_gate(tmp_path: Path) -> No
     assert new.manifest.gate == old.manifest.gate is not None and new.check() == []
     assert new.adapter_bytes("sentiment") == adapter("better")
     added = CliRunner().invoke(main, [*words[:3], "more", *words[4:]])
-    assert added.exit_code == 0 and "gate is dropped" in added.output
+    assert added.exit_code == 0 and "gate is removed" in added.output
 
 
 WRITES = ("skills/title", "skills/title", "gate", "gate-features", "pack.toml")

@@ -133,7 +133,8 @@ def test_what_must_not_be_pushed_sends_nothing(
     refused(run("pack", "push", shared, "skills"), code=2, says="give OWNER/REPO")
     monkeypatch.delenv("HF_TOKEN")
     refused(
-        run("pack", "push", shared, REPO), says="takes nothing without a token: log in with 'hf auth login'"
+        run("pack", "push", shared, REPO),
+        says="pushing to the hub needs a token: log in with 'hf auth login'",
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     adapter = shared / "skills" / "sentiment.gguf"
@@ -145,11 +146,11 @@ def test_what_must_not_be_pushed_sends_nothing(
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     refused(
         run("pack", "push", shared, REPO),
-        says="does not accept the token in the environment variable HF_TOKEN (401)",
+        says="rejects the token in the environment variable HF_TOKEN (401)",
     )
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     standin.add(REPO)
-    refused(run("pack", "push", shared, REPO, "--private"), code=2, says="there already and public")
+    refused(run("pack", "push", shared, REPO, "--private"), code=2, says="already exists and is public")
 
 
 def test_a_spoilt_update_leaves_the_old_pack(standin: Hub, shared: Path) -> None:
@@ -167,7 +168,7 @@ def test_a_spoilt_update_leaves_the_old_pack(standin: Hub, shared: Path) -> None
     adapter = good["skills/sentiment.gguf"]
     manifest = good["pack.toml"].decode()
     spoilt = adapter[:-1] + b"x"
-    trial("not fetched", **{"skills__sentiment.gguf": spoilt})
+    trial("it was not downloaded", **{"skills__sentiment.gguf": spoilt})
     trial("path", **{"pack.toml": manifest.replace("skills/sentiment.gguf", "../../evil.gguf").encode()})
     trial(
         "lacks skills/other.gguf",
@@ -184,7 +185,7 @@ def test_a_spoilt_update_leaves_the_old_pack(standin: Hub, shared: Path) -> None
     standin.spoil = True
     other = adapter + bytes(32)  # new, so that it is fetched; it comes with a bit turned
     trial(
-        "not kept",
+        "it was discarded",
         **{
             "skills__sentiment.gguf": other,
             "pack.toml": manifest.replace(sha256(adapter), sha256(other)).encode(),
@@ -200,9 +201,9 @@ def test_no_pack_loses_its_name_to_a_strangers(standin: Hub, shared: Path) -> No
     done = run("pack", "pull", "stranger/skills", "--name", "other")
     assert done.exit_code == 0 and Pack.load("other").name == "other"
     repo.files["pack.toml"] = repo.files["pack.toml"].replace(b'name = "tiny"', b'name = "smollm2-135m"')
-    refused(run("pack", "pull", REPO), code=2, says="pack of Loramix's own")
+    refused(run("pack", "pull", REPO), code=2, says="a pack that ships with Loramix")
     standin.add("me/empty", **{"README.md": b"#"})
-    refused(run("pack", "pull", "me/empty"), says="holds no pack")
+    refused(run("pack", "pull", "me/empty"), says="it is not a pack")
     refused(run("pack", "pull", "me/nothing"), says="no repository me/nothing")
     refused(run("pack", "pull", REPO, "--revision", "v9"), says="no revision 'v9'")
 

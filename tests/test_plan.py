@@ -147,9 +147,7 @@ def test_what_does_not_fit_is_refused(tiny_base: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(hardware, "memory_bytes", lambda: (2 * need, need // 2))
     assert "close other programs" in check_fits(made)
     monkeypatch.setattr(hardware, "memory_bytes", lambda: (need - 1, need - 1))
-    with pytest.raises(
-        NoSpace, match=r"tiny.gguf with 2 skills and 512 tokens needs .* take a smaller --ctx"
-    ):
+    with pytest.raises(NoSpace, match=r"tiny.gguf with 2 skills and 512 tokens needs .* use a smaller --ctx"):
         check_fits(made)
     refused_run = run("plan", "--base", tiny_base, "--skills", 2, "--json")
     assert refused_run.exit_code == 1 and "of memory, this machine" in refused_run.stderr

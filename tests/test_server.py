@@ -262,5 +262,5 @@ def test_a_pack_that_cannot_be_served_says_so(tmp_path: Path, pack: Path, own: d
     (pack / "gate.npz").unlink(missing_ok=True)
     for file in pack.glob("*.npz"):
         file.unlink()
-    with pytest.raises(AssertionError, match=r"error: .*npz is not there"), served(pack, **own):
+    with pytest.raises(AssertionError, match=r"error: .*npz does not exist"), served(pack, **own):
         pass

@@ -91,7 +91,7 @@ def test_a_skill_comes_and_goes(pack: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["--data", data, "--instructions", asked, "--pack", pack, "--out", tmp_path / "run"]
     done = skill("add", "shout", *arguments)
     assert done.exit_code == 0, done.output
-    assert "the gate knows it" in done.stdout and "moves the base's logits" in done.stderr
+    assert "the gate knows it" in done.stdout and "changes the base's logits" in done.stderr
     with Engine.open(pack, n_ctx=256, n_threads=1) as engine:
         assert engine.route("gggg hhhh zzzz 2").mix == {"shout": 1}
         assert engine.generate("gggg hhhh zzzz 2", max_tokens=2).route.mix == {"shout": 1}

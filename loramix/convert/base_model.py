@@ -32,7 +32,7 @@ def autocast_dtype() -> torch.dtype:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' warnings to their own authors off the user's screen."""
+    """Suppress warnings of the libraries, which are addressed to developers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -43,14 +43,14 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
 
     Args:
         path: a GGUF, whose dequantized values are used, or a Hugging Face directory.
-        dtype: of the matrices that autocast would round anyway; everything else stays float32.
+        dtype: type of the matrices that autocast would round anyway; everything else stays float32.
 
     Returns:
         A transformers causal LM in eval mode, all parameters without gradient.
 
     Raises:
-        NotFound: there is no such file or directory.
-        Unsupported: transformers cannot read it.
+        NotFound: the file or directory does not exist.
+        Unsupported: transformers cannot read the base.
     """
     import transformers
 
@@ -68,20 +68,19 @@ def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Any:
     model.requires_grad_(False)
     model.eval()
     if dtype != torch.float32:
-        looked_up = (
-            model.get_input_embeddings().weight
-        )  # read without autocast, and so kept, even where it is the head
+        # autocast does not round embedding lookups, so the embedding stays float32 even if it is also the head
+        embedding = model.get_input_embeddings().weight
         for module in model.modules():
-            if isinstance(module, torch.nn.Linear) and module.weight is not looked_up:
+            if isinstance(module, torch.nn.Linear) and module.weight is not embedding:
                 module.to(dtype)  # autocast rounds these at each use: do it once
     return model.to(device())
 
 
 def _from_directory(path: Path, options: dict[str, Any]) -> Any:
-    """A checkpoint's model, whole: transformers fills what it does not find with random numbers.
+    """Load a checkpoint and reject missing weights, which transformers would fill with random numbers.
 
     Raises:
-        Unsupported: weights are missing, or under names that the model does not have.
+        Unsupported: weights are missing, or have names that the model does not know.
     """
     import transformers
 
@@ -94,7 +93,7 @@ def _from_directory(path: Path, options: dict[str, Any]) -> Any:
     if lost := sorted(found["missing_keys"]):
         raise Unsupported(
             f"{path} lacks {lost[0]} and {len(lost) - 1} other weights of its model; download the whole checkpoint, "
-            "or save the model itself, without what was wrapped around it."
+            "or save the model without its wrappers."
         )
     return model
 

@@ -16,7 +16,7 @@ from loramix.errors import Unsupported, WrongBase
 from loramix.formats.gguf_reader import GGUFFile, TensorInfo
 
 SAMPLE = 256
-# how far rounding alone moves a matrix, relative to its norm, with room to spare
+# upper bound of the relative error that rounding to a type causes in a matrix
 _ROUNDED = {"F32": 0.01, "F16": 0.01, "BF16": 0.02, "Q8_0": 0.03, "Q6_K": 0.06, "Q5_K": 0.1, "Q5_0": 0.1}
 _COARSE = 0.2
 
@@ -25,27 +25,27 @@ def check_copies(adapter: PeftAdapter, base: Path, header: GGUFFile) -> None:
     """Check that full embeddings saved with an adapter equal the base's.
 
     Args:
-        adapter: as read.
+        adapter: the adapter, from `read_peft` or `read_mlx`.
         base: the GGUF base that it was trained on.
-        header: of that file.
+        header: the base's GGUF header.
 
     Raises:
-        Unsupported: tokens were added, or the embedding was trained along.
-        WrongBase: of another width than the base's.
+        Unsupported: tokens were added, or the embedding was trained.
+        WrongBase: the embedding has another width than the base's.
     """
     for module, values in adapter.copies.items():
         own = header.tensors["token_embd.weight"]
         if module == "lm_head":
             own = header.tensors.get("output.weight", own)
         rows, columns = own.shape
-        what = f"{adapter.name} holds a whole {module} of {values.shape[0]} tokens"
+        what = f"{adapter.name} contains a full {module} of {values.shape[0]} tokens"
         if values.shape[1] != columns:
             raise WrongBase(
-                f"{what}, {values.shape[1]} wide; the base's is {columns} wide: give its own base."
+                f"{what}, {values.shape[1]} wide; the base's is {columns} wide: use the base that it was trained on."
             )
         if values.shape[0] != rows:
             raise Unsupported(
-                f"{what}, the base has {rows}: tokens were added, which an adapter file cannot hold; train "
+                f"{what}, the base has {rows}: tokens were added, which an adapter file cannot store; train "
                 "without resize_token_embeddings, on the base's own vocabulary."
             )
         chosen = np.linspace(0, rows - 1, min(rows, SAMPLE)).astype(int)
@@ -53,13 +53,13 @@ def check_copies(adapter: PeftAdapter, base: Path, header: GGUFFile) -> None:
         off = float(np.linalg.norm(values[chosen] - there) / max(float(np.linalg.norm(there)), 1e-12))
         if off > _ROUNDED.get(own.type_name, _COARSE):
             raise Unsupported(
-                f"{what} that differs from the base's own by {off:.0%}: it was trained along, which an adapter "
-                f"file cannot hold; train again without {module} in modules_to_save or target_modules."
+                f"{what} that differs from the base's by {off:.0%}: it was trained too, which an adapter "
+                f"file cannot store; train again without {module} in modules_to_save or target_modules."
             )
 
 
 def _rows(base: Path, tensor: TensorInfo, chosen: npt.NDArray[np.int_]) -> npt.NDArray[np.float32]:
-    """Some rows of a matrix of a GGUF, (len(chosen), columns) float32."""
+    """Read the chosen rows of a GGUF matrix, (len(chosen), columns) float32."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
@@ -69,7 +69,7 @@ def _rows(base: Path, tensor: TensorInfo, chosen: npt.NDArray[np.int_]) -> npt.N
             data[tensor.offset + i * width : tensor.offset + (i + 1) * width] for i in chosen.tolist()
         )
     packed = np.frombuffer(raw, np.uint8).reshape(len(chosen), width)
-    if tensor.type_name in ("F32", "F16"):  # gguf wants these in their own type
+    if tensor.type_name in ("F32", "F16"):  # gguf expects these in their own type
         return packed.view({"F32": "<f4", "F16": "<f2"}[tensor.type_name]).astype(np.float32)
     found: npt.NDArray[np.float32] = dequantize(packed, GGMLQuantizationType[tensor.type_name])
     return found

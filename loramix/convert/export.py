@@ -25,7 +25,7 @@ from loramix.templates.chat_template import ChatTemplate
 
 @dataclass(frozen=True)
 class Chosen:
-    """A mix of a pack with the bytes that make it, checked against their base."""
+    """A mix of a pack with its adapters, checked against the base."""
 
     pack: Pack
     mix: Mix
@@ -34,16 +34,16 @@ class Chosen:
     parts: list[tuple[bytes, float]] = field(repr=False)
     """Each skill's adapter with its scale."""
     late: dict[str, tuple[int, ...]]
-    """Tokens from which on a skill acts, of the skills that act late."""
+    """Invocation tokens of each activated adapter, by skill."""
 
     @property
     def name(self) -> str:
-        """A name for files: the skills'."""
+        """Name for exported files, made of the skills' names."""
         return "-".join(self.mix.scales)[:100]
 
     @property
     def metadata(self) -> dict[str, Value]:
-        """What an exported file says of itself."""
+        """Metadata of an exported file."""
         base = self.pack.manifest.base
         return {
             "loramix.mix": str(self.mix),
@@ -55,27 +55,27 @@ class Chosen:
 
 @dataclass(frozen=True, slots=True)
 class Distance:
-    """How far a merged base is from the running mix, over all positions of some prompts."""
+    """Difference between a merged base and the running mix, over all positions of some prompts."""
 
     mean_kl: float
     """Mean Kullback-Leibler divergence, running mix to merged base, nats per token."""
     same_argmax: float
-    """Share of positions where both would choose the same token."""
+    """Share of positions where both choose the same token."""
     bare_kl: float
     """The same divergence of the bare base, for comparison."""
 
 
 def choose(pack: str, mix: str) -> Chosen:
-    """Read and check what an export needs.
+    """Read the adapters and the base of a mix, and check that they match.
 
     Args:
         pack: name or directory.
-        mix: as `Mix.parse` reads it.
+        mix: text for `Mix.parse`.
 
     Raises:
-        UsageError: no skill in the mix.
+        UsageError: the mix has no skill.
         UnknownSkill, InvalidMix: not a mix of this pack.
-        WrongBase: the base here is not the pack's.
+        WrongBase: the base on this machine is not the pack's.
     """
     found, parsed = Pack.load(pack), Mix.parse(mix)
     if not parsed:
@@ -86,7 +86,7 @@ def choose(pack: str, mix: str) -> Chosen:
     if (digest := bases.digest(base)) != reference.sha256:
         raise WrongBase(
             f"pack {found.name} is for base {reference.name} ({reference.sha256[:12]}); {base.name} is {digest[:12]}: "
-            f"get the right one with 'loramix pull {reference.name}'."
+            f"get the pack's base with 'loramix pull {reference.name}'."
         )
     _, shape = read_base(base)
     check_template(base)
@@ -101,10 +101,10 @@ def choose(pack: str, mix: str) -> Chosen:
 
 
 def export_adapter(chosen: Chosen, out: Path) -> None:
-    """Write the mix as one GGUF LoRA, to be used at scale 1.
+    """Write the mix as one GGUF LoRA, for use at scale 1.
 
-    Late adapters stay late where all of the mix are and act from the same tokens on; else, as at run time, the
-    file acts on all tokens.
+    The file is an activated adapter if all adapters of the mix are, with the same invocation tokens; otherwise it
+    is active on all tokens, as at run time.
     """
     metadata = {"general.name": chosen.name, **chosen.metadata}
     starts = set(chosen.late.values())
@@ -116,23 +116,23 @@ def export_adapter(chosen: Chosen, out: Path) -> None:
 
 
 def export_gguf(chosen: Chosen, out: Path, quant: str | None = None) -> Distance:
-    """Write the base with the mix in its weights, if that is nearer to the running mix than the bare base is.
+    """Write the base with the mix merged into it, if the result is closer to the running mix than the bare base.
 
     Args:
-        chosen: what to merge.
+        chosen: the mix to merge.
         out: the GGUF to write.
         quant: see `loramix.convert.merge.merge`.
 
     Raises:
         UsageError: ``out`` is the base.
-        Unsupported: a late adapter, or a type that cannot be written.
-        NoSpace: the disk cannot hold it.
-        SelfCheckFailed: rounding undoes what the mix does; nothing is written.
+        Unsupported: an activated adapter, or a type that cannot be written.
+        NoSpace: the disk has too little free space.
+        SelfCheckFailed: rounding cancels the effect of the mix; nothing is written.
     """
     if chosen.late:
         raise Unsupported(
-            f"skill {next(iter(chosen.late))} acts on answers alone, and merged weights would act on prompts too: "
-            "take it along with 'loramix export adapter', or train it with activation = 'always'."
+            f"skill {next(iter(chosen.late))} is active on answers only, and merged weights would be active on prompts "
+            "too: export it with 'loramix export adapter', or train it with activation = 'always'."
         )
     if out.resolve() == chosen.base.resolve():
         raise UsageError(f"{out} is the base itself; name another file.")
@@ -147,8 +147,8 @@ def export_gguf(chosen: Chosen, out: Path, quant: str | None = None) -> Distance
         found = distance(chosen, temporary)
         if not found.mean_kl < found.bare_kl:
             raise SelfCheckFailed(
-                f"in {quant or 'its own type'} the merged base is no nearer to {chosen.mix} (KL {found.mean_kl:.4f}) "
-                f"than the bare base is ({found.bare_kl:.4f}): rounding undoes the mix; give --quant Q8_0 or F16."
+                f"in {quant or 'its own type'} the merged base is no closer to {chosen.mix} (KL {found.mean_kl:.4f}) "
+                f"than the bare base ({found.bare_kl:.4f}): rounding cancels the mix; use --quant Q8_0 or F16."
             )
     return found
 
@@ -170,20 +170,20 @@ def distance(chosen: Chosen, merged: Path) -> Distance:
 
 
 class Vocabulary(NamedTuple):
-    """What of a base's vocabulary its prompts need."""
+    """The part of a base's vocabulary that prompts need."""
 
     template: ChatTemplate
     bos: str
-    """Text of the token that the tokenizer puts first; empty where it puts none."""
+    """Text of the token that the tokenizer adds at the beginning; empty if it adds none."""
     ends: tuple[str, ...]
-    """Control tokens that end an answer and that llama.cpp does not know by itself, and those of the base's turns."""
+    """Control tokens that end an answer, including those that llama.cpp does not know by itself."""
 
 
 def vocabulary(base: Path) -> Vocabulary:
-    """Chat template and special tokens of a base.
+    """Read the chat template and special tokens of a base.
 
     Args:
-        base: a GGUF base that has been checked.
+        base: a validated GGUF base.
     """
     from loramix.runtime.llama.model import Model
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 _TIE = 1e-6  # two classes closer than this are a tie in float32, and either may win
 _ROWS = 1000
-_WIDTHS = (1.0, 0.25, 3.0)  # of the random inputs, in standard deviations of the training features
+_WIDTHS = (1.0, 0.25, 3.0)  # standard deviations of the random inputs, relative to the training features
 
 _log = logging.getLogger(__name__)
 
 
 def convert_gate(source: Path, out: Path) -> float:
-    """Write the NumPy form of a trained gate, if it decides as the torch form does.
+    """Write a trained gate in its NumPy form, if both forms make the same decisions.
 
     Args:
         source: directory with gate.safetensors and gate.json.
@@ -45,7 +45,7 @@ def convert_gate(source: Path, out: Path) -> float:
         raise MissingExtra(f"converting a gate needs {error.name}: pip install 'loramix[train]'.") from None
     gate = Gate.load(source)
     content = NumpyGate(gate.info, gate.arrays(), str(source)).to_bytes()
-    # what is compared is what will be read back, not what is in memory
+    # compare what is read back from the file, not what is in memory
     difference = compare(gate, NumpyGate.from_bytes(content, str(out)))
     write_bytes(out, content)
     _log.info("%s written; largest difference to torch %.1e", out, difference)
@@ -53,13 +53,13 @@ def convert_gate(source: Path, out: Path) -> float:
 
 
 def compare(gate: Gate, converted: NumpyGate) -> float:
-    """Compare both forwards on 3 × 1,000 random inputs, as wide as the training features, narrower and wider.
+    """Compare both forward passes on 3 × 1,000 random inputs with the spread of the training features, less and more.
 
     Returns:
         The largest absolute difference of a probability.
 
     Raises:
-        SelfCheckFailed: it is above 1e-5, or another class wins.
+        SelfCheckFailed: the difference is above 1e-5, or the two forms choose different classes.
     """
     import torch
 
@@ -79,7 +79,7 @@ def compare(gate: Gate, converted: NumpyGate) -> float:
         if not worst <= TOLERANCE or flipped:
             raise SelfCheckFailed(
                 f"the converted gate differs from the trained one by {worst:.1e} (at most {TOLERANCE:.0e} is "
-                f"allowed) and decides otherwise for {flipped} of {_ROWS} inputs; nothing was written: "
+                f"allowed) and decides differently for {flipped} of {_ROWS} inputs; nothing was written: "
                 "train the gate again."
             )
     return worst

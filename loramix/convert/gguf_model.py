@@ -20,7 +20,7 @@ from loramix.errors import InvalidArtifact, Unsupported
 from loramix.formats.validate import BaseShape, read_base
 
 _ROPE_FACTORS = "rope_freqs.weight"
-_GEMMA3_27B_LAYERS = 62  # its queries are scaled otherwise (src/models/gemma3.cpp)
+_GEMMA3_27B_LAYERS = 62  # this model scales its queries differently (src/models/gemma3.cpp)
 
 
 def load_gguf(path: Path) -> Any:
@@ -33,7 +33,7 @@ def load_gguf(path: Path) -> Any:
         A transformers causal LM, float32, with the file's dequantized values.
 
     Raises:
-        NotFound, InvalidArtifact, Unsupported: see `loramix.formats.validate.read_base`; or tensors or
+        NotFound, InvalidArtifact, Unsupported: see `loramix.formats.validate.read_base`; also for tensors or
             settings that the transformers model does not have.
     """
     import gguf
@@ -71,7 +71,7 @@ def load_gguf(path: Path) -> Any:
 
 
 def _names(shape: BaseShape, stored: Any) -> Iterator[tuple[str, str]]:
-    """(transformers' name, GGUF's name) of each tensor that a model of this shape has."""
+    """Yield (transformers' name, GGUF's name) of each tensor that a model of this shape has."""
     yield "model.embed_tokens.weight", "token_embd.weight"
     yield "model.norm.weight", "output_norm.weight"
     if not shape.tied:
@@ -84,7 +84,7 @@ def _names(shape: BaseShape, stored: Any) -> Iterator[tuple[str, str]]:
 
 
 def _values(tensor: Any, shape: BaseShape) -> npt.NDArray[np.float32]:
-    """A tensor's values in transformers' order, (out, in) or (out,) float32."""
+    """Return a tensor's values in transformers' order, (out, in) or (out,) float32."""
     import gguf
 
     values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
@@ -96,13 +96,13 @@ def _values(tensor: Any, shape: BaseShape) -> npt.NDArray[np.float32]:
 
 
 def _config(shape: BaseShape, settings: dict[str, Any], stored: Any, name: str) -> dict[str, Any]:
-    """Arguments of the transformers config.
+    """Build the arguments of the transformers config.
 
     Args:
-        shape: of the base.
+        shape: shape of the base.
         settings: the GGUF's metadata without the architecture's prefix.
         stored: names of the file's tensors.
-        name: of the file, for messages.
+        name: name of the file, for messages.
     """
     head = int(settings.get("attention.key_length", shape.n_embd // shape.n_head))
     rope: dict[str, Any] = {
@@ -114,7 +114,7 @@ def _config(shape: BaseShape, settings: dict[str, Any], stored: Any, name: str) 
         rope |= {"rope_type": "linear", "factor": float(settings["rope.scaling.factor"])}
     elif scaling != "none":
         raise Unsupported(
-            f"{name} scales RoPE by {scaling!r}, which training does not know; use another base."
+            f"{name} scales RoPE by {scaling!r}, which training does not support; use another base."
         )
     config: dict[str, Any] = {
         "vocab_size": shape.vocab_size,

@@ -20,7 +20,7 @@ _LICENSES = {
     *("gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "unlicense", "openrail", "llama2", "llama3", "llama3.1"),
     *("llama3.2", "llama3.3"),
 }
-"""Those of the hub's identifiers that packs may be under; it refuses others but as ``other`` with a name."""
+"""The hub's licence identifiers that packs use; the hub accepts any other licence only as ``other`` with a name."""
 TAGS = ["lora", "gguf", "llama.cpp", "loramix"]
 
 
@@ -28,7 +28,7 @@ def write_card(manifest: Manifest, repository: str, base_model: str, skill_card:
     """Write README.md for a repository that holds a pack.
 
     Args:
-        manifest: the pack as it is pushed.
+        manifest: manifest of the pushed pack.
         repository: ``OWNER/REPO``.
         base_model: repository of the base.
         skill_card: Markdown card of the only skill, if the repository also has its PEFT adapter.

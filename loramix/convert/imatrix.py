@@ -23,33 +23,33 @@ from loramix.formats.validate import read_base
 from loramix.paths import atomic_write
 
 CHUNK = 256
-"""Tokens that are read together."""
+"""Tokens per forward pass."""
 MAX_CHUNKS = 128
-# node whose output is the input of these matrices
+# graph nodes whose outputs are the inputs of these matrices
 INPUTS = {
     "attn_norm": ("attn_q", "attn_k", "attn_v"),
     "kqv_out": ("attn_output",),
     "ffn_norm": ("ffn_gate", "ffn_up"),
     "ffn_swiglu": ("ffn_down",),
 }
-_REFUSED = 3  # exit code for an error of ours, whose sentence is on stderr
+_REFUSED = 3  # exit code for invalid input; the message is on stderr
 
 
 def importance(base: Path, text: Path, out: Path) -> None:
-    """Run a base on a text, in a child process, and keep the mean squares of its matrices' inputs.
+    """Run a base on a text in a child process, and write the mean squares of its matrices' inputs.
 
     Args:
-        base: GGUF; all of its weights are read into memory by and by.
-        text: UTF-8, at least `CHUNK` tokens; what is beyond `MAX_CHUNKS` chunks is not read.
-        out: ``.npz`` to write: (in,) float32 by tensor name.
+        base: GGUF file; llama.cpp pages in all of its weights.
+        text: UTF-8 file of at least `CHUNK` tokens; only the first `MAX_CHUNKS` chunks are used.
+        out: ``.npz`` to write, with (in,) float32 by tensor name.
 
     Raises:
-        NotFound: there is no such text.
-        InvalidData: too short, or not UTF-8.
+        NotFound: the text does not exist.
+        InvalidData: the text is too short, or not UTF-8.
         NativeError: llama.cpp fails.
     """
     if not text.is_file():
-        raise NotFound(f"no text at {text}; give one that is like what the base will read.")
+        raise NotFound(f"no text at {text}; give a UTF-8 text like the prompts that the base will get.")
     command = [sys.executable, "-P", "-m", "loramix.convert.imatrix", str(base), str(text), str(out)]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     said = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
@@ -60,10 +60,10 @@ def importance(base: Path, text: Path, out: Path) -> None:
 
 
 class Observer:
-    """Sums squares of the inputs of all matrices, as llama.cpp computes them.
+    """Sums the squares of the inputs of all matrices while llama.cpp computes them.
 
     Args:
-        widths: columns of each matrix.
+        widths: number of columns of each matrix, by tensor name.
     """
 
     def __init__(self, widths: dict[str, int]) -> None:
@@ -94,7 +94,7 @@ class Observer:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one job; see the module's first line."""
+    """Run one job; return the exit code."""
     from loramix.hardware import default_threads
     from loramix.runtime.llama.context import Context
     from loramix.runtime.llama.model import Model
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> int:
         chunks = [ids[at : at + CHUNK - 1] for at in range(0, len(ids) - CHUNK + 2, CHUNK - 1)][:MAX_CHUNKS]
         if not chunks:
             print(
-                f"{text} has {len(ids)} tokens; at least {CHUNK} are needed to weigh columns by.",
+                f"{text} has {len(ids)} tokens; at least {CHUNK} are needed for an importance matrix.",
                 file=sys.stderr,
             )
             return _REFUSED
@@ -124,7 +124,7 @@ def main(arguments: Sequence[str]) -> int:
     wanted = {name for name in shape.tensors if name.startswith("blk.")}
     if observer.sums.keys() != wanted:
         print(
-            f"this llama.cpp names its graph otherwise: nothing seen of {min(wanted ^ observer.sums.keys())}",
+            f"this llama.cpp names its graph nodes differently: no inputs of {min(wanted ^ observer.sums.keys())}",
             file=sys.stderr,
         )
         return 1
@@ -132,7 +132,7 @@ def main(arguments: Sequence[str]) -> int:
         name: (total / observer.counts[name]).astype(np.float32) for name, total in observer.sums.items()
     }
     with atomic_write(out) as file:
-        np.savez(file, **means)  # type: ignore[arg-type]  # its stub wants allow_pickle there
+        np.savez(file, **means)  # type: ignore[arg-type]  # the stub expects allow_pickle here
     return 0
 
 

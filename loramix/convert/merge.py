@@ -14,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import SelfCheckFailed
+from loramix.formats.gguf_output import gguf_output
 from loramix.formats.gguf_reader import TYPES
-from loramix.formats.requantize import copy_metadata, file_type, quantize_q4_0, writer_like
+from loramix.formats.requantize import architecture_of, copy_metadata, file_type, quantize_q4_0
 from loramix.models.fuse import read_pairs
 from loramix.paths import need_space
 
 _FLOATS = ("F32", "F16", "BF16")
 _SIZES = {name: (block, size) for name, block, size in TYPES.values()}
-_CHUNK = 1 << 21  # values in work at once; their float32 copies are what a merge costs in memory
+_CHUNK = 1 << 21  # values processed at once, which bounds the memory of their float32 copies
 
 Delta = tuple[npt.NDArray[Any], npt.NDArray[Any], float]
 
@@ -34,17 +35,17 @@ def merge(
     quant: str | None = None,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a base with a mix of adapters in its weights.
+    """Write a base with a mix of adapters merged into its weights.
 
     Args:
-        base: a GGUF base that `loramix.formats.validate.read_base` has passed.
-        parts: whole GGUF LoRA files that ``check_adapter`` has passed, with their scales.
-        out: the GGUF to make; a temporary file, since a failure leaves part of it.
+        base: a GGUF base validated by `loramix.formats.validate.read_base`.
+        parts: contents of GGUF LoRA files validated by ``check_adapter``, with their scales.
+        out: the GGUF to write; a temporary file, since a failure leaves part of it.
         quant: one of `EXPORT_QUANTS` for all matrices, see `wanted_type`; by default each keeps its type.
-        metadata: strings that are added to the base's metadata, or replace it.
+        metadata: strings that are added to the base's metadata or replace its values.
 
     Raises:
-        NoSpace: the disk cannot hold it.
+        NoSpace: the disk has too little free space.
         Unsupported: a type that cannot be written.
     """
     import gguf
@@ -60,45 +61,45 @@ def merge(
     }
     sizes = {tensor.name: _nbytes(_shape(tensor), types[tensor.name]) for tensor in reader.tensors}
     need_space(out, reader.data_offset + sum(sizes.values()), "the merged base")
-    writer = writer_like(reader, out)
-    copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
-    if "general.quantization_version" not in reader.fields:
-        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    for key, value in metadata.items():
-        writer.add_string(key, value)
-    for tensor in reader.tensors:
-        kind = types[tensor.name]
-        shape, dtype = _shape(tensor), {"F32": np.float32, "F16": np.float16}.get(kind, np.uint8)
-        if dtype is np.uint8:
-            block, size = _SIZES[kind]
-            shape = (*shape[:-1], shape[-1] // block * size)
-        writer.add_tensor_info(
-            tensor.name, shape, np.dtype(dtype), sizes[tensor.name], gguf.GGMLQuantizationType[kind]
-        )
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in reader.tensors:
-        kind, moved = types[tensor.name], deltas.get(tensor.name, [])
-        if kind == _own(tensor) and not moved:
-            writer.write_tensor_data(tensor.data)
-        else:
-            writer.write_tensor_data(np.concatenate(list(_rows(tensor, moved, kind))))
-    writer.close()
+    with gguf_output(out, architecture_of(reader), name="the merged base") as writer:
+        copy_metadata(reader, writer, file_type(quant) if quant else None, but=metadata)
+        if "general.quantization_version" not in reader.fields:
+            writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        for key, value in metadata.items():
+            writer.add_string(key, value)
+        for tensor in reader.tensors:
+            kind = types[tensor.name]
+            shape, dtype = _shape(tensor), {"F32": np.float32, "F16": np.float16}.get(kind, np.uint8)
+            if dtype is np.uint8:
+                block, size = _SIZES[kind]
+                shape = (*shape[:-1], shape[-1] // block * size)
+            writer.add_tensor_info(
+                tensor.name, shape, np.dtype(dtype), sizes[tensor.name], gguf.GGMLQuantizationType[kind]
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in reader.tensors:
+            kind, changes = types[tensor.name], deltas.get(tensor.name, [])
+            if kind == _own(tensor) and not changes:
+                writer.write_tensor_data(tensor.data)
+            else:
+                writer.write_tensor_data(np.concatenate(list(_rows(tensor, changes, kind))))
 
 
 def wanted_type(name: str, shape: tuple[int, ...], own: str, quant: str | None) -> str:
-    """The type that a tensor is written in.
+    """Select the type that a tensor is written in.
 
     Args:
-        name: the tensor's.
-        shape: rows first.
+        name: name of the tensor.
+        shape: its shape, rows first.
         own: its type in the base.
         quant: requested type; None keeps the base's types.
 
     Returns:
-        The base's type for what is no matrix, or where nothing is asked for. Embedding and head suffer most from
-        four bits, so these keep a quantized type of the base's, or take Q8_0. F16 where rows are no whole blocks.
+        The base's type if the tensor is not a matrix or no type is requested. Embedding and head lose most with
+        four bits, so they keep a quantized type of the base, or become Q8_0. F16 if a row is not a whole number of
+        blocks.
     """
     if quant is None or len(shape) != 2 or "norm" in name:
         return own
@@ -109,7 +110,7 @@ def wanted_type(name: str, shape: tuple[int, ...], own: str, quant: str | None) 
 
 
 def _rows(tensor: Any, deltas: Sequence[Delta], kind: str) -> Iterator[npt.NDArray[Any]]:
-    """A tensor's rows in a type, moved by the deltas, some at a time."""
+    """Yield a tensor's rows in a type with the deltas added, some rows at a time."""
     import gguf
 
     n_rows, columns = _shape(tensor)
@@ -120,7 +121,7 @@ def _rows(tensor: Any, deltas: Sequence[Delta], kind: str) -> Iterator[npt.NDArr
         for a, b, factor in deltas:
             values += np.float32(factor) * (b[part].astype(np.float32) @ a.astype(np.float32))
         if not np.isfinite(values).all():
-            raise SelfCheckFailed(f"{tensor.name} is not finite under this mix; give smaller scales.")
+            raise SelfCheckFailed(f"{tensor.name} is not finite under this mix; use smaller scales.")
         yield _pack(values, kind)
 
 
@@ -132,7 +133,7 @@ def _pack(values: npt.NDArray[np.float32], kind: str) -> npt.NDArray[Any]:
     wanted = gguf.GGMLQuantizationType[kind]
     try:
         packed: npt.NDArray[Any] = gguf.quants.quantize(values, wanted)
-    except NotImplementedError:  # k-quants: llama.cpp alone can make them
+    except NotImplementedError:  # k-quants: only llama.cpp can quantize them
         from loramix.runtime.llama.model import quantize_rows
 
         packed = quantize_rows(values, int(wanted))

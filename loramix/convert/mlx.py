@@ -36,13 +36,15 @@ def read_mlx(directory: Path) -> PeftAdapter:
         directory: holds ``adapter_config.json`` and ``adapters.safetensors``.
 
     Raises:
-        NotFound: one of the two is missing.
-        InvalidArtifact: damaged.
-        Unsupported: a kind that llama.cpp cannot run, with the reason.
+        NotFound: one of the two files is missing.
+        InvalidArtifact: a file is damaged.
+        Unsupported: a kind of adapter that llama.cpp cannot run; the message has the reason.
     """
     config_path, weights = directory / "adapter_config.json", directory / WEIGHTS
     if not weights.is_file():
-        raise Unsupported(f"{directory} holds adapters.npz of an old mlx-lm; save it again with a newer one.")
+        raise Unsupported(
+            f"{directory} has the adapters.npz of an old mlx-lm; save the adapter again with a newer mlx-lm."
+        )
     if not config_path.is_file():
         raise NotFound(f"no {config_path.name} in {directory}; give the directory that mlx_lm.lora wrote.")
     config = read_config(config_path)
@@ -54,7 +56,7 @@ def read_mlx(directory: Path) -> PeftAdapter:
         match = _MATRIX.fullmatch(plain[key])
         if match is None:
             raise Unsupported(
-                f"{weights} holds {key!r}, which is no LoRA matrix (DoRA's magnitudes end with '.m'); train without it."
+                f"{weights} has {key!r}, not a LoRA matrix (DoRA's magnitudes end with '.m'); train without it."
             )
         if match["module"].endswith("embed_tokens"):
             raise Unsupported(f"{weights} adapts {match['module']!r}, the token embedding; train without it.")
@@ -66,18 +68,20 @@ def read_mlx(directory: Path) -> PeftAdapter:
 
 
 def _scale(config: Mapping[str, Any], path: Path) -> float:
-    """What ``lora_parameters`` multiply by."""
+    """Return the scale of ``lora_parameters``."""
     kind = config.get("fine_tune_type", "lora")
     if kind != "lora":
-        raise Unsupported(f"{path} is of fine_tune_type {kind!r}; only 'lora' runs in llama.cpp: train that.")
+        raise Unsupported(
+            f"{path} has fine_tune_type {kind!r}; only 'lora' runs in llama.cpp: train with that."
+        )
     parameters = config.get("lora_parameters")
     if not isinstance(parameters, dict):
         raise InvalidArtifact(f"{path} has no lora_parameters; give the directory that mlx_lm.lora wrote.")
     scale = parameters.get("scale")
     if "alpha" in parameters:
         raise Unsupported(
-            f"{path} names an alpha, which older mlx-lm multiplied in (scale * alpha / rank) and newer ignores; "
-            "take it out and write what it was trained with as scale."
+            f"{path} has an alpha, which older mlx-lm versions use (scale * alpha / rank) and newer ones ignore; "
+            "remove it, and set scale to the factor that was used in training."
         )
     if not isinstance(scale, int | float) or isinstance(scale, bool) or not 0 < scale < math.inf:
         raise InvalidArtifact(

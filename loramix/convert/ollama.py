@@ -29,26 +29,25 @@ class Turns:
 
     family: str
     before: str
-    """What stands before the role."""
+    """Text before the role."""
     between: str
-    """What stands between the role and the text."""
+    """Text between the role and the message."""
     after: str
     system: str | None = None
-    """System message of conversations that bring none."""
+    """System message of conversations without one."""
     preface: str = ""
-    """What the base puts before every system message, brought or not."""
+    """Text that the template puts before every system message, including the default one."""
     assistant: str = "assistant"
-    """What the base calls the role that answers."""
+    """The template's name of the assistant role."""
     joint: str | None = None
-    """Between a system message and the first user's text, which it is put before; None where it has a turn of its
-    own."""
+    """Separator if the system message is put before the first user's text; None if it has its own turn."""
 
     def turn(self, role: str, content: str) -> str:
-        """One turn as the base reads it."""
+        """Render one turn."""
         return f"{self.before}{role}{self.between}{content}{self.after}"
 
     def render(self, messages: Sequence[Message]) -> str:
-        """A conversation as the base reads it, without a token for its beginning."""
+        """Render a conversation without the token at its beginning, up to the header of the answer."""
         chat = list(messages)
         if self.joint is not None and chat[0]["role"] == "system":
             system, *chat = chat
@@ -65,7 +64,7 @@ class Turns:
         return f"{turns}{self.before}{self.assistant}{self.between}"
 
     def go(self) -> str:
-        """The same as a Go template for Ollama, whose ``.Messages`` hold its SYSTEM too (template/template.go)."""
+        """Return the Go template for Ollama, where ``.Messages`` include SYSTEM (template/template.go)."""
         turns = self.turn("{{ .Role }}", "{{ .Content }}")
         if self.joint is not None:
             once = "{{ if $system }}{{ $system }}" + self.joint + '{{ $system = "" }}{{ end }}'
@@ -103,33 +102,33 @@ _TRIALS: tuple[tuple[Mapping[str, str], ...], ...] = (
 
 
 def recognise(template: ChatTemplate, bos: str = "") -> Turns:
-    """The family of a base's chat template.
+    """Return the family of a base's chat template.
 
     Args:
-        template: the base's.
-        bos: text of the token that begins a sequence; Ollama's tokenizer puts it there by itself.
+        template: the base's chat template.
+        bos: text of the token at the beginning of a sequence, which Ollama's tokenizer adds by itself.
 
     Raises:
-        Unsupported: it is of none, or what it adds has no place in a Go template.
+        Unsupported: the template belongs to no known family, or adds text that a Go template cannot express.
     """
     try:
         rendered = [template.render(chat).removeprefix(bos) for chat in _TRIALS]
-    except (InvalidArtifact, InvalidPrompt):  # some refuse system messages
+    except (InvalidArtifact, InvalidPrompt):  # some templates reject system messages
         rendered = []
     for family in FAMILIES if rendered else ():
         found = _with_system(family, rendered)
         unwritable = "{{" in found.preface or _QUOTES in found.preface + (found.system or "")
-        unwritable |= found.system == ""  # a turn without text: Ollama takes an empty SYSTEM for none
+        unwritable |= found.system == ""  # Ollama omits the turn of an empty SYSTEM
         if [found.render(chat) for chat in _TRIALS] == rendered and not unwritable:
             return found
     raise Unsupported(
-        f"this base's chat template is none of {', '.join(family.family for family in FAMILIES)}, so it cannot be "
-        "written for Ollama; take the mix along with 'loramix export gguf'."
+        f"this base's chat template is not one of {', '.join(family.family for family in FAMILIES)}, so it cannot be "
+        "written for Ollama; export the mix with 'loramix export gguf'."
     )
 
 
 def _with_system(family: Turns, rendered: Sequence[str]) -> Turns:
-    """A family with the system message and preface that two renderings show: without one, and with one."""
+    """Add the system message and preface, found by comparing renderings with and without a system message."""
     opening = f"{family.before}system{family.between}"
     texts = []
     for text in rendered[:2]:
@@ -151,21 +150,21 @@ def modelfile(
     stops: Sequence[str],
     licenses: Sequence[str] = (),
 ) -> str:
-    """The text of a Modelfile (ollama, docs/modelfile and parser/parser.go).
+    """Return the text of a Modelfile (ollama, docs/modelfile and parser/parser.go).
 
     Args:
-        turns: the base's chat template.
+        turns: family of the base's chat template.
         gguf: name of the model's file in the same directory.
-        n_ctx: tokens of context.
-        max_tokens: longest answer.
+        n_ctx: context size in tokens.
+        max_tokens: longest answer in tokens.
         stops: texts that end an answer.
-        licenses: texts.
+        licenses: licence texts.
     """
     lines = [f"FROM ./{gguf}", f"TEMPLATE {_quoted(turns.go())}"]
     if turns.system:
         lines.append(f"SYSTEM {_quoted(turns.system)}")
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    # Ollama's own defaults sample, and punish what was said before
+    # Ollama samples and penalizes repetition by default
     lines += ["PARAMETER temperature 0", "PARAMETER repeat_penalty 1"]
     lines += [f"PARAMETER num_ctx {n_ctx}", f"PARAMETER num_predict {max_tokens}"]
     lines += [f"LICENSE {_quoted(text)}" for text in licenses if _QUOTES not in text]
@@ -177,17 +176,17 @@ def _quoted(text: str) -> str:
 
 
 def export_ollama(chosen: Chosen, out: Path, *, quant: str | None = None, n_ctx: int = N_CTX) -> Distance:
-    """Make a directory for ``ollama create``: the merged GGUF, its Modelfile and a README.
+    """Write a directory for ``ollama create``: the merged GGUF, its Modelfile and a README.
 
     Args:
-        chosen: what to merge.
-        out: directory to make.
+        chosen: the mix to merge.
+        out: directory to create.
         quant: see `loramix.convert.merge.merge`.
-        n_ctx: tokens of context; at most what the base reads.
+        n_ctx: context size in tokens; limited to the base's context length.
 
     Raises:
-        UsageError: the directory is there already.
-        Unsupported: a late adapter, or a chat template of no known family.
+        UsageError: the directory already exists.
+        Unsupported: an activated adapter, or a chat template of no known family.
     """
     if out.exists():
         raise UsageError(f"{out} exists already; name a directory that does not.")
@@ -221,8 +220,8 @@ The mix `{chosen.mix}` of the Loramix pack {chosen.pack.name}, merged into its b
     ollama create {chosen.name} -f {MODELFILE}
     ollama run {chosen.name}
 
-Routing stays behind: every prompt is answered with this one mix, whatever it asks for.
-The gate that finds a prompt's skill runs in Loramix alone.
+This model does not route: it answers every prompt with this mix.
+Only Loramix runs the gate that chooses the skill of a prompt.
 Next-token distributions differ from the running mix by a mean KL of {found.mean_kl:.4f} nats
 (the bare base: {found.bare_kl:.4f}).
 """

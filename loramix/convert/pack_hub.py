@@ -29,36 +29,36 @@ from loramix.paths import data_dir, safe_join, safe_name, write_text
 
 MAX_CARD_BYTES = 2**20
 ORIGIN = ".hub.json"
-"""Says which repository a pack was pulled from; only a pack from there may take its place unasked."""
+"""File with the repository that a pack was pulled from; a pull from any other repository must not replace it."""
 
 
 def pull_pack(text: str, *, skill: str = "", name: str = "", into: str = "", revision: str = "") -> Change:
-    """Pull a pack, or one skill of it, to where packs are looked up by name.
+    """Pull a pack, or one skill of it, into the directory of packs that are found by name.
 
     Args:
         text: ``OWNER/REPO[@REVISION]``.
-        skill: this one alone, without a gate.
-        name: what to call the pack here; by default as it is called there.
-        into: with ``skill``, the pack that gets it, or a copy of one that is read-only.
+        skill: pull only this skill, without a gate.
+        name: name of the pack on this machine; by default its name in the repository.
+        into: with ``skill``, the pack to add it to; a read-only pack is copied first.
         revision: branch, tag or commit; by default main.
 
     Returns:
-        The pack, and what to tell the user.
+        The pack, and a message for the user.
 
     Raises:
         NotFound: no such repository or revision, or no pack in it.
-        InvalidArtifact, WrongBase: anything in it that must not be used; what was here stays as it was.
-        UsageError: a name that another pack has.
+        InvalidArtifact, WrongBase: a file of the pack is invalid; packs on this machine stay unchanged.
+        UsageError: another pack has the name.
         UnknownSkill: the pack has no such skill.
     """
     place = _repository(text, revision)
     if into and not skill:
-        raise UsageError("--into takes one skill; name it with --skill.")
+        raise UsageError("--into needs one skill; name it with --skill.")
     found = hub.list_files(place)
-    place = place._replace(revision=found.commit)  # what comes from now on is of one commit
+    place = place._replace(revision=found.commit)  # all further files are of this commit
     if MANIFEST not in found.files:
         raise NotFound(
-            f"{place.repository} holds no pack: it has no {MANIFEST}; take an adapter from there with "
+            f"{place.repository} has no {MANIFEST}, so it is not a pack; import an adapter with "
             "'loramix skill import'."
         )
     _bounded(found.files, MANIFEST, MAX_MANIFEST_BYTES, place)
@@ -86,7 +86,7 @@ def pull_pack(text: str, *, skill: str = "", name: str = "", into: str = "", rev
     count = len(pack.skills)
     message = f"pack {pack.name} with {count} skill{'' if count == 1 else 's'} is in {target}"
     if bases.find(pack.manifest.base.name) is None:
-        message += f"; its base is not here: 'loramix pull {pack.manifest.base.name}'"
+        message += f"; its base is not on this machine: 'loramix pull {pack.manifest.base.name}'"
     return Change(pack, message + ".")
 
 
@@ -94,18 +94,18 @@ def push_pack(pack: Pack, text: str, *, skill: str = "", private: bool = False) 
     """Push a pack, or one skill of it, in one commit.
 
     Args:
-        pack: passes its check before anything is sent.
-        text: ``OWNER/REPO``; made where there is none.
-        skill: this one alone, as a pack of one skill and as a PEFT adapter.
+        pack: the pack; checked before anything is sent.
+        text: ``OWNER/REPO``; created if it does not exist.
+        skill: push only this skill, as a pack of one skill and as a PEFT adapter.
         private: make the repository private.
 
     Returns:
-        The commit's address.
+        The commit's URL.
 
     Raises:
-        InvalidArtifact, WrongBase: a file of the pack that must not be used; nothing is sent.
-        NotFound: no token, no such owner, or no base to check against.
-        UsageError: a base that others cannot get, or a repository that holds something else.
+        InvalidArtifact, WrongBase: a file of the pack is invalid; nothing is sent.
+        NotFound: there is no token, no such owner, or the base is not on this machine.
+        UsageError: others cannot get the base, or the repository has other content.
     """
     place = _repository(text, "")
     base = bases.resolve(pack.manifest.base.name)
@@ -123,14 +123,14 @@ def push_pack(pack: Pack, text: str, *, skill: str = "", private: bool = False) 
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
         if not get_token():
-            raise NotFound(f"the hub takes nothing without a token: {hub_errors.LOG_IN}.")
+            raise NotFound(f"pushing to the hub needs a token: {hub_errors.LOG_IN}.")
         contents["README.md"] = write_card(manifest, place.repository, base_model, card).encode()
         api = HfApi()
         api.create_repo(place.repository, private=private or None, exist_ok=True)
         there = hub.list_files(place)
         if private and not there.private:
             raise UsageError(
-                f"{place.repository} is there already and public; make it private, or name another."
+                f"{place.repository} already exists and is public; make it private, or name another repository."
             )
         gone = _files_of(_remote_manifest(there, place, skill)) - contents.keys()
         operations = [CommitOperationDelete(file) for file in sorted(gone & there.files.keys())]
@@ -142,26 +142,26 @@ def push_pack(pack: Pack, text: str, *, skill: str = "", private: bool = False) 
                 commit_message=f"{manifest.name}: {', '.join(entry.name for entry in manifest.skills)}",
                 parent_commit=there.commit,
             )
-        except ValueError as error:  # the card's front matter, or the store of large files
+        except ValueError as error:  # errors in the card's front matter, or in the upload of large files
             if hasattr(error, "response"):
                 raise
-            raise InvalidArtifact(f"the hub does not take the pack: {str(error).splitlines()[0]}") from None
+            raise InvalidArtifact(f"the hub rejects the pack: {str(error).splitlines()[0]}") from None
     return str(done.commit_url)
 
 
 def _repository(text: str, revision: str) -> Place:
     place = hub.parse(text)
     if place is None or place.file:
-        raise UsageError(f"{text[:80]!r} is no repository of the hub; give OWNER/REPO.")
+        raise UsageError(f"{text[:80]!r} is not a repository on the hub; give OWNER/REPO.")
     return place._replace(revision=revision) if revision else place
 
 
 def _target(name: str, place: Place) -> Path:
-    """Return the directory of a pulled pack, which must not replace a pack of another origin."""
+    """Return the directory for a pulled pack; reject a name that a pack of another origin has."""
     target = data_dir() / "packs" / safe_name(name, "pack")
     if (SHIPPED / name).is_dir():
         raise UsageError(
-            f"{name} is a pack of Loramix's own; give the one from the hub another name with --name."
+            f"{name} is a pack that ships with Loramix; give the pulled pack another name with --name."
         )
     if target.exists():
         try:
@@ -170,13 +170,13 @@ def _target(name: str, place: Place) -> Path:
             known = None
         if known != place.repository:
             raise UsageError(
-                f"there is a pack {name} already, from {known or 'this machine'}; give another name with --name."
+                f"a pack {name} from {known or 'this machine'} already exists; give another name with --name."
             )
     return target
 
 
 def _fetch_files(manifest: Manifest, files: Mapping[str, Remote], place: Place, staging: Path) -> None:
-    """Copy what a manifest names into ``staging``; sizes and digests that the hub tells are compared first."""
+    """Download the files of a manifest into ``staging``; check sizes and digests on the hub first."""
     limits, digests = {}, {}
     for skill in manifest.skills:
         limits[skill.file], digests[skill.file] = MAX_ADAPTER_BYTES, skill.sha256
@@ -189,7 +189,7 @@ def _fetch_files(manifest: Manifest, files: Mapping[str, Remote], place: Place, 
     for file, limit in limits.items():
         if file not in files:
             raise InvalidArtifact(
-                f"{place.repository} lacks {file}, which its {MANIFEST} names; tell its author."
+                f"{place.repository} lacks {file}, which its {MANIFEST} names; report this to its author."
             )
         _bounded(files, file, limit, place)
     hub.need_room(staging / MANIFEST, sum(files[file].size for file in limits), place)
@@ -203,7 +203,7 @@ def _fetch_files(manifest: Manifest, files: Mapping[str, Remote], place: Place, 
 def _bounded(files: Mapping[str, Remote], file: str, limit: int, place: Place) -> None:
     if files[file].size > limit:
         raise InvalidArtifact(
-            f"{file} of {place.repository} has {files[file].size} bytes, at most {limit} can be; not fetched."
+            f"{file} of {place.repository} has {files[file].size} bytes, the limit is {limit}; it was not downloaded."
         )
 
 
@@ -212,7 +212,7 @@ def _add(target: Target, source: Pack) -> Change:
     if base.sha256 != source.manifest.base.sha256:
         raise WrongBase(
             f"the skill is for base {source.manifest.base.name} ({source.manifest.base.sha256[:12]}), "
-            f"pack {target.pack.name} for {base.name} ({base.sha256[:12]}); pull it as a pack of its own."
+            f"pack {target.pack.name} for {base.name} ({base.sha256[:12]}); pull it as a separate pack, without --into."
         )
     (entry,) = source.skills
     with target.changing() as directory:
@@ -234,7 +234,7 @@ def _add(target: Target, source: Pack) -> Change:
 
 
 def _base_model(name: str) -> str:
-    """The base's repository on the hub."""
+    """Return the base's repository on the hub."""
     if name in BASES:
         return BASES[name].origin
     if "/" in name and not Path(name).exists() and (place := hub.parse(name)):
@@ -246,7 +246,7 @@ def _base_model(name: str) -> str:
 
 
 def _contents(pack: Pack, manifest: Manifest) -> dict[str, bytes]:
-    """Files of a pack by name, the bytes whose digests were compared."""
+    """Read the files of a pack by name, with their digests checked."""
     contents = {MANIFEST: msgspec.toml.encode(manifest)}
     for skill in manifest.skills:
         contents[skill.file] = pack.adapter_bytes(skill.name)
@@ -276,14 +276,14 @@ def _peft(pack: Pack, skill: str, base: Path, base_model: str) -> dict[str, byte
 
 
 def _remote_manifest(there: hub.Listing, place: Place, skill: str) -> Manifest | None:
-    """What the repository held before, which must be another state of the same."""
+    """Read the manifest in the repository; reject a repository of another pack."""
     if MANIFEST not in there.files:
         return None
     at = place._replace(file=MANIFEST, revision=there.commit)
     old = decode_manifest(hub.fetch(at).path.read_bytes(), Path(place.repository))
     if skill and [entry.name for entry in old.skills] != [skill]:
         raise UsageError(
-            f"{place.repository} holds pack {old.name} with other skills, which {skill} alone would replace; "
+            f"{place.repository} holds pack {old.name} with other skills, which pushing only {skill} would remove; "
             "name another repository."
         )
     return old

@@ -24,16 +24,16 @@ from loramix.paths import atomic_directory, write_bytes, write_text
 
 
 def export_peft(content: bytes, base: BaseShape, out: Path, name: str) -> None:
-    """Write a GGUF LoRA as PEFT's ``save_pretrained`` would have.
+    """Write a GGUF LoRA in the format of PEFT's ``save_pretrained``.
 
     Args:
-        content: the whole GGUF file.
+        content: content of the GGUF file.
         base: shapes of the base's matrices.
-        out: directory to make.
-        name: of the adapter, for messages.
+        out: directory to create.
+        name: name of the adapter, for messages.
 
     Raises:
-        UsageError: the directory is there already.
+        UsageError: the directory already exists.
         InvalidArtifact, WrongBase: see `loramix.formats.validate.check_adapter`.
     """
     info = check_adapter(content, base, name)
@@ -55,16 +55,16 @@ def write_peft(
     alphas: Mapping[str, float],
     invocation: tuple[int, ...] = (),
 ) -> None:
-    """Write a PEFT LoRA directory, whole or not at all.
+    """Write a PEFT LoRA directory atomically.
 
     Args:
-        out: directory to make.
+        out: directory to create.
         pairs: A (R, in) and B (out, R) by module.
         alphas: ``lora_alpha`` by module.
-        invocation: tokens from which on it acts; empty where it acts on all.
+        invocation: invocation tokens; empty means always active.
 
     Raises:
-        UsageError: the directory is there already.
+        UsageError: the directory already exists.
     """
     if out.exists():
         raise UsageError(f"{out} exists already; name a directory that does not.")
@@ -95,12 +95,13 @@ def write_peft(
 
 @contextmanager
 def as_peft(source: Path) -> Iterator[Path]:
-    """A LoRA directory as PEFT reads it: itself, or a temporary one.
+    """Yield a LoRA directory that PEFT can read: the source, or a temporary directory with plain names.
 
     Args:
-        source: PEFT or mlx-lm directory; tensor names may have wrappers, and the configuration a byte-order mark.
+        source: PEFT or mlx-lm directory; tensor names may contain wrappers, and the configuration may
+            begin with a byte-order mark.
     """
-    if not source.is_dir():  # for PEFT to refuse
+    if not source.is_dir():  # PEFT reports the error
         yield source
         return
     adapter = read_mlx(source) if is_mlx(source) else read_peft(source)
@@ -115,7 +116,7 @@ def as_peft(source: Path) -> Iterator[Path]:
 
 
 def module_names(base: BaseShape) -> dict[str, str]:
-    """Hugging Face's module by GGUF tensor, of all matrices that an adapter may change."""
+    """Map GGUF tensors to Hugging Face modules, for all matrices that an adapter may change."""
     modules = base.architecture.modules(base.n_layer)
     return {"output.weight": "lm_head"} | {tensor: module for module, tensor in modules.items()}
 
@@ -124,8 +125,8 @@ def unpermute(b: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]
     """Undo `loramix.convert.adapter.permute`.
 
     Args:
-        b: (out, R) float32, as llama.cpp holds it.
-        heads: as given to ``permute``.
+        b: (out, R) float32, in llama.cpp's row order.
+        heads: number of heads, as for ``permute``.
     """
     out, rank = b.shape
     paired = b.reshape(heads, out // heads // 2, 2, rank).swapaxes(1, 2)

@@ -26,19 +26,25 @@ _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+
 _WHOLE = re.compile(r"(?:.+\.)?(?P<module>embed_tokens|lm_head)(?:\.(?:base_layer|original_module))?\.weight")
 _REFUSED = {
     "use_dora": "DoRA rescales columns by the merged weight's norm, which llama.cpp cannot do",
-    "modules_to_save": "whole modules were trained, which an adapter file cannot hold",
-    "trainable_token_indices": "new token embeddings were trained, which an adapter file cannot hold",
-    "lora_bias": "LoRA biases have no place in the GGUF format",
+    "modules_to_save": "whole modules were trained, which an adapter file cannot store",
+    "trainable_token_indices": "new token embeddings were trained, which an adapter file cannot store",
+    "lora_bias": "the GGUF format cannot store LoRA biases",
     "layer_replication": "layers are replicated, which needs another base",
     "target_parameters": "parameters outside linear layers were adapted, which llama.cpp cannot do",
     "fan_in_fan_out": "its matrices are stored transposed (Conv1D), which no Llama base has",
-    "use_qalora": "QALoRA pools its inputs, which llama.cpp does not",
+    "use_qalora": "QALoRA pools its inputs, which llama.cpp cannot do",
     "use_bdlora": "block-diagonal LoRA stores its matrices in another shape",
     "kasa_config": "KaSA truncates the base's weights and scales by singular values, which llama.cpp cannot do",
     "monteclora_config": "MonteCLoRA draws its weights from a distribution, which llama.cpp cannot do",
     "arrow_config": "Arrow routes between adapters inside each layer, which llama.cpp cannot do",
 }
-_MOVES_BASE = ("pissa", "corda", "olora", "loftq", "lora_ga")  # inits that train against changed base weights
+_MOVES_BASE = (
+    "pissa",
+    "corda",
+    "olora",
+    "loftq",
+    "lora_ga",
+)  # initializations that change the base's weights
 
 
 Floats: TypeAlias = npt.NDArray[np.float32]
@@ -46,7 +52,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class PeftAdapter:
-    """An adapter as PEFT holds it: pairs (A (R, in), B (out, R)) float32 and scaling by module name."""
+    """An adapter in PEFT's form: pairs of A (R, in) and B (out, R), float32, and the scaling by module name."""
 
     pairs: dict[str, tuple[Floats, Floats]]
     scaling: dict[str, float]
@@ -54,9 +60,9 @@ class PeftAdapter:
     base: str = ""
     """Name or path of the base in the adapter's configuration, for messages."""
     model_class: str = ""
-    """transformers' class of that model, where it says it."""
+    """transformers' class of that model; empty if unknown."""
     invocation: tuple[int, ...] = ()
-    """Tokens from which on it acts, where it is a late adapter (activated LoRA)."""
+    """Invocation tokens of an activated LoRA; empty means always active."""
     copies: dict[str, Floats] = field(default_factory=dict)
     """Full embeddings saved with the adapter, by module; they must equal the base's."""
     as_saved: bool = True
@@ -70,14 +76,14 @@ def read_peft(directory: Path) -> PeftAdapter:
         directory: holds ``adapter_config.json`` and ``adapter_model.safetensors``.
 
     Raises:
-        NotFound: one of the two is missing.
-        InvalidArtifact: damaged.
-        Unsupported: a kind that llama.cpp cannot run, with the reason.
+        NotFound: one of the two files is missing.
+        InvalidArtifact: a file is damaged.
+        Unsupported: a kind of adapter that llama.cpp cannot run; the message has the reason.
     """
     config_path, weights = directory / "adapter_config.json", directory / "adapter_model.safetensors"
     if not weights.is_file() and (directory / "adapter_model.bin").is_file():
         raise Unsupported(
-            f"{directory} holds a pickle (.bin), which can run code: save it again as safetensors."
+            f"{directory} contains a pickle (.bin), which can run code: save the adapter again as safetensors."
         )
     for path in (config_path, weights):
         if not path.is_file():
@@ -90,7 +96,7 @@ def read_peft(directory: Path) -> PeftAdapter:
     halves: dict[str, dict[str, Floats]] = {}
     copies: dict[str, Floats] = {}
     adapters: set[str] = set()
-    saved: dict[str, str] = {}  # modules as the trained model names them, which patterns are written for
+    saved: dict[str, str] = {}  # module names of the trained model, to which rank and alpha patterns apply
     plain = unwrapped_names(tensors, str(weights))
     for key, tensor in tensors.items():
         match = _WEIGHT.fullmatch(plain[key])
@@ -101,10 +107,10 @@ def read_peft(directory: Path) -> PeftAdapter:
         elif tensor.ndim == 2 and (whole := _WHOLE.fullmatch(plain[key])):
             copies[whole["module"]] = tensor
         else:
-            raise Unsupported(f"{weights} holds {key!r}, {_what_else(key)}.")
+            raise Unsupported(f"{weights} has {key!r}, {_explain_tensor(key)}.")
     if len(adapters) > 1:
         raise Unsupported(
-            f"{weights} holds several adapters ({', '.join(sorted(adapters))[:100]}); save each in its own directory."
+            f"{weights} has several adapters ({', '.join(sorted(adapters))[:100]}); save each in its own directory."
         )
     pairs = paired(halves, "A", "B", weights)
     as_saved = (
@@ -131,7 +137,7 @@ def read_peft(directory: Path) -> PeftAdapter:
 def paired(
     halves: Mapping[str, Mapping[str, Floats]], a: str, b: str, weights: Path
 ) -> dict[str, tuple[Floats, Floats]]:
-    """A (R, in) and B (out, R) of each module, if both are there and fit each other.
+    """Pair A (R, in) with B (out, R) for each module, and check that they match.
 
     Args:
         halves: the matrices by module, then by half.
@@ -140,7 +146,7 @@ def paired(
         weights: the file, for messages.
 
     Raises:
-        InvalidArtifact: they do not, or there are none.
+        InvalidArtifact: a matrix is missing, its rank differs, or there are no matrices.
     """
     pairs = {}
     for module, half in halves.items():
@@ -153,11 +159,11 @@ def paired(
             or first.shape[0] != second.shape[1]
         ):
             raise InvalidArtifact(
-                f"{weights}: {module!r} lacks a half, or its ranks differ; save the adapter again."
+                f"{weights}: {module!r} lacks one of its two matrices, or their ranks differ; save the adapter again."
             )
         pairs[module] = first, second
     if not pairs:
-        raise InvalidArtifact(f"{weights} holds no LoRA matrices; train the adapter again.")
+        raise InvalidArtifact(f"{weights} has no LoRA matrices; train the adapter again.")
     return pairs
 
 
@@ -184,7 +190,7 @@ _PARTS = (
         "target_modules",
     ),
     ("token_adapter", "trained token embeddings; train without trainable_token_indices"),
-    ("modules_to_save", "a whole module that was trained along; train without modules_to_save"),
+    ("modules_to_save", "a full module that was trained too; train without modules_to_save"),
     ("_flat_param", "a part of FSDP's flattened weights; save with FSDP's full state dict"),
     ("v_head.", "a value head of reinforcement learning; save the model without it"),
     ("score.", "a classifier's head; adapters of text generation run here"),
@@ -205,22 +211,22 @@ _PARTS = (
     ("vision", "a part of an image encoder; adapters of text models run here"),
     (
         ".base_layer.",
-        "a weight of the base: the whole model was saved; save the adapter with save_pretrained",
+        "a weight of the base: the full model was saved; save the adapter with save_pretrained",
     ),
     ("lora_", "a part of a LoRA that llama.cpp cannot apply; train a plain LoRA of linear layers"),
-    ("layernorm", "a whole norm that was trained along; train without it"),
-    ("norm.", "a whole norm that was trained along; train without it"),
+    ("layernorm", "a full norm that was trained too; train without it"),
+    ("norm.", "a full norm that was trained too; train without it"),
     ("bias", "a trained bias; train with bias='none'"),
-    ("layers.", "a weight of a whole model; save the adapter with PEFT's save_pretrained"),
+    ("layers.", "a weight of a full model; save the adapter with PEFT's save_pretrained"),
 )
 
 
-def _what_else(key: str) -> str:
-    """What a tensor is that is no LoRA matrix of a linear layer, and what helps."""
+def _explain_tensor(key: str) -> str:
+    """Explain what a tensor is if it is not a LoRA matrix of a linear layer, and how to fix it."""
     found = next(
         (what for part, what in _PARTS if part in key), "a tensor of an unknown kind; train a plain LoRA"
     )
-    return f"which is no LoRA matrix: {found}"
+    return f"which is not a LoRA matrix: {found}"
 
 
 def _refuse(config: Mapping[str, Any], directory: Path) -> None:
@@ -235,18 +241,18 @@ def _refuse(config: Mapping[str, Any], directory: Path) -> None:
     init = config.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_MOVES_BASE):
         raise Unsupported(
-            f"{directory} starts from {init}, which changes the base's weights, so it fits no plain base; save it "
-            "with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=True."
+            f"{directory} starts from {init}, which changes the base's weights, so it does not fit the original base; "
+            "save it with PEFT's path_initial_model_for_weight_conversion, or train with init_lora_weights=True."
         )
 
 
 def _scaling(config: Mapping[str, Any], names: tuple[str, str], rank: int) -> float:
-    """Alpha / r, or alpha / sqrt(r) for rsLoRA, with patterns matched as PEFT does (peft.utils, get_pattern_key).
+    """Compute alpha / r, or alpha / sqrt(r) for rsLoRA; patterns match as in PEFT (peft.utils, get_pattern_key).
 
     Args:
-        config: adapter_config.json.
-        names: of the module, in the language model and in the model that was trained.
-        rank: of its matrices.
+        config: content of adapter_config.json.
+        names: names of the module in the language model and in the trained model.
+        rank: rank of its matrices.
     """
     alpha, patterns = config.get("lora_alpha", 8), config.get("alpha_pattern") or {}
     try:
@@ -256,7 +262,7 @@ def _scaling(config: Mapping[str, Any], names: tuple[str, str], rank: int) -> fl
                 break
     except (AttributeError, re.error) as error:
         raise InvalidArtifact(
-            f"alpha_pattern {str(patterns)[:80]!r} is unusable ({error}); correct it."
+            f"alpha_pattern {str(patterns)[:80]!r} is invalid ({error}); correct it."
         ) from None
     if not isinstance(alpha, int | float) or not math.isfinite(alpha) or alpha <= 0:
         raise InvalidArtifact(f"lora_alpha of {names[0]!r} is {alpha!r}; it must be a positive number.")

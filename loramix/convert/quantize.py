@@ -21,8 +21,8 @@ from loramix.formats.validate import read_base
 from loramix.paths import atomic_path, need_space
 
 FILE_TYPES = {"Q8_0": 7, "Q4_0": 2, "Q4_K_M": 15}  # llama_ftype, llama.h
-BITS = {"Q8_0": 8.5, "Q4_0": 4.9, "Q4_K_M": 5.2}  # a weight, at most, with a larger type for the head
-BUFFER = 128 * 2**20  # most bytes of rows in work at once
+BITS = {"Q8_0": 8.5, "Q4_0": 4.9, "Q4_K_M": 5.2}  # upper bound per weight, with a larger type for the head
+BUFFER = 128 * 2**20  # maximum size of the rows processed at once, in bytes
 
 
 def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -> None:
@@ -30,9 +30,9 @@ def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -
 
     Args:
         source: the base, F32, F16 or BF16.
-        out: file to write, through a temporary one.
+        out: file to write atomically.
         quant: a name of `FILE_TYPES`.
-        imatrix: what `loramix.convert.imatrix` wrote, to round columns that matter more finely.
+        imatrix: importance matrix from `loramix.convert.imatrix`, for smaller errors in important columns.
 
     Raises:
         InvalidArtifact: the source is not a base.
@@ -52,18 +52,18 @@ def quantize(source: Path, out: Path, quant: str, imatrix: Path | None = None) -
         if child.returncode or not temporary.is_file():
             lines = child.stderr.strip().splitlines()
             said = lines[-1] if lines else f"exit code {child.returncode}"
-            if "basic_ios" in said or "iostream" in said:  # what an ofstream says when a write fails
+            if "basic_ios" in said or "iostream" in said:  # an ofstream's error after a failed write
                 raise NoSpace(f"{out} could not be written to the end; free {needed / 1e6:.0f} MB.")
             raise NativeError(f"llama.cpp could not quantize {source.name} to {quant}: {said}.")
 
 
 def quantized_size(weights: int, quant: str) -> int:
-    """Bytes that so many weights take at most."""
+    """Return the maximum size of a number of weights, in bytes."""
     return int(weights * BITS[quant] / 8)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one job: ``{"source", "out", "file_type", "imatrix"}`` as JSON, the last if there is one."""
+    """Run one job: ``{"source", "out", "file_type", "imatrix"}`` as JSON; ``imatrix`` is optional."""
     from loramix.hardware import cpu_count
     from loramix.runtime.llama.model import C, start, why
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     if "imatrix" in job:
         with np.load(job["imatrix"], allow_pickle=False) as archive:
             columns = {name: np.ascontiguousarray(archive[name], np.float32) for name in archive}
-        listed = (C.llama_model_imatrix_data * (len(columns) + 1))()  # the last one, all zero, ends it
+        listed = (C.llama_model_imatrix_data * (len(columns) + 1))()  # a last entry of zeros ends the list
         for entry, (name, values) in zip(listed, columns.items(), strict=False):
             entry.name, entry.size = name.encode(), values.size
             entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))

@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _always(directory: str) -> object:
-    """An adapter's configuration, acting on all tokens: what the matrices do is what is compared."""
+    """Load an adapter's configuration, always active, because the comparison covers only the matrices."""
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(directory)
@@ -50,7 +50,7 @@ def _always(directory: str) -> object:
 
 
 def _merged(model: object, mix: list[tuple[str, float]]) -> object:
-    """The base with ``W + sum of scale * delta W`` written into its matrices."""
+    """Write ``W + sum of scale * delta W`` into the matrices of the base."""
     import torch
     from peft import PeftModel
 
@@ -68,11 +68,11 @@ def _merged(model: object, mix: list[tuple[str, float]]) -> object:
 def torch_logits(
     base: Path, adapters: Sequence[tuple[Path, float]], ids: Sequence[Sequence[int]]
 ) -> list[npt.NDArray[np.float32]]:
-    """PyTorch's float32 logits under a mix of PEFT adapters.
+    """Compute float32 logits under a mix of PEFT adapters with PyTorch.
 
     Args:
         base: GGUF or Hugging Face directory.
-        adapters: PEFT directories with scales; none is the bare base.
+        adapters: PEFT directories with scales; empty for the bare base.
         ids: token ids of each text.
 
     Returns:
@@ -92,18 +92,18 @@ def torch_logits(
 
 
 def torch_child(module: str, job: Path, out: Path) -> None:
-    """Run ``python -m MODULE JOB OUT``, which imports torch, to its end.
+    """Run ``python -m MODULE JOB OUT``, which imports torch, and wait for it.
 
     Raises:
         MissingExtra: torch, transformers or peft is not installed.
-        SelfCheckFailed: it failed, or wrote nothing.
+        SelfCheckFailed: the process failed, or wrote nothing.
     """
     child = _run([sys.executable, "-m", module, str(job), str(out)])
     if "No module named" in child.stderr:
         raise MissingExtra("comparing with PyTorch needs the extra: pip install 'loramix[train]'.")
     if child.returncode or not out.is_file():
         reason = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-        raise SelfCheckFailed(f"PyTorch could not compute what to compare with: {reason}.")
+        raise SelfCheckFailed(f"the comparison in PyTorch failed: {reason}.")
 
 
 def _run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:

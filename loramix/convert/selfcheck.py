@@ -31,30 +31,30 @@ SPELLINGS = (
 )
 MAX_KL = 0.02
 MAX_KL_4_BITS = 1.0
-"""Of a base in four bits: a wrong conversion is off by more, a small base's rounding by a tenth of it."""
+"""Limit for a 4-bit base: wrong conversions exceed it, rounding of a small base reaches a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """How far llama.cpp's logits are from PyTorch's, over all positions of the probe texts."""
+    """Difference between llama.cpp's and PyTorch's logits, over all positions of the probe texts."""
 
     max_difference: float
     mean_kl: float
     """Mean Kullback-Leibler divergence, PyTorch to llama.cpp, nats per token."""
     same_argmax: float
     effect: float
-    """Largest difference that the adapters make to the bare base's logits, in llama.cpp."""
+    """Largest change of the bare base's logits by the adapters, in llama.cpp."""
 
 
 def llama_logits(
     base: Path, adapters: Sequence[tuple[Path, float]], texts: Sequence[str | Sequence[Segment]] = PROBES
 ) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
-    """llama.cpp's logits at every position, and the token ids.
+    """Compute llama.cpp's logits at every position, and the token ids.
 
     Args:
         base: GGUF base.
         adapters: GGUF LoRA files with scales.
-        texts: plain texts, or conversations as `loramix.templates.chat_template.ChatTemplate.segments` gives them.
+        texts: plain texts, or conversations from `loramix.templates.chat_template.ChatTemplate.segments`.
 
     Returns:
         (T, V) float32 and ids for each text.
@@ -72,7 +72,7 @@ def logits_of(
     adapters: Sequence[tuple[bytes, float]],
     texts: Sequence[str | Sequence[Segment]],
 ) -> tuple[list[npt.NDArray[np.float32]], list[list[int]]]:
-    """`llama_logits` of a base and adapters that have been checked."""
+    """Compute `llama_logits` for a validated base and validated adapters."""
     from loramix.hardware import default_threads
     from loramix.runtime.llama.context import Context
     from loramix.runtime.llama.model import Model
@@ -81,7 +81,7 @@ def logits_of(
     rows: list[npt.NDArray[np.float32]] = []
     with Model(base, use_extra_bufts=verdict_for(base).use_extra_bufts) as model:
         mix = [(model.load_adapter(content, base.name), scale) for content, scale in adapters]
-        exact = shape.tensor_types <= {"F32"}  # then nothing but the conversion may differ
+        exact = shape.tensor_types <= {"F32"}  # then only the conversion can cause differences
         n_ctx = min(512, model.n_ctx_train)
         context = Context(model, mix, n_ctx=n_ctx, n_threads=default_threads(), exact=exact)
         ids = [model.with_bos(model.tokenize(text))[: context.n_ctx] for text in texts]
@@ -92,7 +92,7 @@ def logits_of(
 
 
 def parity(base: Path, adapters: Sequence[tuple[Path, Path, float]], texts: Sequence[str] = PROBES) -> Parity:
-    """Compare a mix of adapters in llama.cpp with the same in PyTorch.
+    """Compare a mix of adapters in llama.cpp with the same mix in PyTorch.
 
     Args:
         base: GGUF base.
@@ -118,8 +118,8 @@ def mean_kl(true: Sequence[npt.NDArray[np.float32]], found: Sequence[npt.NDArray
     """Mean Kullback-Leibler divergence of next-token distributions, nats per token.
 
     Args:
-        true: (T, V) logits of each text under what is right.
-        found: the same under what is compared.
+        true: (T, V) reference logits of each text.
+        found: (T, V) logits to compare, of the same texts.
     """
     total = 0.0
     for a, b in zip(true, found, strict=True):
@@ -129,23 +129,23 @@ def mean_kl(true: Sequence[npt.NDArray[np.float32]], found: Sequence[npt.NDArray
 
 
 def same_argmax(a: Sequence[npt.NDArray[np.float32]], b: Sequence[npt.NDArray[np.float32]]) -> float:
-    """Share of positions, of all texts together, where two sets of (T, V) logits choose the same token."""
+    """Share of positions over all texts where two sets of (T, V) logits choose the same token."""
     same = [x.argmax(axis=1) == y.argmax(axis=1) for x, y in zip(a, b, strict=True)]
     return float(np.concatenate(same).mean())
 
 
 def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
-    """Hold a converted adapter to its source.
+    """Compare a converted adapter with its source.
 
     Args:
         base: GGUF base.
         adapter: the converted file.
         peft: its source.
-        exact: the base is float32, so that logits must agree as its architecture allows; the mean KL to 0.02
-            in any case.
+        exact: whether the base is float32, so that logits must agree within the architecture's tolerance; the
+            mean KL must be at most 0.02 in any case.
 
     Raises:
-        SelfCheckFailed: it differs from its source, or changes nothing.
+        SelfCheckFailed: the adapter differs from its source, or has no effect.
     """
     found = parity(base, [(adapter, peft, 1.0)])
     if found.effect == 0.0:
@@ -154,16 +154,16 @@ def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
     if (exact and found.max_difference > limit) or found.mean_kl > MAX_KL:
         raise SelfCheckFailed(
             f"{adapter} differs from {peft}: logits by up to {found.max_difference:.4f}, KL {found.mean_kl:.4f} "
-            f"(at most {MAX_KL}); the base may not be the one it was trained on."
+            f"(at most {MAX_KL}); check that the base is the one that it was trained on."
         )
     return found
 
 
 def applied(base: Path, adapter: Path) -> float:
-    """How much an adapter changes the base's logits, where there is no PyTorch to compare with.
+    """Return the largest change of the base's logits by an adapter, as a check without PyTorch.
 
     Raises:
-        SelfCheckFailed: it changes nothing.
+        SelfCheckFailed: the adapter has no effect.
     """
     with_it, _ = llama_logits(base, [(adapter, 1.0)], PROBES[:1])
     without, _ = llama_logits(base, [], PROBES[:1])
@@ -175,39 +175,39 @@ def applied(base: Path, adapter: Path) -> float:
 
 @dataclass(frozen=True, slots=True)
 class BaseParity:
-    """How far a converted base is from its checkpoint in PyTorch (float32), over the probe texts."""
+    """Difference between a converted base and its checkpoint in PyTorch (float32), over the probe texts."""
 
     max_difference: float
     mean_kl: float
     """Mean Kullback-Leibler divergence, PyTorch to llama.cpp, nats per token."""
     same_argmax: float
     perplexity: tuple[float, float]
-    """In PyTorch, and of the converted file in llama.cpp."""
+    """Perplexity in PyTorch, and of the converted file in llama.cpp."""
     n_tokens: int
 
 
 def check_base(source: Path, base: Path, quant: str) -> BaseParity:
-    """Hold a converted base to its checkpoint.
+    """Compare a converted base with its checkpoint.
 
     Args:
         source: Hugging Face directory.
         base: the converted file.
-        quant: F32, where logits must agree as its architecture allows, or another type, where the mean KL must
-            be small.
+        quant: type of the file; with F32 logits must agree within the architecture's tolerance, with others only
+            the mean KL is limited.
 
     Raises:
-        SelfCheckFailed: it computes something else.
+        SelfCheckFailed: the difference exceeds the limit.
         MissingExtra: torch is not installed.
     """
     rows, ids = llama_logits(base, [])
     theirs = torch_logits(source, [], ids)
     a, b = np.concatenate(rows), np.concatenate(theirs)
     p, q = _log_softmax(b), _log_softmax(a)
-    # each row tells the next token; the last of a text has none
+    # each position predicts the next token; the last one of a text has none
     at = np.cumsum([0, *map(len, ids)])
-    told = [int(start) + i for start, text in zip(at, ids, strict=False) for i in range(len(text) - 1)]
+    predicting = [int(start) + i for start, text in zip(at, ids, strict=False) for i in range(len(text) - 1)]
     following = [token for text in ids for token in text[1:]]
-    perplexity = tuple(float(np.exp(-x[told, following].mean())) for x in (p, q))
+    perplexity = tuple(float(np.exp(-x[predicting, following].mean())) for x in (p, q))
     found = BaseParity(
         max_difference=float(np.abs(a - b).max()),
         mean_kl=float((np.exp(p) * (p - q)).sum(axis=1).mean()),
@@ -234,10 +234,10 @@ def check_tokens(source: Path, base: Path, texts: Sequence[str] = (*PROBES, *SPE
         texts: plain texts.
 
     Returns:
-        Texts compared; 0 where the checkpoint has no such file or the package ``tokenizers`` is missing.
+        Number of texts; 0 if the checkpoint has no such file or the package ``tokenizers`` is missing.
 
     Raises:
-        SelfCheckFailed: a text is cut otherwise.
+        SelfCheckFailed: a text has different tokens.
     """
     if importlib.util.find_spec("tokenizers") is None or not (source / "tokenizer.json").is_file():
         return 0
@@ -251,7 +251,7 @@ def check_tokens(source: Path, base: Path, texts: Sequence[str] = (*PROBES, *SPE
             ours, wanted = model.tokenize(text), theirs.encode(text, add_special_tokens=False).ids
             if ours != wanted:
                 raise SelfCheckFailed(
-                    f"{base} cuts {text[:40]!r} into {ours[:12]}, {source / 'tokenizer.json'} into {wanted[:12]}; "
+                    f"{base} tokenizes {text[:40]!r} as {ours[:12]}, {source / 'tokenizer.json'} as {wanted[:12]}; "
                     "do not use it, and report the checkpoint's tokenizer."
                 )
     return len(texts)

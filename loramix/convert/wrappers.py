@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from loramix.errors import InvalidArtifact
 
-# attributes under which a wrapper keeps the module that it wraps; no Llama module is named so
+# attributes in which wrappers store the wrapped module; no Llama module has such a name
 _ANYWHERE = (
     "_orig_mod",  # torch.compile
     "_fsdp_wrapped_module",  # FSDP
@@ -24,7 +24,7 @@ _ANYWHERE = (
 )
 _SEGMENT = re.compile(rf"(?:(?<=\.)|^)(?:{'|'.join(_ANYWHERE)})\.")
 _PEFT = "base_model.model."
-# a Lightning module or a trainer keeps the model as an attribute
+# Lightning modules and trainers store the model as an attribute
 _OUTER = re.compile(
     r"^(?:(?:model|net|policy|student|actor|llm)\.)+(?=base_model\.model\.|model\.|lm_head\.)"
 )
@@ -34,13 +34,13 @@ _LANGUAGE_MODEL = re.compile(
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name in the language model itself, without wrappers of training frameworks.
+    """Remove the wrappers of training frameworks from a tensor's name.
 
     Args:
         name: e.g. ``_orig_mod.model.layers.0.mlp._checkpoint_wrapped_module.up_proj.weight``.
 
     Returns:
-        e.g. ``model.layers.0.mlp.up_proj.weight``; a name without wrappers as it is.
+        e.g. ``model.layers.0.mlp.up_proj.weight``; a name without wrappers is unchanged.
     """
     name = _OUTER.sub("", _SEGMENT.sub("", name))
     while name.startswith(_PEFT):
@@ -49,14 +49,14 @@ def unwrapped(name: str) -> str:
 
 
 def unwrapped_names(names: Iterable[str], where: str) -> dict[str, str]:
-    """The names of a file's tensors without wrappers, by the names that it has.
+    """Map the tensor names of a file to names without wrappers.
 
     Args:
-        names: as stored.
+        names: names in the file.
         where: the file, for messages.
 
     Raises:
-        InvalidArtifact: two tensors have one name then.
+        InvalidArtifact: two tensors would have the same name.
     """
     found: dict[str, str] = {}
     origin: dict[str, str] = {}
@@ -64,8 +64,8 @@ def unwrapped_names(names: Iterable[str], where: str) -> dict[str, str]:
         plain = unwrapped(name)
         if plain in origin:
             raise InvalidArtifact(
-                f"{where} holds both {origin[plain][:100]!r} and {name[:100]!r}, one tensor under two names of "
-                "wrappers; save the unwrapped model again."
+                f"{where} has both {origin[plain][:100]!r} and {name[:100]!r}, the same tensor without wrappers; "
+                "save the unwrapped model again."
             )
         origin[plain] = name
         found[name] = plain

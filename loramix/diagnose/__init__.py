@@ -1,1 +1,1 @@
-"""What a machine has and what an engine will take of it."""
+"""Checks of the machine and the installation, and prediction of an engine's memory."""

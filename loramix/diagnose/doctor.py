@@ -133,7 +133,7 @@ def _memory() -> Check:
     if total < NEEDED_BYTES:
         return Check("memory", "fail", detail, "use a machine, or a container limit, with more memory")
     if available < NEEDED_BYTES:
-        return Check("memory", "warn", detail, "close other programs, or give --ctx a smaller number")
+        return Check("memory", "warn", detail, "close other programs, or use a smaller --ctx")
     return Check("memory", "ok", detail)
 
 
@@ -141,7 +141,7 @@ def _llama() -> Check:
     fix = probe.rebuild_command()
     if importlib.util.find_spec("llama_cpp") is None:
         return Check("llama.cpp", "fail", "llama-cpp-python is not installed", fix)
-    # in a child process, which a broken library may crash
+    # in a child process, because a broken library may crash it
     command = [sys.executable, "-P", "-c", _INFO]
     try:
         child = subprocess.run(
@@ -176,7 +176,7 @@ def _base(name: str) -> Check:
 def _probe(name: str) -> Check:
     path = bases.find(name)
     if path is None:
-        return Check("native probe", "warn", "not tried: the base is missing", f"loramix pull {name}")
+        return Check("native probe", "warn", "not run: the base is missing", f"loramix pull {name}")
     verdict = probe.verdict_for(path)
     when = f"; took {verdict.seconds:.1f} s" if verdict.seconds else "; remembered" if verdict.key else ""
     if verdict.use_extra_bufts or not verdict.key:
@@ -190,7 +190,7 @@ def _pack(name: str) -> Check:
 
     pack = Pack.load(name)
     notes = pack.check(bases.find(pack.manifest.base.name))
-    detail = f"{pack.name}, {pack.directory}, {len(pack.skills)} skills, all files as they should be"
+    detail = f"{pack.name}, {pack.directory}, {len(pack.skills)} skills, all files valid"
     if notes:
         return Check("pack", "warn", "; ".join([detail, *notes]), f"loramix pack check {pack.name}")
     return Check("pack", "ok", detail)
@@ -206,9 +206,9 @@ def _cache() -> Check:
     except OSError as error:
         detail = f"{directory} cannot be written: {error.strerror or error}"
         return Check("cache", "fail", detail, "set LORAMIX_CACHE to a directory that you can write")
-    detail = f"{directory} can be written, {_size(free)} free"
+    detail = f"{directory} is writable, {_size(free)} free"
     if free < NEEDED_DISK_BYTES:
-        return Check("cache", "warn", detail, f"make {_size(NEEDED_DISK_BYTES)} free to fetch a base")
+        return Check("cache", "warn", detail, f"free {_size(NEEDED_DISK_BYTES)} to fetch a base")
     return Check("cache", "ok", detail)
 
 

@@ -124,9 +124,11 @@ def make_plan(
         Part(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
         ),
-        Part("blends", sum(kept[:MIX_PARTS]), f"numbers of {min(MIX_PARTS, n_skills)} skills, to blend anew"),
+        Part(
+            "blends", sum(kept[:MIX_PARTS]), f"weights of {min(MIX_PARTS, n_skills)} skills, for new blends"
+        ),
         Part("gate", (gate_files[0] if gate_files else 0) + states, f"{len(layers)} layers read"),
-        Part("KV store", KV_STORE_BYTES, "at most; prompts that come again"),
+        Part("KV store", KV_STORE_BYTES, "at most; for repeated prompts"),
         Part("slack", _slack_bytes(compute, len(held)), "what the allocator keeps after swaps"),
         Part("process", PROCESS_BYTES, "Python, NumPy, llama.cpp"),
     ]
@@ -210,9 +212,10 @@ def _repacked_bytes(file: GGUFFile) -> int:
 
 
 def _unread_bytes(file: GGUFFile, shape: BaseShape) -> int:
-    """Two thirds of a token embedding that is not the output head too: its rows are read when their tokens occur.
+    """Return the bytes of the token embedding that are not read: two thirds, if it is not also the output head.
 
-    Texts of 10,000 tokens touch 31 to 38 % of Qwen2.5's, in the 64 KiB that Linux maps at a time.
+    Only rows of tokens that occur are read. Texts of 10,000 tokens touch 31 to 38 % of Qwen2.5's embedding, in units
+    of 64 KiB that Linux maps at a time.
     """
     return 0 if shape.tied else file.tensors["token_embd.weight"].nbytes * 2 // 3
 
@@ -266,7 +269,7 @@ def check_fits(plan: Plan) -> str:
     if total and plan.memory_bytes > total:
         raise NoSpace(
             f"{what} needs {size(plan.memory_bytes)} of memory, this machine or its container has {size(total)}: "
-            "take a smaller --ctx, a smaller base, or a quantization with fewer bits."
+            "use a smaller --ctx, a smaller base, or a quantization with fewer bits."
         )
     directory = data_dir()
     while not directory.exists():
@@ -278,5 +281,5 @@ def check_fits(plan: Plan) -> str:
             "set LORAMIX_DATA to another disk."
         )
     if total and plan.memory_bytes > available:
-        return f"only {size(available)} of {size(total)} memory are free now; close other programs first"
+        return f"only {size(available)} of {size(total)} of memory are free now; close other programs first"
     return ""

@@ -41,21 +41,21 @@ class Chosen:
 
     mix: dict[str, float]
     then: list[dict[str, float]]
-    """Mixes that would answer after it."""
+    """Further mixes that would answer in turn."""
     probabilities: dict[str, float]
 
 
 class AnswerStore:
-    """A JSONL file of greedy answers by prompt, options and what gave them, and of the gate's choices by prompt.
+    """A JSONL file of greedy answers by prompt, options and pack, and of the gate's choices by prompt.
 
-    The same prompt under the same mix is answered once, whichever measure asks; a pack of which a part has
-    changed is asked again for what depends on that part.
+    Each prompt is answered once per mix, for all measures. If a part of the pack changes, only answers that depend
+    on it are generated again.
 
     Args:
-        path: made if there is none.
+        path: path of the file; created if it does not exist.
 
     Raises:
-        UsageError: the file is none of ours.
+        UsageError: the file has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -67,9 +67,7 @@ class AnswerStore:
         if path.is_file() and path.stat().st_size:
             opened = open_lines(path, json.dumps(head).encode() + b"\n")
             if opened is None:
-                raise UsageError(
-                    f"{path} does not hold answers of this version; delete it, or give another --out."
-                )
+                raise UsageError(f"{path} has no answers of this version; delete it, or give another --out.")
             self._file, lines = opened
             for line in lines:
                 row = json.loads(line)
@@ -86,7 +84,7 @@ class AnswerStore:
         """Return the greedy answer to a prompt, from the file if it is known.
 
         Args:
-            engine: answers; its pack is the one the store was opened for.
+            engine: the engine that answers.
             prompt: text or messages.
             **options: ``mix`` or ``policy``, ``max_tokens``, ``stop``.
         """
@@ -102,7 +100,7 @@ class AnswerStore:
 
         Args:
             engine: see `answer`.
-            prompt: text.
+            prompt: the prompt.
         """
 
         def find() -> dict[str, Any]:
@@ -131,8 +129,8 @@ class AnswerStore:
 
         Args:
             engine: see `answer`.
-            prompts: in any order.
-            tick: called after each.
+            prompts: the prompts.
+            tick: progress callback, called after each prompt.
             **options: see `answer`.
         """
         found = []

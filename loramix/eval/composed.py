@@ -1,7 +1,7 @@
 """Comparison of mixing with one skill, the bare base, and two calls, on prompts that request two skills.
 
 The mixes compared are those that Loramix can serve; the oracle's scales come from a grid search on ``dev``.
-Where a part of an answer has no gold, the pinned specialist's answer on the same text stands in for it.
+If a part of an answer has no gold, the answer of the pinned skill on the same text is used instead.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "gate_each", "each", "sequence")
-ANSWER_TOKENS = 96  # longest answer; degenerate blends would run much longer
+ANSWER_TOKENS = 96  # maximum length of an answer; degenerate blends would not end
 
 
 def part_score(recipe: Recipe, answer: str, row: Row) -> float:
     """Score one part of a composed answer, from 0 to 1.
 
     Args:
-        recipe: of the part's skill.
-        answer: the whole answer; the line that serves the part best counts.
-        row: with the references.
+        recipe: recipe of the part's skill.
+        answer: the complete answer; its line with the best score counts.
+        row: row with the references.
     """
     if recipe.labels:
         return float(normal(tidy(answer, recipe)) == normal(row.target))
@@ -52,7 +52,7 @@ class Bench:
     tick: Callable[[], None]
 
     def pinned(self, skill: str, text: str) -> str:
-        """Return a skill's answer to its own first phrasing."""
+        """Return a skill's answer to a text in its first phrasing."""
         row = Row("test", text, "-")
         return self.store.answer(
             self.engine, ask(self.recipes[skill], row), mix=str(Mix.of({skill: 1.0}))
@@ -73,12 +73,12 @@ class Bench:
         )
 
     def limit(self, kind: Kind) -> int:
-        """Return the longest answer with both parts, in tokens."""
+        """Return the maximum length of an answer with both parts, in tokens."""
         both = self.recipes[kind.first].max_tokens + self.recipes[kind.second].max_tokens
         return min(ANSWER_TOKENS, both)
 
     def gold(self, kind: Kind, case: Case) -> dict[str, Row]:
-        """Return the references of each part; the specialist's answer if there is no gold."""
+        """Return the references of each part; the pinned skill's answer if there is no gold."""
         wanted = {}
         for skill, row in case.wanted.items():
             if row is None:
@@ -106,7 +106,7 @@ def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str,
 
     Args:
         bench: engine, store and recipes.
-        kind: names the skills.
+        kind: kind of the prompts.
         best: the oracle's scales.
     """
     a, b = kind.first, kind.second
@@ -159,18 +159,19 @@ def evaluate_composed(
     """Compare `METHODS` on composed prompts.
 
     Args:
-        engine: on the pack.
-        store: keeps the answers.
-        recipes: of the pack's skills.
+        engine: engine of the pack.
+        store: cache of the answers.
+        recipes: recipes of the pack's skills.
         rows: data by skill.
-        composed: phrasings that no training saw, by the skills' names joined with ``+``.
-        limit: most prompts a kind.
-        grid_limit: most prompts of ``dev`` a kind at each point of the grid.
-        tick: called after each scored answer, see `n_composed`.
+        composed: phrasings that are not in the training data, by the skills' names joined with ``+``.
+        limit: maximum number of prompts per kind.
+        grid_limit: maximum number of ``dev`` prompts per kind at each point of the grid.
+        tick: progress callback, called after each scored answer; see `n_composed`.
 
     Returns:
         ``kinds`` ({name: {method: {value, low, high, rows, parts}, "surface", "oracle_mix", "both"}}), and
-        ``mean`` by method over the kinds. ``both`` is how often the gate's blend holds both skills and no other.
+        ``mean`` by method over the kinds. ``both`` is the share of prompts for which the gate's blend has exactly both
+        skills.
     """
     bench = Bench(engine, store, recipes, tick)
     kinds: dict[str, Any] = {}

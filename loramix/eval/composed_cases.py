@@ -18,8 +18,8 @@ VALENCE = {
     "fear": "negative",
     "disgust": "negative",
 }
-JOINED = 4  # review sentences joined into a text that is long enough to summarize
-LONGEST = 900  # longest text in characters
+JOINED = 4  # number of review sentences joined into a text to summarize
+LONGEST = 900  # maximum length of a text in characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Case:
     text: str
     prompt: str
     wanted: dict[str, Row | None]
-    """Row with the gold by skill; None if the specialist's answer is used instead."""
+    """Row with the gold by skill; None if the pinned skill's answer is used instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def kinds_of(composed: Mapping[str, Sequence[str]], skills: Sequence[str]) -> di
 
     Args:
         composed: phrasings by the skills' names joined with ``+``.
-        skills: that the pack has.
+        skills: skills of the pack.
     """
     found = {}
     for names, templates in composed.items():
@@ -75,12 +75,12 @@ def cases(
     """Build composed prompts on real texts.
 
     Args:
-        kind: what is asked for.
-        templates: phrasings, taken in turn.
-        recipes: of both skills.
-        rows: of both skills.
-        split: of the texts: ``dev`` or ``test``.
-        limit: most prompts.
+        kind: kind of the prompts.
+        templates: phrasings, used in turn.
+        recipes: recipes of both skills.
+        rows: rows of both skills.
+        split: split of the texts, ``dev`` or ``test``.
+        limit: maximum number of prompts.
     """
     pool = list(_texts(kind, recipes, rows, split))
     random.Random(f"{kind.name}-{split}").shuffle(pool)
@@ -137,7 +137,7 @@ def _chained(rows: Mapping[str, Sequence[Row]], split: str) -> Iterator[tuple[st
     french = {key(row.input): row for row in rows["translate_fr"]}
     for row in rows["summarize"]:
         known = french.get(key(row.target))
-        # an adapter may have seen its half of a pair; no complete pair is in the training data
+        # each half of a pair may be in an adapter's training data, but no complete pair is
         unseen = known and split in (row.split, known.split) and {row.split, known.split} <= {split, "train"}
         if known and unseen and len(row.input) <= LONGEST:
             yield row.input, {"translate_fr": known}

@@ -36,7 +36,7 @@ def confusion(table: Mapping[str, Mapping[str, int]]) -> str:
     """Draw the confusion matrix: expected against chosen class, rows normalized to 1.
 
     Args:
-        table: ``{wanted: {chosen: count}}``.
+        table: counts ``{expected: {chosen: count}}``.
     """
     names = list(table)
     size = 1.6 + 0.55 * len(names)
@@ -61,7 +61,7 @@ def calibration(found: Mapping[str, Any]) -> str:
     """Draw the gate's accuracy against its confidence; areas are shares of the prompts.
 
     Args:
-        found: ``error`` and ``bins`` of `loramix.eval.routing.calibration`.
+        found: ``error`` and ``bins`` from `loramix.eval.routing.calibration`.
     """
     figure = Figure(figsize=(4.6, 4.2))
     axes = figure.add_subplot()
@@ -72,7 +72,7 @@ def calibration(found: Mapping[str, Any]) -> str:
     axes.plot(x, y, color=ACCENT, linewidth=1)
     axes.scatter(x, y, s=[20 + 600 * b["rows"] / total for b in bins], color=ACCENT, alpha=0.6)
     axes.set(
-        xlim=(0, 1.03), ylim=(0, 1.03), xlabel="probability of the likeliest", ylabel="share that is right"
+        xlim=(0, 1.03), ylim=(0, 1.03), xlabel="highest probability", ylabel="share of correct decisions"
     )
     axes.set_title(f"expected calibration error {found['error']:.3f}", fontsize=10, color=INK)
     return to_svg(figure)
@@ -109,7 +109,7 @@ def sizes(found: Mapping[str, Mapping[str, Any]], skill_bytes: Mapping[str, int]
     """Draw an adapter's gain over the five-shot base against its size.
 
     Args:
-        found: as `skills` takes it.
+        found: see `skills`.
         skill_bytes: size of each skill's adapter file.
     """
     figure = Figure(figsize=(5.4, 4.4))

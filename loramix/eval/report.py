@@ -33,8 +33,8 @@ def read_report(path: Path) -> dict[str, Any]:
     """Read a ``report.json``.
 
     Raises:
-        NotFound: there is none.
-        InvalidData: it is not a report of ours.
+        NotFound: the file does not exist.
+        InvalidData: it is not a report of this format.
     """
     if not path.is_file():
         raise NotFound(f"no report at {path}; create one with 'loramix eval'.")

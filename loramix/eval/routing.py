@@ -41,11 +41,11 @@ def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
     """Read held-out phrasings: one table per skill (``templates``, ``plain``), ``none`` and ``composed``.
 
     Raises:
-        NotFound: no such file.
-        InvalidRecipe: not of that form.
+        NotFound: the file does not exist.
+        InvalidRecipe: the file has another form.
     """
     if not path.is_file():
-        raise NotFound(f"no file of held-out phrasings {path}; give one with --held-out FILE.")
+        raise NotFound(f"no file of held-out phrasings at {path}; give one with --held-out FILE.")
     try:
         found = tomllib.loads(read_text(path, InvalidRecipe))
     except (tomllib.TOMLDecodeError, RecursionError) as error:
@@ -72,12 +72,12 @@ def questions(
     """Build the sets of questions by name.
 
     Args:
-        recipes: the pack's skills.
+        recipes: recipes of the pack's skills.
         rows: rows of ``test`` by skill.
         held_out: see `read_held_out`.
-        none_files: prompts that no skill fits; of these only what `collect` left out of training.
-        per_template: texts put into each phrasing.
-        seed: of the choice of texts.
+        none_files: files of prompts that no skill fits; only prompts that `collect` did not use are taken.
+        per_template: number of texts per phrasing.
+        seed: seed of the choice of texts.
     """
     rng = random.Random(seed)
     general = [name for name in recipes if recipes[name].any_text]
@@ -118,7 +118,7 @@ class Decisions:
     sets: dict[str, list[Question]]
     chosen: dict[str, list[str]]
     doubled: dict[str, list[bool]]
-    """Whether a second skill would also answer."""
+    """Whether a second skill would answer too."""
     probabilities: dict[str, npt.NDArray[np.float64]]
     """(questions, K+1) by set."""
 
@@ -132,10 +132,10 @@ def decide_all(
     """Run the gate on all questions.
 
     Args:
-        engine: on a pack with a gate.
-        store: keeps what it says.
-        sets: of `questions`.
-        tick: called after each.
+        engine: engine of a pack with a gate.
+        store: cache of the decisions.
+        sets: sets from `questions`.
+        tick: progress callback, called after each question.
     """
     classes = [*engine.router.skills, BASE]
     chosen: dict[str, list[str]] = {}
@@ -157,10 +157,10 @@ def summarize(found: Decisions) -> dict[str, Any]:
     """Compute the accuracy of each set, and the confusion matrix and calibration over all sets.
 
     Returns:
-        ``sets`` ({name: value, low, high, rows}), ``groups`` (the same of sets together, see `by_group`),
-        ``lost`` (share of skill prompts sent to the base), ``doubled`` (share of all prompts, none of which asks
-        for two skills, that two would answer), ``confusion`` (rows: wanted, columns: chosen),
-        ``calibration`` (expected calibration error of the likeliest class, and its bins), ``errors``.
+        ``sets`` ({name: value, low, high, rows}), ``groups`` (the same for groups of sets, see `by_group`),
+        ``lost`` (share of skill prompts sent to the base), ``doubled`` (share of all prompts that two skills would
+        answer, although none requests two), ``confusion`` (rows: expected, columns: chosen), ``calibration``
+        (expected calibration error of the most probable class, and its bins), ``errors``.
     """
     sets = {}
     confusion = {wanted: dict.fromkeys(found.classes, 0) for wanted in found.classes}
@@ -190,7 +190,7 @@ def by_group(sets: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, flo
     """Compute the accuracy over groups of sets: own texts, other skills' texts, no telling words, none.
 
     Args:
-        sets: ``{name: {value, rows}}``, named as `questions` names them.
+        sets: ``{name: {value, rows}}`` with the names from `questions`.
     """
     hits: dict[str, list[float]] = {}
     for name, found in sets.items():

@@ -55,16 +55,16 @@ def evaluate_pack(
         pack: pack to evaluate.
         data_dir: directory with ``NAME.jsonl.gz`` per skill, and ``NAME.toml`` if no recipe of that name ships.
         out: directory for answers and report.
-        skills: skills to evaluate; by default all of the pack. The gate is always evaluated on all.
+        skills: skills to evaluate; by default all of the pack. The gate is always evaluated on all skills.
         parts: subset of `PARTS`.
         held_out: held-out phrasings for the gate.
-        none_files: prompts that no skill fits.
-        limit: most rows per test set.
-        few: most rows per test set for the bare base, for unseen phrasings, and for PyTorch.
-        peft: run directories of training, ``NAME/adapter`` each: adapters before conversion. A skill without
-            a directory there is not compared.
-        composed_limit: most prompts per kind of composed prompt.
-        grid_limit: most of these prompts, from ``dev``, at each point of the grid of blends.
+        none_files: files of prompts that no skill fits.
+        limit: maximum number of rows per test set.
+        few: maximum number of rows per test set for the bare base, for unseen phrasings, and for PyTorch.
+        peft: directory of training runs with ``NAME/adapter``, the adapters before conversion. Skills without
+            such a directory are not compared.
+        composed_limit: maximum number of prompts per kind of composed prompt.
+        grid_limit: maximum number of ``dev`` prompts per kind at each point of the grid of blends.
         report: progress callback.
         **engine_options: options of `Engine`.
 
@@ -72,9 +72,9 @@ def evaluate_pack(
         The report's path.
 
     Raises:
-        UnknownSkill: ``skills`` names one that the pack lacks.
+        UnknownSkill: the pack lacks one of ``skills``.
         UsageError: the gate is to be evaluated and the pack has none, or there are no held-out phrasings.
-        NotFound: a data file or recipe is missing; nothing is measured then.
+        NotFound: a data file or recipe is missing; nothing has been evaluated.
     """
     chosen = [pack.skill(name).name for name in skills] or [skill.name for skill in pack.skills]
     asks_gate = bool({"routing", "composed"} & set(parts))
@@ -124,9 +124,9 @@ def evaluate_pack(
 def _check_gate(pack: Pack, held_out: Path | None) -> None:
     """Check that there are a gate and phrasings if the gate is to be evaluated."""
     if pack.gate() is None:
-        raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or give --only skills.")
+        raise UsageError(f"pack {pack.name} has no gate: run 'loramix train gate', or use --only skills.")
     if held_out is None:
-        raise UsageError("the gate needs held-out phrasings; give --held-out FILE, or --only skills.")
+        raise UsageError("the gate needs held-out phrasings; give --held-out FILE, or use --only skills.")
 
 
 def _head(pack: Pack) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def rival(prompts: Sequence[Prompt], sets: Mapping[str, Sequence[Question]]) -> 
     """Fit the baseline and evaluate it.
 
     Args:
-        prompts: prompts from `loramix.train.gate_data.collect`; those for several skills are left out, since the
+        prompts: prompts from `loramix.train.gate_data.collect`; those for several skills are dropped, because the
             baseline is single-label.
         sets: sets from `loramix.eval.routing.questions`.
 

@@ -26,16 +26,16 @@ def torch_answers(
         engine: engine with the base and the vocabulary.
         adapter: PEFT directory.
         prompts: prompts, each answered on its own.
-        max_tokens: longest answer in tokens.
+        max_tokens: maximum length of an answer in tokens.
         cache: directory of the cached answers.
 
     Raises:
-        InvalidArtifact: the directory holds no adapter.
+        InvalidArtifact: the directory has no adapter.
         MissingExtra: torch, transformers or peft is not installed.
         SelfCheckFailed: PyTorch failed.
     """
     if not (adapter / WEIGHTS).is_file():
-        raise InvalidArtifact(f"no {WEIGHTS} in {adapter}; name the run directories that training wrote.")
+        raise InvalidArtifact(f"no {WEIGHTS} in {adapter}; give the run directories of training.")
     pairs, _ = tokenize_rows(engine.base_path, [{"prompt": prompt} for prompt in prompts])
     job = {
         "base": str(engine.base_path),

@@ -16,7 +16,7 @@ def read_adapter_bytes(path: Path) -> bytes:
     """Read an adapter file.
 
     Raises:
-        NotFound: there is no such file.
+        NotFound: the file does not exist.
         InvalidArtifact: not a regular file, too large, or a pickle.
     """
     try:
@@ -27,12 +27,12 @@ def read_adapter_bytes(path: Path) -> bytes:
         raise InvalidArtifact(f"{path} is not a regular file; give a GGUF LoRA file.")
     if status.st_size > MAX_ADAPTER_BYTES:
         raise InvalidArtifact(
-            f"{path} has {status.st_size} bytes; an adapter has at most {MAX_ADAPTER_BYTES}."
+            f"{path} has {status.st_size} bytes, an adapter has at most {MAX_ADAPTER_BYTES}; give a GGUF LoRA file."
         )
     with path.open("rb") as file:
         content = file.read(MAX_ADAPTER_BYTES + 1)
     if content[:4] != b"GGUF" and (wrong := sniff(content[:HEAD], len(content))):
-        raise InvalidArtifact(f"adapter {path} is refused: {wrong}.")
+        raise InvalidArtifact(f"adapter {path} is rejected: {wrong}.")
     if path.suffix in _PICKLES:
         raise InvalidArtifact(
             f"{path} may be a pickle, which can run code: save it as safetensors and convert that."
@@ -41,7 +41,7 @@ def read_adapter_bytes(path: Path) -> bytes:
 
 
 def embedding_adapted(target: str, tied: bool) -> str:
-    """What to say of an adapter on the token embedding or the output head, from its name on.
+    """Explain that an adapter on the token embedding or the output head cannot run, for an error message.
 
     Args:
         target: ``token_embd.weight`` or ``output.weight``.
@@ -49,6 +49,6 @@ def embedding_adapted(target: str, tied: bool) -> str:
     """
     embedding = target == "token_embd.weight"
     what = "embed_tokens, the token embedding" if embedding else "lm_head, the output head"
-    also = f", which is this base's {'output head' if embedding else 'token embedding'} too" if tied else ""
+    also = f", which is also this base's {'output head' if embedding else 'token embedding'}" if tied else ""
     name = "embed_tokens" if embedding else "lm_head"
     return f"{what}{also}: llama.cpp cannot run a LoRA on it safely; train again without {name} in target_modules."

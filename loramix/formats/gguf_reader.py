@@ -24,7 +24,7 @@ MAX_KEYS = 100_000
 MAX_STRING = 1 << 20
 MAX_NAME = 64
 
-# ggml type: (name, values in a block, bytes of a block); ggml.h and ggml-common.h
+# ggml type: (name, values per block, bytes per block); ggml.h and ggml-common.h
 TYPES: dict[int, tuple[str, int, int]] = {
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -78,20 +78,20 @@ UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies in the file, and what it is."""
+    """A tensor's name, shape, type and position in the file."""
 
     name: str
     shape: tuple[int, ...]
     """NumPy order: rows first, the reverse of ggml's ``ne``."""
     type_name: str
     offset: int
-    """Bytes from the start of the file."""
+    """Position in bytes from the start of the file."""
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ArrayInfo:
-    """An array among the metadata that was checked and, unless short and of uint32, skipped."""
+    """A checked metadata array; its values are kept only if it is a short array of uint32."""
 
     element_type: int
     length: int
@@ -100,7 +100,7 @@ class ArrayInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """A GGUF header: metadata with their value types, and tensors by name."""
+    """A GGUF header: metadata with value types, and tensors by name."""
 
     name: str
     version: int
@@ -112,7 +112,7 @@ class GGUFFile:
 
 
 class _Cursor:
-    """Reads numbers and strings; refuses to leave the file."""
+    """Reads numbers and strings, and rejects reads beyond the end of the file."""
 
     def __init__(self, data: Buffer, name: str, advice: str) -> None:
         self.data, self.name, self.at, self.size, self.advice = data, name, 0, len(data), advice
@@ -121,7 +121,7 @@ class _Cursor:
         return InvalidArtifact(f"{self.name} is not a usable GGUF file: {why}; {self.advice}.")
 
     def skip(self, count: int, what: str) -> int:
-        """Move on by ``count`` bytes; returns where they began."""
+        """Skip ``count`` bytes; return their position."""
         start = self.at
         if count > self.size - start:
             raise self.bad(f"it ends inside {what}")
@@ -147,12 +147,12 @@ def read_gguf(data: Buffer, name: str, advice: str = "get or convert it again") 
     """Read and check a GGUF header.
 
     Args:
-        data: the whole file, in memory or mapped.
-        name: for messages.
-        advice: what helps where the file is damaged, for messages.
+        data: content of the file, in memory or mapped.
+        name: name of the file, for messages.
+        advice: fix for a damaged file, for messages.
 
     Raises:
-        InvalidArtifact: anything that llama.cpp should not be shown.
+        InvalidArtifact: the header is not safe to load in llama.cpp.
     """
     cursor = _Cursor(data, name, advice)
     if bytes(data[:4]) != b"GGUF":
@@ -164,9 +164,9 @@ def read_gguf(data: Buffer, name: str, advice: str = "get or convert it again") 
     cursor.at = 4
     version = cursor.number("<I", "the version")
     if version in (2 << 24, 3 << 24):
-        raise cursor.bad("it is big-endian, for another kind of machine")
+        raise cursor.bad("it is big-endian, and only little-endian files are supported")
     if version not in (2, 3):
-        raise cursor.bad(f"its version is {version}, 2 and 3 are known")
+        raise cursor.bad(f"its version is {version}, 2 and 3 are supported")
     n_tensors = cursor.number("<Q", "the tensor count")
     n_keys = cursor.number("<Q", "the key count")
     if n_tensors > MAX_TENSORS or n_keys > MAX_KEYS:
@@ -182,12 +182,12 @@ def read_gguf(data: Buffer, name: str, advice: str = "get or convert it again") 
     tensors: dict[str, TensorInfo] = {}
     for tensor in raw:
         if tensor.name in tensors:
-            raise cursor.bad(f"tensor {tensor.name!r} is there twice")
+            raise cursor.bad(f"tensor {tensor.name!r} occurs twice")
         if tensor.offset % alignment:
             raise cursor.bad(f"tensor {tensor.name!r} is not aligned")
         placed = TensorInfo(tensor.name, tensor.shape, tensor.type_name, start + tensor.offset, tensor.nbytes)
         if placed.offset + placed.nbytes > cursor.size:
-            raise cursor.bad(f"tensor {tensor.name!r} ends beyond the file, which is cut off")
+            raise cursor.bad(f"tensor {tensor.name!r} ends after the end of the file, which is truncated")
         tensors[tensor.name] = placed
     ordered = sorted(tensors.values(), key=lambda tensor: tensor.offset)
     for before, after in itertools.pairwise(ordered):
@@ -197,19 +197,19 @@ def read_gguf(data: Buffer, name: str, advice: str = "get or convert it again") 
 
 
 def tensor_values(data: Buffer, tensor: TensorInfo) -> npt.NDArray[Any]:
-    """A tensor's numbers, of its shape: float32, or float16 as it is.
+    """Read a tensor's values in its shape: float32, or float16 as stored.
 
     Args:
-        data: the whole file.
-        tensor: F32, F16, BF16 or Q8_0, whose rows are whole blocks.
+        data: content of the file.
+        tensor: an F32, F16, BF16 or Q8_0 tensor with rows of complete blocks.
     """
     raw = np.frombuffer(data, np.uint8, tensor.nbytes, tensor.offset)
     if tensor.type_name == "Q8_0":
         blocks = raw.reshape(-1, 34)
         scale = np.ascontiguousarray(blocks[:, :2]).view("<f2").astype(np.float32)
-        with np.errstate(invalid="ignore"):  # an infinite scale on a zero is for the caller to find
+        with np.errstate(invalid="ignore"):  # the caller checks for values that are not finite
             found: npt.NDArray[Any] = scale * blocks[:, 2:].view(np.int8)
-    elif tensor.type_name == "BF16":  # the upper half of a float32
+    elif tensor.type_name == "BF16":  # the upper 16 bits of a float32
         found = (raw.view("<u2").astype(np.uint32) << 16).view(np.float32)
     else:
         found = raw.view({"F32": "<f4", "F16": "<f2"}[tensor.type_name])
@@ -222,7 +222,7 @@ def _read_metadata(cursor: _Cursor, count: int) -> tuple[dict[str, Any], dict[st
     for _ in range(count):
         key = cursor.string("a key", 65_535)
         if not key or key in metadata:
-            raise cursor.bad(f"key {key[:60]!r} is empty or there twice")
+            raise cursor.bad(f"key {key[:60]!r} is empty or occurs twice")
         kind = cursor.number("<I", f"the type of {key[:60]!r}")
         types[key] = kind
         if kind == STRING:
@@ -240,8 +240,8 @@ def _skip_array(cursor: _Cursor, key: str) -> ArrayInfo:
     kind = cursor.number("<I", f"array {key!r}")
     length = cursor.number("<Q", f"array {key!r}")
     if kind == STRING:
-        if length > (cursor.size - cursor.at) // 8:  # each needs 8 bytes of length at least
-            raise cursor.bad(f"array {key!r} claims {length} strings, more than the file can hold")
+        if length > (cursor.size - cursor.at) // 8:  # each has at least its length of 8 bytes
+            raise cursor.bad(f"array {key!r} claims {length} strings, which do not fit in the file")
         data, at, size = cursor.data, cursor.at, cursor.size
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(length):
@@ -256,12 +256,12 @@ def _skip_array(cursor: _Cursor, key: str) -> ArrayInfo:
     elif kind in _SCALARS:
         width = struct.calcsize(_SCALARS[kind])
         if length > (cursor.size - cursor.at) // width:
-            raise cursor.bad(f"array {key!r} claims {length} elements, more than the file can hold")
+            raise cursor.bad(f"array {key!r} claims {length} elements, which do not fit in the file")
         start = cursor.skip(length * width, f"array {key!r}")
         if kind == UINT32 and length <= MAX_KEPT:
             return ArrayInfo(kind, length, struct.unpack_from(f"<{length}I", cursor.data, start))
     else:
-        raise cursor.bad(f"array {key!r} holds the unusable type {kind}")
+        raise cursor.bad(f"array {key!r} has the unsupported type {kind}")
     return ArrayInfo(kind, length)
 
 
@@ -284,7 +284,7 @@ def _read_tensor(cursor: _Cursor) -> TensorInfo:
             raise cursor.bad(f"tensor {name!r} has an extent of {extent}")
         values *= extent
     if values >= 2**50 or offset >= 2**60:
-        raise cursor.bad(f"tensor {name!r} is impossibly large")
+        raise cursor.bad(f"tensor {name!r} is too large")
     if extents[0] % block:
         raise cursor.bad(f"rows of tensor {name!r} do not divide into blocks of {type_name}")
     return TensorInfo(name, tuple(reversed(extents)), type_name, offset, values // block * block_bytes)

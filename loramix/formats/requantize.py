@@ -13,17 +13,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.formats.gguf_output import gguf_output
 from loramix.paths import atomic_path
 
 BLOCK = 32
-_STEPS = np.linspace(0.80, 1.12, 17, dtype=np.float32)  # tried widths of the Q4_0 grid, 1 = full range
+_STEPS = np.linspace(0.80, 1.12, 17, dtype=np.float32)  # candidate widths of the Q4_0 grid, 1 = full range
 
 
 def quantize_q4_0(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Round a matrix to Q4_0, choosing each block's scale for the least squared error.
 
-    The file format is GGML's (ggml-quants.c, ``quantize_row_q4_0_ref``); the scale search is ours and
-    takes the widest value's sign first, as GGML does.
+    The file format is GGML's (ggml-quants.c, ``quantize_row_q4_0_ref``); the scale search is Loramix's,
+    and the value of largest magnitude determines the sign of the scale, as in GGML.
 
     Args:
         weights: (rows, columns) float32, columns a multiple of 32.
@@ -32,7 +33,7 @@ def quantize_q4_0(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         (rows, columns / 32 * 18) uint8: per block one float16 scale and 16 bytes of nibbles.
     """
     rows, columns = weights.shape
-    # (32, blocks): sums over a block are 32 ordered additions, the same on every SIMD width
+    # shape (32, blocks): sums over a block are 32 ordered additions, independent of the SIMD width
     x = np.ascontiguousarray(weights.reshape(-1, BLOCK).T)
     widest = np.take_along_axis(x, np.abs(x).argmax(axis=0)[None], axis=0)[0]
     best_error = np.full(widest.shape, np.inf, np.float32)
@@ -55,25 +56,37 @@ def quantize_q4_0(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 
 
 def _levels(x: npt.NDArray[np.float32], scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Nearest of the 16 levels (0..15, zero at 8) of each value; (32, blocks) float32."""
+    """Return the nearest of the 16 levels (0..15, zero at 8) of each value, (32, blocks) float32."""
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
     levels: npt.NDArray[np.float32] = np.clip(np.floor(x * inverse + np.float32(8.5)), 0, 15)
     return levels
 
 
-def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
-    """Copy a GGUF base, with some of its matrices in another type.
+def requantize(
+    source: Path,
+    out: Path,
+    types: dict[str, str],
+    *,
+    fix: str = "free some space, or write to another disk with --out.",
+) -> None:
+    """Copy a GGUF base with some of its matrices in another type.
 
     Args:
-        source: a GGUF base, already validated.
-        out: where the new file goes, through a temporary one.
+        source: a validated GGUF base.
+        out: file to write atomically.
         types: new type (``Q4_0`` or ``Q8_0``) by tensor-name prefix; the longest prefix wins.
+        fix: how to free space, for the message.
+
+    Raises:
+        NoSpace: the disk is full.
     """
     import gguf
 
     reader = gguf.GGUFReader(source)
-    with atomic_path(out) as temporary:
-        writer = writer_like(reader, temporary)
+    with (
+        atomic_path(out) as temporary,
+        gguf_output(temporary, architecture_of(reader), name=str(out), fix=fix) as writer,
+    ):
         copy_metadata(reader, writer, file_type(types.get("blk.", "Q4_0")))
         for tensor in reader.tensors:
             kind = _wanted(tensor.name, types)
@@ -87,7 +100,6 @@ def requantize(source: Path, out: Path, types: dict[str, str]) -> None:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
-        writer.close()
 
 
 def _wanted(name: str, types: dict[str, str]) -> str | None:
@@ -96,27 +108,25 @@ def _wanted(name: str, types: dict[str, str]) -> str | None:
 
 
 def file_type(kind: str) -> int:
-    """What ``general.file_type`` says of a file whose matrices are of one type (llama.h, ``llama_ftype``)."""
+    """Return ``general.file_type`` of a file with matrices of one type (llama.h, ``llama_ftype``)."""
     import gguf
 
     return int(gguf.LlamaFileType["ALL_F32" if kind == "F32" else f"MOSTLY_{kind}"])
 
 
-def writer_like(reader: Any, out: Path) -> Any:
-    """A ``gguf.GGUFWriter`` of a new file, of the architecture of the one that ``reader`` reads."""
-    import gguf
-
-    return gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+def architecture_of(reader: Any) -> str:
+    """Name of the architecture of the base that a ``gguf.GGUFReader`` reads."""
+    return str(reader.fields["general.architecture"].contents())
 
 
 def copy_metadata(reader: Any, writer: Any, file_type: int | None = None, but: Collection[str] = ()) -> None:
-    """Write a GGUF file's metadata into another.
+    """Copy a GGUF file's metadata.
 
     Args:
-        reader: ``gguf.GGUFReader`` of the one.
-        writer: see `writer_like`.
-        file_type: instead of the value of ``general.file_type``, where that is there.
-        but: keys to leave out.
+        reader: ``gguf.GGUFReader`` of the source.
+        writer: ``gguf.GGUFWriter`` of the new file.
+        file_type: new value of ``general.file_type``, if the source has this key.
+        but: keys to omit.
     """
     for key, field in reader.fields.items():
         if key.startswith("GGUF.") or key == "general.architecture" or key in but:

@@ -25,24 +25,24 @@ _DTYPES = {"F64": ("<f8", 8), "F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor lies in a file, and what it is."""
+    """A tensor's name, type, shape and position in the file."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
-    """Bytes from the start of the file."""
+    """Position in bytes from the start of the file."""
     nbytes: int
 
 
 class SafetensorsFile:
-    """A file whose header was checked, read tensor by tensor; use it as a context.
+    """A file with a validated header, read tensor by tensor; a context manager.
 
     Args:
         path: a ``.safetensors`` file of F64, F32, F16 or BF16 tensors.
 
     Raises:
-        InvalidArtifact: not such a file.
+        InvalidArtifact: not a safetensors file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,7 +52,7 @@ class SafetensorsFile:
             self._size = os.fstat(self._file.fileno()).st_size
             head = self._file.read(8)
             length = int.from_bytes(head, "little")
-            # what claims more is refused before it is read; some is needed to say what it is instead
+            # reject a larger header before reading it; some bytes are needed to identify the file
             head += self._file.read(length if length <= MAX_HEADER else HEAD)
             self.entries = {entry.name: entry for entry in _layout(head, self._size, str(path))}
         except BaseException:
@@ -60,10 +60,10 @@ class SafetensorsFile:
             raise
 
     def chunks(self, name: str, size: int = 1 << 22) -> Iterator[npt.NDArray[Any]]:
-        """A tensor's values in order, as stored (BF16 as uint16), at most ``size`` of them at a time.
+        """Yield a tensor's values in order, as stored (BF16 as uint16), at most ``size`` at a time.
 
         Raises:
-            InvalidArtifact: a value that is not finite, or the file has shrunk.
+            InvalidArtifact: a value is not finite, or the file has become shorter.
         """
         entry = self.entries[name]
         code, width = _DTYPES[entry.dtype]
@@ -76,11 +76,11 @@ class SafetensorsFile:
             at += len(data)
             raw = np.frombuffer(data, code)
             if not finite(raw, entry.dtype):
-                raise _bad(str(self.path), f"tensor {name!r} holds values that are not finite", TRAIN_AGAIN)
+                raise _bad(str(self.path), f"tensor {name!r} has values that are not finite", TRAIN_AGAIN)
             yield raw
 
     def close(self) -> None:
-        """Close the file; may be called again."""
+        """Close the file; may be called repeatedly."""
         self._file.close()
 
     def __enter__(self) -> SafetensorsFile:
@@ -91,12 +91,12 @@ class SafetensorsFile:
 
 
 def widened(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[Any]:
-    """Stored values as floats: BF16 is the upper half of a float32, all else is what it is."""
+    """Return stored values as floats; BF16 is the upper half of a float32, other types are unchanged."""
     return (raw.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else raw
 
 
 def finite(raw: npt.NDArray[Any], dtype: str) -> bool:
-    """Whether all stored values are finite; BF16's exponent is looked at in place."""
+    """Whether all stored values are finite; BF16's exponent is checked in place."""
     return bool(((raw & 0x7F80) != 0x7F80).all() if dtype == "BF16" else np.isfinite(raw).all())
 
 
@@ -110,7 +110,7 @@ def read_safetensors(path: Path) -> dict[str, npt.NDArray[np.float32]]:
         float32 arrays by name.
 
     Raises:
-        InvalidArtifact: not such a file, or a value that is not finite.
+        InvalidArtifact: not a safetensors file, or a value is not finite.
     """
     return parse_safetensors(path.read_bytes(), str(path))
 
@@ -122,11 +122,11 @@ def parse_safetensors(data: bytes, name: str) -> dict[str, npt.NDArray[np.float3
         code, width = _DTYPES[entry.dtype]
         raw = np.frombuffer(data, code, entry.nbytes // width, entry.offset)
         if not finite(raw, entry.dtype):
-            raise _bad(name, f"tensor {entry.name!r} holds values that are not finite", TRAIN_AGAIN)
+            raise _bad(name, f"tensor {entry.name!r} has values that are not finite", TRAIN_AGAIN)
         with np.errstate(over="ignore"):
             values = widened(raw, entry.dtype).astype(np.float32).reshape(entry.shape)
         if not np.isfinite(values).all():
-            raise _bad(name, f"tensor {entry.name!r} holds values beyond float32")
+            raise _bad(name, f"tensor {entry.name!r} has values out of the range of float32")
         tensors[entry.name] = values
     return tensors
 
@@ -136,12 +136,12 @@ def _bad(name: str, why: str, advice: str = "save it again") -> InvalidArtifact:
 
 
 def _layout(data: bytes, size: int, name: str) -> list[Entry]:
-    """Check a header and give its tensors in the order of the file.
+    """Check a header and return its tensors in file order.
 
     Args:
-        data: the file's first bytes, with the whole header.
+        data: the file's first bytes, with the complete header.
         size: the file's size in bytes.
-        name: for messages.
+        name: name of the file, for messages.
     """
 
     def bad(why: str) -> InvalidArtifact:
@@ -150,12 +150,12 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
     if size == 0 or data[8:9] != b"{":
         if wrong := sniff(data[:HEAD], size):
             raise InvalidArtifact(f"{name} is not a usable safetensors file: {wrong}.")
-        raise bad("it is too short" if len(data) < 8 else "it does not begin as one")
+        raise bad("it is too short" if len(data) < 8 else "its header is invalid")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER or length > size - 8:
         raise _bad(
             name,
-            f"its header claims {length} bytes and it has {size} in all: it is cut off or damaged",
+            f"its header claims {length} bytes and the file has {size}: it is truncated or damaged",
             AGAIN,
         )
     try:
@@ -173,21 +173,23 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
         if start != end or stop > size - 8 - length:
             cut = start == end and size < 8 + length + max(entry[4] for entry in entries)
             if cut:
-                raise _bad(name, f"it ends inside tensor {key!r}: it is cut off", AGAIN)
-            raise bad(f"tensor {key!r} leaves a hole, overlaps another or ends beyond the file")
+                raise _bad(name, f"it ends inside tensor {key!r}: it is truncated", AGAIN)
+            raise bad(
+                f"tensor {key!r} leaves a gap, overlaps another tensor or ends after the end of the file"
+            )
         end = stop
         if math.prod(shape) * _DTYPES[dtype][1] != stop - start:
             raise bad(f"tensor {key!r} of shape {shape} has {stop - start} bytes")
         found.append(Entry(key, dtype, shape, 8 + length + start, stop - start))
     if end != size - 8 - length:
-        raise bad("it has bytes that no tensor owns")
+        raise bad("it has bytes that belong to no tensor")
     return found
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("a name occurs twice")
     return found
 
 
@@ -198,7 +200,9 @@ def _entry(key: str, value: Any, bad: Any) -> tuple[str, str, tuple[int, ...], i
         raise bad(f"tensor {key!r} lacks dtype, shape or offsets") from None
     numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**48 for n in numbers):
-        raise bad(f"tensor {key!r} has a shape or offsets that are no plain numbers")
+        raise bad(f"tensor {key!r} has a shape or offsets that are not integers")
     if not isinstance(dtype, str) or dtype not in _DTYPES or len(shape) > 8 or stop < start:
-        raise bad(f"tensor {key!r} is {dtype!r} of {len(shape)} dimensions; F64, F32, F16 and BF16 are known")
+        raise bad(
+            f"tensor {key!r} is {dtype!r} of {len(shape)} dimensions; F64, F32, F16 and BF16 are supported"
+        )
     return key, dtype, tuple(shape), start, stop

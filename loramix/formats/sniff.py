@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 HEAD = 1024
-"""Bytes that `sniff` needs."""
+"""Number of bytes that `sniff` needs."""
 _LFS = b"version https://git-lfs"
 _ANNEX = re.compile(rb"\S{0,200}/annex/objects/")
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
@@ -41,46 +41,48 @@ _OLD_GGML = (b"lmgg", b"fmgg", b"tjgg", b"algg")
 
 
 class Found(NamedTuple):
-    """What a file is instead of what was expected."""
+    """The detected kind of an unexpected file, and the fix."""
 
     what: str
-    """With its article, e.g. ``a Git LFS pointer, not the file itself``."""
+    """The kind with its article, e.g. ``a Git LFS pointer``."""
     advice: str
-    """What helps, as an imperative without a full stop."""
+    """The fix, as an imperative without a full stop."""
 
     def __str__(self) -> str:
         return f"it is {self.what}: {self.advice}"
 
 
 def sniff(head: bytes, size: int | None = None) -> Found | None:
-    """Name a file that is not what its name says.
+    """Identify a file that has another format than its name says.
 
     Args:
-        head: its first bytes, up to `HEAD` of them.
-        size: the whole file's bytes, where that is known.
+        head: the file's first bytes, up to `HEAD` of them.
+        size: the file's size in bytes, if known.
 
     Returns:
-        What it is and what helps; None for what looks like no known other thing.
+        The kind of file and the fix; None if the kind is unknown.
     """
     if not head or size == 0:
         return Found("empty (0 bytes)", "copy or download it again")
     if head.startswith(_LFS):
         return Found(
-            "a Git LFS pointer, a text file that stands for the content",
+            "a Git LFS pointer, a text file in place of the content",
             "fetch the content with 'git lfs pull' in that repository, or download the file itself",
         )
     if _ANNEX.match(head):
         return Found(
-            "a git-annex pointer, a text file that stands for the content",
+            "a git-annex pointer, a text file in place of the content",
             "fetch the content with 'git annex get'",
         )
     if _MARKUP.match(head) or _XML.match(head):
         return Found(
-            "a web page (HTML or XML), as a server sends with an error or a log-in",
+            "a web page (HTML or XML), such as an error or login page of a server",
             "download the file itself, e.g. from a link with /resolve/ instead of /blob/",
         )
     if _SERVER_ERROR.match(head):
-        return Found("a server's error message (JSON)", "download the file again, with access to it")
+        return Found(
+            "a server's error message (JSON)", "download the file again with an account that may read it"
+        )
     if _PICKLE.match(head) or _TORCH_ZIP.match(head):
         return Found(
             "a pickle (a .bin, .pt or .ckpt of PyTorch), which can run code",
@@ -91,18 +93,20 @@ def sniff(head: bytes, size: int | None = None) -> Found | None:
             return Found(what, "unpack it, and give the file inside")
     if head.startswith(b"PK\x03\x04"):
         return Found(
-            "a zip archive, which is how PyTorch keeps its pickles too",
+            "a zip archive, which may be a pickle of PyTorch",
             "unpack it and give the file inside, or save weights as safetensors",
         )
     if head[257:262] == b"ustar":
         return Found("a tar archive", "unpack it, and give the file inside")
     if head[:4] in _OLD_GGML:
-        return Found("a GGML file of before GGUF", "get or convert the model as GGUF")
+        return Found("a GGML file, the predecessor of GGUF", "get or convert the model as GGUF")
     for signature, what in _FORMATS:
         if head.startswith(signature):
             return Found(what, "give a file of the right format")
     if len(head) > 8 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32:
         return Found("a safetensors file", "give a file of the right format")
     if not head.strip(b"\0"):
-        return Found("zeros only, as a broken-off download or a full disk leaves", "download it again")
+        return Found(
+            "only zeros, which an interrupted download or a full disk can leave", "download it again"
+        )
     return None

@@ -20,7 +20,7 @@ from loramix.errors import InvalidData, LoramixError
 from loramix.formats.sniff import HEAD, sniff
 
 _GZIP = b"\x1f\x8b"
-# UTF-32's mark begins with that of UTF-16, so it comes first
+# UTF-32's mark begins with UTF-16's, so it is tested first
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32-le"),
@@ -28,25 +28,25 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
-_LONE_CR = re.compile(rb"\r(?!\n)")  # line ends of old Macs
+_LONE_CR = re.compile(rb"\r(?!\n)")  # line ends of classic Mac OS
 _NOT_TEXT = "save it as UTF-8 text"
 
 
 def decode_text(data: bytes, name: str, error: type[LoramixError] = InvalidData) -> str:
-    r"""Decode text of a user: UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one.
+    r"""Decode a user's text: UTF-8 with or without a byte-order mark, or UTF-16 or UTF-32 with one.
 
     Line ends become ``\n``.
 
     Args:
-        data: the whole content.
-        name: for messages.
-        error: raised on what is no text.
+        data: content of the file.
+        name: name of the file, for messages.
+        error: type of the error to raise.
 
     Returns:
         The text without its mark.
 
     Raises:
-        LoramixError: of the given kind; not text, with the line of the first bad byte.
+        LoramixError: of type ``error``, if the data is not text; the message names the line of the first bad byte.
     """
     encoding, mark = _encoding(data[:4])
     try:
@@ -58,16 +58,16 @@ def decode_text(data: bytes, name: str, error: type[LoramixError] = InvalidData)
 
 
 def read_text(path: Path, error: type[LoramixError] = InvalidData, *, limit: int = 1 << 30) -> str:
-    """Read a whole text file that a user handed over; see `decode_text`. Gzip is unpacked.
+    """Read a user's text file; see `decode_text`. Gzip is unpacked.
 
     Args:
         path: an existing file.
-        error: raised on what is no text.
-        limit: most bytes of text.
+        error: type of the error to raise.
+        limit: maximum size of the text in bytes.
 
     Raises:
-        LoramixError: of the given kind; not text, too long, or a wrong file named for what it is.
-        OSError: the system refuses it.
+        LoramixError: of type ``error``, if the file is not text or too long; the message names the kind of file.
+        OSError: the system cannot read the file.
     """
     with _opened(path, error) as file:
         data = file.read(limit + 1)
@@ -79,18 +79,18 @@ def read_text(path: Path, error: type[LoramixError] = InvalidData, *, limit: int
 
 
 def read_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[tuple[int, str]]:
-    """Lines of a text file that a user handed over, read one by one; see `decode_text`. Gzip is unpacked.
+    """Yield the lines of a user's text file one by one; see `decode_text`. Gzip is unpacked.
 
     Args:
         path: an existing file.
-        error: raised on what is no text.
+        error: type of the error to raise.
 
     Yields:
         Line numbers from 1 with the lines, without their ends.
 
     Raises:
-        LoramixError: of the given kind; see `read_text`.
-        OSError: the system refuses it.
+        LoramixError: of type ``error``; see `read_text`.
+        OSError: the system cannot read the file.
     """
     for number, line in utf8_lines(path, error):
         try:
@@ -100,11 +100,11 @@ def read_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[
 
 
 def utf8_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[tuple[int, bytes]]:
-    """Lines of a text file as UTF-8, bad bytes left in them: for readers that go on behind a bad line.
+    """Yield the lines of a text file as UTF-8 bytes, including invalid ones, for readers that skip bad lines.
 
     Args:
         path: an existing file.
-        error: raised on a wrong file, or on UTF-16 that cannot be decoded.
+        error: type of the error to raise for another kind of file, or for UTF-16 that cannot be decoded.
 
     Yields:
         Line numbers from 1 with the lines; their ends are kept.
@@ -126,10 +126,10 @@ def utf8_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[
 
 
 def wrong_file(head: bytes) -> str:
-    """What a text file turns out to be: a Git LFS pointer, a web page, an archive; empty text for anything else.
+    """Explain what a file is if it is not text, e.g. a Git LFS pointer or an archive; empty if it is text.
 
     Args:
-        head: its first bytes; an empty file is text.
+        head: the file's first bytes; an empty file is text.
     """
     head = head[:HEAD]
     if not head or (head.lstrip()[:1] in (b"{", b"[") and b"\0" not in head):
@@ -144,31 +144,31 @@ def wrong_file(head: bytes) -> str:
 
 
 def is_plain_utf8(path: Path) -> bool:
-    """Whether a text file begins without a byte-order mark and is not packed: libraries read it as it is."""
+    """Whether a text file has no byte-order mark and is not compressed, so that libraries can read it."""
     with path.open("rb") as file:
         head = file.read(4)
     return _encoding(head) == ("utf-8", 0) and not head.startswith(_GZIP)
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether a text holds what no encoding can write: half a character, or a byte that was not UTF-8."""
+    """Whether a text has a lone surrogate: half a character, or a byte that was not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text) if not text.isascii() else False
 
 
 @contextmanager
 def _opened(path: Path, error: type[LoramixError]) -> Iterator[Any]:
-    """A file's content, unpacked where it is gzip whatever its name."""
+    """Open a file; gzip is unpacked, whatever the file's name."""
     with path.open("rb") as file:
         packed = file.peek(2)[:2] == _GZIP
         try:
             with io.BufferedReader(_unpacked(file)) if packed else file as content:
                 yield content
         except (gzip.BadGzipFile, EOFError, zlib.error) as bad:
-            raise error(f"{path} is damaged gzip ({bad}); copy or pack it again.") from None
+            raise error(f"{path} is damaged gzip ({bad}); copy or compress it again.") from None
 
 
 def _encoded(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
-    """Lines of a text in another encoding, as UTF-8."""
+    """Yield the lines of a text in another encoding as UTF-8."""
     for line in io.TextIOWrapper(file, encoding, newline=""):
         yield line.encode()
 
@@ -178,7 +178,7 @@ def _unpacked(file: IO[bytes]) -> gzip.GzipFile:
 
 
 def _encoding(head: bytes) -> tuple[str, int]:
-    """Name of the encoding, and the bytes of its mark."""
+    """Return the name of the encoding and the length of its mark in bytes."""
     for mark, encoding in _MARKS:
         if head.startswith(mark):
             return encoding, len(mark)

@@ -48,13 +48,13 @@ _ADAPTER_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 @dataclass(frozen=True, slots=True)
 class BaseShape:
-    """What of a base an adapter has to fit."""
+    """The properties of a base that an adapter must match."""
 
     architecture: Architecture
     tensors: dict[str, tuple[int, int]] = field(repr=False)
-    """(out, in) of each matrix by GGUF name."""
+    """Shape (out, in) of each matrix by GGUF name."""
     tied: bool
-    """The output head is the token embedding."""
+    """Whether the output head is the token embedding."""
     n_layer: int
     n_embd: int
     n_head: int
@@ -66,7 +66,7 @@ class BaseShape:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether llama.cpp rounds what its matrices are multiplied with."""
+        """Whether matrices are quantized, so that llama.cpp also rounds the activations."""
         return not self.tensor_types <= {"F32", "F16", "BF16"}
 
 
@@ -75,13 +75,13 @@ class AdapterInfo:
     """A checked GGUF LoRA."""
 
     alpha: float | None
-    """None where the file names none: B·A is then taken as it is."""
+    """None if the file has no alpha; B·A is then not scaled."""
     ranks: dict[str, int]
     """Rank by adapted base tensor."""
     n_params: int
     metadata: dict[str, Any]
     invocation: tuple[int, ...] = ()
-    """Tokens from which on it acts; empty where it acts on all."""
+    """Invocation tokens; empty means always active."""
 
 
 def read_base(
@@ -91,19 +91,19 @@ def read_base(
 
     Args:
         path: a regular file.
-        name: for messages; by default the path.
-        advice: what helps where it is damaged, for messages.
+        name: name of the base for messages; by default the path.
+        advice: fix for a damaged file, for messages.
 
     Raises:
-        NotFound: there is no such file.
-        InvalidArtifact: damaged, or not a base.
-        Unsupported: an architecture that Loramix does not run.
+        NotFound: the file does not exist.
+        InvalidArtifact: the file is damaged, or not a base.
+        Unsupported: Loramix does not support the architecture.
     """
     try:
         mode = path.stat().st_mode
     except OSError:
         raise NotFound(f"no base at {path}; get one with 'loramix pull'.") from None
-    if not stat.S_ISREG(mode):  # opening a pipe would wait for ever
+    if not stat.S_ISREG(mode):  # opening a pipe would block
         raise InvalidArtifact(f"{path} is not a regular file; give a GGUF file.")
     if not path.stat().st_size:
         raise InvalidArtifact(f"{name or path} is empty (0 bytes); {advice}.")
@@ -150,7 +150,7 @@ def _base_shape(found: GGUFFile, advice: str) -> BaseShape:
     embedding = shape.tensors.get("token_embd.weight")
     if embedding != (tokens.length, shape.n_embd):
         raise InvalidArtifact(
-            f"{name}: token_embd.weight is {embedding}, the vocabulary has {tokens.length} tokens."
+            f"{name}: token_embd.weight is {embedding}, the vocabulary has {tokens.length} tokens; {advice}."
         )
     missing = [i for i in range(shape.n_layer) if f"blk.{i}.attn_q.weight" not in shape.tensors]
     if missing:
@@ -159,10 +159,10 @@ def _base_shape(found: GGUFFile, advice: str) -> BaseShape:
 
 
 def _typed(found: GGUFFile, key: str, kind: int) -> Any:
-    """A value that must be there with one type: llama.cpp aborts on any other."""
+    """Return a value that must exist with a given type, because llama.cpp aborts otherwise."""
     if found.types.get(key) != kind:
         raise InvalidArtifact(
-            f"{found.name}: {key} is {'missing' if key not in found.types else 'of a wrong type'}; "
+            f"{found.name}: {key} {'is missing' if key not in found.types else 'has a wrong type'}; "
             "get or convert the file again."
         )
     return found.metadata[key]
@@ -172,29 +172,29 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
     """Check a GGUF LoRA against its base.
 
     Args:
-        data: the whole file.
-        base: what it must fit.
-        name: for messages.
-        base_sha256: the base's digest; an adapter that names another is refused.
+        data: content of the file.
+        base: shape of the base.
+        name: name of the adapter, for messages.
+        base_sha256: the base's SHA-256; an adapter with another one is rejected.
 
     Raises:
-        InvalidArtifact: anything that llama.cpp must not load.
-        WrongBase: made for another base.
+        InvalidArtifact: the file is not safe to load in llama.cpp.
+        WrongBase: the adapter is for another base.
     """
 
     def bad(why: str) -> InvalidArtifact:
         return InvalidArtifact(
-            f"adapter {name} is refused: {why}; convert it again with 'loramix convert adapter'."
+            f"adapter {name} is rejected: {why}; convert it again with 'loramix convert adapter'."
         )
 
     if len(data) > MAX_ADAPTER_BYTES:
         raise InvalidArtifact(
-            f"adapter {name} has {len(data)} bytes, at most {MAX_ADAPTER_BYTES} are run; "
-            "train one of a lower rank, or of fewer target_modules."
+            f"adapter {name} has {len(data)} bytes, the limit is {MAX_ADAPTER_BYTES}; "
+            "train one with a lower rank, or with fewer target_modules."
         )
     found = read_gguf(data, name)
     if found.metadata.get("general.type", "model") == "model":
-        raise InvalidArtifact(f"{name} is a whole model, not an adapter; give it as a base, with --base.")
+        raise InvalidArtifact(f"{name} is a full model, not an adapter; give it as a base with --base.")
     if _typed(found, "general.type", STRING) != "adapter":
         raise bad("it is not an adapter")
     made_for_kind = _typed(found, "general.architecture", STRING)
@@ -206,7 +206,7 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
     if _typed(found, "adapter.type", STRING) != "lora":
         raise bad("it is not a LoRA")
     alpha = None
-    if "adapter.lora.alpha" in found.metadata:  # an optional key of the format, but aborts in any other type
+    if "adapter.lora.alpha" in found.metadata:  # optional, but llama.cpp aborts on any other type
         alpha = float(_typed(found, "adapter.lora.alpha", FLOAT32))
         if not math.isfinite(alpha) or not 0 < alpha < 1e6:
             raise bad(f"its alpha is {alpha}")
@@ -226,21 +226,21 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
     for tensor in found.tensors.values():
         target, _, half = tensor.name.rpartition(".")
         if half not in ("lora_a", "lora_b"):
-            raise bad(f"tensor {tensor.name!r} is no LoRA matrix")
+            raise bad(f"tensor {tensor.name!r} is not a LoRA matrix")
         pairs.setdefault(target, {})[half] = tensor
     if not pairs:
         raise bad("it has no LoRA matrices")
     ranks = {target: _check_pair(target, pair, base, bad, which) for target, pair in pairs.items()}
     for tensor in found.tensors.values():
         if not np.isfinite(tensor_values(data, tensor)).all():
-            raise bad(f"{tensor.name!r} holds values that are not finite")
+            raise bad(f"{tensor.name!r} has values that are not finite")
     plain = {key: value for key, value in found.metadata.items() if not isinstance(value, ArrayInfo)}
     count = sum(math.prod(tensor.shape) for tensor in found.tensors.values())
     return AdapterInfo(alpha, ranks, count, plain, invocation)
 
 
 def _base_of(found: GGUFFile) -> str:
-    """The base that an adapter says it is for: by our key, or by that of llama.cpp's converter."""
+    """Return the base that an adapter names, in Loramix's key or in that of llama.cpp's converter."""
     for key in ("loramix.base.name", "general.base_model.0.name"):
         if isinstance(value := found.metadata.get(key), str):
             return value[:80]
@@ -265,13 +265,11 @@ def _check_pair(target: str, pair: dict[str, TensorInfo], base: BaseShape, bad: 
         raise InvalidArtifact(f"the adapter changes {embedding_adapted(target, base.tied)}")
     if target not in base.tensors:
         raise WrongBase(
-            f"the base has no matrix {target!r} for this adapter to act on: it is for {which}; use that base."
+            f"the base has no matrix {target!r}, which this adapter changes: it is for {which}; use that base."
         )
     rank = a.shape[0]
     if rank > MAX_RANK and b.shape[1] == rank:
-        raise InvalidArtifact(
-            f"{target!r} has rank {rank}, at most {MAX_RANK} are run; train with a lower r."
-        )
+        raise InvalidArtifact(f"{target!r} has rank {rank}, the limit is {MAX_RANK}; train with a lower r.")
     if not 1 <= rank <= MAX_RANK or b.shape[1] != rank:
         raise bad(f"{target!r} has ranks {rank} and {b.shape[1]}")
     if (b.shape[0], a.shape[1]) != base.tensors[target]:

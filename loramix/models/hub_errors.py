@@ -17,10 +17,10 @@ _FULL = (28, 122)  # ENOSPC, EDQUOT
 
 @contextmanager
 def asking(place: Place) -> Iterator[None]:
-    """Turn whatever the hub's client raises into one sentence.
+    """Convert exceptions of the hub's client into errors with one sentence.
 
     Args:
-        place: what it is asked for or given.
+        place: place of the request, for messages.
 
     Raises:
         MissingExtra: the client is not installed.
@@ -36,7 +36,7 @@ def asking(place: Place) -> Iterator[None]:
     try:
         from huggingface_hub import errors
     except ImportError:
-        raise MissingExtra("the hub needs its client: pip install 'loramix[hub]'.") from None
+        raise MissingExtra("the hub's client is not installed: pip install 'loramix[hub]'.") from None
     try:
         yield
     except (
@@ -47,23 +47,25 @@ def asking(place: Place) -> Iterator[None]:
     ) as error:
         raise _explained(error, place) from None
     except errors.FileMetadataError:
-        raise NotFound(f"what answers for {place} is no hub; check HF_ENDPOINT and the proxy.") from None
+        raise NotFound(
+            f"the server that answers for {place} is not a hub; check HF_ENDPOINT and the proxy."
+        ) from None
     except OSError as error:
         if error.errno in _FULL:
             raise NoSpace(
-                f"the disk is full, so {place} is not fetched and nothing of it is kept; make room, "
+                f"the disk is full, so {place} was not downloaded and its partial file was deleted; make room, "
                 "or set HF_HOME to another disk."
             ) from None
-        if error.errno is None:  # the client's own complaint on a length
+        if error.errno is None:  # the client's error for a wrong length
             reason = str(error).splitlines()[0]
             raise InvalidArtifact(
-                f"{place} came with a wrong length ({reason}); not kept, fetch it again."
+                f"{place} has a wrong length ({reason}) and was discarded; pull it again."
             ) from None
         raise
 
 
 def _explained(error: Exception, place: Place) -> LoramixError:
-    """An error of the hub's client as one sentence."""
+    """Convert an exception of the hub's client into an error with one sentence."""
     from huggingface_hub import errors
 
     name = place.repository
@@ -81,7 +83,7 @@ def _explained(error: Exception, place: Place) -> LoramixError:
         if token := token_source():
             return NotFound(_stale(place, token))
         return NotFound(
-            f"the hub shows no {name} to this user: it does not exist, or it is private: "
+            f"{name} does not exist on the hub, or it is private and this user has no access: "
             f"check the name, or {LOG_IN}."
         )
     if isinstance(error, errors.RevisionNotFoundError):
@@ -92,49 +94,49 @@ def _explained(error: Exception, place: Place) -> LoramixError:
         )
     if isinstance(error, errors.OfflineModeIsEnabled):
         return NotFound(
-            f"{place} is not in the hub's cache, and HF_HUB_OFFLINE forbids to fetch it: unset that, "
+            f"{place} is not in the hub's cache, and HF_HUB_OFFLINE prevents its download: unset the variable, "
             "then run the command again."
         )
     if isinstance(error, errors.HFValidationError):
-        return UsageError(f"{name!r} is no repository; the hub's are OWNER/REPO.")
+        return UsageError(f"{name!r} is not a repository; give OWNER/REPO.")
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error, place)
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return NotFound(
         f"the hub cannot be reached for {place} ({reason}): check the network, then run the same command again; "
-        "what has come so far is kept."
+        "it resumes the download."
     )
 
 
 def _refused(error: Any, place: Place) -> NotFound:
-    """An HTTP status that says no: whose fault it is, and what to do."""
+    """Return the error for an HTTP status, with its cause and fix."""
     status, said = _status(error), getattr(error, "server_message", None)
     if status not in (401, 403):
-        return NotFound(f"the hub fails on {place} (HTTP {status}); try again later.")
+        return NotFound(f"the hub failed to serve {place} (HTTP {status}); try again later.")
     why = f" ({said})" if said else ""
     token = token_source()
     if token and status == 401:
         return NotFound(_stale(place, token))
     if token:
         return NotFound(
-            f"the hub refuses {place}{why}: the token in {token.place} may not do this; {LOG_IN}, "
-            "with a token that may."
+            f"the hub refuses {place}{why}: the token in {token.place} lacks the permission; {LOG_IN}, "
+            "with a token that has it."
         )
-    return NotFound(f"the hub refuses {place}{why}: {LOG_IN}, with a token that may do this.")
+    return NotFound(f"the hub refuses {place}{why}: {LOG_IN}, with a token that has the permission.")
 
 
 class Token(NamedTuple):
-    """Where a token for the hub comes from."""
+    """The source of a token for the hub."""
 
     place: str
     unset: str
-    """How to do without it, as an imperative."""
+    """How to remove the token, as an imperative."""
     renew: str
-    """How to put another in its place, up to "a token"."""
+    """How to replace the token, as an imperative that ends with "a token"."""
 
 
 def token_source() -> Token | None:
-    """Where the hub's client has its token from; None where it has none. The token itself is not read."""
+    """Return the source of the hub client's token; None if it has none. The token itself is not read."""
     from huggingface_hub import constants
 
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -153,9 +155,9 @@ def token_source() -> Token | None:
 
 
 def _stale(place: Place, token: Token) -> str:
-    """What to say where the hub does not know a token: it then refuses public repositories too."""
+    """Return the error message for an invalid token, with which the hub refuses public repositories too."""
     return (
-        f"the hub does not accept the token in {token.place} (401), asked for {place}: it has expired, was revoked or "
+        f"the hub rejects the token in {token.place} (401) for {place}: it has expired, was revoked or "
         f"is mistyped. A public repository needs none: {token.unset}; for a private one, {token.renew} that is valid."
     )
 

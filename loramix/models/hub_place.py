@@ -11,7 +11,7 @@ _PLACE = re.compile(
 
 
 class Place(NamedTuple):
-    """Where something is on the hub."""
+    """A repository on the hub, with an optional file and revision."""
 
     repository: str
     """``OWNER/REPO``."""
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
 
 def parse(text: str) -> Place | None:
-    """Read ``OWNER/REPO[:FILE][@REVISION]``, or None where the text is nothing of the kind."""
+    """Parse ``OWNER/REPO[:FILE][@REVISION]``; None if the text has another form."""
     found = _PLACE.fullmatch(text)
     if found is None:
         return None

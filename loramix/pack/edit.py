@@ -65,7 +65,7 @@ def new_pack(
         UsageError: the directory already has a pack, or its name is not a valid pack name.
     """
     if (directory / MANIFEST).exists():
-        raise UsageError(f"{directory} is a pack already; add skills with 'loramix pack add'.")
+        raise UsageError(f"{directory} is already a pack; add skills with 'loramix pack add'.")
     name = safe_name(directory.absolute().name, "pack")
     reference = BaseReference(name=base, sha256=base_sha256)
     manifest = Manifest(format=1, name=name, description=description, license=license, base=reference)
@@ -118,7 +118,8 @@ def add_skill(
         known = len(others) < len(before.skills)
         if known and not replace_existing:
             raise UsageError(
-                f"pack {before.name} has a skill {name} already; remove it, or ask to replace it."
+                f"pack {before.name} already has a skill {name}; remove it with 'loramix skill remove', or "
+                "use --replace."
             )
         files = NewFiles(before, directory)
         entry = SkillEntry(
@@ -224,14 +225,14 @@ def check_skill_name(name: str) -> str:
         UsageError: not a safe file name, or a reserved word.
     """
     if safe_name(name, "skill") in RESERVED_NAMES:
-        raise UsageError(f"{name!r} is a word of Loramix's own and cannot be a skill; choose another name.")
+        raise UsageError(f"{name!r} is a reserved word and cannot be a skill; choose another name.")
     return name
 
 
 @contextmanager
 def _changing(directory: Path) -> Iterator[Manifest]:
     """Yield the manifest with the pack locked against other processes."""
-    Pack.load(directory.absolute())  # no lock file where there is no pack
+    Pack.load(directory.absolute())  # fails before a lock file is created if there is no pack
     with _locked(directory):
         yield read_manifest(directory)
 
@@ -242,7 +243,9 @@ def _locked(directory: Path) -> Iterator[None]:
         with FileLock(directory / ".lock", timeout=0.5):
             yield
     except Timeout:
-        raise Busy(f"another process is changing {directory}; run the command again after it.") from None
+        raise Busy(
+            f"another process is changing {directory}; run the command again when it has finished."
+        ) from None
 
 
 def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory: Path) -> Manifest:
@@ -271,19 +274,19 @@ def _gate_without(pack: Pack, skill: str) -> NewGate | None:
 
 def _swap(directory: Path, before: Manifest, after: Manifest, files: NewFiles) -> Pack:
     """Write new files, then the manifest, then delete old files, so that one of the packs is always complete."""
-    check_manifest(after, directory)  # refuse before anything is written
+    check_manifest(after, directory)  # reject before anything is written
     held = digests(before).keys()
     try:
         for name, content in files.contents.items():
             write_bytes(directory / name, content)
-    except BaseException:  # a full disk: nothing stays that no manifest names
+    except BaseException:  # e.g. a full disk: delete files that no manifest names
         for name in files.contents.keys() - held:
             (directory / name).unlink(missing_ok=True)
         raise
     pack = Pack(directory, write_manifest(directory, after))
     for file in digests(before).keys() - digests(after).keys():
         safe_join(directory, file)
-        (directory / file).unlink(missing_ok=True)  # a link itself, not the file it leads to
+        (directory / file).unlink(missing_ok=True)  # deletes a link, not its target
     return pack
 
 
@@ -292,5 +295,5 @@ def _message(what: str, before: Manifest, after: Manifest) -> str:
         return f"{what}, and the gate knows it."
     if not after.skills:
         return f"{what}."
-    gone = "its gate is dropped, " if before.gate else ""
-    return f"{what}; {gone}run `loramix train gate` so that prompts find their skill."
+    dropped = "its gate is removed, " if before.gate else ""
+    return f"{what}; {dropped}run `loramix train gate` so that prompts find their skill."

@@ -34,12 +34,12 @@ class NewFiles:
 
 
 def digest_of(content: bytes) -> str:
-    """SHA-256 of bytes, as 64 hex digits."""
+    """Return the SHA-256 of bytes, as 64 hex digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def digests(manifest: Manifest) -> dict[str, str]:
-    """Digest of each file that a manifest names; empty for cards, which have none."""
+    """Return the digest of each file of a manifest; empty for cards, which have none."""
     found = {skill.file: skill.sha256 for skill in manifest.skills}
     found |= {skill.card: "" for skill in manifest.skills if skill.card}
     if manifest.gate:

@@ -21,7 +21,7 @@ MANIFEST = "pack.toml"
 MAX_MANIFEST_BYTES = 2**20
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
-# no control characters but tab and newline: these texts are printed on terminals
+# these texts are printed on terminals, so the only control characters are tab and newline
 Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
 
 
@@ -42,7 +42,7 @@ class GateReference(_Table, frozen=True):
     file: str
     sha256: Sha256
     features: str | None = None
-    """Features of its training prompts, so that a skill can be added without the others' data."""
+    """Features of its training prompts, with which a skill can be added without the other skills' data."""
     features_sha256: Sha256 | None = None
 
 
@@ -56,9 +56,9 @@ class SkillEntry(_Table, frozen=True):
     max_tokens: Annotated[int, Meta(ge=1, le=65536)]
     """Longest answer, in tokens."""
     card: str | None = None
-    """Markdown on the skill's data, results and limits."""
+    """Markdown file on the skill's data, results and limits."""
     example: Text | None = None
-    """A prompt that shows the skill."""
+    """An example prompt."""
 
 
 class Manifest(_Table, frozen=True):
@@ -77,18 +77,18 @@ def read_manifest(directory: Path) -> Manifest:
     """Read and check the pack.toml of a directory.
 
     Raises:
-        InvalidArtifact: a manifest that cannot be used.
+        InvalidArtifact: the manifest is invalid.
     """
     with (directory / MANIFEST).open("rb") as file:
         return decode_manifest(file.read(MAX_MANIFEST_BYTES + 1), directory)
 
 
 def decode_manifest(data: bytes, directory: Path) -> Manifest:
-    """Check the content of a pack.toml that is, or will be, in ``directory``.
+    """Decode and check the content of a pack.toml.
 
     Args:
         data: UTF-8 TOML.
-        directory: what its paths are relative to.
+        directory: directory of the pack; it may not exist yet.
 
     Raises:
         InvalidArtifact: not TOML, too long, an unknown key, a wrong type, an unusable name or path.
@@ -116,44 +116,46 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
     bad += [] if is_safe_name(manifest.name) else [manifest.name]
     if bad or len(set(names)) != len(names):
         raise InvalidArtifact(
-            f"{path} has names that are unusable or used twice: {(bad or names)[0][:80]!r}; rename them."
+            f"{path} has invalid or repeated names: {(bad or names)[0][:80]!r}; rename them."
         )
     for file, suffix in files:
         safe_join(directory, file)
         if not file.endswith(suffix):
-            raise InvalidArtifact(f"{path} names {file[:80]!r} where a {suffix} file is needed; correct it.")
-    if len({file.lower() for file, _ in files}) != len(files):  # else removing one skill would break another
+            raise InvalidArtifact(f"{path} names {file[:80]!r}, but needs a {suffix} file here; correct it.")
+    if len({file.lower() for file, _ in files}) != len(
+        files
+    ):  # otherwise removing one skill would break another
         raise InvalidArtifact(f"{path} names a file twice; each skill needs its own.")
     return manifest
 
 
 def check_manifest(manifest: Manifest, directory: Path) -> Manifest:
-    """Check records that were made in code, as they would read from ``directory``.
+    """Check a manifest created in code as `read_manifest` would check it.
 
     Raises:
-        InvalidArtifact: a manifest that `read_manifest` would refuse.
+        InvalidArtifact: `read_manifest` would reject it.
     """
     try:
         data = msgspec.toml.encode(manifest)
-    except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
+    except UnicodeEncodeError:  # command-line arguments that are not UTF-8
         raise InvalidArtifact(
-            f"a text for {directory / MANIFEST} is not valid Unicode; write it anew."
+            f"a text for {directory / MANIFEST} is not valid Unicode; enter it again."
         ) from None
     return decode_manifest(data, directory)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
-    """Write pack.toml, whole or not at all.
+    """Write pack.toml atomically.
 
     Args:
-        directory: the pack; made if needed.
-        manifest: what to write.
+        directory: the pack; created if needed.
+        manifest: the manifest.
 
     Returns:
-        The manifest as it will be read.
+        The manifest as `read_manifest` will return it.
 
     Raises:
-        InvalidArtifact: a manifest that `read_manifest` would refuse; nothing is written.
+        InvalidArtifact: `read_manifest` would reject it; nothing is written.
     """
     checked = check_manifest(manifest, directory)
     write_bytes(directory / MANIFEST, msgspec.toml.encode(manifest))

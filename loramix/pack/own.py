@@ -37,7 +37,7 @@ from loramix.paths import (
 )
 
 ORIGIN = ".copy.json"
-"""Says of which pack a pack is a copy; a further change of that pack goes on with it."""
+"""File that names the pack of which a pack is a copy; further changes of that pack are made in the copy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class Target:
     """The pack that a command changes.
 
     Args:
-        pack: as it is before the change; where ``fresh``, what the new directory begins with.
-        directory: what changes, absolute.
-        fresh: the directory is not there yet.
-        note: what to tell the user before the change; empty where it is plain.
-        origin: where ``fresh``, what the pack is a copy of; empty for a new pack.
+        pack: the pack before the change; if ``fresh``, the initial content of the new directory.
+        directory: absolute directory of the changed pack.
+        fresh: whether the directory does not exist yet.
+        note: message for the user before the change; may be empty.
+        origin: if ``fresh``, the pack that is copied; empty for a new pack.
     """
 
     pack: Pack
@@ -60,11 +60,11 @@ class Target:
 
     @contextmanager
     def changing(self) -> Iterator[Path]:
-        """A directory to change; one that is not there yet takes its place at the end, whole.
+        """Yield a directory to change; a new one is renamed to its final name at the end.
 
         Raises:
-            Busy: another process made the directory meanwhile.
-            InvalidArtifact, NotFound: a file of the pack to copy must not be used.
+            Busy: another process created the directory meanwhile.
+            InvalidArtifact, NotFound: a file of the pack to copy is invalid or missing.
         """
         if not self.fresh:
             yield self.directory
@@ -78,27 +78,29 @@ class Target:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            raise Busy(f"another process made {self.directory} meanwhile; run the command again.") from None
+            raise Busy(
+                f"another process created {self.directory} meanwhile; run the command again."
+            ) from None
 
     @property
     def used_as(self) -> str:
-        """What ``--pack`` takes for it: its name where packs are looked up by name, else its directory."""
+        """Value of ``--pack`` for it: its name if it is found by name, otherwise its directory."""
         named = self.directory.parent == (data_dir() / "packs").absolute()
         return self.directory.name if named else str(self.directory)
 
 
 def target_of(text: str, *, to: str = "", base: str = "", make: bool = False) -> Target:
-    """Find or prepare the pack that a command changes; nothing is written yet.
+    """Find or prepare the pack that a command changes, without writing anything.
 
     Args:
         text: the pack, by name or directory.
         to: name or directory of a copy to change instead; by default ``my-NAME`` for a pack that is read-only,
             and the pack itself for others.
-        base: name or GGUF of a new pack's base; by default the default base. A pack that is there must have it.
-        make: begin a new pack where ``text`` is a directory that is not there.
+        base: name or GGUF of a new pack's base; by default the default base. An existing pack must have it.
+        make: create a new pack if ``text`` is a directory that does not exist.
 
     Raises:
-        NotFound: no such pack.
+        NotFound: the pack does not exist.
         UsageError: ``to`` names another pack, or the pack has another base.
     """
     try:
@@ -112,20 +114,20 @@ def target_of(text: str, *, to: str = "", base: str = "", make: bool = False) ->
     known = found.manifest.base
     if base not in ("", known.name) and bases.digest(bases.resolve(base)) != known.sha256:
         raise UsageError(
-            f"pack {found.name} is on base {known.name}; --base is for a new pack: leave it out."
+            f"pack {found.name} is on base {known.name}; --base is only for a new pack: leave it out."
         )
     kept = _why_kept(found.directory)
     directory = _place(to or f"my-{found.name}") if kept or to else found.directory.absolute()
     if directory.resolve() == found.directory.resolve():
         if kept:
-            raise UsageError(f"pack {found.name} {kept}; give a copy of it another place with --to NAME.")
+            raise UsageError(f"pack {found.name} {kept}; change a copy of it with --to NAME.")
         return Target(found, directory)
     origin = _identity(found)
     stays = f"pack {found.name} {kept} and stays as it is" if kept else f"pack {found.name} stays as it is"
     if (directory / MANIFEST).is_file():
         if _origin(directory) != origin:
             raise UsageError(
-                f"there is a pack {directory.name} already that is no copy of {found.name}: change it with "
+                f"pack {directory.name} already exists and is not a copy of {found.name}: change it with "
                 f"--pack {directory.name}, or name another copy with --to NAME."
             )
         note = f"{stays}; this changes your copy of it, {directory.name} ({directory})"
@@ -136,16 +138,16 @@ def target_of(text: str, *, to: str = "", base: str = "", make: bool = False) ->
 
 
 def new_target(directory: Path, base: str) -> Target:
-    """A pack that will be made in a directory.
+    """Prepare a new pack.
 
     Args:
-        directory: not there yet, or empty.
-        base: name or GGUF.
+        directory: directory of the pack; it must not exist, or be empty.
+        base: name or GGUF of the base.
 
     Raises:
-        UsageError: the directory holds something, or has a name that no pack can have.
-        NotFound: no such base.
-        InvalidArtifact: the file is no base.
+        UsageError: the directory is not empty, or its name is not a valid pack name.
+        NotFound: the base does not exist.
+        InvalidArtifact: the file is not a base.
     """
     directory = directory.absolute()
     name = safe_name(directory.name, "pack")
@@ -155,20 +157,20 @@ def new_target(directory: Path, base: str) -> Target:
     named = str(path.absolute()) if Path(base).is_file() and base not in BASES else base
     reference = BaseReference(name=named, sha256=bases.digest(path))
     manifest = Manifest(format=1, name=name, description="", license="Apache-2.0", base=reference)
-    note = f"this makes a new pack, {name} ({directory}), on base {base}"
+    note = f"this creates a new pack, {name} ({directory}), on base {base}"
     return Target(Pack(directory, manifest), directory, fresh=True, note=note)
 
 
 def copy_pack(source: Pack, directory: Path) -> Pack:
-    """Copy a pack, whole or not at all.
+    """Copy a pack atomically.
 
     Args:
-        source: what to copy; each file's digest is compared.
-        directory: not there yet, or empty; the copy has its name.
+        source: the pack to copy; each file's digest is checked.
+        directory: directory of the copy, whose name becomes the pack's; it must not exist, or be empty.
 
     Raises:
-        UsageError: the directory holds something, or has a name that no pack can have.
-        InvalidArtifact, NotFound: a file of the pack must not be used.
+        UsageError: the directory is not empty, or its name is not a valid pack name.
+        InvalidArtifact, NotFound: a file of the pack is invalid or missing.
     """
     directory = directory.absolute()
     safe_name(directory.name, "pack")
@@ -179,13 +181,13 @@ def copy_pack(source: Pack, directory: Path) -> Pack:
 
 
 def _fill(source: Pack, directory: Path, name: str) -> None:
-    """Put a pack's files and its manifest into a directory, under another name."""
+    """Copy a pack's files and its manifest into a directory, under another name."""
     for file, digest in digests(source.manifest).items():
         path, copy = safe_join(source.directory, file), directory / file
         if not path.is_file():
-            raise NotFound(f"{source.directory / file} is not there; get the pack again.")
+            raise NotFound(f"{source.directory / file} does not exist; get the pack again.")
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if not digest:  # a card: people edit text in place, which a link would carry into the source
+        if not digest:  # a card: users edit text files in place, and a link would change the source
             write_bytes(copy, path.read_bytes())
             continue
         share_file(path, copy)
@@ -198,14 +200,14 @@ def _fill(source: Pack, directory: Path, name: str) -> None:
 
 
 def _why_kept(directory: Path) -> str:
-    """Why a pack must stay as it is, or an empty text."""
+    """Return why a pack is read-only; empty if it is not."""
     if directory.resolve().is_relative_to(SHIPPED.resolve()):
         return "ships with Loramix"
     return "" if os.access(directory, os.W_OK | os.X_OK) else "is in a directory that cannot be written"
 
 
 def _place(to: str) -> Path:
-    """Where a copy goes that is given by name or directory."""
+    """Return the directory of a copy given by name or directory."""
     if is_directory(to):
         directory = Path(to).absolute()
         safe_name(directory.name, "pack")
@@ -217,13 +219,13 @@ def _place(to: str) -> Path:
 
 def _check_free(directory: Path) -> None:
     if (directory / MANIFEST).exists():
-        raise UsageError(f"{directory} is a pack already; name another directory.")
+        raise UsageError(f"{directory} is already a pack; name another directory.")
     if directory.exists() and not (directory.is_dir() and not any(directory.iterdir())):
-        raise UsageError(f"{directory} is there already and is no pack; name another directory.")
+        raise UsageError(f"{directory} already exists and is not a pack; name another directory.")
 
 
 def _identity(pack: Pack) -> str:
-    """What stands for a pack in the record of its copies; a shipped one may move with an upgrade."""
+    """Return the name of a pack in `ORIGIN`; a shipped pack may move with an upgrade, so it has no path."""
     shipped = pack.directory.resolve().is_relative_to(SHIPPED.resolve())
     return pack.directory.name if shipped else str(pack.directory.resolve())
 

@@ -139,8 +139,8 @@ class Pack:
         """Return the features of the gate's training prompts, with their digest checked; None if there are none.
 
         Raises:
-            NotFound: the file is not there.
-            InvalidArtifact: another digest, or a path that leads outside the pack.
+            NotFound: the file does not exist.
+            InvalidArtifact: wrong digest, or a path outside the pack.
         """
         gate = self.manifest.gate
         if gate is None or gate.features is None or gate.features_sha256 is None:
@@ -151,8 +151,8 @@ class Pack:
         """Return the feature bank, or None if the pack has none.
 
         Raises:
-            NotFound: the file is not there.
-            InvalidArtifact: another digest, a path that leads outside the pack, or no usable bank.
+            NotFound: the file does not exist.
+            InvalidArtifact: wrong digest, a path outside the pack, or an invalid bank.
         """
         from loramix.models.gate_bank import Bank
 
@@ -173,11 +173,11 @@ class Pack:
             WrongBase: ``base`` is not the pack's base, or an adapter or the gate is for another base.
             NotFound: a file does not exist.
         """
-        notes = [] if self.skills else ["no skill: add one with `loramix skill add`"]
+        notes = [] if self.skills else ["no skills: add one with `loramix skill add`"]
         for skill in self.skills:
             self.adapter_bytes(skill.name)
             if skill.card is not None and not safe_join(self.directory, skill.card).is_file():
-                raise NotFound(f"{self.directory / skill.card} is not there; get the pack again.")
+                raise NotFound(f"{self.directory / skill.card} does not exist; get the pack again.")
         self.gate_features()
         if self.gate() is None:
             notes.append(
@@ -196,7 +196,7 @@ class Pack:
         if (found := sha256_file(base)) != self.manifest.base.sha256:
             raise WrongBase(
                 f"{base} has SHA-256 {found[:12]}…, pack {self.name} needs "
-                f"{self.manifest.base.sha256[:12]}…: use {self.manifest.base.name}, which it was made for."
+                f"{self.manifest.base.sha256[:12]}…: use {self.manifest.base.name}."
             )
         _, shape = read_base(base)
         check_template(base)
@@ -207,7 +207,7 @@ class Pack:
     def _read(self, relative: str, sha256: str, limit: int, fix: str) -> bytes:
         path = safe_join(self.directory, relative)
         if not path.is_file():  # a pipe or a device would block or never end
-            raise NotFound(f"{self.directory / relative} is not there; {fix}.")
+            raise NotFound(f"{self.directory / relative} does not exist; {fix}.")
         with path.open("rb") as file:
             data = file.read(limit + 1)
         if len(data) > limit:
@@ -248,8 +248,8 @@ def check_gate(gate: NumpyGate, manifest: Manifest, directory: Path) -> None:
     """Check that a gate is for the pack's skills, in their order, and for its base.
 
     Raises:
-        InvalidArtifact: other skills.
-        WrongBase: another base.
+        InvalidArtifact: the gate is for other skills.
+        WrongBase: the gate is for another base.
     """
     names = [skill.name for skill in manifest.skills]
     if gate.info.skills != names:

@@ -5,23 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 from loramix.errors import UsageError
-from loramix.formats.requantize import copy_metadata, writer_like
+from loramix.formats.gguf_output import gguf_output
+from loramix.formats.requantize import architecture_of, copy_metadata
 from loramix.formats.validate import read_base
 from loramix.paths import atomic_path, need_space
 from loramix.templates.chat_template import usable_template
 
 KEY = "tokenizer.chat_template"
-_NAMED = {"bos_token": "<s>", "eos_token": "</s>"}  # stand in for the base's own, which need its vocabulary
+_NAMED = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}  # in place of the base's tokens, which would need its vocabulary
 
 
 def check_template(base: Path) -> None:
-    """Refuse a base that no prompt can be put to.
+    """Check that a base has a usable chat template.
 
     Args:
         base: a GGUF base.
 
     Raises:
-        InvalidArtifact: it has no chat template, or one that cannot be used; with what to do.
+        InvalidArtifact: the base has no usable chat template; the message has the fix.
         NotFound, Unsupported: see `read_base`.
     """
     found = read_base(base)[0].metadata.get(KEY)
@@ -33,7 +37,7 @@ def with_template(source: Path, out: Path, template: str) -> None:
 
     Args:
         source: a GGUF base.
-        out: file to write, through a temporary one.
+        out: file to write atomically.
         template: Jinja text.
 
     Raises:
@@ -49,13 +53,12 @@ def with_template(source: Path, out: Path, template: str) -> None:
     reader = gguf.GGUFReader(source)
     with atomic_path(out) as temporary:
         need_space(out, source.stat().st_size, out.name)
-        writer = writer_like(reader, temporary)
-        copy_metadata(reader, writer, but={KEY})
-        writer.add_chat_template(template)
-        for tensor in reader.tensors:
-            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        with gguf_output(temporary, architecture_of(reader), name=str(out)) as writer:
+            copy_metadata(reader, writer, but={KEY})
+            writer.add_chat_template(template)
+            for tensor in reader.tensors:
+                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
     read_base(out)

@@ -21,10 +21,10 @@ Segment: TypeAlias = tuple[str, bool]  # text, and whether to parse special toke
 
 MAX_TEMPLATE_BYTES = 64 * 1024
 PLAIN = "{% for message in messages %}{{ message['content'] + '\n' }}{% endfor %}"
-"""For a base that was never tuned to chat: the texts, a line each."""
+"""For a base that was not tuned to chat: the texts, one per line."""
 GIVE_ONE = (
     "give it one with 'loramix convert base SOURCE --out NEW.gguf --chat-template FILE' "
-    "(SOURCE: its directory or GGUF; FILE: a Jinja template, or 'plain' for the bare texts)"
+    "(SOURCE: its directory or GGUF; FILE: a Jinja template, or 'plain' for texts without roles)"
 )
 _USER, _ANSWER, _AGAIN = (
     "4091758263" * 200,
@@ -38,10 +38,10 @@ class ChatTemplate:
 
     Args:
         source: Jinja text, as in the GGUF key ``tokenizer.chat_template``.
-        special: names that templates use, such as ``bos_token`` and ``eos_token``.
+        special: special tokens by their names in templates, such as ``bos_token`` and ``eos_token``.
 
     Raises:
-        InvalidArtifact: too long, not valid Jinja, or what transformers renders otherwise.
+        InvalidArtifact: too long, not valid Jinja, or not rendered the same as in transformers.
     """
 
     def __init__(self, source: str, special: Mapping[str, str] | None = None) -> None:
@@ -68,8 +68,8 @@ class ChatTemplate:
             add_generation_prompt: end with the header of the assistant's answer.
 
         Raises:
-            InvalidArtifact: the template fails, reaches for what it may not, or runs too long.
-            InvalidPrompt: the template refuses the conversation.
+            InvalidArtifact: the template fails, violates the sandbox, or runs too long.
+            InvalidPrompt: the template rejects the conversation.
         """
         pieces: list[str] = []
         size = 0
@@ -87,7 +87,7 @@ class ChatTemplate:
                 self._sandbox.check(size)
         except (InvalidArtifact, InvalidPrompt):
             raise
-        except Exception as error:  # a stranger's template may raise anything
+        except Exception as error:  # an untrusted template may raise any exception
             raise InvalidArtifact(
                 f"the base's chat template failed: {type(error).__name__}: {error}"
             ) from None
@@ -102,7 +102,7 @@ class ChatTemplate:
             return ""
 
     def writes(self, token: str) -> bool:
-        """Whether the template's own text has a token; white space is text and no token."""
+        """Whether the template's text contains a token; white space does not count."""
         return not token.isspace() and token in self._literals
 
     def segments(self, messages: Sequence[Message], controls: Iterable[str] = ()) -> list[Segment]:
@@ -110,14 +110,14 @@ class ChatTemplate:
 
         Args:
             messages: checked messages.
-            controls: texts of the tokens that are control tokens where the template writes them.
+            controls: texts of control tokens, which are parsed only in the template's own text.
 
         Returns:
-            Texts in order, each with whether its special tokens are to be parsed. One segment in the usual case;
-            more only where a message has the text of a control token.
+            Texts in order, each with whether to parse special tokens in it; usually one segment, and more only if
+            a message contains the text of a control token.
 
         Raises:
-            InvalidPrompt: the template changes such a text, so that it cannot be told from its own.
+            InvalidPrompt: the template changes such a text, so that it cannot be located.
         """
         text = self.render(messages)
         controls = tuple(filter(None, controls))
@@ -132,30 +132,30 @@ class ChatTemplate:
         opening, closing = _marks("".join(contents))
         marks = re.compile(f"{opening}({pattern.pattern}){closing}|[{opening}{closing}]")
         inside = [pattern.sub(f"{opening}\\g<0>{closing}", content) for content in contents]
-        # marked at their ends too only where needed: a template that strips texts would not strip those
+        # texts are marked at their ends only if needed, because templates do not strip a marked text
         for quoted in (inside, [opening + content + closing for content in inside]):
             parts = marks.split(self.render(_with(messages, quoted)))
             found = [(part, i % 2 == 0) for i, part in enumerate(parts) if part]
             if sum(len(pattern.findall(part)) for part, meant in found if meant) == wanted:
                 return found
         raise InvalidPrompt(
-            "the prompt has the text of a control token, and the base's template changes it; leave it out."
+            "the prompt contains the text of a control token, and the base's template changes it; remove it."
         )
 
 
 def usable_template(source: str, special: Mapping[str, str] | None, base: str) -> ChatTemplate:
-    """A base's chat template, tried on conversations: what fails here would fail at a prompt.
+    """Compile a base's chat template and test it on conversations, so that errors occur before the first prompt.
 
     Args:
-        source: Jinja text; empty where the base has none.
+        source: Jinja text; empty if the base has none.
         special: see `ChatTemplate`.
-        base: for messages.
+        base: name of the base, for messages.
 
     Raises:
-        InvalidArtifact: there is none, it fails, or it never prints what a user wrote.
+        InvalidArtifact: there is no template, it fails, or it never prints the user's text.
     """
     if not source:
-        raise InvalidArtifact(f"{base} has no chat template, so it cannot be asked anything; {GIVE_ONE}.")
+        raise InvalidArtifact(f"{base} has no chat template, which every prompt needs; {GIVE_ONE}.")
     user, again = {"role": "user", "content": _USER}, {"role": "user", "content": _AGAIN}
     chats: list[list[Message]] = [
         [user],
@@ -168,11 +168,11 @@ def usable_template(source: str, special: Mapping[str, str] | None, base: str) -
             try:
                 text = template.render(chat)
             except InvalidPrompt as refusal:
-                if number:  # many refuse system messages
+                if number:  # many templates reject system messages
                     continue
                 raise InvalidArtifact(f"{refusal}.") from None
             if chat[-1]["content"] not in text:
-                raise InvalidArtifact("its chat template never prints what the user wrote.")
+                raise InvalidArtifact("its chat template never prints the user's text.")
     except InvalidArtifact as error:
         raise InvalidArtifact(f"{base} cannot be used: {str(error).rstrip('.')}; {GIVE_ONE}.") from None
     return template
@@ -180,21 +180,21 @@ def usable_template(source: str, special: Mapping[str, str] | None, base: str) -
 
 @lru_cache(maxsize=8)
 def _pattern(controls: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds control tokens, the longest first."""
+    """Return the pattern of all control tokens, the longest first."""
     longest = sorted(controls, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest)) or "(?!)")
 
 
 @lru_cache(maxsize=8)
 def _parts(controls: tuple[str, ...]) -> tuple[int, frozenset[str], frozenset[str]]:
-    """Length of the longest control token, and all their beginnings and ends."""
+    """Return the length of the longest control token, and all beginnings and ends of control tokens."""
     beginnings = frozenset(token[:i] for token in controls for i in range(1, len(token)))
     ends = frozenset(token[i:] for token in controls for i in range(1, len(token)))
     return max(map(len, controls), default=0), beginnings, ends
 
 
 def _harmless(content: str, controls: tuple[str, ...]) -> str:
-    """A text in which nothing is a control token, nor becomes one beside the template's own text."""
+    """Change a text so that it contains no control token, also not together with adjacent template text."""
     text = _pattern(controls).sub("x", content)
     longest, beginnings, ends = _parts(controls)
     for i in range(min(longest, len(text)), 0, -1):
@@ -210,7 +210,7 @@ def _with(messages: Sequence[Message], contents: Sequence[str]) -> list[dict[str
 
 
 def _marks(text: str) -> tuple[str, str]:
-    """Two private characters that a text lacks."""
+    """Return two private-use characters that do not occur in a text."""
     used = set(text)
     free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in used)
     return next(free), next(free)

@@ -8,29 +8,29 @@ from collections.abc import Iterable
 from loramix.errors import InvalidArtifact
 
 END_TOKENS = "loramix.end_token_ids"
-"""GGUF key: ids as text with commas. llama.cpp has keys for three end tokens, and shows no arrays."""
+"""GGUF key: ids as comma-separated text, because llama.cpp has keys for only three and cannot read arrays."""
 _MOST = 64
 
 
 def end_tokens_text(ids: Iterable[int]) -> str:
-    """The key's value."""
+    """Format ids as the key's value."""
     return ",".join(map(str, ids))
 
 
 def parse_end_tokens(text: str, n_vocab: int, base: str) -> frozenset[int]:
-    """Ids that a base lists; none for an empty text.
+    """Parse the ids that a base lists; empty for an empty text.
 
     Args:
         text: the key's value.
-        n_vocab: tokens of the vocabulary.
-        base: for messages.
+        n_vocab: number of tokens in the vocabulary.
+        base: name of the base, for messages.
 
     Raises:
-        InvalidArtifact: not ids with commas, or more than the vocabulary has.
+        InvalidArtifact: not comma-separated ids, or an id out of range.
     """
     if not re.fullmatch(rf"([0-9]{{1,9}}(,[0-9]{{1,9}}){{0,{_MOST - 1}}})?", text):
         raise InvalidArtifact(
-            f"{base}: {END_TOKENS} is no list of token ids with commas; convert the base again."
+            f"{base}: {END_TOKENS} is not a comma-separated list of token ids; convert the base again."
         )
     ids = frozenset(int(number) for number in text.split(",") if number)
     if ids and max(ids) >= n_vocab:

@@ -10,18 +10,18 @@ import unicodedata
 from loramix.errors import InvalidArtifact
 
 NORMALIZER = "loramix.templates.normalizer"
-"""GGUF key: ``NFC``, or ``none`` where the pre-tokenizer would imply one."""
+"""GGUF key: ``NFC``, or ``none`` if the pre-tokenizer would imply a normalizer."""
 NFC, NONE = "NFC", "none"
-_IMPLIED = {"qwen2": NFC}  # files of other converters have no key; Qwen's own tokenizers all use NFC
+_IMPLIED = {"qwen2": NFC}  # files of other converters lack the key; all of Qwen's tokenizers use NFC
 
 
 def normalizer_of(value: str, pre: str, base: str) -> str:
-    """The normalizer of a base: `NFC` or `NONE`.
+    """Return the normalizer of a base: `NFC` or `NONE`.
 
     Args:
-        value: of the key `NORMALIZER`; empty where the file has none.
-        pre: llama.cpp's name of its pre-tokenizer.
-        base: for messages.
+        value: value of the key `NORMALIZER`; empty if the file has none.
+        pre: llama.cpp's name of the pre-tokenizer.
+        base: name of the base, for messages.
 
     Raises:
         InvalidArtifact: the file names another normalizer.
@@ -29,13 +29,13 @@ def normalizer_of(value: str, pre: str, base: str) -> str:
     found = value or _IMPLIED.get(pre, NONE)
     if found not in (NFC, NONE):
         raise InvalidArtifact(
-            f"{base}: {NORMALIZER} is {found[:40]!r}, known are {NFC} and {NONE}; convert the base again."
+            f"{base}: {NORMALIZER} is {found[:40]!r}, supported are {NFC} and {NONE}; convert the base again."
         )
     return found
 
 
 def normalized(text: str, normalizer: str) -> str:
-    """A text as the tokenizer's model was trained to see it.
+    """Normalize a text.
 
     Args:
         text: any text without special tokens.

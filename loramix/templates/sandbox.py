@@ -27,10 +27,10 @@ from loramix.errors import InvalidArtifact, InvalidPrompt
 
 MAX_RENDERED_CHARACTERS = 4_000_000
 _RENDER_SECONDS = 1.0
-_MAX_WIDTH = 1000  # of what a filter pads, wraps or indents to
-_MAX_BITS = 4096  # of a number
+_MAX_WIDTH = 1000  # maximum width that a filter pads, wraps or indents to
+_MAX_BITS = 4096  # maximum size of a number
 _PADDING_FILTERS = {"center", "indent", "wordwrap", "pprint", "tojson"}
-_PADDED_DIRECTIVE = re.compile(r"\d{5}|\*")  # a width that makes much of little
+_PADDED_DIRECTIVE = re.compile(r"\d{5}|\*")  # a width that can produce long text
 _OTHER_FILES = (nodes.Include, nodes.Import, nodes.FromImport, nodes.Extends)
 
 
@@ -53,11 +53,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.globals["namespace"] = _Namespace
 
     def compiled(self, source: str) -> tuple[Any, nodes.Template]:
-        """A template that checks the deadline, and its syntax tree as written.
+        """Compile a template with deadline checks; also return its original syntax tree.
 
         Raises:
             TemplateError: not valid Jinja.
-            InvalidArtifact: it uses what cannot be rendered as transformers does.
+            InvalidArtifact: the template uses something that renders differently in transformers.
         """
         written = self.parse(source)
         _refuse_unsupported(written)
@@ -67,16 +67,16 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self.template_class.from_code(self, code, self.make_globals(None)), written
 
     def start(self) -> None:
-        """Set the deadline for one rendering: in processor time, since the machine may be busy."""
+        """Set the deadline of one rendering, in processor time because the machine may be busy."""
         self._deadline = time.thread_time() + _RENDER_SECONDS
 
     def check(self, size: int = 0) -> None:
-        """Refuse a rendering that is past the deadline, or made a text of too many characters."""
+        """Reject a rendering that is past the deadline, or a text of too many characters."""
         if time.thread_time() > self._deadline or size > MAX_RENDERED_CHARACTERS:
             raise _too_long()
 
     def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a function of the template, within the bounds of time and size."""
+        """Call a function for the template within the limits of time and size."""
         self.check()
         method = getattr(obj, "__wrapped__", obj)  # Jinja wraps str.format
         owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
@@ -85,7 +85,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return self._small(super().call(context, obj, *args, **kwargs))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Compute ``left operator right``; a result that would be too large is refused before it is made."""
+        """Compute ``left operator right``; a result that would be too large is rejected before it is computed."""
         self.check()
         if operator in ("*", "**") and isinstance(left, int) and isinstance(right, int):
             self._small(left)
@@ -116,7 +116,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             yield item
 
     def _limited(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        @wraps(function)  # keeps Jinja's marks of what is passed first
+        @wraps(function)  # keeps Jinja's markers of the first argument
         def limited(*args: Any, **kwargs: Any) -> Any:
             values = [*args, *kwargs.values()]
             self.check()
@@ -136,11 +136,11 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return limited
 
 
-_BOUNDED, _JOINED = " bounded", " joined"  # no template can name these
+_BOUNDED, _JOINED = " bounded", " joined"  # names that no template can use
 
 
 class _Bounds(NodeTransformer):
-    """Makes every loop check the deadline, and every ``~`` its length."""
+    """Adds a deadline check to every loop, and a length check to every ``~``."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -155,7 +155,7 @@ class _Bounds(NodeTransformer):
 class _GenerationTag(Extension):
     """``{% generation %}``: marks answers for training masks; the text inside is printed as it is."""
 
-    tags = {"generation"}  # noqa: RUF012  # Jinja's own type
+    tags = {"generation"}  # noqa: RUF012  # Jinja's type
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -177,7 +177,7 @@ class _Dict:
 
 
 class _Namespace(Namespace):
-    """Jinja's namespace; a name that begins with an underscore is refused, as transformers does."""
+    """Jinja's namespace without names that begin with an underscore, as in transformers."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # so that `namespace(self=...)` works, as in Jinja
         values = dict(*args[1:], **kwargs)
@@ -196,7 +196,7 @@ def _check_name(name: object) -> None:
 
 
 def _refuse_unsupported(tree: nodes.Template) -> None:
-    """Refuse random text and other files: neither is the same text in transformers."""
+    """Reject templates with random text or other files, which would render differently in transformers."""
     found = [node.name for node in tree.find_all(nodes.Name) if node.name == "lipsum"]
     found += [node.name for node in tree.find_all(nodes.Filter) if node.name == "random"]
     found += [type(node).__name__.lower() for node in tree.find_all(_OTHER_FILES)]
@@ -207,7 +207,7 @@ def _refuse_unsupported(tree: nodes.Template) -> None:
 
 
 def _growth(name: str, text: str, values: Sequence[Any]) -> int:
-    """An upper bound of the characters that a string method makes, as far as it can make much of little."""
+    """Return an upper bound of the length that a string method can produce."""
     sizes = [len(value) for value in values if isinstance(value, str | list | tuple | dict)]
     numbers = [value for value in values if isinstance(value, int)]
     longest, number = max(sizes, default=0), max(numbers, default=0)
@@ -237,7 +237,7 @@ def _joined(items: Sequence[object]) -> str:
 def _to_json(
     x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """JSON without Jinja's escapes of HTML; the arguments are transformers'."""
+    """Format JSON without Jinja's HTML escapes; the arguments are those of transformers."""
     if separators is not None and any(len(separator) > _MAX_WIDTH for separator in separators):
         raise _too_long()
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
@@ -250,10 +250,10 @@ def _strftime_now(format: str) -> str:
 
 
 def _raise_exception(message: object) -> NoReturn:
-    raise InvalidPrompt(f"the base's chat template refuses this conversation: {message}")
+    raise InvalidPrompt(f"the base's chat template rejects this conversation: {message}")
 
 
 def _too_long() -> InvalidArtifact:
     return InvalidArtifact(
-        "the base's chat template runs too long or makes too much text; get the base from another source."
+        "the base's chat template runs too long or produces too much text; get the base from another source."
     )

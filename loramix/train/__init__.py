@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm: other bars would disturb ours
+os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; its bars would disturb ours

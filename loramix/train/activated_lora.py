@@ -23,8 +23,8 @@ def late_states(
     Args:
         model: PEFT model.
         part: examples of the batch.
-        n_header: number of tokens of the header.
-        prefix: number of tokens with which all prompts start; computed once for the batch.
+        n_header: number of tokens in the answer's header.
+        prefix: length of the common prefix of all prompts, which is computed only once.
 
     Returns:
         Hidden states (B, T, D), ids (B, T) int64 from the header on, and the loss mask (B, T-1)
@@ -50,13 +50,13 @@ def late_states(
 
 
 def prefilled(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int) -> Any:
-    """Compute the KV cache of prompts; their common prefix is computed once.
+    """Compute the KV cache of prompts; their common prefix is computed only once.
 
     Args:
         inner: decoder without its head.
         ids: (B, T) int64.
         mask: (B, T) int64, 0 for padding.
-        prefix: tokens that all rows begin with, fewer than T.
+        prefix: length of the common prefix of all rows, less than T.
     """
     cache = None
     if prefix and len(ids) > 1:

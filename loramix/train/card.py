@@ -52,13 +52,13 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
         f"- **Licence of the data**: {recipe.data.license}.",
         f"- **Trained on** {run['rows']} rows{kept}, {epochs}, in {phrasings} phrasings of the "
         f"instruction, learning rate {training.learning_rate:g}, batches of {training.batch_size}.",
-        f"- **Dev**: loss {run['dev_loss']:.3f} nats a token; {run['dev_exact']:.1%} of answers exact when the "
-        "right beginning is given.",
-        f"- **Measured by** {', '.join(recipe.metrics)}; values on the test rows stand in docs/results.md.",
+        f"- **Dev**: loss {run['dev_loss']:.3f} nats per token; {run['dev_exact']:.1%} of answers exact "
+        "with teacher forcing.",
+        f"- **Measured by** {', '.join(recipe.metrics)}; values on the test rows are in docs/results.md.",
         f"- **Made by** `loramix train skill {recipe.name} --data {recipe.name}.jsonl.gz`, then "
         "`loramix convert adapter`; `loramix train pack` does both.",
-        "- **Limits**: English instructions; a small model learns the manner of its data and may state what "
-        "is not so.",
+        "- **Limits**: English instructions; a small model imitates the style of its data and may "
+        "state what is false.",
     ]
     if recipe.labels:
         lines.insert(3, f"\nAnswers: {', '.join(f'`{label}`' for label in recipe.labels)}.")

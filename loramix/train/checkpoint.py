@@ -71,7 +71,9 @@ def latest(directory: Path) -> Checkpoint | None:
         try:
             return _read(path)
         except (OSError, ValueError, KeyError) as error:
-            print(f"warning: checkpoint {path} is damaged ({error}); trying the one before.", file=sys.stderr)
+            print(
+                f"warning: checkpoint {path} is damaged ({error}); the previous one is used.", file=sys.stderr
+            )
     return None
 
 
@@ -82,7 +84,7 @@ def _steps(directory: Path) -> list[Path]:
 def _read(path: Path) -> Checkpoint:
     digests = json.loads((path / _SEAL).read_text())
     if not isinstance(digests, dict) or "state.json" not in digests:
-        raise ValueError("its seal is unreadable")
+        raise ValueError("COMPLETE is invalid")
     tensors: dict[str, dict[str, torch.Tensor]] = {}
     for name, digest in digests.items():
         if sha256_file(path / name) != digest:

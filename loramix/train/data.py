@@ -30,12 +30,12 @@ class Row:
     line: int = field(default=0, compare=False)
     """Line number in the data file, from 1; 0 if it is not from a file."""
     groups: tuple[str, ...] = ()
-    """Groups of instructions that fit; none: ``any`` and the source's own."""
+    """Groups of instructions for this row; if empty, ``any`` and the source's group."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One tokenized training example: ``ids`` int32 (T,), of which the last ``n_answer`` are learned."""
+    """One tokenized training example: ``ids`` int32 (T,); the last ``n_answer`` are the answer."""
 
     ids: npt.NDArray[np.int32]
     n_answer: int
@@ -109,7 +109,7 @@ def _row(line: str, path: Path, number: int, split: str | None) -> Row:
     )
     if any(map(has_lone_surrogate, (row.split, row.input, row.target, row.source, *references))):
         raise InvalidData(
-            f"{where}: holds half a character (a lone \\ud800 to \\udfff); fix or delete that line."
+            f"{where}: has half a character (a lone \\ud800 to \\udfff); fix or delete that line."
         )
     return row
 

@@ -41,7 +41,7 @@ def recipe_of_data(name: str, rows: Sequence[Row], instructions: Path | None, ba
         name=name,
         description=f"{name.replace('_', ' ').replace('-', ' ').capitalize()}.",
         metrics=["accuracy" if few else "rouge_l"],
-        data=Source(license="as its data", how="One's own file of split, input and target."),
+        data=Source(license="as its data", how="A user's file with split, input and target."),
         instructions={"any": asked},
         labels=labels if few else [],
         any_text=True,
@@ -53,11 +53,13 @@ def recipe_of_data(name: str, rows: Sequence[Row], instructions: Path | None, ba
 
 def _read_instructions(path: Path) -> list[str]:
     if not path.is_file():
-        raise NotFound(f"no instructions file {path}; write one instruction a line, or leave the option out.")
+        raise NotFound(f"no instructions file {path}; write one instruction per line, or omit the option.")
     lines = [line.strip().replace("\\n", "\n") for _, line in read_lines(path)]
     asked = [line if "{input}" in line else f"{line}\n{{input}}" for line in dict.fromkeys(lines) if line]
     if not asked or any(text.count("{input}") != 1 for text in asked):
-        raise InvalidData(f"{path} needs one instruction a line, each with '{{input}}' at most once; fix it.")
+        raise InvalidData(
+            f"{path} needs one instruction per line, each with '{{input}}' at most once; fix it."
+        )
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Prompts and answers → token ids to train on, from the runtime's tokenizer."""
+"""Tokenizes prompts and answers for training, with the runtime's tokenizer."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from loramix.train.data import Example, Row, frames, prompts
 from loramix.train.recipe import Recipe
 
 MAX_NAMED = 10
-"""Largest number of rows that a message lists one by one."""
+"""Maximum number of rows that a message lists individually."""
 
 
 def common_prefix(examples: Sequence[Example]) -> int:
-    """Length in tokens of what all prompts begin with: the chat template's system message, as a rule."""
+    """Length of the common prefix of all prompts in tokens, usually the chat template's system message."""
     first = examples[0].ids
     shared = min(len(example.ids) - example.n_answer - 1 for example in examples)
     for example in examples:
@@ -30,12 +30,12 @@ def common_prefix(examples: Sequence[Example]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptedRow:
     """A row with one wording of its prompt."""
 
     prompt: str
     frame: str
-    """The same prompt around an input of one character: what a long input may be cut down to."""
+    """The same prompt with an input of one character; its tokens are kept if a long input is cut."""
     answer: str
     line: int = 0
     """Line number in the data file, for messages."""
@@ -44,14 +44,17 @@ class Asked:
 def prepare(
     recipe: Recipe, train: Sequence[Row], dev: Sequence[Row], base: Path, say: Callable[[str], None]
 ) -> list[list[Example]]:
-    """Examples of each epoch, all of one length, and last those of dev; see `tokenize`.
+    """Tokenize the rows of all epochs and of dev; see `tokenize`.
 
     Args:
         recipe: recipe with wording, epochs and ``max_length``.
         train: training rows; the wording changes in each epoch.
         dev: evaluation rows, in one wording each.
         base: GGUF or Hugging Face directory.
-        say: callback for messages on rows that are left out.
+        say: callback for messages on rows that are dropped.
+
+    Returns:
+        A list of examples per epoch, all of equal length, and finally that of dev.
 
     Raises:
         InvalidData: too many rows are too long, or no row is left.
@@ -60,34 +63,34 @@ def prepare(
     epochs = math.ceil(settings.epochs)
     parts = [*((train, f"{settings.seed}-{epoch}") for epoch in range(epochs)), (dev, "dev")]
     asked = [
-        Asked(prompt, frame, row.target, row.line)
+        PromptedRow(prompt, frame, row.target, row.line)
         for rows, seed in parts
         for row, prompt, frame in zip(
             rows, prompts(rows, recipe, seed), frames(rows, recipe, seed), strict=True
         )
     ]
-    return whole(tokenize(base, asked, settings.max_length, say), len(train), epochs)
+    return complete_epochs(tokenize(base, asked, settings.max_length, say), len(train), epochs)
 
 
 def tokenize(
-    base: Path, asked: Sequence[Asked], max_length: int, say: Callable[[str], None] = lambda line: None
+    base: Path, asked: Sequence[PromptedRow], max_length: int, say: Callable[[str], None] = lambda line: None
 ) -> list[Example | None]:
-    """Token ids of prompts with answers, from the runtime (GGUF) or the tokenizer (directory).
+    """Tokenize prompts with answers, with the runtime (GGUF) or the tokenizer (directory).
 
-    A long input is cut in its middle. A row whose answer and instruction alone are too long is left out, named
-    by its line: an answer is never learned or measured in part.
+    A long input is shortened in its middle. A row with an answer and instruction that are too long is dropped with
+    a message that names its line, because a part of an answer must not be learned or measured.
 
     Args:
         base: GGUF or Hugging Face directory.
         asked: rows with their prompts.
-        max_length: largest length of an example in tokens.
-        say: callback for messages on rows that are left out.
+        max_length: maximum length of an example in tokens.
+        say: callback for messages on rows that are dropped.
 
     Returns:
-        One example per row; None for a row that is left out.
+        One example per row; None for a dropped row.
 
     Raises:
-        InvalidData: more than a twentieth of the rows is longer than ``max_length``.
+        InvalidData: more than a twentieth of the rows are longer than ``max_length``.
     """
     examples = token_ids(base, [(row.prompt, row.answer) for row in asked])
     long = [i for i, example in enumerate(examples) if len(example.ids) > max_length]
@@ -108,29 +111,27 @@ def tokenize(
     for line, example in list(dropped.items())[:MAX_NAMED]:
         what = f"line {line}" if line > 0 else f"row {1 - line}"
         say(
-            f"{what} is left out: its answer has {example.n_answer} tokens, with its instruction more than "
-            f"max_length = {max_length}"
+            f"{what} is dropped: its answer of {example.n_answer} tokens and its instruction have more than "
+            f"max_length = {max_length} tokens"
         )
     if dropped:
-        say(
-            f"{len(dropped)} rows are left out, too long for max_length = {max_length}; raise it to keep them"
-        )
+        say(f"{len(dropped)} rows are dropped, too long for max_length = {max_length}; raise it to keep them")
     return found
 
 
-def whole(examples: Sequence[Example | None], n_rows: int, n_epochs: int) -> list[list[Example]]:
-    """Examples of each epoch and of dev, without the rows that are left out in any epoch.
+def complete_epochs(examples: Sequence[Example | None], n_rows: int, n_epochs: int) -> list[list[Example]]:
+    """Split examples by epoch, without the rows that are dropped in any epoch.
 
     Args:
-        examples: those of ``n_epochs`` passes over ``n_rows`` rows, then those of dev.
-        n_rows: training rows.
-        n_epochs: passes.
+        examples: examples of ``n_epochs`` passes over ``n_rows`` rows, then those of dev.
+        n_rows: number of training rows.
+        n_epochs: number of passes.
 
     Returns:
-        A list an epoch, all of one length, and last that of dev.
+        A list of examples per epoch, all of equal length, and finally that of dev.
 
     Raises:
-        InvalidData: nothing is left of train or of dev.
+        InvalidData: no row of train or of dev is left.
     """
     passes = [examples[i * n_rows : (i + 1) * n_rows] for i in range(n_epochs)]
     out = {i for part in passes for i, example in enumerate(part) if example is None}
@@ -139,17 +140,17 @@ def whole(examples: Sequence[Example | None], n_rows: int, n_epochs: int) -> lis
     for split, part in (("train", kept[0]), ("dev", dev)):
         if not part:
             raise InvalidData(
-                f"no row of split {split!r} is short enough; raise max_length, or shorten them."
+                f"no row of split {split!r} is short enough; raise max_length, or shorten the rows."
             )
     return [*kept, dev]
 
 
 def token_ids(base: Path, rows: Sequence[tuple[str, str]]) -> list[Example]:
-    """Prompts with answers as examples of any length.
+    """Tokenize prompts with answers, without a limit on the length.
 
     Args:
         base: GGUF or Hugging Face directory.
-        rows: prompt and answer.
+        rows: pairs (prompt, answer).
     """
     texts = [{"prompt": prompt, "answer": answer} for prompt, answer in rows]
     if base.is_file():
@@ -169,7 +170,7 @@ def _few(lines: Sequence[int]) -> str:
 
 
 def _around(example: Example, frame: Example) -> tuple[int, int]:
-    """Tokens of the prompt before and behind its input: what it shares with the same prompt without one."""
+    """Count the prompt's tokens before and after its input, by comparison with the prompt for a short input."""
     prompt, bare = example.ids[: -example.n_answer], frame.ids[: -frame.n_answer]
     most = min(len(prompt), len(bare))
     same = prompt[:most] == bare[:most]
@@ -180,11 +181,11 @@ def _around(example: Example, frame: Example) -> tuple[int, int]:
 
 
 def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
-    """The tokens that the chat template puts behind the user's text, up to the answer.
+    """Return the tokens of the chat template between the user's text and the answer.
 
     Args:
         first: ids of a prompt.
-        second: ids of another one, whose text ends differently.
+        second: ids of another prompt, with a text that ends differently.
     """
     count = 0
     while count < min(len(first), len(second)) and first[-1 - count] == second[-1 - count]:
@@ -193,7 +194,7 @@ def header(first: Sequence[int], second: Sequence[int]) -> list[int]:
 
 
 def header_of(base: Path) -> list[int]:
-    """What the base's template puts behind a user's text: two prompts that end differently show it."""
+    """Return `header` of the base's template, found with two prompts that end differently."""
     first, second = token_ids(base, [("a", "x"), ("b", "x")])
     return header(first.ids[: -first.n_answer].tolist(), second.ids[: -second.n_answer].tolist())
 
@@ -205,15 +206,18 @@ def cut(example: Example, max_length: int, around: tuple[int, int] = (0, 0)) -> 
         example: example of any length.
         max_length: number of tokens to keep.
         around: numbers of tokens at the prompt's start and end that are always kept.
+
+    Raises:
+        ValueError: the input has too few tokens to remove.
     """
     surplus = len(example.ids) - max_length
     if surplus <= 0:
         return example
     n_prompt = len(example.ids) - example.n_answer
-    before, behind = around
-    last = n_prompt - behind - surplus  # of the places where the gap may begin
+    before, after = around
+    last = n_prompt - after - surplus  # last possible start of the gap
     if last < before:
-        raise ValueError(f"{surplus} tokens too many, {n_prompt - before - behind} of them are input")
+        raise ValueError(f"{surplus} tokens too many, {n_prompt - before - after} of them are input")
     start = min(max(n_prompt // 2 - surplus // 2, before), last)
     keep = np.r_[0:start, start + surplus : len(example.ids)]
     return Example(example.ids[keep], example.n_answer)

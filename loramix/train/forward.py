@@ -41,7 +41,7 @@ def shared_prefix(inner: Any, ids: torch.Tensor, prefix: int) -> Any:
     Args:
         inner: decoder without its head.
         ids: (B, T) int64.
-        prefix: tokens that all rows begin with, at least one.
+        prefix: length of the common prefix of all rows, at least 1.
     """
     cache = inner(input_ids=ids[:1, :prefix], use_cache=True).past_key_values
     for layer in cache.layers:
@@ -53,13 +53,13 @@ def shared_prefix(inner: Any, ids: torch.Tensor, prefix: int) -> Any:
 def hidden_states(inner: Any, ids: torch.Tensor, mask: torch.Tensor, prefix: int) -> torch.Tensor:
     """Compute the last hidden states after a shared prefix, which is computed once for the batch.
 
-    Exact, gradients included; with short prompts it saves a third of the tokens.
+    Exact, including gradients; with short prompts it saves a third of the tokens.
 
     Args:
         inner: decoder without its head.
         ids: (B, T) int64.
         mask: (B, T) int64, 0 for padding.
-        prefix: tokens that all rows begin with.
+        prefix: length of the common prefix of all rows.
 
     Returns:
         (B, T - prefix, D).

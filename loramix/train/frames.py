@@ -28,7 +28,7 @@ _BOTH = (
     "ok so {ask} {input}",
     "quick question, {ask} {input}",
 )
-"""Frames that fit a question as well as a command; the ask brings its own punctuation."""
+"""Frames for questions and commands; the request has its own punctuation."""
 _COMMAND = (
     "{ask}: {input}",
     "{ask}: {input}",
@@ -50,7 +50,7 @@ _COMMAND = (
     "{ask}, thanks. {input}",
     "here it is: {input}\n\n{ask}",
 )
-"""Frames for a command alone, which comes without punctuation."""
+"""Frames for commands only, without punctuation."""
 
 
 def framed(ask: str, text: str, rng: random.Random) -> str:
@@ -58,7 +58,7 @@ def framed(ask: str, text: str, rng: random.Random) -> str:
 
     Args:
         ask: a question that ends with ``?``, or a command without punctuation at its end.
-        text: what the request is about.
+        text: the text of the request.
         rng: source of the random frame, letter case and full stop.
 
     Returns:
@@ -69,7 +69,7 @@ def framed(ask: str, text: str, rng: random.Random) -> str:
     if not question and frame in _BOTH and rng.random() < 0.5:
         ask += "."
     if question and rng.random() < 0.1:
-        ask = ask[:-1]  # as it is typed in a hurry
+        ask = ask[:-1]  # as in hasty typing
     before, _, after = frame.partition("{input}")
     parts = [part.replace("{ask}", ask) for part in (before, after)]
     if rng.random() < 0.7:
@@ -78,6 +78,6 @@ def framed(ask: str, text: str, rng: random.Random) -> str:
 
 
 def _capital(part: str) -> str:
-    """The part with its first letter in upper case, unless the ask's own spelling comes later."""
+    """Capitalize the first letter, except of a placeholder."""
     start = len(part) - len(part.lstrip())
     return part[:start] + part[start : start + 1].upper() + part[start + 1 :]

@@ -1,7 +1,7 @@
-"""Train one adapter on a frozen base: recipe and rows in, a PEFT directory out.
+"""Trains one adapter on a frozen base from a recipe and rows, and writes a PEFT directory.
 
-The loop is ours and small: batches are a pure function of (seed, epoch), so a run that was killed
-goes on from its last checkpoint through the same numbers as one that was not.
+Batches are a pure function of (seed, epoch), so that a run resumed from its last checkpoint gives the same numbers
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ from loramix.train.schedule import Schedule
 
 @dataclass(frozen=True)
 class Progress:
-    """What a display needs after each optimizer step."""
+    """Progress after an optimizer step."""
 
     step: int
     steps: int
     loss: float
-    """Mean over the step's answer tokens, nats."""
+    """Mean loss over the step's answer tokens, in nats."""
     tokens_per_second: float
     seconds_per_step: float
     note: str = ""
@@ -50,7 +50,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished training: the PEFT directory, and what was measured on dev."""
+    """A finished training run: the PEFT directory and the results on dev."""
 
     directory: Path
     dev_loss: float
@@ -58,7 +58,7 @@ class Result:
     seconds: float
     base_digest: str
     rows: int
-    """Training rows seen at least once."""
+    """Number of training rows used at least once."""
 
 
 def train_skill(
@@ -77,21 +77,21 @@ def train_skill(
     """Train a recipe's adapter and keep the checkpoint with the lowest dev loss.
 
     Args:
-        recipe: what to train and how.
+        recipe: the recipe.
         rows: labelled rows with splits ``train`` and ``dev``.
         base: a GGUF or a Hugging Face directory; frozen, never written.
         out: directory for checkpoints, log and the PEFT adapter.
-        resume: go on from the newest complete checkpoint.
-        max_rows: use at most so many training rows.
-        max_steps: stop after so many optimizer steps; the learning rate falls over the last quarter of them.
-        checkpointing: compute activations again instead of keeping them; by default where memory is short.
-        report: called after each step.
-        say: told of rows that are left out, in lines.
+        resume: resume from the newest complete checkpoint.
+        max_rows: maximum number of training rows.
+        max_steps: maximum number of optimizer steps; the learning rate decays over the last quarter of them.
+        checkpointing: recompute activations instead of keeping them; by default only if memory is short.
+        report: progress callback, called after each step.
+        say: callback for messages on rows that are dropped.
 
     Raises:
         InvalidData: too many rows are longer than ``max_length``.
-        Busy: another process trains in ``out``.
-        UsageError: ``out`` holds a run and ``resume`` is not given.
+        Busy: another process is training in ``out``.
+        UsageError: ``out`` has an earlier run and ``resume`` is false, or the run has other settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -100,7 +100,9 @@ def train_skill(
                 resume, max_steps, checkpointing, report
             )
     except Timeout:
-        raise Busy(f"another process trains in {out}; wait for it, or give another --out.") from None
+        raise Busy(
+            f"another process is training in {out}; wait until it ends, or give another --out."
+        ) from None
 
 
 class _Run:
@@ -138,7 +140,7 @@ class _Run:
         base = load_base(self.base, self.dtype)
         before = digest(base)
         self.model = attach(base, self.recipe.lora)
-        if not self.header:  # a late adapter's gradients pass the answer alone, over a cache
+        if not self.header:  # gradients of an activated adapter pass only the answer, over a KV cache
             if checkpointing is None:
                 shapes = {BatchShape.of(part, self.prefix) for _, parts in self._batches() for part in parts}
                 checkpointing = is_short(self.model, shapes, self.dtype)
@@ -175,7 +177,7 @@ class _Run:
         return Result(directory, self.best["loss"], self.best["exact"], seconds, before, rows)
 
     def _batches(self) -> Iterator[tuple[int, list[list[Example]]]]:
-        """(step, micro-batches) for the whole run, a pure function of the seed."""
+        """Yield (step, micro-batches) of the run, a pure function of the seed."""
         step = itertools.count()
         for epoch, examples in enumerate(self.epochs):
             lengths = [len(example.ids) for example in examples]
@@ -185,7 +187,7 @@ class _Run:
                 yield next(step), [[examples[i] for i in part] for part in parts]
 
     def _step(self, step: int, parts: list[list[Example]]) -> tuple[float, int]:
-        """One optimizer step; returns the mean loss and the tokens read."""
+        """Run one optimizer step; return the mean loss and the number of tokens."""
         self.model.train()
         if self.schedule.is_start(step):
             self.optimizer.state.clear()
@@ -203,7 +205,7 @@ class _Run:
         return total / answers, sum(len(example.ids) for part in parts for example in part)
 
     def _loss(self, part: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Summed loss over the answers, and whether each answer is the greedy one, (B,) bool."""
+        """Compute the summed loss over the answers, and whether each answer is the greedy one, (B,) bool."""
         base = self.model.get_base_model()
         with torch.autocast(device().type, self.dtype, enabled=self.dtype != torch.float32):
             if self.header:
@@ -212,7 +214,7 @@ class _Run:
                 ids, mask, answer = collate(part)
                 hidden = hidden_states(base.model, ids, mask, self.prefix)
                 ids, answer = ids[:, self.prefix :], answer[:, self.prefix :]
-            # the head runs on answer positions alone: a fifth of the work of a 49k vocabulary on all
+            # the head runs only on answer positions, a fifth of the work with a vocabulary of 49k
             logits = base.lm_head(hidden[:, :-1][answer])
         labels = ids[:, 1:][answer]
         loss = torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -255,10 +257,10 @@ class _Run:
             return 0
         if not resume:
             raise UsageError(
-                f"{self.out} holds a run at step {found.step}; go on with --resume, or give another --out."
+                f"{self.out} has a run at step {found.step}; resume it with --resume, or give another --out."
             )
         if found.state["run"] != self._identity():
-            raise UsageError(f"{self.out} holds a run with another recipe, data or base; give another --out.")
+            raise UsageError(f"{self.out} has a run with another recipe, data or base; give another --out.")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(found.tensors["adapter"][name])
@@ -272,14 +274,14 @@ class _Run:
         return found.step
 
     def _identity(self) -> str:
-        """What must be the same for a resumed run to be the same run."""
+        """Return the settings that must be equal to resume a run."""
         tokens = sum(int(e.ids.sum()) for epoch in self.epochs for e in epoch)
         return f"{self.recipe.fingerprint()} steps={self.steps} tokens={tokens} base={self.base.name}"
 
     def _export(self) -> Path:
         directory, partial = self.out / "adapter", self.out / ".adapter.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        # only for the file: in training PEFT would look for the header in each batch
+        # set only in the file, because in training PEFT would search for the header in each batch
         self.model.peft_config["default"].alora_invocation_tokens = self.header or None
         with quiet():
             self.model.save_pretrained(str(partial))

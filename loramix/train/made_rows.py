@@ -1,7 +1,7 @@
-"""Training rows made from templates of our own: everyday texts whose right answer is known by their making.
+"""Training rows generated from templates: everyday texts with a known right answer.
 
-The templates are in ``made/NAME.toml``: ``[values]`` lists what ``{placeholder}`` stands for, ``[rows]`` the
-templates. ``all`` holds rows of one target and its requests; other keys are labels with their texts.
+The templates are in ``made/NAME.toml``: ``[values]`` lists the values of ``{placeholder}``, ``[rows]`` the
+templates. ``all`` has rows with one target and its requests; other keys are labels with their texts.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ class Templates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``made/NAME.toml``."""
 
     each: int
-    """Most rows of one template."""
+    """Maximum number of rows per template."""
     values: dict[str, list[Value]]
     rows: dict[str, list[str | list[str]]]
 
 
 def template_rows(name: str) -> list[Row]:
-    """All rows of a file of templates, always the same ones.
+    """Generate all rows of a template file, deterministically.
 
     Args:
-        name: of ``made/NAME.toml``.
+        name: name in ``made/NAME.toml``.
 
     Raises:
-        InvalidRecipe: a placeholder without values.
+        InvalidRecipe: a placeholder has no values.
     """
     path = MADE / f"{name}.toml"
     templates = msgspec.toml.decode(read_text(path), type=Templates)
@@ -48,7 +48,7 @@ def template_rows(name: str) -> list[Row]:
             target, inputs = (label, [row]) if isinstance(row, str) else (row[0], row[1:])
             rng = random.Random(f"{name}-{target}-{inputs[0]}")
             for i in range(templates.each):
-                # each wording in turn, so that none is left out
+                # take the wordings in turn, so that each is used
                 pair = filled([inputs[i % len(inputs)], target], templates.values, rng, path)
                 found.setdefault(pair[0], Row("train", pair[0], pair[1], references=(pair[1],)))
     return list(found.values())
@@ -57,16 +57,16 @@ def template_rows(name: str) -> list[Row]:
 def filled(
     texts: Sequence[str], values: Mapping[str, Sequence[Value]], rng: random.Random, path: Path = MADE
 ) -> list[str]:
-    """Texts with the same values in the place of the same placeholders.
+    """Fill placeholders in several texts; equal placeholders get equal values.
 
     Args:
-        texts: with ``{name}``, ``{name_2}`` for another value of that name, ``{name.part}`` for a part of one.
-        values: by name.
-        rng: draws them.
-        path: named in the error.
+        texts: texts with ``{name}``, ``{name_2}`` for another value of that name, or ``{name.part}`` for a part.
+        values: values by name.
+        rng: source of the random choice.
+        path: path of the template file, for messages.
 
     Raises:
-        InvalidRecipe: a placeholder without values.
+        InvalidRecipe: a placeholder has no values.
     """
     drawn: dict[str, list[Value]] = {}
 
@@ -81,7 +81,7 @@ def filled(
 
 
 def made_rows(name: str) -> list[Row]:
-    """Rows of one kind, all of split ``train``.
+    """Generate the rows of one kind, all of split ``train``.
 
     Args:
         name: a key of `KINDS`.
@@ -99,4 +99,4 @@ KINDS: dict[str, Callable[[str], list[Row]]] = {
     "translate_fr": template_rows,
     "sql": lambda name: sql_rows(),
 }
-"""What can be made, by name."""
+"""Generators by name."""

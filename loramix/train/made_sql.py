@@ -1,4 +1,4 @@
-"""Questions about small everyday tables with their SQL, made by rule."""
+"""Generates questions about small everyday tables with their SQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loramix.train.data import Row
 
 MADE = Path(__file__).parent / "made"
 ROUNDS = 4
-"""How often each table gets each kind of question, with other values."""
+"""Number of questions of each kind per table, with different values."""
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -28,7 +28,7 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Two tables of which one refers to the other."""
+    """Two tables, one with a reference to the other."""
 
     many: str
     one: str
@@ -52,7 +52,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     asks: list[str]
     query: str
     sums: bool = False
-    """Whether the number is added up, as years are not."""
+    """Whether the query adds up a number, which makes no sense for years."""
 
 
 class Questions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -63,7 +63,7 @@ class Questions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def sql_rows() -> list[Row]:
-    """All questions, each with its query; the same ones every time."""
+    """Generate all questions with their queries, deterministically."""
     made = msgspec.toml.decode(read_text(MADE / "tables.toml"), type=Tables)
     asked = msgspec.toml.decode(read_text(MADE / "questions.toml"), type=Questions)
     found: dict[str, Row] = {}
@@ -98,7 +98,7 @@ def _add(
 
 
 def _words(name: str, table: Table, rng: random.Random) -> tuple[dict[str, str], bool]:
-    """What the placeholders of a question stand for, and whether its number can be added up."""
+    """Return the values of a question's placeholders, and whether its number can be added up."""
     label = next(column for column, about in table.columns.items() if about == ["text"])
     text = rng.choice(
         [c for c, about in table.columns.items() if about and isinstance(about[0], str) and c != label]
@@ -136,14 +136,14 @@ def _words(name: str, table: Table, rng: random.Random) -> tuple[dict[str, str],
 
 
 def _amounts(lowest: int, highest: int, rng: random.Random) -> list[int]:
-    """Two different numbers of a column, round where the column is wide."""
+    """Return two different numbers of a column, rounded if its range is large."""
     step = 10 ** max(0, len(str(highest - lowest)) - 2)
     choices = range(lowest // step + 1, max(highest // step, lowest // step + 2) + 1)
     return [step * number for number in rng.sample(choices, 2)]
 
 
 def _link_words(link: Link, rng: random.Random) -> dict[str, str]:
-    """What the placeholders of a question about two tables stand for."""
+    """Return the values of the placeholders of a question about two tables."""
     return {
         "a": link.many, "b": link.one, "link": link.key, "one": link.one.removesuffix("s"), "number": link.number,
         "mine": link.labels[link.many], "theirs": link.labels[link.one], "text": link.text[0],
@@ -155,7 +155,7 @@ def runs(schema: str, query: str) -> bool:
     """Whether a query runs on empty tables of a schema.
 
     Args:
-        schema: ``table(column, …)``, one a line.
+        schema: ``table(column, …)``, one per line.
         query: one statement.
     """
     connection = sqlite3.connect(":memory:")

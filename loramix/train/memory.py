@@ -1,6 +1,7 @@
-"""What a forward pass keeps for the backward one, and gradient checkpointing where memory is short.
+"""Estimates the memory that a forward pass keeps for the backward pass; gradient checkpointing if memory is short.
 
-Chen et al., arXiv 1604.06174: each layer keeps its input alone, and is computed again on the way back.
+With checkpointing (Chen et al., arXiv 1604.06174) each layer keeps only its input, and is recomputed in the backward
+pass.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from loramix.hardware import memory_bytes
 from loramix.train.data import Example
 
 SHARE = 0.8
-"""Of the memory that is free once the base is loaded; the rest is for the optimizer and temporary values."""
+"""Share of the free memory after loading the base; the rest is for the optimizer and temporary values."""
 FLOAT32 = 4
 
 
@@ -27,27 +28,27 @@ class BatchShape:
 
     rows: int
     length: int
-    """Tokens of its longest row."""
+    """Length of the longest row in tokens."""
     answers: int
-    """Answer tokens of all rows: the positions that the head reads."""
+    """Number of answer tokens of all rows, the positions that the head computes."""
     prefix: int = 0
-    """Tokens that all rows begin with; they are read once."""
+    """Length of the common prefix in tokens, which is computed once."""
 
     @classmethod
     def of(cls, part: Sequence[Example], prefix: int) -> BatchShape:
-        """The size of a micro-batch of examples that begin with ``prefix`` equal tokens."""
+        """Return the size of a micro-batch of examples with a common prefix."""
         longest = max(len(example.ids) for example in part)
         return cls(len(part), longest, sum(example.n_answer for example in part), prefix)
 
     @property
     def tokens(self) -> int:
-        """Tokens that are read, padding included."""
+        """Number of computed tokens, including padding."""
         shared = self.prefix if self.rows > 1 else 0
         return self.rows * (self.length - shared) + shared
 
 
 def trained_layers(model: Any) -> list[Any]:
-    """The decoder's layers with an adapter, lowest first: gradients pass these and what lies between them.
+    """Return the decoder's layers with an adapter, lowest first; gradients pass them and the layers between them.
 
     Args:
         model: a PEFT model.
@@ -56,12 +57,12 @@ def trained_layers(model: Any) -> list[Any]:
 
 
 def kept_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32) -> int:
-    """Bytes that a forward pass keeps for the backward one, activations and log-probabilities.
+    """Estimate the bytes of activations and log-probabilities kept for the backward pass.
 
     Args:
-        model: a PEFT model; its adapted layers count, since autograd keeps nothing below the lowest.
-        shape: of the micro-batch.
-        dtype: of the products, float32 or bfloat16 under autocast.
+        model: a PEFT model; autograd keeps nothing below its lowest adapted layer.
+        shape: shape of the micro-batch.
+        dtype: type of the products, float32 or bfloat16 under autocast.
     """
     layers = trained_layers(model)
     kept = sum(_layer_bytes(layer, shape, dtype) for layer in layers)
@@ -69,18 +70,18 @@ def kept_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32
 
 
 def step_bytes(model: Any, shape: BatchShape, dtype: torch.dtype = torch.float32) -> int:
-    """`kept_bytes` and the two gradients of the size of the log-probabilities that the backward pass begins with."""
+    """Estimate `kept_bytes` plus the first two gradients, which have the size of the log-probabilities."""
     return kept_bytes(model, shape, dtype) + 2 * _log_probabilities(model, shape)
 
 
 def _log_probabilities(model: Any, shape: BatchShape) -> int:
-    """Bytes of the answers' log-probabilities, which are float32 in any case."""
+    """Bytes of the answers' log-probabilities, which are always float32."""
     vocabulary: int = model.get_base_model().lm_head.out_features
     return FLOAT32 * vocabulary * shape.answers
 
 
 def _layer_bytes(layer: Any, shape: BatchShape, dtype: torch.dtype) -> int:
-    """What one adapted layer keeps: what its norms, attention, activation and LoRA matrices read."""
+    """Bytes that one adapted layer keeps: the inputs of its norms, attention, activation and LoRA matrices."""
     attention, size = layer.self_attn, int(dtype.itemsize)
     queries, keys = int(attention.q_proj.out_features), int(attention.k_proj.out_features)
     hidden, inner = int(attention.q_proj.in_features), int(layer.mlp.up_proj.out_features)
@@ -89,7 +90,7 @@ def _layer_bytes(layer: Any, shape: BatchShape, dtype: torch.dtype) -> int:
     per_token = FLOAT32 * sum(widths.get(name.rpartition(".")[2], hidden) for name in norms)
     per_token += size * (2 * queries + 3 * inner) + _adapter_bytes(layer, dtype)
     repeated, window = keys, getattr(attention, "sliding_window", None) or shape.length
-    # padding and windows need a mask, and with a mask keys and values are copied for each head of the queries
+    # padding and windows need a mask, with which keys and values are copied for each query head
     if shape.rows > 1 or shape.length > window:
         per_token += size * shape.length
         if keys != attention.head_dim or dtype != torch.float32:  # a single head is expanded without a copy
@@ -99,7 +100,7 @@ def _layer_bytes(layer: Any, shape: BatchShape, dtype: torch.dtype) -> int:
 
 
 def _adapter_bytes(layer: Any, dtype: torch.dtype) -> int:
-    """What a layer's LoRA matrices keep for each token: their inputs, and what is between A and B."""
+    """Bytes that a layer's LoRA matrices keep per token: their inputs, and the values between A and B."""
     groups: dict[str, int] = {}
     total = 0
     for name, module in layer.named_modules():
@@ -108,10 +109,10 @@ def _adapter_bytes(layer: Any, dtype: torch.dtype) -> int:
         part = name.rpartition(".")[2]
         total += int(dtype.itemsize) * sum(module.r.values())
         if any(isinstance(drop, torch.nn.Dropout) and drop.p for drop in module.lora_dropout.values()):
-            total += (dtype.itemsize + FLOAT32) * module.in_features  # its own copy, and what was left out
+            total += (dtype.itemsize + FLOAT32) * module.in_features  # a copy, and the dropout mask
         elif dtype != torch.float32:
             total += dtype.itemsize * module.in_features  # autocast rounds the input for each matrix
-        elif part != "o_proj":  # attention keeps its result already
+        elif part != "o_proj":  # the attention already keeps its result
             groups[_INPUTS.get(part, part)] = FLOAT32 * module.in_features
     return total + sum(groups.values())
 
@@ -121,11 +122,11 @@ _INPUTS |= {"gate_proj": "feed-forward", "up_proj": "feed-forward"}
 
 
 def is_short(model: Any, shapes: Iterable[BatchShape], dtype: torch.dtype = torch.float32) -> bool:
-    """Whether free memory does not hold what the largest micro-batch takes.
+    """Whether free memory is too small for the largest micro-batch.
 
     Args:
-        model: a PEFT model, loaded.
-        shapes: of the micro-batches.
+        model: a loaded PEFT model.
+        shapes: shapes of the micro-batches.
         dtype: see `kept_bytes`.
     """
     _, available = memory_bytes()
@@ -134,10 +135,10 @@ def is_short(model: Any, shapes: Iterable[BatchShape], dtype: torch.dtype = torc
 
 
 def checkpoint_layers(model: Any) -> None:
-    """Keep each layer's input alone; the results stay the same, a step takes a third longer.
+    """Enable gradient checkpointing; results stay the same, and a step takes a third longer.
 
     Args:
-        model: a PEFT model; no KV cache may be used in training afterwards: it would be written twice.
+        model: a PEFT model; training must not use a KV cache afterwards, because it would be written twice.
     """
     for layer in trained_layers(model):
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)

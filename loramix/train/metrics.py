@@ -1,7 +1,7 @@
-"""Measures of a skill's answers, each a sum of counts over rows, so that one bootstrap serves them all.
+"""Measures of a skill's answers, each a function of summed counts, so that one bootstrap works for all of them.
 
-A row gives a vector of counts (right and all; true positives, found and wanted; n-gram matches, …), and a
-measure's value is a function of the vectors' sum: accuracy, F1 over all rows, macro-F1 and chrF alike.
+Each row gives a vector of counts (right and total; true positives, found and expected; n-gram matches, …), and a
+measure's value is a function of the sum of these vectors.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure of a skill: ``value(sum of counts(answer, row) over rows)``."""
+    """A measure of a skill: ``value(sum of counts(answer, row) over rows)``."""
 
     counts: Callable[[str, Row], Sequence[float]]
-    """(answer, row) -> counts, always of the same length."""
+    """(answer, row) -> counts, always with the same length."""
     value: Callable[[Floats], Floats]
     """(…, S) sums -> (…) values."""
 
@@ -44,12 +44,12 @@ class Estimate:
 
 
 def estimate(measure: Measure, answers: Sequence[str], rows: Sequence[Row]) -> Estimate:
-    """Value of a measure over rows.
+    """Compute the value of a measure with its interval.
 
     Args:
-        measure: what to measure.
-        answers: one a row.
-        rows: with the references.
+        measure: the measure.
+        answers: one answer per row.
+        rows: rows with references.
     """
     counts = [measure.counts(answer, row) for answer, row in zip(answers, rows, strict=True)]
     return bootstrap(np.asarray(counts, np.float64), measure.value)
@@ -58,16 +58,16 @@ def estimate(measure: Measure, answers: Sequence[str], rows: Sequence[Row]) -> E
 def bootstrap(
     counts: Floats, value: Callable[[Floats], Floats], rounds: int = 2000, seed: int = 0
 ) -> Estimate:
-    """Resample rows (Efron 1979).
+    """Compute a bootstrap interval by resampling rows (Efron 1979).
 
     Args:
-        counts: (B, S), one vector a row.
+        counts: (B, S), one vector per row.
         value: (…, S) sums -> (…) values.
-        rounds: resamples.
-        seed: of the resampling.
+        rounds: number of resamples.
+        seed: seed of the resampling.
     """
     size, rng = len(counts), np.random.default_rng(seed)
-    # how often each row is drawn: sums of a resample are one product, however long the vectors
+    # with the number of draws of each row, the sums of all resamples are one matrix product
     draws = rng.multinomial(size, np.full(size, 1 / size), rounds).astype(np.float64)
     low, high = np.quantile(value(draws @ counts), [0.025, 0.975])
     return Estimate(float(value(counts.sum(0))), float(low), float(high), size)
@@ -79,12 +79,12 @@ def share(sums: Floats) -> Floats:
 
 
 def f1(sums: Floats) -> Floats:
-    """F1 of all rows together: (…, 3) of (true positives, found, wanted)."""
+    """F1 over all rows: (…, 3) of (true positives, found, expected)."""
     return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
 
 
 def macro_f1(sums: Floats) -> Floats:
-    """Mean over the classes of their F1: (…, 3 * classes); absent classes count 0 (as scikit-learn does)."""
+    """Mean F1 of the classes: (…, 3 * classes); absent classes count 0, as in scikit-learn."""
     mean: Floats = f1(sums.reshape(*sums.shape[:-1], -1, 3)).mean(-1)
     return mean
 
@@ -129,12 +129,12 @@ def _of_labels(labels: Sequence[str], answer: str, row: Row) -> Sequence[float]:
 
 
 def overlap(found: Counter[Any], wanted: Counter[Any]) -> Sequence[float]:
-    """(true positives, found, wanted) of two multisets."""
+    """Return (true positives, found, expected) of two multisets."""
     return ((found & wanted).total(), found.total(), wanted.total())
 
 
 def parse_entities(text: str) -> Counter[tuple[str, str]]:
-    """(type, name) pairs of "type: name; type: name", or of "none"."""
+    """Parse (type, name) pairs from "type: name; type: name", or from "none"."""
     pairs = (part.split(":", 1) for part in text.split(";") if ":" in part)
     return Counter((kind.strip().casefold(), name.strip().casefold()) for kind, name in pairs)
 
@@ -189,12 +189,12 @@ def _chrf() -> Any:
 
 
 def chrf(answer: str, reference: str) -> float:
-    """Score of one sentence by chrF, 0 to 100."""
+    """Return the chrF score of one sentence, 0 to 100."""
     return float(_chrf().sentence_score(answer, [reference]).score)
 
 
 def _chrf_counts(answer: str, row: Row) -> Sequence[float]:
-    # the counts behind corpus_score, which itself gives no counts a row
+    # corpus_score does not return its counts per row
     counts: list[float] = _chrf()._extract_corpus_statistics([answer], [list(row.references[:1])])[0]
     return counts
 
@@ -208,7 +208,7 @@ def _chrf_value(sums: Floats) -> Floats:
 
 _ATTRIBUTE = re.compile(r"([^,\[\]]+)\[([^\]]*)\]")
 _FAMILY = re.compile(r"famil|child|kid|adult|all ages", re.IGNORECASE)
-_SAID = {  # values that E2E's writers put in other words
+_SAID = {  # paraphrases of values in E2E's texts
     "less than £20": r"£20|cheap|low|inexpensive|affordable",
     "£20-25": r"£?20.{0,4}25|moderate|average|mid",
     "more than £30": r"£30|high|expensive|over £",
@@ -228,12 +228,12 @@ _SAID = {  # values that E2E's writers put in other words
 
 
 def attributes(text: str) -> list[tuple[str, str]]:
-    """(name, value) pairs of "name[The Mill], area[riverside]"."""
+    """Parse (name, value) pairs from "name[The Mill], area[riverside]"."""
     return [(key.strip(), value.strip()) for key, value in _ATTRIBUTE.findall(text)]
 
 
 def _slot_recall(answer: str, row: Row) -> Sequence[float]:
-    """Attributes of the input that the answer mentions, by their words or the writers' usual ones."""
+    """Count the input's attributes that the answer mentions, literally or in a usual paraphrase."""
     pairs = attributes(row.input)
     said = 0
     for key, value in pairs:
@@ -265,11 +265,11 @@ NAMES = (*MEASURES, "macro_f1", "positive_f1")
 
 
 def measure(name: str, labels: Sequence[str] = ()) -> Measure:
-    """A measure by name.
+    """Return a measure by name.
 
     Args:
         name: one of `NAMES`; ``positive_f1`` is the F1 of the last label.
-        labels: the recipe's labels, for the measures over classes.
+        labels: the recipe's labels, for measures over classes.
     """
     if name == "macro_f1":
         return Measure(partial(_of_labels, labels), macro_f1)
@@ -282,8 +282,8 @@ def kept(rows: Sequence[Row], recipe: Recipe) -> list[Row]:
     """Drop the ``train`` rows whose target scores below the recipe's ``keep``.
 
     Args:
-        rows: of all splits.
-        recipe: names the measure, or none.
+        rows: rows of all splits.
+        recipe: the recipe; ``keep`` may be empty.
     """
     if recipe.keep is None:
         return list(rows)

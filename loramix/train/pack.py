@@ -59,7 +59,7 @@ def train_pack(
         base: name or GGUF file of the base.
         description: description of a new pack.
         report: progress callback, called after each optimizer step.
-        say: callback for messages on rows that are left out.
+        say: callback for messages on rows that are dropped.
 
     Returns:
         The pack; it has no gate if a skill is new. A retrained skill keeps its class in the gate.
@@ -71,7 +71,7 @@ def train_pack(
     names = [check_skill_name(recipe.name) for recipe in recipes]
     files = [data_files(recipe, data_dir) for recipe in recipes]
     if len(set(names)) != len(names):
-        raise UsageError(f"a skill is named twice in {', '.join(names)}; train each once.")
+        raise UsageError(f"{', '.join(names)} has a skill twice; name each skill once.")
     base_path = bases.resolve(base)
     check_template(base_path)
     base_digest = bases.digest(base_path)
@@ -106,7 +106,7 @@ def _open(directory: Path, base: str, digest: str, description: str) -> None:
     found = Pack.load(directory).manifest.base
     if found.sha256 != digest:
         raise UsageError(
-            f"{directory} is a pack of base {found.name}, not of {base}; name another directory."
+            f"{directory} is a pack on base {found.name}, not on {base}; name another directory."
         )
 
 

@@ -14,7 +14,7 @@ def attach(base: Any, shape: Lora) -> Any:
 
     config = LoraConfig(
         r=shape.r,
-        lora_alpha=shape.lora_alpha,  # PEFT takes floats too
+        lora_alpha=shape.lora_alpha,  # PEFT accepts floats
         lora_dropout=shape.lora_dropout,
         use_rslora=shape.use_rslora,
         target_modules=list(shape.target_modules),

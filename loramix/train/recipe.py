@@ -1,4 +1,4 @@
-"""A training recipe: one TOML file says what a skill is, how to ask for it and how to train it."""
+"""Training recipes: a TOML file that describes a skill, its prompts and its training."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class DataSource(_Table, frozen=True):
-    """One of several files that a recipe trains on, and its share of a sample."""
+    """One of several files of a recipe, and its share of a sample."""
 
     file: str = ""
-    """Path below the data directory, without ``.jsonl.gz``."""
+    """Path relative to the data directory, without ``.jsonl.gz``."""
     made: Literal[
         "", "emotion", "sentiment", "shell", "spam", "sql", "summarize", "title", "translate_fr"
     ] = ""
-    """Rows made by rule in the place of a file (see `loramix.train.made_rows`)."""
+    """Name of generated rows, instead of a file (see `loramix.train.made_rows`)."""
     take: tuple[str, ...] = ()
-    """Values of the rows' ``source`` that are used; by default all."""
+    """Values of ``source`` of the rows to use; by default all."""
     weight: Annotated[float, Meta(gt=0)] = 1.0
-    """Share of a sample, relative to the other sources; a source never gives a row twice in one sample."""
+    """Share of a sample relative to the other sources; a sample never has a row twice."""
     instructions: tuple[str, ...] = ("any",)
-    """Groups of the recipe's instructions and asks that fit these rows."""
+    """Groups of the recipe's instructions and asks for these rows."""
     target: str | None = None
-    """An answer for all rows in place of their own: texts of another task that all belong to one class."""
+    """Target that replaces those of all rows, for texts of another task that belong to one class."""
     rename: dict[str, str] = {}
     """Entity types to replace in the targets, old to new."""
     target_rates: dict[str, Fraction] = {}
-    """Share of the rows with a target that is kept, for classes that would drown the others; by default all."""
+    """Share of the rows to keep by target, for classes that are too frequent; by default all."""
     one_sentence: bool = False
-    """Whether only training rows are used whose target is one sentence."""
+    """Whether to use only training rows with a target of one sentence."""
     schema_forms: bool = False
-    """Whether each row's database schema is written in a form drawn at random (see `loramix.train.schema_forms`)."""
+    """Whether to rewrite each row's database schema in a random form (see `loramix.train.schema_forms`)."""
 
 
 class Source(_Table, frozen=True):
-    """Where a user gets the data: a hub dataset id, or how to make the file."""
+    """The source of the data: a dataset on the hub, or how to create the file."""
 
     license: str
     how: str
     hub: str | None = None
     rows: Positive = 12000
-    """Rows of a sample over several sources."""
+    """Number of rows of a sample over several sources."""
     sources: tuple[DataSource, ...] = ()
-    """Files of a data directory, sampled by weight; none: the skill's one file."""
+    """Files of a data directory, sampled by weight; if empty, the skill's single file."""
 
 
 class Lora(_Table, frozen=True):
@@ -74,11 +74,11 @@ class Lora(_Table, frozen=True):
     use_rslora: bool = False
     target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_lowest: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """Share of the base's layers, from the bottom, that get no matrices: no gradient passes through them,
-    so that a third of the layers left out saves a sixth of the work and a third of the file."""
+    """Share of the base's layers, from the bottom, without matrices. No gradient passes through them: skipping a
+    third of the layers saves a sixth of the work and a third of the file."""
 
     def layers(self, count: int) -> list[int]:
-        """Which of the base's ``count`` layers are adapted."""
+        """Return the indices of the adapted layers, of ``count`` layers of the base."""
         return list(range(int(self.skip_lowest * count), count))
 
 
@@ -86,33 +86,33 @@ class Training(_Table, frozen=True):
     """The optimizer's settings."""
 
     epochs: Annotated[float, Meta(gt=0)] = 1.0
-    """Passes over the training rows."""
+    """Number of passes over the training rows."""
     learning_rate: Annotated[float, Meta(gt=0)] = 1e-3
-    """Highest rate, reached after the warm-up; cosine decay to a tenth of it."""
+    """Maximum learning rate, reached after the warm-up; then cosine decay to a tenth of it."""
     warmup: Fraction = 0.05
-    """Share of a round's steps."""
+    """Share of warm-up steps in a round."""
     rounds: Positive | Annotated[tuple[Positive, ...], Meta(min_length=1)] = 1
-    """Parts of the run, each with its own warm-up and decay and an optimizer that remembers nothing of the one
-    before: warm restarts (arXiv 1608.03983); so many equal ones, or their lengths in proportion."""
+    """Warm restarts (arXiv 1608.03983): parts of the run, each with its own warm-up, decay and optimizer state; a
+    number of equal parts, or their relative lengths."""
     batch_size: Positive = 16
-    """Examples in an optimizer step."""
+    """Number of examples per optimizer step."""
     micro_batch_tokens: Positive = 2048
-    """Most tokens, padding included, in one forward pass; bounds memory."""
+    """Maximum number of tokens in a forward pass, including padding; bounds memory."""
     max_length: Positive = 1024
-    """Longest example in tokens: a long input is cut in its middle; a row whose answer does not fit is left out."""
+    """Maximum length of an example in tokens; a long input is cut, a row with a long answer is dropped."""
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     gradient_clip: Annotated[float, Meta(gt=0)] = 1.0
     evaluate_every: Positive = 100
-    """Optimizer steps between measurements on dev."""
+    """Optimizer steps between evaluations on dev."""
     save_every: Positive = 50
     """Optimizer steps between checkpoints."""
     dev_rows: Positive = 256
-    """Rows of dev that are measured."""
+    """Number of dev rows to evaluate."""
     seed: int = 0
 
     @property
     def parts(self) -> tuple[int, ...]:
-        """Lengths of the rounds, in proportion."""
+        """Relative lengths of the rounds."""
         return self.rounds if isinstance(self.rounds, tuple) else (1,) * self.rounds
 
 
@@ -127,25 +127,25 @@ class Recipe(_Table, frozen=True):
     instructions: dict[str, list[str]]
     """Instruction templates with ``{input}``; the key ``any`` fits all rows, others a row's ``source``."""
     asks: dict[str, list[str]] = {}
-    """Short requests without the text, by group like the instructions; `loramix.train.frames` puts them
-    before or behind a text."""
+    """Short requests without the text, by group like the instructions; `loramix.train.frames` puts them before or
+    after a text."""
     any_text: bool = False
-    """Whether the instruction makes sense on any text, as "summarize" does and "write the SQL" does not."""
+    """Whether the instruction is meaningful for any text, as for "summarize" but not for "write the SQL"."""
     labels: list[str] = []
-    """Allowed answers, where the task is a classification."""
+    """Allowed answers of a classification task."""
     max_tokens: Positive = 64
-    """Longest answer of the skill at run time."""
+    """Maximum number of tokens of an answer at run time."""
     example: str = ""
-    """A prompt that shows the skill."""
+    """An example prompt."""
     keep: MeasureName | None = None
-    """Train only on rows whose own target is perfect by this measure, e.g. sentences that say all facts."""
+    """Train only on rows with a target that is perfect by this measure, e.g. sentences with all facts."""
     activation: Literal["always", "answer"] = "always"
-    """Where the adapter acts: on all tokens, or from the answer's header on (see `loramix.train.activated_lora`)."""
+    """Where the adapter is active: on all tokens, or from the answer's header on (`loramix.train.activated_lora`)."""
     lora: Lora = Lora()
     training: Training = Training()
 
     def fingerprint(self) -> str:
-        """What decides a training's result: a new description or example changes no adapter."""
+        """Return a digest of the settings that affect training; a new description or example does not change it."""
         late = ("answer",) if self.activation == "answer" else ()
         kept = (self.keep,) if self.keep else ()
         broad = (self.data.rows, self.data.sources, self.asks) if self.data.sources else ()
@@ -153,14 +153,14 @@ class Recipe(_Table, frozen=True):
 
 
 class BaseRecipe(_Table, frozen=True):
-    """How the shipped recipes change for a base: ``recipes/bases/BASE.toml``."""
+    """Changes of the shipped recipes for a base: ``recipes/bases/BASE.toml``."""
 
     description: str
-    """Of a pack of all the shipped skills on it."""
+    """Description of a pack with all shipped skills on this base."""
     lora: dict[str, Any] = {}
-    """Fields of `Lora` that replace a recipe's own."""
+    """Fields of `Lora` that replace those of a recipe."""
     training: dict[str, Any] = {}
-    """Fields of `Training` that do."""
+    """Fields of `Training` that replace those of a recipe."""
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -177,11 +177,11 @@ def load_recipe(name_or_path: str) -> Recipe:
     Args:
         name_or_path: a TOML file, or the name of a recipe that ships with Loramix.
 
-    A recipe with ``extends = "NAME"`` takes what it does not say itself from a shipped one; instructions and
-    asks of both are used.
+    A recipe with ``extends = "NAME"`` takes missing settings from a shipped recipe, and uses the instructions and
+    asks of both.
 
     Raises:
-        NotFound: there is no such recipe.
+        NotFound: the recipe does not exist.
         InvalidRecipe: not TOML, an unknown key, a wrong type or value.
     """
     path = Path(name_or_path)
@@ -198,11 +198,13 @@ def load_recipe(name_or_path: str) -> Recipe:
             f"{path}: each instruction needs '{{input}}' once; found {bad[:1] or 'no instructions'}."
         )
     if any(bool(source.file) == bool(source.made) for source in recipe.data.sources):
-        raise InvalidRecipe(f"{path}: a source needs either 'file' or 'made'; give one.")
+        raise InvalidRecipe(f"{path}: a source needs either 'file' or 'made'; set one of them.")
     groups = recipe.instructions.keys() | recipe.asks.keys()
     unknown = {group for source in recipe.data.sources for group in source.instructions} - groups
     if unknown:
-        raise InvalidRecipe(f"{path}: a source names the instructions {min(unknown)!r}; the recipe has none.")
+        raise InvalidRecipe(
+            f"{path}: a source names the instructions {min(unknown)!r}; the recipe has no such group; add it."
+        )
     return recipe
 
 
@@ -232,7 +234,7 @@ def _decoded(path: Path, kind: type[T]) -> T:
 
 
 def base_recipe(base: str) -> BaseRecipe | None:
-    """What ships for a base, named with or without a quantization; None where its recipes stay as they are.
+    """Return the shipped changes for a base, named with or without a quantization; None if there are none.
 
     Raises:
         InvalidRecipe: not TOML, an unknown key, a wrong type.
@@ -245,11 +247,11 @@ def base_recipe(base: str) -> BaseRecipe | None:
 
 
 def recipe_for(name_or_path: str, base: str) -> Recipe:
-    """A recipe as it is trained on a base; a file of the user's own stays as it is.
+    """Load a recipe with the changes for a base; a user's own file stays unchanged.
 
     Args:
         name_or_path: see `load_recipe`.
-        base: name or path.
+        base: name or path of the base.
 
     Raises:
         NotFound, InvalidRecipe: see `load_recipe`.
@@ -259,10 +261,10 @@ def recipe_for(name_or_path: str, base: str) -> Recipe:
 
 
 def changed_for(recipe: Recipe, base: str) -> Recipe:
-    """A recipe with what ships for a base in the place of its own.
+    """Apply the shipped changes for a base to a recipe.
 
     Raises:
-        InvalidRecipe: what ships does not fit a recipe.
+        InvalidRecipe: the changes do not match the recipe.
     """
     change = base_recipe(base)
     if change is None:
@@ -277,7 +279,7 @@ def changed_for(recipe: Recipe, base: str) -> Recipe:
 
 
 def recipe_beside(data_dir: Path, name: str) -> Recipe:
-    """The recipe ``NAME.toml`` beside a skill's data, else the one that ships with Loramix.
+    """Load the recipe ``NAME.toml`` from the data directory, otherwise the shipped recipe of that name.
 
     Raises:
         NotFound, InvalidRecipe: see `load_recipe`.

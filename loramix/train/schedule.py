@@ -12,10 +12,10 @@ class Schedule:
     """The rates of one run.
 
     Args:
-        settings: highest rate, share of warm-up, number of rounds.
-        steps: optimizer steps of the whole run.
-        last: the step after which it stops; where that is early, the rate falls over the last quarter
-            before it, as it does at the end of a whole run.
+        settings: maximum rate, share of warm-up, number of rounds.
+        steps: optimizer steps of a complete run.
+        last: step after which the run stops; if it is less than ``steps``, the rate decays over the last quarter
+            before it.
     """
 
     def __init__(self, settings: Training, steps: int, last: int) -> None:
@@ -28,7 +28,7 @@ class Schedule:
         return step in self.bounds
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0: up to the highest, then by a cosine to a tenth of it."""
+        """Return the learning rate of a step, counted from 0."""
         number = bisect.bisect_right(self.bounds, step)
         begin, end = self.bounds[number - 1 : number + 1]
         done, steps = step - begin, end - begin

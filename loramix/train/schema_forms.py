@@ -1,4 +1,4 @@
-"""The tables in a prompt for SQL, read from one of the usual forms and written in another."""
+"""Reads the tables in a prompt for SQL from one of the usual forms, and writes them in another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 
 Table = tuple[str, tuple[str, ...], tuple[str, ...]]
-"""Name, columns, and types (as many, or none)."""
+"""Name, columns, and types (one per column, or none)."""
 
 _TABLE = re.compile(r"(?:CREATE TABLE |Tables?:? )?(\w+) ?\(([^()]*)\)[;,.]?\s*")
 _QUESTION = re.compile(r"^(?:Question|Q): ")
@@ -21,7 +21,7 @@ def parse(prompt: str) -> tuple[list[Table], str] | None:
             ``CREATE TABLE`` before them, then the question, with or without ``Question:``.
 
     Returns:
-        Tables and question; None where the prompt is written in another way.
+        Tables and question; None if the prompt has another form.
     """
     tables: list[Table] = []
     place = 0
@@ -82,12 +82,12 @@ _FORMS: tuple[_Form, ...] = (
 
 
 def rewritten(prompt: str, rng: random.Random, keep: float = 0.3) -> str:
-    """The same tables and question in a form drawn at random.
+    """Rewrite the tables and the question in a random form.
 
     Args:
-        prompt: see `parse`; one that cannot be read stays as it is.
-        rng: draws.
-        keep: share of the prompts that stay as they are.
+        prompt: see `parse`; a prompt that cannot be parsed stays unchanged.
+        rng: source of the random choice.
+        keep: share of the prompts that stay unchanged.
     """
     read = parse(prompt)
     if read is None or rng.random() < keep:

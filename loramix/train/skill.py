@@ -44,8 +44,8 @@ from loramix.train.gate_fit import folds
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import RECIPES, Recipe, load_recipe
 
-FIRST_PROMPTS = 200  # of a pack's first skill, for its gate
-PROMPTS = 200  # their features are half of what an update costs
+FIRST_PROMPTS = 200  # number of prompts for the gate of a pack's first skill
+PROMPTS = 200  # number for further skills; their features take half of the time of an update
 CONTRADICTED = 0.5
 
 
@@ -64,9 +64,9 @@ def add(
     """Train or import a skill's adapter, extend the gate, and add both to the pack in one change.
 
     Args:
-        target: the pack; one that is not there yet is made at the end, with the skill in it.
-        recipe: names and describes the skill.
-        rows: its data; with ``adapter``, examples for the gate alone.
+        target: the pack; a new one is created at the end, with the skill in it.
+        recipe: recipe of the skill.
+        rows: data of the skill; with ``adapter``, only examples for the gate.
         out: directory for the training run.
         adapter: a PEFT or mlx-lm directory, or a GGUF LoRA; trained from ``rows`` if None.
         resume: resume an interrupted run.
@@ -82,7 +82,9 @@ def add(
     pack = target.pack
     name = check_skill_name(recipe.name)
     if any(skill.name == name for skill in pack.skills) and not replace_existing:
-        raise UsageError(f"pack {pack.name} has a skill {name} already; remove it, or ask to replace it.")
+        raise UsageError(
+            f"pack {pack.name} already has a skill {name}; remove it with 'loramix skill remove', or use --replace."
+        )
     base = bases.resolve(pack.manifest.base.name)
     numbers = {
         "rows": sum(row.split == "train" for row in rows),
@@ -109,7 +111,7 @@ def add(
             raise NotFound(f"no adapter at {adapter}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
         content = read_adapter_bytes(converted)
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
-        say(f"the adapter moves the base's logits by up to {adapter_effect(base, converted):.2f}")
+        say(f"the adapter changes the base's logits by up to {adapter_effect(base, converted):.2f}")
     alone = all(skill.name == name for skill in pack.skills)
     gate = (_first if alone else _extended)(pack, recipe, rows, base, out, say)
     with target.changing() as directory:
@@ -130,7 +132,7 @@ def add(
 def _first(
     pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
 ) -> NewGate:
-    """Fit a gate for a pack of one skill, which separates its prompts from all others."""
+    """Fit a gate for a pack of one skill, which separates the skill's prompts from all others."""
     texts = [row for row in rows if row.split == "train"] or rows
     if not texts:
         raise InvalidData(f"skill {recipe.name!r} has no examples; give rows with 'input' and 'target'.")
@@ -150,7 +152,7 @@ def _extended(
     """Extend the pack's gate by the new skill; None if the pack has no gate that can be extended."""
     bank, old = pack.gate_bank(), pack.gate()
     if bank is None or old is None:
-        say("the pack has no feature bank; run `loramix train gate` to make one.")
+        say("the pack has no feature bank; run `loramix train gate` to create one.")
         return None
     if recipe.name in bank.classes:
         bank = bank.without(recipe.name)
@@ -163,12 +165,14 @@ def _extended(
     logits = kept_logits(old, longer)
     keep = uncontradicted(longer, logits, len(known), len(bank.codes))
     if not keep.all():
-        say(f"{int((~keep).sum())} prompts that were for no skill look like this one now, and are left out")
+        say(
+            f"{int((~keep).sum())} prompts that fitted no skill resemble requests for this one, and are dropped"
+        )
         longer, logits = longer.of_rows(keep), logits[keep]
     gate, changes = extend(old, longer, logits, len(known))
     say(
-        f"gate: in phrasings that it was not fitted on, {changes.own:.1%} of the prompts for {recipe.name} "
-        f"are decided right, and {changes.others:.1%} of all others as before"
+        f"gate: in phrasings that are not in its training data, {changes.own:.1%} of the prompts for {recipe.name} "
+        f"are decided correctly, and {changes.others:.1%} of all others as before"
     )
     out.mkdir(parents=True, exist_ok=True)
     return NewGate(converted(gate, out)[0], longer.to_bytes())
@@ -177,17 +181,17 @@ def _extended(
 def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
     """Collect the prompts from which a gate learns a new skill.
 
-    Half of them request it on its own texts; the others request it on other texts, or request another skill, or
-    something that no skill serves, on its texts.
+    Half of them request the skill on its own texts. The others request it on other texts, or request another skill,
+    or something that no skill can do, on its texts.
 
     Args:
-        recipe: the new skill's.
-        rows: its data.
-        known: the pack's skills before.
-        seed: of all draws.
+        recipe: recipe of the new skill.
+        rows: data of the new skill.
+        known: skills of the pack before.
+        seed: seed of all random choices.
 
     Raises:
-        InvalidData: no rows to take texts from.
+        InvalidData: there are no rows.
     """
     rng = random.Random(seed)
     texts = [row.input[:MAX_CHARACTERS] for row in rows if row.split == "train"] or [r.input for r in rows]
@@ -221,18 +225,18 @@ def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDAr
     "Translate this into German" fits no skill until one is added; the old texts are not available for relabelling.
 
     Args:
-        bank: with the new skill's prompts behind the old ones.
-        logits: (N, M, K+1), what the gate without it says to them.
-        place: of the new skill among the bank's classes.
-        old: how many prompts there were before.
+        bank: the old prompts, followed by the new skill's.
+        logits: (N, M, K+1) logits of the old gate for the prompts.
+        place: index of the new skill in the bank's classes.
+        old: number of old prompts.
 
     Returns:
-        (N,) bool.
+        (N,) bool, true for prompts to keep.
     """
     new = np.arange(len(bank.codes)) >= old
     was_none = (bank.targets[:, -1] > 0.999) & ~new
     components, fold = bank.components, folds(bank.groups)
-    # a judge sees half of the requests for none: not too sure that a new wish was for none
+    # fitted on half of the requests for no skill, so that it is less certain that a new request fits no skill
     half = ~was_none | (np.arange(len(new)) % 2 == 0)
     seen = half[:, None] & (fold[:, None] != np.arange(fold.max(initial=0) + 1))
     keep = np.ones(len(new), bool)

@@ -1,4 +1,4 @@
-"""Rows of several files for one skill, sampled by weight, so that no source drowns the others."""
+"""Samples rows of several files for one skill by weight, so that no source dominates."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def read_sources(recipe: Recipe, data_dir: Path) -> list[list[Row]]:
     """Read the rows of each of a recipe's sources, of all splits.
 
     Args:
-        recipe: with ``data.sources``.
-        data_dir: where their files are.
+        recipe: recipe with ``data.sources``.
+        data_dir: directory of their files.
 
     Returns:
-        A list a source. Rows name their file and source (``skills/spam``, ``skills_more/spam:sms``).
+        A list of rows per source. Rows name their file and source (``skills/spam``, ``skills_more/spam:sms``).
 
     Raises:
         NotFound: a file is missing.
@@ -41,7 +41,7 @@ def read_sources(recipe: Recipe, data_dir: Path) -> list[list[Row]]:
         chosen = [_of(row, source) for row in rows if not source.take or row.source in source.take]
         if source.one_sentence:
             chosen = [row for row in chosen if row.split != "train" or is_sentence(row.target)]
-        # an input may stand in two files: the first one's split counts
+        # an input may occur in two files; the split of the first one is used
         chosen = [
             row for row in kept(chosen, recipe) if split_of.setdefault(row.input, row.split) == row.split
         ]
@@ -67,7 +67,7 @@ def _of(row: Row, source: DataSource) -> Row:
 
 
 def _renamed(target: str, rename: Mapping[str, str]) -> str:
-    """A target "type: name; type: name" with other names for the types."""
+    """Rename the types in a target "type: name; type: name"."""
     if not rename or ":" not in target:
         return target
     pairs = [part.partition(":") for part in target.split("; ")]
@@ -75,15 +75,15 @@ def _renamed(target: str, rename: Mapping[str, str]) -> str:
 
 
 def sample(recipe: Recipe, found: Sequence[Sequence[Row]], number: int = 0) -> list[Row]:
-    """The training rows of one pass.
+    """Sample the training rows of one pass.
 
-    Each source gives its share by weight; one with fewer rows gives all it has, and the others share the rest.
-    Later passes go on where the one before ended, so that all rows of a large source are seen.
+    Each source contributes its share by weight; a source with fewer rows contributes all, and the others share the
+    rest. Each pass continues where the previous one ended, so that all rows of a large source are used.
 
     Args:
-        recipe: gives number of rows, weights and seed.
-        found: from `read_sources`.
-        number: of the pass, from 0.
+        recipe: recipe with number of rows, weights and seed.
+        found: rows from `read_sources`.
+        number: number of the pass, from 0.
 
     Returns:
         Rows in random order.
@@ -111,15 +111,15 @@ def sample(recipe: Recipe, found: Sequence[Sequence[Row]], number: int = 0) -> l
 
 
 def shares(sizes: Sequence[int], weights: Sequence[float], total: int) -> list[int]:
-    """How many rows each source gives: by weight, none more than it has.
+    """Compute the number of rows from each source, by weight.
 
     Args:
-        sizes: rows of each source.
-        weights: of each source.
-        total: rows wanted.
+        sizes: number of rows of each source.
+        weights: weight of each source.
+        total: requested number of rows.
 
     Returns:
-        A count a source; their sum is ``total``, up to rounding, or all rows where there are fewer.
+        A count per source, at most its size; the sum is ``total`` up to rounding, or all rows if there are fewer.
     """
     counts, rest = [0] * len(sizes), set(range(len(sizes)))
     while rest:
@@ -133,17 +133,17 @@ def shares(sizes: Sequence[int], weights: Sequence[float], total: int) -> list[i
 
 
 def dev_rows(recipe: Recipe, found: Sequence[Sequence[Row]], limit: int) -> list[Row]:
-    """Rows of ``dev``, as many of each named source as there is room for.
+    """Sample rows of ``dev`` evenly from the sources.
 
     Args:
-        recipe: gives the seed and the forms.
-        found: from `read_sources`.
-        limit: most rows of all sources together.
+        recipe: recipe with the seed and the schema forms.
+        found: rows from `read_sources`.
+        limit: maximum number of rows of all sources.
     """
     rng = random.Random(f"{recipe.training.seed}-dev")
     groups: dict[str, list[Row]] = {}
     for source, rows in zip(recipe.data.sources, found, strict=True):
-        if source.target is None:  # a class lent from another task measures nothing
+        if source.target is None:  # rows of another task with a replaced target are not evaluated
             for row in rows:
                 if row.split == "dev":
                     form = replace(row, input=rewritten(row.input, rng)) if source.schema_forms else row
@@ -153,10 +153,10 @@ def dev_rows(recipe: Recipe, found: Sequence[Sequence[Row]], limit: int) -> list
 
 
 def data_files(recipe: Recipe, data_dir: Path) -> list[Path]:
-    """The files that a recipe is trained on: those of its sources, else the one of its name.
+    """Return the data files of a recipe: those of its sources, otherwise the file of its name.
 
     Raises:
-        NotFound: one is missing.
+        NotFound: a file is missing.
     """
     files = (source.file for source in recipe.data.sources if source.file)
     names = dict.fromkeys(files) or [recipe.name]
@@ -164,7 +164,7 @@ def data_files(recipe: Recipe, data_dir: Path) -> list[Path]:
 
 
 def rows_of(recipe: Recipe, data_dir: Path) -> list[Row]:
-    """All rows of a recipe's one file, or a sample of its sources (see `gather`).
+    """Read all rows of a recipe's file, or a sample of its sources (see `gather`).
 
     Raises:
         NotFound, InvalidData: see `read_rows` and `read_sources`.
@@ -178,7 +178,7 @@ def _file(data_dir: Path, name: str) -> Path:
 
 
 def gather(recipe: Recipe, data_dir: Path) -> list[Row]:
-    """A sample of the training rows and of ``dev``, as `loramix.train.lora.train_skill` takes them.
+    """Sample training rows and ``dev`` rows for `loramix.train.lora.train_skill`.
 
     Raises:
         NotFound, InvalidData: see `read_sources`.
@@ -188,5 +188,5 @@ def gather(recipe: Recipe, data_dir: Path) -> list[Row]:
 
 
 def by_source(rows: Sequence[Row]) -> dict[str, int]:
-    """Training rows of each named source, most first."""
+    """Count the training rows of each named source, largest first."""
     return dict(Counter(row.source for row in rows if row.split == "train").most_common())

@@ -21,7 +21,7 @@ from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.formats.safetensors_reader import Entry, SafetensorsFile
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
-_BUFFERS = ".rotary_emb.inv_freq"  # older checkpoints keep what the settings say anyway
+_BUFFERS = ".rotary_emb.inv_freq"  # older checkpoints store these buffers, which follow from the settings
 
 
 class _Index(msgspec.Struct):
@@ -29,15 +29,15 @@ class _Index(msgspec.Struct):
 
 
 class Checkpoint:
-    """A checkpoint whose settings, shards, names and shapes were checked; use it as a context.
+    """A checkpoint with validated settings, shards, names and shapes; a context manager.
 
     Args:
         directory: holds ``config.json`` and ``model.safetensors``, or shards with their index.
 
     Raises:
         NotFound: a file is missing.
-        InvalidArtifact: damaged, or shards of several checkpoints.
-        Unsupported: see `read_config`; or weights that are pickles.
+        InvalidArtifact: a file is damaged, or shards of several checkpoints are mixed.
+        Unsupported: see `read_config`; also for weights in pickles.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -51,14 +51,14 @@ class Checkpoint:
             raise
 
     def _open(self) -> dict[str, SafetensorsFile]:
-        """The file of each tensor."""
+        """Open the files; return the file of each tensor."""
         directory = self.directory
         if not (directory / INDEX).is_file():
             path = directory / SINGLE
             if not path.is_file():
                 if any(directory.glob("*.bin")) or any(directory.glob("*.pth")):
                     raise Unsupported(
-                        f"{directory} holds pickles (.bin, .pth), which can run code: "
+                        f"{directory} contains pickles (.bin, .pth), which can run code: "
                         "get or save the checkpoint as safetensors."
                     )
                 lost = INDEX if any(directory.glob("model-*.safetensors")) else SINGLE
@@ -70,17 +70,18 @@ class Checkpoint:
         for name in sorted(set(index.values())):
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise InvalidArtifact(
-                    f"{directory / INDEX} names {name[:80]!r}, which is no file beside it; download it again."
+                    f"{directory / INDEX} names {name[:80]!r}, which is not a file in the same directory; "
+                    "download it again."
                 )
             if not (directory / name).is_file():
                 raise NotFound(f"shard {name} is missing in {directory}; download the whole checkpoint.")
             files[name] = self._stack.enter_context(SafetensorsFile(directory / name))
         for name, file in files.items():
-            meant = {key for key, shard in index.items() if shard == name}
-            if strange := meant ^ file.entries.keys():
-                there = "lacks" if min(strange) in meant else "holds"
+            expected_keys = {key for key, shard in index.items() if shard == name}
+            if strange := expected_keys ^ file.entries.keys():
+                there = "lacks" if min(strange) in expected_keys else "has"
                 raise InvalidArtifact(
-                    f"shard {file.path} {there} {min(strange)!r} against {INDEX}: "
+                    f"shard {file.path} {there} {min(strange)!r}, unlike {INDEX}: "
                     "files of several checkpoints are mixed; download it again."
                 )
         return {key: files[shard] for key, shard in index.items()}
@@ -92,40 +93,40 @@ class Checkpoint:
             name = stored[saved]
             if ".lora_" in name or ".base_layer." in name:
                 raise Unsupported(
-                    f"{file.path} holds {saved[:100]!r}: an adapter is in it beside the base's weights; save the "
-                    "merged model (merge_and_unload, then save_pretrained), or convert the adapter alone."
+                    f"{file.path} has {saved[:100]!r}: it contains an adapter in addition to the base's weights; "
+                    "save the merged model (merge_and_unload, then save_pretrained), or convert only the adapter."
                 )
             if name.endswith(_BUFFERS) or (name == "lm_head.weight" and self.config.tie_word_embeddings):
-                continue  # transformers ties the head to the embedding whatever is stored
+                continue  # transformers ties the head to the embedding even if the file has one
             if name not in shapes:
                 raise Unsupported(
-                    f"{file.path} holds {saved[:100]!r}, which a {self.config.architectures[0]} of these settings "
-                    "has not; supported are plain checkpoints without adapters, experts or other parts."
+                    f"{file.path} has {saved[:100]!r}, which a {self.config.architectures[0]} with these settings "
+                    "does not have; supported are plain checkpoints without adapters, experts or other parts."
                 )
             found[name] = file.entries[saved]
             self._stored[name] = saved
             if found[name].shape != shapes[name]:
                 raise InvalidArtifact(
-                    f"{file.path}: {name} is {_by(found[name].shape)}, config.json calls for "
-                    f"{_by(shapes[name])}: the files are of several checkpoints; download it again."
+                    f"{file.path}: {name} is {_by(found[name].shape)}, config.json requires "
+                    f"{_by(shapes[name])}: files of several checkpoints are mixed; download it again."
                 )
         if missing := [name for name in shapes if name not in found]:
             raise InvalidArtifact(
                 f"{self.directory} lacks {missing[0]} and {len(missing) - 1} other tensors that config.json "
-                "calls for; download the whole checkpoint."
+                "requires; download the whole checkpoint."
                 if len(missing) > 1
-                else f"{self.directory} lacks {missing[0]}, which config.json calls for; "
+                else f"{self.directory} lacks {missing[0]}, which config.json requires; "
                 "download the whole checkpoint."
             )
         return {name: found[name] for name in shapes}
 
     def chunks(self, name: str) -> Iterator[npt.NDArray[Any]]:
-        """A tensor's values as stored; see `SafetensorsFile.chunks`."""
+        """Yield a tensor's values as stored; see `SafetensorsFile.chunks`."""
         saved = self._stored[name]
         return self._files[saved].chunks(saved)
 
     def close(self) -> None:
-        """Close all files; may be called again."""
+        """Close all files; may be called repeatedly."""
         self._stack.close()
 
     def __enter__(self) -> Checkpoint:

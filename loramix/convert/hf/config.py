@@ -20,8 +20,11 @@ from loramix.formats.textfile import read_text
 ROPE_TYPES = ("default", "linear", "llama3")
 _OTHERS = (
     (r"Moe|MoE|Mixtral", "a mixture of experts"),
-    (r"VL|Vision|Audio|Omni|ForConditionalGeneration", "which reads images or sound, not text alone"),
-    (r"ForSequenceClassification|ForTokenClassification|ForQuestionAnswering", "which writes no text"),
+    (r"VL|Vision|Audio|Omni|ForConditionalGeneration", "which is not a text-only model"),
+    (
+        r"ForSequenceClassification|ForTokenClassification|ForQuestionAnswering",
+        "which does not generate text",
+    ),
 )
 MAX_JSON = 64 * 2**20
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**24)]
@@ -44,7 +47,7 @@ class Rope(msgspec.Struct):
 
 
 class Config(msgspec.Struct):
-    """What of ``config.json`` decides how the model computes; names and defaults are those of LlamaConfig.
+    """The settings in ``config.json`` that affect computation; names and defaults as in LlamaConfig.
 
     Defaults of other configurations are in `loramix.architectures`.
     """
@@ -73,14 +76,14 @@ class Config(msgspec.Struct):
 
     @property
     def model(self) -> Architecture:
-        """The architecture that the checkpoint holds."""
+        """The architecture of the checkpoint."""
         found = checkpoint_class(self.architectures[0])
         assert found  # checked by read_config
         return found[0]
 
     @property
     def n_head_kv(self) -> int:
-        """Key-value heads; as many as heads where nothing is said."""
+        """Number of key-value heads; by default the number of heads."""
         return self.num_key_value_heads or self.num_attention_heads
 
     @property
@@ -101,18 +104,18 @@ def read_json(path: Path, kind: type[T]) -> T:
 
     Args:
         path: the file.
-        kind: what it must hold.
+        kind: type to decode it to.
 
     Raises:
-        NotFound: there is no such file.
-        InvalidArtifact: larger than `MAX_JSON`, not JSON, or not what it must hold.
+        NotFound: the file does not exist.
+        InvalidArtifact: it is larger than `MAX_JSON`, not JSON, or not of the type.
     """
     try:
         size = path.stat().st_size if path.is_file() else -1
         if size < 0:
             raise NotFound(f"no {path.name} in {path.parent}; download the whole checkpoint.")
         if size > MAX_JSON:
-            raise InvalidArtifact(f"{path} has {size} bytes; at most {MAX_JSON} are read.")
+            raise InvalidArtifact(f"{path} has {size} bytes, the limit is {MAX_JSON}; download it again.")
         return msgspec.json.decode(read_text(path, InvalidArtifact), type=kind)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise InvalidArtifact(f"{path} cannot be used ({error}); download it again.") from None
@@ -125,12 +128,12 @@ def read_config(directory: Path) -> Config:
         directory: the checkpoint.
 
     Raises:
-        NotFound: no such directory or file.
-        InvalidArtifact: damaged, or numbers that do not fit each other.
-        Unsupported: another architecture, or a part that this conversion does not know.
+        NotFound: the directory or file does not exist.
+        InvalidArtifact: the file is damaged, or has inconsistent numbers.
+        Unsupported: another architecture, or a setting that this conversion does not support.
     """
     if not directory.is_dir():
-        raise NotFound(f"no directory {directory}; give one that holds a checkpoint's config.json.")
+        raise NotFound(f"no directory {directory}; give one that contains a checkpoint's config.json.")
     path = directory / "config.json"
     settings = read_json(path, dict[str, Any])
     named = settings.get("architectures")
@@ -155,11 +158,11 @@ def read_config(directory: Path) -> Config:
             rope.rope_type not in ROPE_TYPES,
             f"its RoPE is {rope.rope_type!r}; supported: {', '.join(ROPE_TYPES)}",
         ),
-        (rope.partial_rotary_factor != 1.0, "it turns a part of each head only (partial_rotary_factor)"),
+        (rope.partial_rotary_factor != 1.0, "it rotates only a part of each head (partial_rotary_factor)"),
         (
             settings.get(kind.window_setting) and _is_windowed(config),
-            f"some of its layers see {config.sliding_window} of {config.max_position_embeddings} tokens "
-            f"({kind.window_setting}), llama.cpp lets them see all",
+            f"some of its layers attend to {config.sliding_window} of {config.max_position_embeddings} tokens "
+            f"({kind.window_setting}), in llama.cpp they attend to all",
         ),
         (
             not model.own_head_width and config.head_size != width,
@@ -176,20 +179,21 @@ def read_config(directory: Path) -> Config:
         not rope.original_max_position_embeddings or rope.low_freq_factor >= rope.high_freq_factor
     ):
         raise InvalidArtifact(
-            f"{path}: llama3 RoPE needs original_max_position_embeddings and low < high factor."
+            f"{path}: llama3 RoPE needs original_max_position_embeddings and low < high factor; download it again."
         )
     heads, kv, size = config.num_attention_heads, config.n_head_kv, config.head_size
     if heads % kv or size % 2 or (config.head_dim is None and config.hidden_size % heads):
         raise InvalidArtifact(
-            f"{path}: {heads} heads, {kv} key-value heads and a width of {config.hidden_size} do not fit."
+            f"{path}: {heads} heads, {kv} key-value heads and a width of {config.hidden_size} do not match; "
+            "download it again."
         )
     return config
 
 
 def _why_not(name: str) -> str:
-    """What is known of a class that cannot be converted, as a part of a sentence."""
+    """Explain why a class cannot be converted, as a clause for an error message."""
     if any(name in kind.gguf_only for kind in ARCHITECTURES.values()):
-        return ", which is not converted here: take a GGUF of it, with 'loramix pull OWNER/REPO'"
+        return ", which cannot be converted: pull a GGUF of it with 'loramix pull OWNER/REPO'"
     for pattern, what in _OTHERS:
         if re.search(pattern, name):
             return f", {what}"
@@ -197,7 +201,7 @@ def _why_not(name: str) -> str:
 
 
 def _is_windowed(config: Config) -> bool:
-    """Whether a layer sees fewer tokens than the context has, once windows are turned on."""
+    """Whether a layer attends to fewer tokens than the context has if sliding windows are enabled."""
     if not config.sliding_window or config.sliding_window >= config.max_position_embeddings:
         return False
     if config.layer_types is not None:
@@ -206,11 +210,11 @@ def _is_windowed(config: Config) -> bool:
 
 
 def biased(config: Config, model: Architecture) -> list[str]:
-    """Modules of each layer that have a bias.
+    """Return the modules of each layer that have a bias.
 
     Args:
-        config: as read.
-        model: the architecture that it holds.
+        config: settings from `read_config`.
+        model: the architecture of the checkpoint.
     """
     found = set(model.biases)
     for setting, modules in model.bias_settings.items():
@@ -220,10 +224,10 @@ def biased(config: Config, model: Architecture) -> list[str]:
 
 
 def expected(config: Config) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor that a checkpoint of these settings has, by name.
+    """Return the shape of every tensor that a checkpoint with these settings has, by name.
 
     Args:
-        config: as read.
+        config: settings from `read_config`.
     """
     width, inner, model = config.hidden_size, config.intermediate_size, config.model
     q, kv = config.num_attention_heads * config.head_size, config.n_head_kv * config.head_size
@@ -245,7 +249,7 @@ def expected(config: Config) -> dict[str, tuple[int, ...]]:
             if module in with_bias:
                 shapes[f"{stem}.{module}.bias"] = shape[:1]
         for module in model.norms:
-            # norms within attention are of one head's values
+            # norms within attention apply to one head
             size = config.head_size if module.startswith("self_attn.") else width
             shapes[f"{stem}.{module}.weight"] = (size,)
     shapes["model.norm.weight"] = (width,)
@@ -255,7 +259,7 @@ def expected(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def rope_factors(config: Config) -> npt.NDArray[np.float32] | None:
-    """What each pair's frequency is divided by under llama3 scaling, (head / 2,) float32; None without it.
+    """Return the divisor of each frequency under llama3 scaling, (head / 2,) float32; None without scaling.
 
     As in llama.cpp's converter (conversion/llama.py, ``generate_extra_tensors``).
     """

@@ -6,10 +6,7 @@ the tensor of RoPE factors. Uses ``gguf`` to write the format.
 
 from __future__ import annotations
 
-import errno
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +17,8 @@ from loramix.convert.adapter import permute
 from loramix.convert.hf.checkpoint import Checkpoint
 from loramix.convert.hf.config import rope_factors
 from loramix.convert.hf.vocabulary import Vocabulary
-from loramix.errors import NoSpace, Unsupported
+from loramix.errors import Unsupported
+from loramix.formats.gguf_output import gguf_output
 from loramix.formats.safetensors_reader import widened
 from loramix.paths import atomic_path, need_space
 
@@ -29,18 +27,18 @@ _STORED: dict[str, Any] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint
 
 
 def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: str | None) -> None:
-    """Write a checkpoint as a GGUF base, through a temporary file.
+    """Write a checkpoint as a GGUF base atomically.
 
     Args:
-        checkpoint: as read.
-        vocabulary: as read, of as many tokens as the embedding has rows.
+        checkpoint: the checkpoint.
+        vocabulary: its vocabulary, with as many tokens as the embedding has rows.
         out: file to write.
-        kind: ``F32`` or ``F16``, for all matrices; None keeps each as it is stored, to quantize it next.
+        kind: ``F32`` or ``F16`` for all matrices; None keeps the stored type, for quantization afterwards.
 
     Raises:
         NoSpace: the disk is full.
-        InvalidArtifact: a value that is not finite.
-        Unsupported: a value beyond float16.
+        InvalidArtifact: a value is not finite.
+        Unsupported: a value is out of the range of float16.
     """
     import gguf
 
@@ -48,8 +46,7 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
     factors = rope_factors(checkpoint.config)
     with atomic_path(out) as temporary:
         need_space(out, size_of(checkpoint, kind), out.name)
-        writer = gguf.GGUFWriter(temporary, checkpoint.config.model.name)
-        try:
+        with gguf_output(temporary, checkpoint.config.model.name, name=str(out)) as writer:
             _add_settings(writer, checkpoint, {k for *_, k in plan})
             vocabulary.add_to(writer)
             if factors is not None:
@@ -58,60 +55,41 @@ def write_gguf(checkpoint: Checkpoint, vocabulary: Vocabulary, out: Path, kind: 
                 dtype = np.dtype(_STORED[stored])
                 nbytes = math.prod(shape) * dtype.itemsize
                 writer.add_tensor_info(name, shape, dtype, nbytes, gguf.GGMLQuantizationType[stored])
-            with _full_disk_as_no_space(out):
-                writer.write_header_to_file()
-                writer.write_kv_data_to_file()
-                writer.write_ti_data_to_file()
-                if factors is not None:
-                    writer.write_tensor_data(factors)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors)
             for name, source, shape, stored in plan:
                 values = _values(checkpoint, source, name, shape, stored)
-                with _full_disk_as_no_space(out):
-                    writer.write_tensor_data(values)
+                writer.write_tensor_data(values)
                 del values
-        finally:
-            with _full_disk_as_no_space(out):
-                writer.close()
 
 
 def write_vocabulary(vocabulary: Vocabulary, out: Path) -> None:
-    """Write a GGUF without tensors, for llama.cpp to tokenize with.
+    """Write a GGUF without tensors, for tokenization in llama.cpp.
 
     Args:
-        vocabulary: as read.
+        vocabulary: the vocabulary.
         out: file to write.
+
+    Raises:
+        NoSpace: the disk is full.
     """
-    import gguf
-
-    writer = gguf.GGUFWriter(out, "llama")
-    writer.add_type("model")
-    vocabulary.add_to(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-
-
-@contextmanager
-def _full_disk_as_no_space(out: Path) -> Iterator[None]:
-    """Convert write errors of a full disk to `NoSpace`; NumPy's own error has no errno."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (None, errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
-            raise
-        raise NoSpace(
-            f"{out} could not be written to the end ({error.strerror or error}); "
-            "free some space, or write to another disk with --out."
-        ) from None
+    with gguf_output(out, "llama", fix="free some space, or set TMPDIR to another disk.") as writer:
+        writer.add_type("model")
+        vocabulary.add_to(writer)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
 
 
 def size_of(checkpoint: Checkpoint, kind: str | None) -> int:
-    """Bytes of the tensors in the file that `write_gguf` makes."""
+    """Return the size in bytes of the tensors that `write_gguf` writes."""
     return sum(math.prod(shape) * np.dtype(_STORED[k]).itemsize for _, _, shape, k in _plan(checkpoint, kind))
 
 
 def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tuple[int, ...], str]]:
-    """(GGUF name, source name, shape, kind) of each tensor, in the order of the file."""
+    """Return (GGUF name, source name, shape, kind) of each tensor, in file order."""
     import gguf
 
     kinds = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
@@ -129,7 +107,7 @@ def _plan(checkpoint: Checkpoint, kind: str | None) -> list[tuple[str, str, tupl
 def _values(
     checkpoint: Checkpoint, source: str, name: str, shape: tuple[int, ...], kind: str
 ) -> npt.NDArray[Any]:
-    """A tensor's values in the kind and row order of GGUF."""
+    """Read a tensor's values in the type and row order of the GGUF."""
     dtype = checkpoint.tensors[source].dtype
     values = np.empty(math.prod(shape), _STORED[kind])
     at = 0
@@ -142,8 +120,8 @@ def _values(
         with np.errstate(over="ignore"):
             part[:] = widened(raw, dtype)
         if not np.isfinite(part).all():
-            fix = "it is not usable" if kind == "F32" else "convert with --quant F32"
-            raise Unsupported(f"{source} has values beyond {kind}; {fix}.")
+            fix = "use another checkpoint" if kind == "F32" else "convert with --quant F32"
+            raise Unsupported(f"{source} has values out of the range of {kind}; {fix}.")
     values = values.reshape(shape)
     config = checkpoint.config
     if heads := config.model.heads(name, config.num_attention_heads, config.n_head_kv):

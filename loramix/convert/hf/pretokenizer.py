@@ -15,7 +15,7 @@ LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")  # one digit at a time
+QWEN2_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")  # digits are split one by one
 # (pre-tokenizer's parts, ignore_merges): llama.cpp's name for it (src/llama-vocab.cpp)
 PRE_TOKENIZERS = {
     ((("ByteLevel", True),), False): "gpt-2",
@@ -27,17 +27,17 @@ PRE_TOKENIZERS = {
 
 
 def pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> tuple[str, str]:
-    """llama.cpp's name of a byte-level BPE's pre-tokenizer, and the normalizer before it.
+    """Return llama.cpp's name of a byte-level BPE's pre-tokenizer, and the normalizer before it.
 
     Args:
         tokenizer: content of ``tokenizer.json``.
-        path: of the file, for messages.
+        path: path of the file, for messages.
 
     Returns:
         The name, and `loramix.templates.normalizer.NFC` or `loramix.templates.normalizer.NONE`.
 
     Raises:
-        Unsupported: llama.cpp has no such pre-tokenizer, or text is changed otherwise than by NFC.
+        Unsupported: llama.cpp has no such pre-tokenizer, or the normalizer is not NFC.
     """
     parts: list[tuple[str, Any]] = []
     for step in _steps(tokenizer.get("pre_tokenizer"), "pretokenizers"):
@@ -61,17 +61,17 @@ def pre_tokenizer(tokenizer: dict[str, Any], path: Path) -> tuple[str, str]:
         )
         known = ", ".join(sorted(PRE_TOKENIZERS.values()))
         raise Unsupported(
-            f"{path} cuts text in a way that is not known here ({shown}, ignore_merges {merged}); "
-            f"supported are the pre-tokenizers that llama.cpp calls {known}, with {NFC} or no normalizer before."
+            f"{path} has an unknown pre-tokenizer ({shown}, ignore_merges {merged}); "
+            f"supported are the pre-tokenizers that llama.cpp calls {known}, with {NFC} or no normalizer."
         )
     return name, NFC if kinds else NONE
 
 
 def space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:
-    """Whether a SentencePiece tokenizer puts a space before the text.
+    """Whether a SentencePiece tokenizer adds a space before the text.
 
     Raises:
-        Unsupported: it changes the text otherwise.
+        Unsupported: the tokenizer changes the text in another way.
     """
     spaced = prefix = False
     for step in [
@@ -91,13 +91,13 @@ def space_prefix(tokenizer: dict[str, Any], path: Path) -> bool:
                 break
     if not spaced:
         raise Unsupported(
-            f"{path} changes text otherwise than SentencePiece does for Llama; it is not supported."
+            f"{path} changes text in another way than SentencePiece for Llama; use another checkpoint."
         )
     return prefix
 
 
 def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
-    """The parts of a normalizer or pre-tokenizer, out of their sequence."""
+    """Return the parts of a normalizer or pre-tokenizer; a sequence is flattened."""
     if not isinstance(part, dict):
         return []
     steps = listed(part.get(inner)) if part.get("type") == "Sequence" else [part]
@@ -105,5 +105,5 @@ def _steps(part: Any, inner: str) -> list[dict[str, Any]]:
 
 
 def listed(value: Any) -> list[Any]:
-    """A list of an untrusted file, or none where it holds something else."""
+    """Return a list from an untrusted file; empty if the value is not a list."""
     return value if isinstance(value, list) else []

@@ -26,30 +26,30 @@ class Piece:
     text: str
     score: float
     kind: int
-    """SentencePiece.Type, whose numbers are GGUF's token types too."""
+    """SentencePiece.Type, which has the same numbers as GGUF's token types."""
 
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceModel:
-    """What of a ``tokenizer.model`` decides how text is cut."""
+    """The part of a ``tokenizer.model`` that determines tokenization."""
 
     pieces: list[Piece]
     model_type: int
     add_dummy_prefix: bool
-    """A space is put before the text."""
+    """Whether a space is added before the text."""
     changes_text: bool
-    """Characters are mapped to others, or spaces removed, before it is cut."""
+    """Whether the normalizer maps characters or removes spaces."""
 
 
 def read_sentencepiece(data: bytes, name: str) -> SentencePieceModel:
     """Read a SentencePiece model.
 
     Args:
-        data: the whole file.
-        name: for messages.
+        data: content of the file.
+        name: name of the file, for messages.
 
     Raises:
-        InvalidArtifact: not such a file, or scores that are not finite.
+        InvalidArtifact: not a SentencePiece model, or scores that are not finite.
     """
 
     def bad(why: str) -> InvalidArtifact:
@@ -98,7 +98,7 @@ def _last(data: bytes, field: int, default: int) -> int:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | float | bytes]]:
-    """Field numbers with their values: varints as int, 4 bytes as float, all else as bytes."""
+    """Yield field numbers with their values: varints as int, 4 bytes as float, all others as bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

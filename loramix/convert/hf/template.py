@@ -14,15 +14,15 @@ NAME_OF_PLAIN = "plain"
 
 
 def read_chat_template(directory: Path) -> str:
-    """A checkpoint's chat template, found as transformers finds it; empty where there is none.
+    """Read a checkpoint's chat template, looked up as in transformers; empty if there is none.
 
-    ``chat_template.jinja`` counts before ``tokenizer_config.json``; of several templates the one named ``default``.
+    ``chat_template.jinja`` has priority over ``tokenizer_config.json``; of several templates, ``default`` is used.
 
     Args:
         directory: the checkpoint.
 
     Raises:
-        InvalidArtifact: not a template, or several without a default.
+        InvalidArtifact: not a template, or several templates without a default.
     """
     found: Any = {}
     if (path := directory / "chat_template.jinja").is_file():
@@ -44,25 +44,25 @@ def read_chat_template(directory: Path) -> str:
         return default
     if found and isinstance(found, dict):
         raise InvalidArtifact(
-            f"{directory} has chat templates {', '.join(sorted(found))[:200]} and none named 'default'; "
+            f"{directory} has chat templates {', '.join(sorted(found))[:200]}, and none is named 'default'; "
             "choose one with --chat-template FILE."
         )
     if found:
         raise InvalidArtifact(
-            f"the chat template in {directory} is no text; give one with --chat-template FILE."
+            f"the chat template in {directory} is not text; give one with --chat-template FILE."
         )
     return ""
 
 
 def given_template(value: str) -> str:
-    """The template that ``--chat-template`` names.
+    """Read the template that ``--chat-template`` names.
 
     Args:
         value: ``plain``, or a Jinja file in UTF-8.
 
     Raises:
-        NotFound: no such file.
-        InvalidArtifact: too long, or not UTF-8.
+        NotFound: the file does not exist.
+        InvalidArtifact: the file is too long, or not UTF-8.
     """
     if value == NAME_OF_PLAIN:
         return PLAIN
@@ -73,15 +73,15 @@ def given_template(value: str) -> str:
 
 
 def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
-    """All tokens that end an answer: the tokenizer's, and those of generation_config.json and config.json.
+    """Collect the tokens that end an answer: the tokenizer's, and those of generation_config.json and config.json.
 
     Args:
         directory: the checkpoint.
-        eos: the tokenizer's end of sequence, which comes first.
-        n_vocab: tokens of the vocabulary.
+        eos: the tokenizer's end of sequence; first in the result.
+        n_vocab: number of tokens in the vocabulary.
 
     Raises:
-        InvalidArtifact: an id that is none.
+        InvalidArtifact: an id is invalid.
     """
     found = [eos]
     for name in ("generation_config.json", "config.json"):
@@ -103,5 +103,8 @@ def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
 def _text(path: Path) -> str:
     size = path.stat().st_size
     if size > MAX_TEMPLATE_BYTES:
-        raise InvalidArtifact(f"{path} has {size} bytes; a chat template has at most {MAX_TEMPLATE_BYTES}.")
+        raise InvalidArtifact(
+            f"{path} has {size} bytes, a chat template has at most {MAX_TEMPLATE_BYTES}; give one with "
+            "--chat-template FILE."
+        )
     return read_text(path, InvalidArtifact)

@@ -29,20 +29,20 @@ def convert_base(
     """Convert a Hugging Face checkpoint.
 
     Args:
-        source: directory as transformers' ``save_pretrained`` writes it, or as the hub holds it.
-        out: GGUF file to write; nothing is left there if anything fails.
+        source: directory in the format of transformers' ``save_pretrained``, as on the hub.
+        out: GGUF file to write; not created on failure.
         quant: a name of `QUANTS`. A temporary unquantized file is written next to ``out``.
-        imatrix_text: UTF-8 text that tells which columns to round more finely, for the types of 4 bits.
+        imatrix_text: UTF-8 text for the importance matrix, for 4-bit types.
         chat_template: Jinja text instead of the checkpoint's own.
 
     Raises:
-        NotFound, InvalidArtifact, Unsupported: the checkpoint cannot be converted, and why.
+        NotFound, InvalidArtifact, Unsupported: the checkpoint cannot be converted; the message has the reason.
         NoSpace: the disk is full.
         NativeError: llama.cpp's quantizer fails.
-        UsageError: ``out`` is a directory, or a text was given for a type that it does not help.
+        UsageError: ``out`` is a directory, or the type does not use an importance matrix.
     """
     if imatrix_text and not quant.startswith("Q4"):
-        raise UsageError(f"an importance matrix does nothing for {quant}; leave --imatrix-text out.")
+        raise UsageError(f"{quant} does not use an importance matrix; leave --imatrix-text out.")
     if out.is_dir():
         raise UsageError(f"{out} is a directory; name the GGUF file to write with --out.")
     with Checkpoint(source) as checkpoint:
@@ -52,18 +52,18 @@ def convert_base(
             write_gguf(checkpoint, vocabulary, out, quant)
             read_base(out)
             return
-        between = out.with_name(f".{out.name[:80]}.{secrets.token_hex(4)}.full.gguf")
-        columns = between.with_suffix(".npz")
+        unquantized = out.with_name(f".{out.name[:80]}.{secrets.token_hex(4)}.full.gguf")
+        columns = unquantized.with_suffix(".npz")
         out.parent.mkdir(parents=True, exist_ok=True)
         shapes = (entry.shape for entry in checkpoint.tensors.values())
         weights = sum(math.prod(shape) for shape in shapes)
         need_space(out, size_of(checkpoint, None) + quantized_size(weights, quant), out.name)
         try:
-            write_gguf(checkpoint, vocabulary, between, None)
+            write_gguf(checkpoint, vocabulary, unquantized, None)
             if imatrix_text:
-                importance(between, imatrix_text, columns)
-            quantize(between, out, quant, columns if imatrix_text else None)
+                importance(unquantized, imatrix_text, columns)
+            quantize(unquantized, out, quant, columns if imatrix_text else None)
         finally:
-            between.unlink(missing_ok=True)
+            unquantized.unlink(missing_ok=True)
             columns.unlink(missing_ok=True)
     read_base(out)

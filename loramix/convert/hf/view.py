@@ -22,13 +22,13 @@ _TEXTS = (".json", ".jinja", ".txt")
 
 @contextmanager
 def plain_directory(directory: Path) -> Iterator[Path]:
-    """The directory itself, or a temporary one of links where a text file in it has a byte-order mark.
+    """Yield the directory, or a temporary directory of links if a text file has a byte-order mark.
 
     Args:
         directory: a checkpoint.
 
     Raises:
-        InvalidArtifact: a text file that is no text.
+        InvalidArtifact: a text file is not valid text.
     """
     texts = [path for path in directory.iterdir() if path.suffix in _TEXTS and path.is_file()]
     marked = [path for path in texts if not is_plain_utf8(path)]
@@ -46,16 +46,16 @@ def plain_directory(directory: Path) -> Iterator[Path]:
 
 
 def key_mapping(directory: Path) -> dict[str, str]:
-    """What transformers must replace in the tensor names of a checkpoint; empty where no wrapper is in them.
+    """Return the ``key_mapping`` for transformers that removes wrappers from tensor names; empty without wrappers.
 
     Args:
         directory: a checkpoint.
 
     Returns:
-        Patterns of whole names with the names without wrappers: transformers replaces once in a name only.
+        Names without wrappers by patterns of full names, because transformers replaces only once in a name.
 
     Raises:
-        InvalidArtifact: a damaged file.
+        InvalidArtifact: a file is damaged.
     """
     found: dict[str, str] = {}
     for path in sorted(directory.glob("*.safetensors")):

@@ -24,13 +24,13 @@ from loramix.templates.normalizer import NONE, NORMALIZER, normalizer_of
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # gguf.TokenType
 SPACE = "▁"
-_SLOW = ("vocab.json", "merges.txt")  # of transformers' Python tokenizers
-_NEVER = -1e9  # score of what no merge makes: tried last, so it changes nothing
+_SLOW = ("vocab.json", "merges.txt")  # files of transformers' Python tokenizers
+_NEVER = -1e9  # score of tokens that no merge makes; tried last, so without effect
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """Tokens in the order of their ids, and how text is cut into them."""
+    """The tokens in the order of their ids, and the settings of the tokenizer."""
 
     model: str
     """GGUF's name of the algorithm: ``gpt2`` (byte-level BPE) or ``llama`` (SentencePiece)."""
@@ -39,26 +39,26 @@ class Vocabulary:
     tokens: list[str]
     types: list[int]
     scores: list[float]
-    """Of SentencePiece; empty for byte-level BPE, whose merges are ordered."""
+    """Scores of SentencePiece tokens; empty for byte-level BPE, which has ordered merges."""
     special: Any
-    """``gguf.SpecialVocab``: merges, special tokens, and whether BOS is put first."""
+    """``gguf.SpecialVocab``: merges, special tokens, and whether BOS is added."""
     chat_template: str
-    """Jinja text; empty where there is none."""
+    """Jinja text; empty if there is none."""
     ends: tuple[int, ...]
     """Tokens that end an answer, the end of sequence first."""
     space_prefix: bool = True
-    """SentencePiece puts a space before the text."""
+    """Whether SentencePiece adds a space before the text."""
     normalizer: str = NONE
-    """How text is normalized before it is cut; see `loramix.templates.normalizer`."""
+    """Normalizer applied before tokenization; see `loramix.templates.normalizer`."""
 
     @property
     def named_tokens(self) -> dict[str, str]:
-        """Special tokens as text, by the names that chat templates give them."""
+        """Texts of special tokens by their names in chat templates."""
         ids = self.special.special_token_ids
         return {f"{name}_token": self.tokens[ids[name]] for name in ids if name not in ("eot", "eom")}
 
     def add_to(self, writer: Any) -> None:
-        """Write all of it.
+        """Add the vocabulary to a GGUF file.
 
         Args:
             writer: a ``gguf.GGUFWriter`` that has not written its header.
@@ -84,13 +84,13 @@ def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = N
 
     Args:
         directory: holds ``tokenizer.json`` or ``tokenizer.model``, and ``tokenizer_config.json``.
-        n_vocab: rows of the token embedding; what the tokenizer does not fill becomes unused tokens.
-        chat_template: Jinja text instead of the checkpoint's own.
+        n_vocab: rows of the token embedding; missing tokens become unused tokens.
+        chat_template: Jinja text that replaces the checkpoint's template.
 
     Raises:
         NotFound: there is no tokenizer.
-        InvalidArtifact: damaged, or of another size than the embedding.
-        Unsupported: a kind that llama.cpp would cut otherwise.
+        InvalidArtifact: a file is damaged, or does not match the size of the embedding.
+        Unsupported: llama.cpp would tokenize differently.
     """
     path = directory / "tokenizer.json"
     if path.is_file():
@@ -111,7 +111,7 @@ def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = N
     _check(found, tokens, types, path)
     special = _special(directory, found.model, n_vocab)
     ends = read_end_tokens(directory, special.special_token_ids["eos"], n_vocab)
-    for key, token in zip(("eot", "eom"), ends[1:], strict=False):  # so that other programs stop at them too
+    for key, token in zip(("eot", "eom"), ends[1:], strict=False):  # other programs read these keys
         special.special_token_ids.setdefault(key, token)
     return Vocabulary(
         found.model,
@@ -129,7 +129,7 @@ def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = N
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What a tokenizer file holds, before added tokens."""
+    """The content of a tokenizer file, without added tokens."""
 
     model: str
     pre: str
@@ -147,7 +147,7 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
             f"{path} is a {kind!s:.40} tokenizer; supported: BPE, byte-level or SentencePiece's."
         )
     if not all(type(i) is int and 0 <= i < 2**24 for i in vocab.values()):
-        raise InvalidArtifact(f"{path} has token ids that are no numbers; download it again.")
+        raise InvalidArtifact(f"{path} has token ids that are not integers; download it again.")
     pieces = {i: Piece(text, 0.0, NORMAL) for text, i in vocab.items()}
     if not model.get("byte_fallback"):
         pre, normalizer = pre_tokenizer(tokenizer, path)
@@ -156,9 +156,9 @@ def _from_json(tokenizer: dict[str, Any], path: Path) -> _Found:
     for merge in listed(model.get("merges")):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) for p in parts):
-            raise InvalidArtifact(f"{path} has a merge that is no pair: {merge!r:.60}; download it again.")
+            raise InvalidArtifact(f"{path} has a merge that is not a pair: {merge!r:.60}; download it again.")
         order.setdefault("".join(parts), -float(len(order) + 1))
-    # SentencePiece merges the pair whose piece scores highest; the list of merges is in that order
+    # SentencePiece merges the pair with the highest score, and the list of merges has this order
     unknown = model.get("unk_token")
     for i, piece in pieces.items():
         byte = len(piece.text) == 6 and piece.text.startswith("<0x")
@@ -171,17 +171,18 @@ def _from_sentencepiece(path: Path) -> _Found:
     found = read_sentencepiece(path.read_bytes(), str(path))
     if found.model_type != BPE:
         raise Unsupported(
-            f"{path} is no BPE model of SentencePiece, which is the kind that Llama bases have."
+            f"{path} is not a BPE model of SentencePiece, as Llama bases have; use another checkpoint."
         )
     if found.changes_text:
         raise Unsupported(
-            f"{path} maps characters or drops spaces before it cuts text, which llama.cpp does not do for Llama bases."
+            f"{path} maps characters or removes spaces before tokenization, which llama.cpp does not do for Llama "
+            "bases; use another checkpoint."
         )
     return _Found("llama", "default", dict(enumerate(found.pieces)), found.add_dummy_prefix)
 
 
 def _added_by_config(directory: Path) -> list[Any]:
-    """Added tokens where there is no ``tokenizer.json``: of ``added_tokens.json`` and of the configuration."""
+    """Read added tokens without ``tokenizer.json``: from ``added_tokens.json`` and ``tokenizer_config.json``."""
     added: list[Any] = []
     if (path := directory / "added_tokens.json").is_file():
         added += [{"content": text, "id": i} for text, i in read_json(path, dict[str, int]).items()]
@@ -193,12 +194,12 @@ def _added_by_config(directory: Path) -> list[Any]:
 
 
 def _filled(found: _Found, n_vocab: int, path: Path) -> tuple[list[str], list[int], list[float]]:
-    """Tokens, types and scores by id; ids that nothing holds are unused, as llama.cpp's converter makes them."""
+    """Return tokens, types and scores by id; missing ids become unused tokens, as in llama.cpp's converter."""
     last = max(found.pieces, default=-1)
     if last >= n_vocab:
         raise InvalidArtifact(
-            f"{path} has a token of id {last}, the embedding has {n_vocab} rows: "
-            "they are of different checkpoints; download it again."
+            f"{path} has a token with id {last}, the embedding has {n_vocab} rows: "
+            "files of several checkpoints are mixed; download it again."
         )
     all_pieces = [found.pieces.get(i, Piece(f"[PAD{i}]", _NEVER, UNUSED)) for i in range(n_vocab)]
     return (
@@ -209,7 +210,7 @@ def _filled(found: _Found, n_vocab: int, path: Path) -> tuple[list[str], list[in
 
 
 def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
-    """Put added tokens in: special ones are control tokens, others are found in any text."""
+    """Insert added tokens: special ones become control tokens, others user-defined tokens."""
     for token in listed(added):
         match token:
             case {"content": str(text), "id": int(i)} if i >= 0:
@@ -219,7 +220,7 @@ def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
         if i >= len(tokens):
             raise InvalidArtifact(
                 f"added token {text[:40]!r} of {path} has id {i}, the embedding has {len(tokens)} rows: "
-                "they are of different checkpoints; download it again."
+                "files of several checkpoints are mixed; download it again."
             )
         if types[i] == UNKNOWN and tokens[i] == text:
             continue
@@ -229,40 +230,41 @@ def _add(added: Any, tokens: list[str], types: list[int], path: Path) -> None:
 
 
 def _check(found: _Found, tokens: list[str], types: list[int], path: Path) -> None:
-    """What llama.cpp aborts or drops text without: tokens of single bytes, and no token twice."""
+    """Check what llama.cpp requires: a token for each byte of plain text, and no empty or repeated token."""
     if found.model == "gpt2":
         from gguf.vocab import bytes_to_unicode
 
-        spelled = (
-            bytes_to_unicode()
-        )  # bytes that no text of its training had may be missing: they are dropped
+        spelled = bytes_to_unicode()  # bytes that did not occur in training may have no token
         needed = {spelled[byte] for byte in (10, *range(32, 127))}
     else:
         needed = {f"<0x{byte:02X}>" for byte in range(256)}
     if lacking := needed - set(tokens):
         raise Unsupported(
-            f"{path} lacks tokens for {len(lacking)} of {len(needed)} bytes ({min(lacking)}) that every text needs."
+            f"{path} lacks tokens for {len(lacking)} of {len(needed)} required bytes ({min(lacking)}); use another "
+            "checkpoint."
         )
     seen: set[str] = set()
     for text in tokens:
         if text in seen or not text:
-            raise InvalidArtifact(f"{path} has the token {text[:40]!r} twice or empty; download it again.")
+            raise InvalidArtifact(f"{path} has an empty or repeated token {text[:40]!r}; download it again.")
         seen.add(text)
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise InvalidArtifact(f"{path} has a token that is not Unicode: {text!r:.40}.") from None
+            raise InvalidArtifact(
+                f"{path} has a token that is not Unicode: {text!r:.40}; download it again."
+            ) from None
 
 
 def _special(directory: Path, model: str, n_vocab: int) -> Any:
-    """Merges and special tokens, read by ``gguf``.
+    """Read merges and special tokens with ``gguf``.
 
     Raises:
-        InvalidArtifact: one of the files is damaged, or no token ends a text.
+        InvalidArtifact: a file is damaged, or there is no end-of-sequence token.
     """
     import gguf
 
-    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # its warnings are to authors of converters
+    logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # its warnings are for authors of converters
     try:
         with plain_directory(directory) as plain:
             special = gguf.SpecialVocab(plain, load_merges=model == "gpt2", n_vocab=n_vocab)
@@ -277,21 +279,21 @@ def _special(directory: Path, model: str, n_vocab: int) -> Any:
         )
     if model == "gpt2" and not special.merges:
         raise InvalidArtifact(f"no merges in {directory / 'tokenizer.json'}; download it again.")
-    special.chat_template = None  # see `hf_template`: transformers looks for it elsewhere first
+    special.chat_template = None  # read by `read_chat_template` instead
     for name in _lacking(directory, ("bos", "unk", "sep", "pad", "cls", "mask")):
-        ids.pop(name, None)  # config.json may name one, but the tokenizer's templates do not print it
-    # transformers puts BOS first for SentencePiece unless told otherwise, for BPE only if told so
+        ids.pop(name, None)  # config.json may name one that the tokenizer does not have
+    # by default transformers adds BOS for SentencePiece and not for BPE
     special.add_special_token.setdefault("bos", model == "llama")
     special.add_special_token.setdefault("eos", False)
-    special.add_special_token["bos"] &= "bos" in ids  # llama.cpp would put its default, token 11 or 1
+    special.add_special_token["bos"] &= "bos" in ids  # llama.cpp would add its default, token 11 or 1
     return special
 
 
 def _lacking(directory: Path, names: Sequence[str]) -> list[str]:
-    """Special tokens that the tokenizer has not, as transformers reads its settings."""
+    """Return the special tokens that the tokenizer lacks according to transformers."""
     path, older = directory / "tokenizer_config.json", directory / "special_tokens_map.json"
     settings = read_json(path, dict[str, Any]) if path.is_file() else {}
     known = {**(read_json(older, dict[str, Any]) if older.is_file() else {}), **settings}
-    # other classes have tokens of their own, such as <s> of LlamaTokenizer
+    # other classes have default tokens, such as <s> of LlamaTokenizer
     plain = settings.get("tokenizer_class") in ("PreTrainedTokenizerFast", "TokenizersBackend")
     return [name for name in names if known.get(f"{name}_token", None if plain else "") is None]
