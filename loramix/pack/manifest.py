@@ -19,10 +19,13 @@ from loramix.paths import is_safe_name, safe_join, write_bytes
 
 MANIFEST = "pack.toml"
 MAX_MANIFEST_BYTES = 2**20
+MAX_LABELS = 1000
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # no control characters but tab and newline: these texts are printed on terminals
 Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
+# one line without surrounding space
+Label = Annotated[str, Meta(max_length=200, pattern=r"^(?!\s)[^\x00-\x1f\x7f-\x9f]+(?<!\s)\Z")]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -59,6 +62,10 @@ class SkillEntry(_Table, frozen=True):
     """Markdown on the skill's data, results and limits."""
     example: Text | None = None
     """A prompt that shows the skill."""
+    labels: Annotated[tuple[Label, ...], Meta(max_length=MAX_LABELS)] = ()
+    """All answers of a skill that classifies; empty for other skills."""
+    label_temperature: Annotated[float, Meta(ge=0.05, le=100)] | None = None
+    """Calibration of the labels' probabilities, by default 1; see `loramix.runtime.labels`."""
 
 
 class Manifest(_Table, frozen=True):
@@ -111,6 +118,10 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
         files.append((skill.file, ".gguf"))
         if skill.card is not None:
             files.append((skill.card, ".md"))
+        if len(skill.labels) == 1 or len(set(skill.labels)) != len(skill.labels):
+            raise InvalidArtifact(
+                f"{path} gives skill {skill.name[:80]!r} one label only, or a label twice; give each label once."
+            )
     names = [skill.name for skill in manifest.skills]
     bad = [name for name in names if not is_safe_name(name) or name in RESERVED_NAMES]
     bad += [] if is_safe_name(manifest.name) else [manifest.name]
