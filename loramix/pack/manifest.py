@@ -6,7 +6,7 @@ A manifest is untrusted: sizes are bounded, types checked, unknown keys rejected
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -66,6 +66,18 @@ class SkillEntry(_Table, frozen=True):
     """All answers of a skill that classifies; empty for other skills."""
     label_temperature: Annotated[float, Meta(ge=0.05, le=100)] | None = None
     """Calibration of the labels' probabilities, by default 1; see `loramix.runtime.labels`."""
+
+    @property
+    def closed_labels(self) -> Labels:
+        """The labels with their temperature."""
+        return Labels(self.labels, self.label_temperature)
+
+
+class Labels(NamedTuple):
+    """The labels of a skill and the calibration temperature of their probabilities; see `SkillEntry`."""
+
+    texts: tuple[str, ...] = ()
+    temperature: float | None = None
 
 
 class Manifest(_Table, frozen=True):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Generator, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -184,6 +184,22 @@ def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Normalize logits (K,) to natural logarithms of probabilities (K,)."""
     shifted = logits.astype(np.float64) - float(logits.max())
     return shifted - math.log(float(np.exp(shifted).sum()))
+
+
+def label_fields(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the JSON fields on labels of an answer; empty if no label skill answered.
+
+    Args:
+        steps: probability by label for each mix that answered; empty for free text.
+
+    Returns:
+        ``labels``, of the first label skill; of several mixes also ``step_labels``, one object per mix.
+    """
+    rounded = [{label: round(p, 6) for label, p in labels.items()} for labels in steps]
+    labels: dict[str, float] = next(filter(None, rounded), {})
+    if not labels:
+        return {}
+    return {"labels": labels, **({"step_labels": rounded} if len(rounded) > 1 else {})}
 
 
 def check_room(tries: Sequence[LabelTrie | None], n_prompt: int, n_ctx: int) -> None:
