@@ -163,6 +163,41 @@ def test_tokens_have_the_hue_of_the_skill_that_said_them(visit: Any) -> None:
     assert "3 tokens/s" in turn.locator(".timings").inner_text()
 
 
+def test_the_probabilities_of_labels_are_shown_as_bars(visit: Any) -> None:
+    visitor = visit()
+    route = {"mix": {"sentiment": 1}, "then": [], "reason": "it fits", "policy": "each", "probabilities": {}}
+    labels = {
+        HTML: 0.7,
+        "joy": 0.2,
+        "fear": 0.05,
+        "anger": 0.03,
+        "other": 0.012,
+        "rare": 0.005,
+        "last": 0.003,
+    }
+    ended = {**route, "labels": labels, "timings": {"first_token": 1.0, "total": 1.0, "queue": 0.0}}
+    events = [
+        {
+            "choices": [{"delta": {"role": "assistant", "content": ""}, "finish_reason": None}],
+            "loramix": route,
+        },
+        {"choices": [{"delta": {"content": HTML}, "finish_reason": None}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}], "loramix": ended},
+        {"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 3}},
+    ]
+    visitor.page.route(
+        "**/v1/chat/completions",
+        lambda asked: asked.fulfill(content_type="text/event-stream", body=stream_of(*events)),
+    )
+    turn = visitor.send("which?")
+    bars = turn.locator(".bars", has_text="Probability of each label")
+    assert bars.locator(".name").all_text_contents() == [HTML, "joy", "fear", "anger", "other"]
+    assert bars.locator(".bar.chosen .name").text_content() == HTML
+    assert bars.locator(".bar.chosen .number").inner_text().startswith("70 %")
+    assert "2 more, each 0.5 % or less" in bars.inner_text()
+    assert "tokens/s" not in turn.locator(".timings").inner_text()
+
+
 def test_earlier_turns_are_sent_or_not(visit: Any) -> None:
     visitor = visit()
     first = visitor.send("a dog", "top1").locator(".text").text_content()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 @click.argument("prompt", nargs=-1)
 @engine_options
 @answer_options
-@click.option("--show-route", is_flag=True, help="Show on stderr which mix answers, and why.")
+@click.option(
+    "--show-route",
+    is_flag=True,
+    help="Show on stderr which mix answers and why, and the labels' probabilities.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def run(
     prompt: tuple[str, ...],
@@ -48,6 +53,9 @@ def run(
             click.echo(json.dumps(answer_json(stream.answer), ensure_ascii=False))
         elif not as_json:
             click.echo()
+        if stream.answer is not None and show_route:
+            for labels in filter(None, stream.answer.step_labels):
+                click.echo(click.style(f"[{shares(labels)}]", dim=True), err=True)
 
 
 @click.command()
@@ -84,6 +92,11 @@ def chat(pack: str, ctx: int, threads: int | None, system: str | None, **options
     need_stdin()
     with open_engine(pack, ctx, threads) as engine:
         Chat(engine, system=system, **options).loop()
+
+
+def shares(labels: Mapping[str, float]) -> str:
+    """Write probabilities by label as text: ``positive 97.1%, negative 2.9%``."""
+    return ", ".join(f"{label} {p:.1%}" for label, p in labels.items())
 
 
 def echo_route(chosen: Route) -> None:

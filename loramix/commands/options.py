@@ -44,6 +44,12 @@ def engine_options(command: Any) -> Any:
 def answer_options(command: Any) -> Any:
     """Add the options of commands that generate answers."""
     for option in (
+        click.option(
+            "--labels/--no-labels",
+            default=True,
+            help="Whether a skill that classifies answers with one of its labels only.",
+            show_default=True,
+        ),
         click.option("--stop", multiple=True, help="Text that ends the answer; may be given again."),
         click.option("--seed", type=click.IntRange(0), help="Seed of the random draws."),
         click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
@@ -86,11 +92,14 @@ def read_prompt(prompt: tuple[str, ...]) -> str:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """Convert an answer to a JSON object, with the mix of each token if the mix changed."""
+    """Convert an answer to a JSON object, with the labels' probabilities, and the mix of each token if it changed."""
+    from loramix.runtime.labels import label_fields
+
     mixes = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
     return {
         "text": answer.text,
         "route": answer.route.to_json(),
+        **label_fields(answer.step_labels),
         **mixes,
         "usage": answer.usage,
         "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,10 @@ from loramix.commands.fetch_base import fetch_base
 from loramix.commands.options import PATH
 from loramix.commands.skill import TO, remove, say_how_to_use, target_of
 from loramix.defaults import DEFAULT_PACK
+
+if TYPE_CHECKING:
+    from loramix.pack.manifest import Labels
+    from loramix.train.recipe import Recipe
 
 
 @click.group()
@@ -114,6 +119,9 @@ def pack_copy(name: str, directory: Path) -> None:
 @click.argument("skill")
 @click.argument("adapter", type=PATH)
 @click.option("--recipe", help="Recipe (name or file) to take description, length and example from.")
+@click.option(
+    "--data", type=PATH, help="With --recipe: data directory, to calibrate a label skill on its dev rows."
+)
 @click.option("--description", help="One line; by default the recipe's.")
 @click.option("--max-tokens", type=click.IntRange(1), help="Longest answer; by default the recipe's.")
 @click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
@@ -125,6 +133,7 @@ def pack_add(
     skill: str,
     adapter: Path,
     recipe: str | None,
+    data: Path | None,
     description: str | None,
     max_tokens: int | None,
     card: Path | None,
@@ -141,13 +150,15 @@ def pack_add(
     from loramix.models import bases
     from loramix.pack.edit import add_skill
 
-    example = None
+    example, loaded = None, None
     if recipe:
         from loramix.train.recipe import load_recipe
 
         loaded = load_recipe(recipe)
         description, max_tokens = description or loaded.description, max_tokens or loaded.max_tokens
         example = loaded.example or None
+    elif data is not None:
+        raise UsageError("--data needs --recipe, which says how the skill is asked.")
     if not description or not max_tokens:
         raise UsageError("a skill needs --recipe, or --description and --max-tokens.")
     if card is not None and not card.is_file():
@@ -156,6 +167,7 @@ def pack_add(
     base = bases.find(target.pack.manifest.base.name)
     if base is not None:
         _fits(adapter, base)
+    labels = _labels(loaded, data, base, adapter)
     with target.changing() as directory:
         change = add_skill(
             directory,
@@ -165,11 +177,29 @@ def pack_add(
             max_tokens=max_tokens,
             example=example,
             card=read_text(card) if card else None,
+            labels=labels,
             replace_existing=replace,
             keep_gate=keep_gate,
         )
     click.echo(change.message)
     say_how_to_use(target)
+
+
+def _labels(recipe: Recipe | None, data: Path | None, base: Path | None, adapter: Path) -> Labels:
+    """Return the labels of a skill that classifies, calibrated if there is data."""
+    from loramix.errors import NotFound
+    from loramix.pack.manifest import Labels
+    from loramix.train.label_skill import calibrated, label_rows
+
+    if recipe is None:
+        return Labels()
+    if data is None:
+        return Labels(tuple(recipe.labels))
+    if base is None:
+        raise NotFound(
+            "the pack's base is not on this machine, and --data needs it; get it with 'loramix pull'."
+        )
+    return calibrated(recipe, label_rows(recipe, data), base, adapter)
 
 
 def _fits(adapter: Path, base: Path) -> None:

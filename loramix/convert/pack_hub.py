@@ -215,6 +215,7 @@ def _add(target: Target, source: Pack) -> Change:
             f"pack {target.pack.name} for {base.name} ({base.sha256[:12]}); pull it as a separate pack, without --into."
         )
     (entry,) = source.skills
+    card = entry.card and safe_join(source.directory, entry.card).read_text("utf-8", "replace")
     with target.changing() as directory:
         change = add_skill(
             directory,
@@ -223,9 +224,8 @@ def _add(target: Target, source: Pack) -> Change:
             description=entry.description,
             max_tokens=entry.max_tokens,
             example=entry.example,
-            card=safe_join(source.directory, entry.card).read_text("utf-8", "replace")
-            if entry.card
-            else None,
+            labels=entry.closed_labels,
+            card=card,
         )
     message = (
         f"{change.message} {target.note[:1].upper()}{target.note[1:]}." if target.note else change.message

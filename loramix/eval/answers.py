@@ -22,7 +22,8 @@ Prompt = str | Sequence[Mapping[str, str]]
 def source(pack: Pack, *, mix: str | None = None, **_: Any) -> list[Any]:
     """Return the parts of a pack that determine an answer: base and skills of the mix, or all skills and the gate."""
     names = Mix.parse(mix).scales if mix is not None else [skill.name for skill in pack.skills]
-    skills = [(name, pack.skill(name).sha256, pack.skill(name).max_tokens) for name in names]
+    entries = [pack.skill(name) for name in names]
+    skills = [(s.name, s.sha256, s.max_tokens, *(s.closed_labels if s.labels else ())) for s in entries]
     gate = pack.manifest.gate.sha256 if mix is None and pack.manifest.gate else None
     return [pack.manifest.base.sha256, skills, gate]
 
@@ -33,6 +34,8 @@ class Given:
 
     text: str
     mix: dict[str, float]
+    labels: dict[str, float] | None = None
+    """Probabilities of the labels, if a label skill answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,8 @@ class AnswerStore:
 
         def find() -> dict[str, Any]:
             found = engine.generate(prompt, **options)
-            return {"text": found.text, "mix": found.route.mix}
+            labels = {"labels": found.labels} if found.labels else {}
+            return {"text": found.text, "mix": found.route.mix, **labels}
 
         return Given(**self._once([prompt, sorted(options.items()), source(engine.pack, **options)], find))
 

@@ -100,9 +100,10 @@ def _render(template: Path, found: dict[str, Any], *, autoescape: bool = True, *
     environment.filters["figure"] = figure
     skills = found.get("skills") or {}
     converted = any("torch" in part for parts in skills.values() for part in parts.values())
+    calibrated = any("calibration" in part for parts in skills.values() for part in parts.values())
     known = {"skills": None, "routing": None, "composed": None, "methods": METHODS, **found}
     return environment.from_string(template.read_text(encoding="utf-8")).render(
-        **known, converted=converted, **more
+        **known, converted=converted, calibrated=calibrated, **more
     )
 
 

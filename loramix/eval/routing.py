@@ -15,6 +15,7 @@ import numpy.typing as npt
 from loramix.defaults import BASE
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.eval.answers import AnswerStore
+from loramix.eval.calibration import binned
 from loramix.formats.textfile import read_text
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
@@ -216,17 +217,4 @@ def calibration(found: Decisions) -> dict[str, Any]:
     table = np.concatenate(list(found.probabilities.values()))
     wanted = np.asarray([found.classes.index(q.wanted) for group in found.sets.values() for q in group])
     top, hit = table.max(1), table.argmax(1) == wanted
-    place = np.minimum((top * BINS).astype(int), BINS - 1)
-    bins = []
-    for i in range(BINS):
-        inside = place == i
-        if inside.any():
-            bins.append(
-                {
-                    "confidence": float(top[inside].mean()),
-                    "accuracy": float(hit[inside].mean()),
-                    "rows": int(inside.sum()),
-                }
-            )
-    error = sum(b["rows"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / max(len(top), 1)
-    return {"error": float(error), "bins": bins}
+    return binned(top, hit, BINS)

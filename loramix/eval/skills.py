@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loramix.eval.answers import AnswerStore, Prompt
+from loramix.eval.calibration import label_calibration
 from loramix.eval.torch_answers import torch_answers
 from loramix.models.mixing import Mix
 from loramix.prompts import fill
@@ -147,7 +148,8 @@ def evaluate_skill(
         tick: called after each answer of the engine.
 
     Returns:
-        ``{set: {kind: {measure: …}, "routed_right": share}}``. The kinds are ``pinned``, ``routed``, ``base``,
+        ``{set: {kind: {measure: …}, "routed_right": share}}``, for a label skill also ``calibration`` (see
+        `label_calibration`). The kinds are ``pinned``, ``routed``, ``base``,
         ``base_5shot``; with phrasings ``pinned_unseen`` and ``routed_unseen``; with ``peft`` the score in PyTorch
         (``torch``), of the converted adapter on the same rows (``converted``), and ``torch_same``, the share of
         identical answers.
@@ -181,6 +183,9 @@ def _part(
         "base": score(recipe, [tidy(given.text, recipe) for given in plain], some),
         "base_5shot": score(recipe, [tidy(given.text, recipe) for given in taught], some),
     }
+    given = store.answers(engine, prompts, mix=str(Mix.of({recipe.name: 1.0})))
+    if (calibration := label_calibration(given, part.rows)) is not None:
+        found["calibration"] = calibration
     if unseen:
         asked = [fill(unseen[i % len(unseen)], row.input) for i, row in enumerate(some)]
         named, chosen, share = _both(engine, store, recipe, asked, tick)

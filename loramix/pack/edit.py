@@ -1,7 +1,6 @@
 """Changes a pack atomically: adds and removes skills, sets the gate, replaces the pack; one process at a time.
 
-A kill at any moment leaves either the old or the new pack: files are never overwritten, and the manifest is
-replaced atomically.
+A kill at any moment leaves the old or the new pack: files are never overwritten, only the manifest is replaced.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from loramix.pack.manifest import (
     MANIFEST,
     BaseReference,
     GateReference,
+    Labels,
     Manifest,
     SkillEntry,
     check_manifest,
@@ -81,6 +81,7 @@ def add_skill(
     max_tokens: int,
     example: str | None = None,
     card: str | None = None,
+    labels: Labels | None = None,
     replace_existing: bool = False,
     keep_gate: bool = False,
     gate: NewGate | None = None,
@@ -95,6 +96,7 @@ def add_skill(
         max_tokens: maximum tokens of an answer.
         example: an example prompt.
         card: Markdown text on data, results and limits.
+        labels: all answers of a skill that classifies.
         replace_existing: replace a skill of the same name.
         keep_gate: keep the gate and the position of a replaced skill, because its prompts stay the same;
             ignored if the pack has no skill of this name.
@@ -130,6 +132,8 @@ def add_skill(
             max_tokens=max_tokens,
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
+            labels=labels.texts if labels else (),
+            label_temperature=labels.temperature if labels else None,
         )
         if known and keep_gate:
             after = replace(before, skills=tuple(entry if s.name == name else s for s in before.skills))

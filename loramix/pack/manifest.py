@@ -6,7 +6,7 @@ A manifest is untrusted: sizes are bounded, types checked, unknown keys rejected
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -19,10 +19,13 @@ from loramix.paths import is_safe_name, safe_join, write_bytes
 
 MANIFEST = "pack.toml"
 MAX_MANIFEST_BYTES = 2**20
+MAX_LABELS = 1000
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # these texts are printed on terminals, so the only control characters are tab and newline
 Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
+# one line without surrounding space
+Label = Annotated[str, Meta(max_length=200, pattern=r"^(?!\s)[^\x00-\x1f\x7f-\x9f]+(?<!\s)\Z")]
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -59,6 +62,22 @@ class SkillEntry(_Table, frozen=True):
     """Markdown file on the skill's data, results and limits."""
     example: Text | None = None
     """An example prompt."""
+    labels: Annotated[tuple[Label, ...], Meta(max_length=MAX_LABELS)] = ()
+    """All answers of a skill that classifies; empty for other skills."""
+    label_temperature: Annotated[float, Meta(ge=0.05, le=100)] | None = None
+    """Calibration of the labels' probabilities, by default 1; see `loramix.runtime.labels`."""
+
+    @property
+    def closed_labels(self) -> Labels:
+        """The labels with their temperature."""
+        return Labels(self.labels, self.label_temperature)
+
+
+class Labels(NamedTuple):
+    """The labels of a skill and the calibration temperature of their probabilities; see `SkillEntry`."""
+
+    texts: tuple[str, ...] = ()
+    temperature: float | None = None
 
 
 class Manifest(_Table, frozen=True):
@@ -111,6 +130,10 @@ def decode_manifest(data: bytes, directory: Path) -> Manifest:
         files.append((skill.file, ".gguf"))
         if skill.card is not None:
             files.append((skill.card, ".md"))
+        if len(skill.labels) == 1 or len(set(skill.labels)) != len(skill.labels):
+            raise InvalidArtifact(
+                f"{path} gives skill {skill.name[:80]!r} one label only, or a label twice; give each label once."
+            )
     names = [skill.name for skill in manifest.skills]
     bad = [name for name in names if not is_safe_name(name) or name in RESERVED_NAMES]
     bad += [] if is_safe_name(manifest.name) else [manifest.name]

@@ -22,6 +22,7 @@ from loramix.formats.textfile import utf8_lines
 from loramix.pack.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
+from loramix.runtime.labels import label_fields
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route
@@ -51,7 +52,8 @@ def run_batch(
         engine: generates the answers.
         source: JSONL input, one object per line.
         out: JSONL output, one object per line: ``line`` (from 1), ``id`` if the input has one, ``text``, ``mix``,
-            ``reason``, ``finish_reason`` and ``usage``; or ``error`` for a line that could not be answered.
+            ``reason``, ``finish_reason``, ``usage`` and, of a label skill, ``labels``; or ``error`` for a line that
+            could not be answered.
         column: key of the prompt, which is text or OpenAI-style messages.
         parallel: maximum answers decoded at once; each needs memory for its KV.
         report: progress callback with the number of finished lines and of all lines.
@@ -160,6 +162,7 @@ class _BatchRunner:
             "reason": answer.route.reason,
             "finish_reason": answer.finish_reason,
             "usage": answer.usage,
+            **label_fields(answer.step_labels),
         }
         self._finished.append((number, row))
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, InvalidData, NativeError, SelfCheckFailed
+from loramix.paths import sha256_file
 from loramix.templates.base_template import check_template
 
 REFUSED = 3
@@ -118,6 +119,31 @@ def adapter_effect(base: Path, adapter: Path) -> float:
     if child.returncode:
         raise NativeError(f"{adapter} cannot be tried on {base}: {_reason(child)}; run 'loramix doctor'.")
     return float(child.stdout)
+
+
+def label_temperature(
+    base: Path, adapter: Path, labels: Sequence[str], rows: Sequence[tuple[str, str]]
+) -> float:
+    """Fit the calibration temperature of a label skill; see `loramix.runtime.label_calibration`.
+
+    Args:
+        base: GGUF base.
+        adapter: validated GGUF LoRA.
+        labels: all labels.
+        rows: pairs of a prompt and its right label.
+
+    Raises:
+        InvalidData: a prompt cannot be used.
+        NativeError: the child failed.
+    """
+    pairs = [{"prompt": prompt, "label": label} for prompt, label in rows]
+    job = json.dumps({"labels": list(labels), "rows": pairs, "sha256": sha256_file(adapter)})
+    child = _run("loramix.runtime.label_calibration", str(base), str(adapter), lines=job)
+    if child.returncode == REFUSED:
+        raise InvalidData(_reason(child))
+    if child.returncode:
+        raise NativeError(f"calibrating {adapter} on {base} failed: {_reason(child)}; run 'loramix doctor'.")
+    return float(json.loads(child.stdout)["temperature"])
 
 
 def _run(module: str, *arguments: str, lines: str = "") -> subprocess.CompletedProcess[str]:

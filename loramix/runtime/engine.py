@@ -1,7 +1,6 @@
 """The public entry point: routes prompts, generates and streams answers with a pack on its base.
 
-Takes a prompt or messages and returns text with its route, usage and timings. A lock serializes calls, because
-a llama.cpp context must be used by one thread at a time.
+A lock serializes calls, because a llama.cpp context must be used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.defaults import CONTEXTS as DEFAULT_CONTEXTS
-from loramix.defaults import DEFAULT_PACK, MAX_TOKENS, MIN_CTX, N_CTX
+from loramix.defaults import CONTEXTS, DEFAULT_PACK, MAX_TOKENS, MIN_CTX, N_CTX
 from loramix.errors import UsageError, WrongBase
 from loramix.formats.validate import read_base
 from loramix.hardware import default_threads, repacked_types
@@ -31,6 +29,7 @@ from loramix.runtime.adapters import AdapterCache, AdapterFile
 from loramix.runtime.constraints.constraint import Constraint
 from loramix.runtime.decoder import Decoder, DecodeRequest, DecodeResult
 from loramix.runtime.embed import Embedder
+from loramix.runtime.labels import LabelTrie, LabelTries
 from loramix.runtime.llama.model import Model
 from loramix.runtime.options import GenerationOptions, check_range
 from loramix.runtime.prepared_prompt import PreparedPrompt
@@ -61,7 +60,7 @@ class Engine:
         base: Path | None = None,
         n_ctx: int = N_CTX,
         n_threads: int | None = None,
-        contexts: int = DEFAULT_CONTEXTS,
+        contexts: int = CONTEXTS,
     ) -> None:
         self.pack = pack
         self.base_path = base or bases.resolve(pack.manifest.base.name)
@@ -81,6 +80,7 @@ class Engine:
         self._closed = False
         self._embedder: Embedder | None = None
         self.model = Model(self.base_path, use_extra_bufts=extra)
+        self._tries = LabelTries(self.model)
         try:
             if extra and self._shape.tensor_types & repacked_types():
                 self.model.forget_file()
@@ -221,8 +221,7 @@ class Engine:
             fresh = {name: AdapterFile.of(pack, name, self._shape) for name in changed}
             for file in fresh.values():
                 _ = file.invocation  # validated first: on an error the old pack stays in use
-            names = {skill.name for skill in pack.skills}
-            gone = {name for name in known if name in fresh or name not in names}
+            gone = known.keys() - ({skill.name for skill in pack.skills} - fresh.keys())
             self.decoder.pool.drop(gone, taps=router.layers)
             self.decoder.adapters.drop(gone)
             for name, file in fresh.items():
@@ -274,6 +273,10 @@ class Engine:
             UnknownSkill: a skill of the mix was removed from the pack.
         """
         return max((self.pack.skill(name).max_tokens for name in mix.scales), default=MAX_TOKENS)
+
+    def labels_of(self, mix: Mix) -> LabelTrie | None:
+        """See `LabelTries.of`."""
+        return self._tries.of(self.pack, mix)
 
     def decode(self, request: DecodeRequest) -> DecodeResult:
         """See `Decoder.decode`; serializes streams of several threads."""

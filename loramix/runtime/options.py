@@ -29,6 +29,7 @@ class GenerationOptions:
         grammar: GBNF grammar of the answer; a single mix answers then.
         json_schema: JSON schema of the answer; a single mix answers then.
         top_logprobs: number of most probable tokens to report with each token's log-probability; None for none.
+        labels: answer with one of the skill's labels where a single label skill answers.
 
     Raises:
         UsageError: a value out of its range.
@@ -42,6 +43,7 @@ class GenerationOptions:
     grammar: str | None = None
     json_schema: dict[str, Any] | bool | None = None
     top_logprobs: int | None = None
+    labels: bool = True
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:

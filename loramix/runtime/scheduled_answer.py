@@ -30,6 +30,11 @@ class ScheduledAnswer:
         """Whether its tokens must be prefilled before it can continue."""
         return self.sequence is None and not self.in_context
 
+    @property
+    def is_between_branches(self) -> bool:
+        """Whether it has decoded a branch of its labels and needs another, for which its context must be kept."""
+        return self.stream.choosing_label and len(self.request.tokens) > self.request.n_prompt
+
 
 class PendingAnswer(NamedTuple):
     """An answer whose prompt has not been routed yet."""

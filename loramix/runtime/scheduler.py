@@ -1,9 +1,9 @@
 """Runs several answers concurrently: answers of one mix decode in one batch, and mixes take turns.
 
 The only answer of a mix stays in the engine's context of that mix, whose graph already exists. When a second
-answer of the mix arrives, both move into the batch context. Adapters apply to a whole call there, so a mix keeps
-its turn for some tokens, see `mix_turns`. When the batch context is full, the youngest answer drops its KV. Long
-prompts are prefilled in chunks, with tokens of other answers in between. Not thread-safe.
+answer of the mix arrives, both move into the batch context, where a mix keeps its turn for some tokens, because
+adapters apply to a whole call. When the batch context is full, the youngest answer drops its KV. Long prompts are
+prefilled in chunks, with tokens of other answers in between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from loramix.runtime.stream import Stream
 
 
 class Scheduler:
-    """Runs concurrent answers on an engine.
+    """Runs concurrent answers on an engine; not thread-safe.
 
     Args:
         engine: used by this scheduler alone.
@@ -130,23 +130,20 @@ class Scheduler:
 
     def _prefill_one(self) -> ScheduledAnswer | None:
         """Prefill one waiting prompt, or a chunk of it, and return its answer; None if none waits."""
-        running = not all(job.needs_prefill for job in self._jobs.values())
-        ready = (job for job in self._jobs.values() if job.needs_prefill and (not running or self._fits(job)))
+        jobs = sorted(self._jobs.values(), key=lambda job: not job.is_between_branches)
+        running = not all(job.needs_prefill for job in jobs)
+        ready = (job for job in jobs if job.needs_prefill and (not running or self._fits(job)))
         if (waiting := next(ready, None)) is not None:
             self._vacate_contexts(waiting.request.mix, all_contexts=waiting.stream.token_wise)
             if not self._prefill_chunk(waiting):
                 self._decode_in_context(waiting)
-            if (
-                waiting.in_context
-                and not waiting.stream.token_wise
-                and self._shares_mix(waiting)
-                and self._fits(waiting)
-            ):
+            stays = waiting.stream.token_wise or not waiting.in_context
+            if not stays and self._shares_mix(waiting) and self._fits(waiting):
                 self._move_to_batch(waiting)
         return waiting
 
     def _fits(self, job: ScheduledAnswer) -> bool:
-        if self._batch is None:
+        if self._batch is None or job.stream.choosing_label:  # it stays in the engine's context
             return True
         margin = SLICE * len(self._jobs)
         return self._batch.free > 0 and self._batch.used + len(job.request.tokens) + margin <= self._n_cells
@@ -212,10 +209,11 @@ class Scheduler:
     def _can_leave_batch(self, job: ScheduledAnswer) -> bool:
         """Whether an answer in the batch is the only one of its mix and the engine has a context for it."""
         others = [other for other in self._jobs.values() if other is not job]
-        if not job.request.mix or any(other.request.mix == job.request.mix for other in others):
+        if any(other.request.mix == job.request.mix or other.is_between_branches for other in others):
             return False
         held = [other for other in others if other.in_context and other.request.mix]
-        return len(held) < self._decoder.pool.size - 1 and not any(other.stream.token_wise for other in held)
+        full = len(held) >= self._decoder.pool.size - 1 or any(other.stream.token_wise for other in held)
+        return bool(job.request.mix) and not full
 
     def _move_to_context(self, job: ScheduledAnswer) -> None:
         """Continue in the engine's own context, where decoding a single token is cheaper."""
@@ -272,7 +270,7 @@ class Scheduler:
             return
         job.request = request
         continues = request.mix == before.mix and len(request.tokens) == len(before.tokens) + 1
-        if not continues and not job.stream.token_wise:  # the next mix answers from the prompt on
+        if job.stream.choosing_label or not (continues or job.stream.token_wise):  # it may go back
             self._release_kv(job)
 
     def _deliver(self, number: int, stream: Stream, item: str | DecodeRequest | None) -> DecodeRequest | None:

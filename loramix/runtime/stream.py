@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 from loramix.models.mixing import Mix
 from loramix.runtime.decoder import DecodeRequest, DecodeResult
 from loramix.runtime.detokenize import Detokenizer, visible_bytes
+from loramix.runtime.labels import ChosenLabel, LabelSearch, LabelTrie, check_room
 from loramix.runtime.llama.model import Model
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
@@ -44,6 +45,13 @@ class Answer:
     """The mix that chose each token; it changes only under the policies ``each`` and ``token``."""
     scores: list[TokenScore] = field(default_factory=list, repr=False)
     """Log-probabilities of the tokens, if they were requested."""
+    step_labels: list[dict[str, float]] = field(default_factory=list, repr=False)
+    """Probabilities of the labels for each mix that answered; empty for a mix that answers in free text."""
+
+    @property
+    def labels(self) -> dict[str, float]:
+        """Probability by label, in descending order, of the first label skill that answered; else empty."""
+        return next(filter(None, self.step_labels), {})
 
 
 class StreamEngine(Protocol):
@@ -63,6 +71,9 @@ class StreamEngine(Protocol):
 
     def max_tokens(self, mix: Mix) -> int:
         """Return the longest answer of a mix in tokens."""
+
+    def labels_of(self, mix: Mix) -> LabelTrie | None:
+        """Return the labels of a mix of exactly one label skill, else None."""
 
     def trim_memory(self) -> None:
         """Return unused heap memory to the system."""
@@ -94,6 +105,13 @@ class Stream(Iterator[str]):
         self._engine, self._prompt, self._stop = engine, prompt.tokens, options.stop
         self._limit, self._top = options.max_tokens, options.top_logprobs
         self._picker, self._began = picker, began
+        self._sampled = options.sampling.temperature > 0
+        closed = options.labels and options.grammar is None and options.json_schema is None
+        self._tries = [engine.labels_of(mix) if closed else None for mix in route.steps]
+        check_room(self._tries, len(self._prompt), engine.n_ctx)
+        self.choosing_label = False
+        """Whether the next request is for a branch of the labels, which may not continue the last request."""
+        self._step_labels: list[dict[str, float]] = []
         self.scores: list[TokenScore] = []
         self._tokens: list[int] = []
         self._mixes: list[Mix] = []
@@ -164,7 +182,11 @@ class Stream(Iterator[str]):
                 break
             if number:
                 self._text += "\n"
-            ended = yield from self._generate(mix, limit)
+            if (trie := self._tries[number]) is not None:
+                ended = yield from self._choose(mix, trie)
+            else:
+                self._step_labels.append({})
+                ended = yield from self._generate(mix, limit)
             if ended == "stop":
                 finish = "stop"
                 break
@@ -179,9 +201,47 @@ class Stream(Iterator[str]):
         }
         timings = {**self.route.timings, "first_token": self._first, "total": total}
         self.answer = Answer(
-            self._text, self.route, usage, timings, finish, self._tokens, self._mixes, self.scores
-        )
+            self._text, self.route, usage, timings, finish, self._tokens, self._mixes, self.scores,
+            self._step_labels,
+        )  # fmt: skip
         self._engine.trim_memory()
+
+    def _choose(self, mix: Mix, trie: LabelTrie) -> Generator[str | DecodeRequest, DecodeResult | None, str]:
+        """Answer with a label; return ``end`` or ``stop`` as `_generate` does."""
+        search = LabelSearch(trie, self._picker if self._sampled else None).run()
+        path, cached = next(search), list[int]()
+        self.choosing_label = True
+        while True:
+            decoded = yield DecodeRequest(mix, [*self._prompt, *path], len(self._prompt))
+            assert decoded is not None
+            cached.append(decoded.cached)
+            try:
+                path = search.send(decoded.logits)
+            except StopIteration as end:
+                found: ChosenLabel = end.value
+                break
+        self.choosing_label = False
+        if not self._first:
+            self._first, self._cached = time.perf_counter() - self._began, cached[0]
+        self._answer_starts.add(len(self._tokens))
+        self._step_labels.append(found.probabilities)
+        self._tokens += found.tokens
+        self._mixes += [mix] * len(found.tokens)
+        if self._top is not None:
+            self.scores += [row._replace(top=row.top[: self._top]) for row in found.scores]
+        self._text += found.label
+        return (yield from self._emit()) or "end"
+
+    def _emit(self) -> Generator[str, None, str | None]:
+        """Yield the text that is certain; return ``stop`` if it holds a stop string."""
+        if (end := _stop_position(self._text, self._stop)) is not None:
+            self._text = self._text[:end]
+            return "stop"
+        safe = len(self._text) - _possible_stop_length(self._text, self._stop)
+        if safe > self._sent:
+            yield self._text[self._sent : safe]
+            self._sent = safe
+        return None
 
     def _generate(self, mix: Mix, limit: int) -> Generator[str | DecodeRequest, DecodeResult | None, str]:
         """Generate one mix's answer; return ``end`` (end-of-turn token), ``stop`` (stop string) or ``length``."""
@@ -210,13 +270,8 @@ class Stream(Iterator[str]):
             if self._top is not None:
                 self.scores.append(score(decoded.logits, token, self._top))
             self._text += decoder.add(token)
-            if (end := _stop_position(self._text, self._stop)) is not None:
-                self._text = self._text[:end]
+            if (yield from self._emit()) is not None:
                 return "stop"
-            safe = len(self._text) - _possible_stop_length(self._text, self._stop)
-            if safe > self._sent:
-                yield self._text[self._sent : safe]
-                self._sent = safe
             if len(self._prompt) + len(tokens) >= engine.n_ctx or len(tokens) == limit:
                 return "length"
             if mixer:

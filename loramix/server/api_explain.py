@@ -27,7 +27,7 @@ class ExplainBody(Body):
         Annotated[int, must_be(f"a whole number from 1 to {EXPLAINED_TOKENS}", ge=1, le=EXPLAINED_TOKENS)]
         | None
     ) = None
-    loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
+    loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
 
 
 def router(service: Service) -> APIRouter:

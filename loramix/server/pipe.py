@@ -102,6 +102,7 @@ class Pipe:
                 usage=answer.usage,
                 timings=answer.timings,
                 mixes=mixes,
+                step_labels=answer.step_labels,
                 contributions=contributions,
             )
         )

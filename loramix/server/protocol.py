@@ -99,6 +99,8 @@ class Ended(_Message, frozen=True, kw_only=True):
     timings: dict[str, float]
     mixes: list[dict[str, float]] = []
     """The mix of each token; empty if all tokens have the same."""
+    step_labels: list[dict[str, float]] = []
+    """Probability by label for each mix that answered."""
     contributions: dict[str, Any] | None = None
     """`Contributions.to_json`, if requested."""
 

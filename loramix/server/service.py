@@ -18,6 +18,7 @@ from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack.pack import Pack
 from loramix.paths import safe_join
+from loramix.runtime.labels import label_fields
 from loramix.runtime.options import GenerationOptions
 from loramix.server import protocol as m
 from loramix.server.base_details import BaseDetails
@@ -54,6 +55,8 @@ class Options(Body):
         | None
     ) = None
     """Fixed mix ``{skill: scale}`` instead of the gate's choice."""
+    labels: Annotated[bool, must_be("true or false")] | None = None
+    """Whether a skill that classifies answers with one of its labels only; by default it does."""
 
 
 @dataclass
@@ -134,7 +137,8 @@ class Service:
             NotFound, UsageError: see `target`; or a value is out of range.
         """
         policy, mix = self.target(model, chosen)
-        return GenerationOptions.of(policy=policy, mix=mix, **values)
+        labels = chosen is None or chosen.labels is not False
+        return GenerationOptions.of(policy=policy, mix=mix, labels=labels, **values)
 
     def submit(self, requests: Sequence[m.Request]) -> list[QueuedRequest]:
         """Queue requests, all or none; see `Supervisor.submit`."""
@@ -194,10 +198,11 @@ class Service:
 
 
 def report(answer: CollectedAnswer, waited: float) -> dict[str, Any]:
-    """Build the field ``loramix`` of a response: the route, and the time of each phase in seconds."""
+    """Build the field ``loramix`` of a response: the route, the labels, the time of each phase in seconds."""
     route = answer.started.route if answer.started else {}
     timings = {"queue": waited, **(answer.ended.timings if answer.ended else {})}
-    extra = {"mixes": answer.ended.mixes} if answer.ended and answer.ended.mixes else {}
+    extra: dict[str, Any] = {"mixes": answer.ended.mixes} if answer.ended and answer.ended.mixes else {}
+    extra |= label_fields(answer.ended.step_labels if answer.ended else [])
     return {**route, **extra, "timings": {name: round(seconds, 6) for name, seconds in timings.items()}}
 
 

@@ -17,6 +17,7 @@ from loramix.pack.pack import Pack
 from loramix.paths import sha256_file, write_text
 from loramix.templates.base_template import check_template
 from loramix.train.card import write_card
+from loramix.train.label_skill import calibrated, label_rows
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import Recipe
 from loramix.train.sources import data_files, rows_of
@@ -95,7 +96,7 @@ def train_pack(
             write_text(run / DONE, json.dumps(done, indent=1) + "\n")
         else:
             report(SkillProgress(recipe.name, number, len(recipes), None))
-        _put(directory, recipe, run, base, base_path, base_digest)
+        _put(directory, recipe, data_dir, run, base, base_path, base_digest)
     return Pack.load(directory)
 
 
@@ -121,7 +122,9 @@ def _is_done(run: Path, key: str) -> bool:
     return path.is_file() and json.loads(path.read_text()).get("key") == key
 
 
-def _put(directory: Path, recipe: Recipe, run: Path, base: str, base_path: Path, digest: str) -> None:
+def _put(
+    directory: Path, recipe: Recipe, data_dir: Path, run: Path, base: str, base_path: Path, digest: str
+) -> None:
     """Convert a trained adapter and add it to the pack, unless the pack has the same bytes."""
     target = run / "adapter.gguf"
     convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
@@ -138,6 +141,7 @@ def _put(directory: Path, recipe: Recipe, run: Path, base: str, base_path: Path,
         max_tokens=recipe.max_tokens,
         example=recipe.example or None,
         card=write_card(recipe, base, done),
+        labels=calibrated(recipe, label_rows(recipe, data_dir), base_path, target),
         replace_existing=True,
         keep_gate=True,
     )

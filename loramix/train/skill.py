@@ -41,6 +41,7 @@ from loramix.train.gate import (
 from loramix.train.gate_data import MAX_CHARACTERS, Prompt, load_phrasings, prompts_of, templates_of
 from loramix.train.gate_extend import extend, fit_columns, kept_logits, moved_probabilities
 from loramix.train.gate_fit import folds
+from loramix.train.label_skill import calibrated
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import RECIPES, Recipe, load_recipe
 
@@ -112,6 +113,7 @@ def add(
         content = read_adapter_bytes(converted)
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
         say(f"the adapter changes the base's logits by up to {adapter_effect(base, converted):.2f}")
+        labels = calibrated(recipe, rows, base, converted)
     alone = all(skill.name == name for skill in pack.skills)
     gate = (_first if alone else _extended)(pack, recipe, rows, base, out, say)
     with target.changing() as directory:
@@ -123,6 +125,7 @@ def add(
             max_tokens=recipe.max_tokens,
             example=recipe.example or None,
             card=write_card(recipe, pack.manifest.base.name, numbers),
+            labels=labels,
             replace_existing=replace_existing,
             gate=gate,
         )

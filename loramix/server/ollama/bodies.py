@@ -84,7 +84,7 @@ class Generated(Body):
     options: Annotated[RunOptions, must_be("an object with settings")] = RunOptions()
     logprobs: Flag = False
     top_logprobs: TopLogprobs = 0
-    loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
+    loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
         """Return the JSON schema for the answer, if any."""

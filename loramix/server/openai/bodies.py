@@ -119,7 +119,7 @@ class Sampled(SamplerSettings):
     )
     n: Annotated[int, must_be(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
     repetition_penalty: RepeatPenalty | None = None
-    loramix: Annotated[Options | None, must_be("an object with policy or mix")] = None
+    loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
 
     def sampling(self, choice: int) -> Sampling:
         """Return the sampling settings for one of ``n`` choices."""

@@ -3,7 +3,7 @@
 import { ask, events, Failure } from "./api.js";
 import { announce, button, h } from "./dom.js";
 import { figures } from "./heatmap.js";
-import { bars, chips, timings, why } from "./route.js";
+import { bars, chips, labels, timings, why } from "./route.js";
 import { TokenText } from "./text.js";
 
 /** One answer: its request, its streamed text, its route, and the measured contributions. */
@@ -83,7 +83,7 @@ export class Answer {
 
   finish() {
     if (this.done && !this.text.plain) this.say("The answer is empty.");
-    if (this.report) this.side.append(timings(this.report, this.usage));
+    if (this.report) this.side.append(...labels(this.report), timings(this.report, this.usage));
     if (!this.done) return;
     const mixes = [this.route.mix, ...this.route.then];
     const skilled = this.text.tokens.length && mixes.some((mix) => Object.keys(mix).length);

@@ -58,6 +58,19 @@ function bar(name, share, text, chosen) {
   );
 }
 
+/** Show the probabilities of the labels as bars, for each label skill that answered. */
+export function labels(report) {
+  const steps = (report.step_labels ?? [report.labels ?? {}]).map((found) => Object.entries(found));
+  return steps.filter((found) => found.length).map((found) => {
+    const sorted = found.sort((a, b) => b[1] - a[1]);
+    const shown = sorted.filter(([, p], i) => i < SHOWN && (i < 2 || p >= LEAST));
+    const rows = shown.map(([name, p], i) => bar(name, p, percent(p), !i));
+    const next = sorted[shown.length];
+    if (next) rows.push(h("li", { class: "rest" }, `${sorted.length - shown.length} more, each ${percent(next[1])} or less`));
+    return list("Probability of each label", rows);
+  });
+}
+
 /** Show the router's reason; the user's own mix has none. */
 export function why(route) {
   const own = route.policy === "fixed";
@@ -65,7 +78,7 @@ export function why(route) {
 }
 
 /** Show the times of routing, first token and total, and the speed. */
-export function timings({ timings: t }, usage) {
+export function timings({ timings: t, labels }, usage) {
   const routing = (t.features ?? 0) + (t.gate ?? 0);
   const said = usage?.completion_tokens ?? 0;
   const rows = [
@@ -73,7 +86,7 @@ export function timings({ timings: t }, usage) {
     routing ? ["route", duration(routing)] : null,
     ["first token", duration(t.first_token)],
     ["total", duration(t.total)],
-    said > 1 ? ["speed", `${((said - 1) / (t.total - t.first_token)).toFixed(0)} tokens/s`] : null,
+    said > 1 && !labels ? ["speed", `${((said - 1) / (t.total - t.first_token)).toFixed(0)} tokens/s`] : null,
     usage ? ["prompt", count(usage.prompt_tokens, "token")] : null,
     usage ? ["answer", count(said, "token")] : null,
   ];
