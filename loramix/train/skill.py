@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from loramix.convert.adapter import convert_adapter
 from loramix.defaults import BASE
-from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
+from loramix.errors import InvalidArtifact, InvalidData, NotFound, Unsupported, UsageError
 from loramix.formats.sniff import HEAD, sniff
 from loramix.formats.validate import check_adapter, read_adapter_bytes, read_base
 from loramix.models import bases
 from loramix.models.gate_bank import Bank
-from loramix.models.gate_numpy import Floats
+from loramix.models.gate_numpy import Floats, NumpyGate
 from loramix.pack.edit import Change, NewGate, add_skill, check_skill_name
 from loramix.pack.own import Target
 from loramix.pack.pack import Pack
@@ -152,6 +152,8 @@ def _extended(
     if bank is None or old is None:
         say("the pack has no feature bank; run `loramix train gate` to make one.")
         return None
+    if not isinstance(old, NumpyGate):
+        raise Unsupported("this gate cannot learn a skill by itself; run `loramix train gate` after it.")
     if recipe.name in bank.classes:
         bank = bank.without(recipe.name)
     known = list(bank.classes[:-1])
