@@ -19,7 +19,7 @@ import numpy.typing as npt
 from loramix.models.gate_window import FIRST_TOKENS, cut_tokens
 from loramix.paths import atomic_write
 
-PART = 500
+PART = 250
 Turns = Sequence[tuple[str, Sequence[tuple[str, int]]]]
 """Of each message its role and its pieces, with their tags."""
 

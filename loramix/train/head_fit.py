@@ -125,7 +125,9 @@ def fit(
             torch.manual_seed(settings.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = rate_at(step, steps, settings)
-            batch = data.batch(chosen, dropped=settings.dropped, rng=np.random.default_rng((settings.seed, step)))
+            batch = data.batch(
+                chosen, dropped=settings.dropped, rng=np.random.default_rng((settings.seed, step))
+            )
             logits, tags, _ = head(batch.states, batch.places, batch.lengths)
             loss = loss_of(logits, tags, batch, weight, settings)
             optimizer.zero_grad()

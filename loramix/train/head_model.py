@@ -95,7 +95,9 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
     mean: torch.Tensor
     std: torch.Tensor
 
-    def __init__(self, info: HeadInfo, mean: Floats, std: Floats, *, seed: int = 0, dropout: float = 0.2) -> None:
+    def __init__(
+        self, info: HeadInfo, mean: Floats, std: Floats, *, seed: int = 0, dropout: float = 0.2
+    ) -> None:
         super().__init__()
         self.info = info
         self._noise = Noise(dropout, seed) if dropout else None
