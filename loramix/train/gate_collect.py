@@ -110,8 +110,8 @@ def collect_requests(
     found += [conversation(maker) for _ in range(turns)]
     found += [pasted(maker, maker.any_text()[:500]) for _ in range(round(per_skill * BARE))]
     found += [r for _ in range(round(per_skill * COMPOSED)) if (r := maker.composed()) is not None]
-    alone = [*maker.phrasings.none.prompts, *maker.wordings.tasks]
-    found += [maker.alone(text, "alone") for text in alone if is_dev(text) == dev]
+    alone = [t for t in (*maker.phrasings.none.prompts, *maker.wordings.tasks) if is_dev(t) == dev]
+    found += [maker.alone(text, "alone") for text in maker.rng.sample(alone, min(none, len(alone)))]
     return found
 
 
