@@ -74,6 +74,8 @@ class Architecture:
     """Largest difference of a float32 base's logits between llama.cpp and PyTorch that a self-check accepts."""
     taps_layer_inputs: bool = False
     """llama.cpp keeps the inputs of its layers on request (``t_layer_inp`` in src/models)."""
+    embedding_node: str = "embd"
+    """llama.cpp's name of the graph node that is the input of layer 0."""
     sliding_period: int = 0
     """Each so-many-th layer sees all tokens, the others a sliding window; 0 where all see all."""
 
@@ -174,6 +176,7 @@ ARCHITECTURES = {
             # llama.cpp looks GELU up in a float16 table: 0.020 was measured on Gemma 3 270M, with a mean KL of 4e-7
             logit_tolerance=0.05,
             gguf_only=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
+            embedding_node="inp_scaled",
             sliding_period=6,
         ),
     )

@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from loramix.errors import InvalidArtifact, LoramixError, NativeError, NotFound, SelfCheckFailed
-from loramix.models.gate_numpy import MAX_GATE_BYTES, GateInfo, NumpyGate
+from loramix.models.gate_numpy import GateInfo, NumpyGate
+from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.models.mixing import top1
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from filelock import FileLock
+from tiny import random_head
 
 import loramix.pack.pack as packs
 from loramix.cli import main
 from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UnknownSkill, UsageError, WrongBase
 from loramix.models.gate_bank import Bank
-from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.pack.edit import NewGate, add_skill, remove_skill, set_gate
 from loramix.pack.manifest import BaseReference, Manifest, SkillEntry, read_manifest, write_manifest
 from loramix.pack.pack import Pack, list_packs
@@ -37,10 +37,7 @@ def adapter(name: str) -> bytes:
 
 
 def gate_for(skills: list[str], base_sha256: str = BASE_SHA) -> bytes:
-    info = GateInfo(
-        skills=skills, threshold=0.5, layers=[2], pooling="mean", base_sha256=base_sha256, hidden=[4]
-    )
-    return NumpyGate(info, {k: np.ones(s, np.float32) for k, s in info.shapes(6).items()}).to_bytes()
+    return random_head(skills, base_sha256)
 
 
 @pytest.fixture(autouse=True)

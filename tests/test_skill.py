@@ -17,19 +17,20 @@ pytest.importorskip("torch")
 from loramix import Engine
 from loramix.cli import main
 from loramix.errors import InvalidArtifact, InvalidData
+from loramix.formats.validate import read_base
 from loramix.models import bases
 from loramix.models.gate_bank import Bank, Projection
 from loramix.pack.edit import set_gate
 from loramix.pack.pack import Pack
-from loramix.runtime.children import compute
 from loramix.train.data import Row
 from loramix.train.default_recipe import recipe_of_data
-from loramix.train.gate import cached_features, converted, gate_info, groups_of, select, targets_of
-from loramix.train.gate_data import BASE, Prompt
-from loramix.train.gate_fit import train
+from loramix.train.gate_data import BASE
+from loramix.train.gate_pieces import Piece, Request, user
+from loramix.train.gate_run import Run
+from loramix.train.gate_update import requests_for, told
+from loramix.train.head_fit import FitSettings
 
 pytestmark = pytest.mark.train
-LAYERS = [1, 2]
 WORDS = {"sentiment": "aaaa bbbb", "summarize": "cccc dddd", BASE: "eeee ffff"}
 
 
@@ -37,19 +38,19 @@ WORDS = {"sentiment": "aaaa bbbb", "summarize": "cccc dddd", BASE: "eeee ffff"}
 def banked(tiny_pack: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny pack with a gate that was trained, on three kinds of prompts, and its bank."""
     directory = Path(shutil.copytree(tiny_pack, tmp_path_factory.mktemp("banked") / "tiny"))
-    prompts = [
-        Prompt(f"{words} {i} {i * 7}", {name: 1.0}, f"{name} {i % 10}")
-        for i in range(60)
+    requests = [
+        Request((user(Piece(f"{words} {i} {i * 7}", name)),), {name: 1.0}, f"{name} {i % 10}", "test")
+        for i in range(72)
         for name, words in WORDS.items()
     ]
-    out = tmp_path_factory.mktemp("gate")
-    features = select(cached_features(out, tiny_base, prompts, LAYERS), LAYERS, "last")
-    skills = ["sentiment", "summarize"]
-    bank = Bank.of(features, targets_of(prompts, skills), groups_of(prompts), [*skills, BASE])
-    info = gate_info(skills, LAYERS, "last", bases.digest(tiny_base))
-    gate, scores = train(features, bank.targets, bank.groups, info)
-    assert scores.accuracy > 0.9
-    set_gate(directory, converted(gate, out)[0], bank.to_bytes())
+    settings = FitSettings(passes=12, batch=16, rate=2e-3, none_weight=1.0)
+    shape, digest = read_base(tiny_base)[1], bases.digest(tiny_base)
+    run = Run(tiny_base, shape, ["sentiment", "summarize"], digest, tmp_path_factory.mktemp("gate"), settings)
+    said: list[str] = []
+    data = told(said.append, run.read(requests[:180], requests[180:], [1]))
+    gate, scores = told(said.append, run.gate(data, [1]))
+    assert scores.accuracy > 0.9 and any("NumPy within" in line for line in said)
+    set_gate(directory, gate.gate, gate.features)
     return directory
 
 
@@ -169,7 +170,7 @@ def test_killed_while_training_the_pack_stays_and_the_run_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("loramix.train.skill.converted", killed)
+        patch.setattr("loramix.train.gate_update.extend", killed)
         assert skill(*arguments).exit_code != 0
     assert snapshot(pack) == before
     done = skill(*arguments)
@@ -201,29 +202,16 @@ def test_a_skill_is_trained_as_its_packs_base_needs() -> None:
         assert (large.lora.r, large.instructions) == (8, own.instructions)
 
 
-def test_features_are_computed_once(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def counting(base: Path, texts: list[str], layers: list[int]) -> Any:
-        asked.append(len(texts))
-        return compute(base, texts, layers)
-
-    monkeypatch.setattr("loramix.train.gate.compute", counting)
-    first = [Prompt(text, {BASE: 1.0}, text) for text in ("one", "two", "one")]
-    second = [Prompt(text, {BASE: 1.0}, text) for text in ("three", "two", "four", "one")]
-    cached_features(tmp_path, tiny_base, first, LAYERS)
-    found = cached_features(tmp_path, tiny_base, second, LAYERS)
-    assert asked == [2, 2]
-    for key, array in compute(tiny_base, [prompt.text for prompt in second], LAYERS).items():
-        assert found[key] == pytest.approx(array)
-
-
-def test_features_of_prompts_that_share_their_beginnings_are_in_order(tiny_base: Path) -> None:
-    prompts = ["two of a kind", "one", "two of another kind", "one", "zero"]
-    exact = compute(tiny_base, prompts, LAYERS)
-    for key, array in compute(tiny_base, prompts, LAYERS, share=True).items():
-        assert array == pytest.approx(exact[key], abs=0.02 * float(np.abs(exact[key]).max())), key
-        assert np.abs(array[0] - array[1]).max() > 0.1 * float(np.abs(exact[key]).max())
+def test_requests_for_a_new_skill() -> None:
+    rows = [Row("train", f"text {i}", f"answer {i}") for i in range(30)]
+    recipe = recipe_of_data("echo", rows, None, "smollm2-135m")
+    found = requests_for(recipe, rows, ["sentiment", "sql", "unknown"])
+    kinds = {name: sum(r.target.get(name, 0) for r in found) for name in ("echo", BASE, "sentiment")}
+    assert kinds["echo"] > kinds[BASE] > 20 and kinds["sentiment"] > 10
+    assert not any("sql" in r.target or "unknown" in r.target for r in found), "sql fits no other text"
+    assert any(len(r.turns) > 1 for r in found), "follow-ups belong to it"
+    assert found == requests_for(recipe, rows, ["sentiment", "sql", "unknown"])
+    assert found != requests_for(recipe, rows, ["sentiment", "sql", "unknown"], seed=1)
 
 
 def test_a_bank_survives_its_file() -> None:
@@ -235,6 +223,11 @@ def test_a_bank_survives_its_file() -> None:
     assert read.classes == bank.classes and (read.codes == bank.codes).all()
     assert read.components == pytest.approx(bank.components) and read.targets == pytest.approx(targets)
     exact = Projection.of(features).apply(features)
+    weight = rng.normal(size=(20, 3)).astype(np.float32)
+    narrow = Projection.of(features, 8, keep=weight)
+    back = narrow.apply(features) @ narrow.matrix.T * narrow.std + narrow.mean
+    assert narrow.matrix.shape == (20, 8)
+    np.testing.assert_allclose(back @ weight, features @ weight, atol=0.02 * np.abs(features @ weight).max())
     assert np.abs(read.components - exact).max() < 0.02 * np.abs(exact).max()
     standard = features / features.std(0)
     distances = [np.linalg.norm(x[:, None] - x, axis=-1) for x in (exact, standard)]

@@ -257,6 +257,25 @@ def random_gate(
     return NumpyGate(info, arrays).to_bytes()
 
 
+def random_head(
+    skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1,), seed: int = 3, **info: Any
+) -> bytes:
+    """Content of a gate.npz of the current format that decides between skills by random weights."""
+    from loramix.models.early_head import EarlyHead, HeadInfo
+    from loramix.models.head_info import expected
+
+    fields = {"width": N_EMBD, "d": 16, "depth": 1, "tags": ["other", "text"], "threshold": 0.35, **info}
+    described = HeadInfo(skills=skills, layers=list(layers), base_sha256=base_sha256, **fields)
+    rng = np.random.default_rng(seed)
+    arrays = {
+        name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in expected(described).items()
+    }
+    for name in arrays:
+        if name in ("mean", "std") or "norm" in name:
+            arrays[name] = np.full_like(arrays[name], name == "std" or name.endswith("weight"))
+    return EarlyHead(described, arrays).to_bytes()
+
+
 def write_pack(directory: Path, base: Path, **peft: Any) -> Path:
     """Write a pack of two random skills and a random gate; ``peft`` are options of `write_peft`."""
     from loramix.convert.adapter import convert_adapter

@@ -18,7 +18,7 @@ from loramix.convert.hub_card import write_card
 from loramix.errors import InvalidArtifact, MissingExtra, NotFound, UsageError, WrongBase
 from loramix.formats.validate import MAX_ADAPTER_BYTES
 from loramix.models import bases, hub, hub_errors
-from loramix.models.gate_numpy import MAX_GATE_BYTES
+from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote
 from loramix.models.known_bases import BASES
 from loramix.pack.edit import Change, add_skill, put_pack

@@ -1,7 +1,8 @@
-"""The early head in NumPy: states of all tokens of one or more layers in, logits and token tags out.
+"""The gate: a small transformer in NumPy over the states of all tokens at low layers; and its file, gate.npz.
 
 A linear map per token, two learned position embeddings (from the start and from the end), pre-norm transformer
-layers, and pooling by attention, by the last token and by the mean.
+layers, and pooling by attention, by the last token and by the mean. Independent of prompts and packs, and never
+imports torch. A gate file is untrusted: it is validated before use, and nothing in it is evaluated or unpickled.
 """
 
 from __future__ import annotations
@@ -9,43 +10,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from typing import Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidArtifact
+from loramix.formats.npz import npz_bytes, read_described
+from loramix.models.gate_window import cut_tokens
+from loramix.models.head_info import BUCKETS, MAX_GATE_BYTES, HeadInfo, expected, refused
 
 Floats = npt.NDArray[np.float32]
-BUCKETS = 48
 CLIP = 8.0
 EPSILON = 1e-5
-
-
-class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``config.json`` of a head."""
-
-    skills: list[str]
-    """Classes but the last one, which is the base."""
-    layers: list[int]
-    """Layers whose inputs it reads; 0 is the token embeddings."""
-    width: int
-    """Of the base's states."""
-    d: int
-    """Of the head."""
-    depth: int
-    heads: int = 4
-    first: int = 112
-    last: int = 80
-    """Tokens of a prompt that are read: so many from its start and so many from its end."""
-    temperature: float = 1.0
-    threshold: float = 0.5
-    """Least probability of a skill that answers."""
-    tags: list[str] = []
-    """Names of the token tags; empty: it has none."""
-    base_sha256: str = ""
-    metrics: dict[str, float] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +31,7 @@ class HeadOutput:
     """What a head says of a prompt."""
 
     logits: Floats
-    """(K + 1,); the last one is the base."""
+    """(K + base_classes,); those after the K skills are the base."""
     tags: Floats
     """(T, tags) logits; (T, 0) where the head has none."""
     attention: Floats
@@ -71,69 +49,25 @@ def bucket(distance: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return found
 
 
-def expected(info: HeadInfo) -> dict[str, tuple[int, ...]]:
-    """Shapes of a head's arrays by name; linear weights are (in, out)."""
-    d, classes = info.d, len(info.skills) + 1
-    shapes: dict[str, tuple[int, ...]] = {
-        "mean": (info.width * len(info.layers),),
-        "std": (info.width * len(info.layers),),
-        "project.weight": (info.width * len(info.layers), d),
-        "project.bias": (d,),
-        "start": (BUCKETS, d),
-        "end": (BUCKETS, d),
-        "norm.weight": (d,),
-        "norm.bias": (d,),
-        "query.weight": (d, 4),
-        "query.bias": (4,),
-        "out.weight": (6 * d, classes),
-        "out.bias": (classes,),
-    }
-    for i in range(info.depth):
-        for name, (rows, columns) in {
-            "qkv": (d, 3 * d),
-            "o": (d, d),
-            "f1": (d, 2 * d),
-            "f2": (2 * d, d),
-        }.items():
-            shapes[f"{i}.{name}.weight"], shapes[f"{i}.{name}.bias"] = (rows, columns), (columns,)
-        for name in ("norm1", "norm2"):
-            shapes[f"{i}.{name}.weight"] = shapes[f"{i}.{name}.bias"] = (d,)
-    if info.tags:
-        shapes["tag.weight"], shapes["tag.bias"] = (d, len(info.tags)), (len(info.tags),)
-    return shapes
-
-
 class EarlyHead:
-    """A head ready to decide.
+    """A gate ready to decide.
 
     Args:
         info: what it reads and decides between.
         arrays: float32, of the names and shapes of `expected`.
+        name: the file, for messages.
 
     Raises:
-        InvalidArtifact: an array is missing, of another shape or not finite; or the sizes do not fit together.
+        InvalidArtifact: arrays missing, unknown, not float32, not finite, or of shapes that do not fit.
     """
 
-    def __init__(self, info: HeadInfo, arrays: Mapping[str, npt.NDArray[np.floating]]) -> None:
-        if min(info.d, info.depth, info.heads, info.width, info.first, info.last) < 1 or info.d % info.heads:
-            raise InvalidArtifact("the head's config names impossible sizes; train it again.")
-        if not info.layers or not 0 < info.threshold < 1 or not 0 < info.temperature < 100:
-            raise InvalidArtifact(
-                "the head's config needs layers, a threshold and a temperature; train it again."
-            )
-        for name, shape in expected(info).items():
-            found = arrays.get(name)
-            if found is None or found.shape != shape or not np.isfinite(found).all():
-                what = (
-                    "missing"
-                    if found is None
-                    else f"of shape {found.shape}"
-                    if found.shape != shape
-                    else "not finite"
-                )
-                raise InvalidArtifact(f"the head's {name!r} is {what}; needs {shape}. Train it again.")
-        self.info = info
-        self._a = {name: np.ascontiguousarray(arrays[name], np.float32) for name in expected(info)}
+    def __init__(
+        self, info: HeadInfo, arrays: Mapping[str, npt.NDArray[Any]], name: str = "the gate"
+    ) -> None:
+        _check_arrays(info, arrays, name)
+        self.info, self._name = info, name
+        self.arrays: dict[str, Floats] = {key: np.ascontiguousarray(arrays[key]) for key in expected(info)}
+        self._a = self.arrays
         scale = 1.0 / np.maximum(self._a["std"], 1e-6)
         self._shift, self._scale = self._a["mean"], scale.astype(np.float32)
         steps = np.arange(info.first + info.last, dtype=np.int64)
@@ -141,35 +75,41 @@ class EarlyHead:
         self._end = self._a["end"][bucket(steps)]
 
     @classmethod
-    def load(cls, directory: Path) -> EarlyHead:
-        """Read ``config.json`` and ``head.safetensors``.
+    def from_bytes(cls, data: bytes, name: str = "gate.npz") -> EarlyHead:
+        """Read and check the content of a gate.npz of this format.
 
         Raises:
-            InvalidArtifact: a file is missing or damaged.
+            InvalidArtifact: not a gate that `to_bytes` could have made.
         """
-        from safetensors.numpy import load
+        info, arrays = read_described(data, MAX_GATE_BYTES, partial(refused, name))
+        return cls(HeadInfo.from_json(info, name), arrays, name)
 
-        try:
-            info = msgspec.json.decode((directory / "config.json").read_bytes(), type=HeadInfo)
-            arrays = load((directory / "head.safetensors").read_bytes())
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise InvalidArtifact(f"{directory}: {error}; train the head again.") from None
-        except Exception as error:  # safetensors' own error is private to it
-            raise InvalidArtifact(
-                f"{directory / 'head.safetensors'}: {error}; train the head again."
-            ) from None
-        return cls(info, arrays)
+    def to_bytes(self) -> bytes:
+        """Content of a gate.npz; the same gate gives the same bytes."""
+        info = np.frombuffer(self.info.to_json(), np.uint8)
+        return npz_bytes({"info": info, **self.arrays})
+
+    def without(self, skill: str) -> EarlyHead:
+        """The gate without one of its skills: the base answers what that skill would have answered."""
+        place, classes = self.info.skills.index(skill), self.arrays["out.bias"].shape[0]
+        order = [*range(place), *range(place + 1, classes), place]
+        moved = {key: self.arrays[key][..., order] for key in ("out.weight", "out.bias")}
+        info = msgspec.structs.replace(
+            self.info,
+            skills=[name for name in self.info.skills if name != skill],
+            base_classes=self.info.base_classes + 1,
+        )
+        return EarlyHead(info, {**self.arrays, **moved}, self._name)
 
     def window(self, ids: Sequence[int]) -> list[int]:
         """The tokens of a prompt that the base has to read for this head."""
-        first, last = self.info.first, self.info.last
-        return list(ids) if len(ids) <= first + last else [*ids[:first], *ids[-last:]]
+        return cut_tokens(ids, self.info.first, self.info.last)
 
     def __call__(self, states: Floats) -> HeadOutput:
         """Decide.
 
         Args:
-            states: (T, width x layers) float32 of the tokens in `window`, layers side by side.
+            states: (T, width x layers) float32 of the tokens in `window`, layers side by side; T is at least 1.
         """
         a, d, n, length = self._a, self.info.d, self.info.heads, len(states)
         x = np.clip((states - self._shift) * self._scale, -CLIP, CLIP)
@@ -195,8 +135,37 @@ class EarlyHead:
         return HeadOutput(pooled @ a["out.weight"] + a["out.bias"], tags, weight.mean(1), pooled)
 
     def probabilities(self, logits: Floats) -> Floats:
-        """Calibrated probabilities (K + 1,) of logits."""
-        return _softmax(logits / np.float32(self.info.temperature), -1)
+        """Calibrated probabilities of logits.
+
+        Args:
+            logits: (K + base_classes,) float32.
+
+        Returns:
+            (K + 1,) float32: the K skills, then the base.
+
+        Raises:
+            InvalidArtifact: they are not finite, because the gate's numbers are huge.
+        """
+        with np.errstate(all="ignore"):  # the check below reports every overflow
+            classes = _softmax(logits / np.float32(self.info.temperature), -1)
+        if not np.isfinite(classes).all():
+            raise refused(self._name, "its numbers are so large that probabilities are not finite")
+        k = len(self.info.skills)
+        return np.append(classes[:k], classes[k:].sum())
+
+
+def _check_arrays(info: HeadInfo, arrays: Mapping[str, npt.NDArray[Any]], name: str) -> None:
+    shapes = expected(info)
+    if wrong := sorted(arrays.keys() ^ shapes.keys()):
+        raise refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
+    for key, shape in shapes.items():
+        array = arrays[key]
+        if array.shape != shape or array.dtype != np.float32:
+            raise refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
+        if not np.isfinite(array).all():
+            raise refused(name, f"{key!r} holds NaN or infinity")
+    if not (arrays["std"] > 0).all():
+        raise refused(name, "'std' holds values that are not positive")
 
 
 def _norm(x: Floats, weight: Floats, bias: Floats) -> Floats:

@@ -17,7 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from loramix.errors import InvalidArtifact, NotFound
-from loramix.models.gate_numpy import MAX_GATE_BYTES, Floats, GateInfo, check_arrays
+from loramix.models.gate_numpy import Floats, GateInfo, check_arrays
+from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.paths import write_bytes
 
 

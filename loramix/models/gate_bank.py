@@ -1,7 +1,7 @@
-"""A pack's feature bank: compressed training features of the gate, to add a skill without the old data.
+"""A pack's feature bank: compressed pooled vectors of the gate, to add a skill without the old data.
 
-Features (about 1,700 numbers per prompt) are standardized, projected on their principal components and rounded
-to bytes. `loramix.train.gate_extend` fits a new class on them.
+The vectors (768 numbers per prompt) are standardized, projected on the directions that decide and on their
+principal components, and rounded to bytes. `loramix.train.gate_extend` fits a new class on them.
 """
 
 from __future__ import annotations
@@ -37,19 +37,26 @@ class Projection:
     """(D, P) float32, exact in float16."""
 
     @classmethod
-    def of(cls, features: Floats, components: int = COMPONENTS) -> Projection:
-        """Principal components of standardized features.
+    def of(cls, features: Floats, components: int = COMPONENTS, keep: Floats | None = None) -> Projection:
+        """Principal components of standardized features, or some directions and components of the rest.
 
         Args:
             features: (N, D) float32.
             components: how many; fewer where N or D is smaller.
+            keep: (D, K) float32; products of features with these columns survive the projection.
         """
         mean = features.mean(0)
         std = np.maximum(features.std(0), 1e-3).astype(np.float32)
         standard = (features - mean) / std
+        count = min(components, len(features), features.shape[1])
+        kept = np.zeros((features.shape[1], 0), np.float32)
+        if keep is not None:
+            kept = np.linalg.qr(keep[:, : count // 2] * std[:, None])[0].astype(np.float32)
+            standard = standard - standard @ kept @ kept.T
         values, vectors = np.linalg.eigh(standard.T @ standard / len(standard))
-        top = np.argsort(values)[::-1][: min(components, len(features))]
-        return cls(mean, std, vectors[:, top].astype(np.float16).astype(np.float32))
+        top = np.argsort(values)[::-1][: count - kept.shape[1]]
+        matrix = np.concatenate([kept, vectors[:, top]], 1)
+        return cls(mean, std, matrix.astype(np.float16).astype(np.float32))
 
     def apply(self, features: Floats) -> Floats:
         """Components (N, P) float32 of features (N, D)."""
@@ -80,6 +87,7 @@ class Bank:
         groups: npt.NDArray[np.int32],
         classes: Sequence[str],
         projection: Projection | None = None,
+        keep: Floats | None = None,
     ) -> Bank:
         """Make a bank.
 
@@ -89,8 +97,9 @@ class Bank:
             groups: (N,) int32.
             classes: names of the targets' columns.
             projection: by default, the features' own.
+            keep: see `Projection.of`.
         """
-        projection = projection or Projection.of(features)
+        projection = projection or Projection.of(features, keep=keep)
         components = projection.apply(features)
         scale: Floats = (np.abs(components).max(0) / 127).clip(1e-6).astype(np.float32)
         codes = np.rint(components / scale).astype(np.int8)

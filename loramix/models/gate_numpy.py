@@ -6,12 +6,9 @@ and nothing in it is evaluated or unpickled.
 
 from __future__ import annotations
 
-import io
 import math
-import re
-import struct
-import zipfile
 from collections.abc import Mapping
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,20 +19,16 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from loramix.defaults import MAX_SKILLS
-from loramix.errors import InvalidArtifact, NativeError, NotFound
-from loramix.formats.sniff import HEAD, sniff
+from loramix.errors import NativeError, NotFound
+from loramix.formats.npz import npz_bytes, read_described
+from loramix.models.head_info import MAX_GATE_BYTES, refused
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.paths import is_safe_name, write_bytes
 
-MAX_GATE_BYTES = 32 * 2**20
-_MAX_DIRECTORY_BYTES = 16 * 2**10
 _GELU = np.float32(math.sqrt(2 / math.pi))
 _CUBIC = np.float32(0.044715)
 _HALF = np.float32(0.5)
 _ONE = np.float32(1.0)
-# what numpy.save writes; matched as text, since numpy itself evaluates this header as Python
-_HEADER = re.compile(rb"\{'descr': '(<f4|\|u1)', 'fortran_order': False, 'shape': \(([0-9, ]*)\), \} *\n")
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest a zip can say: equal gates give equal bytes
 
 Floats = npt.NDArray[np.float32]
 Width = Annotated[int, Meta(ge=1, le=65536)]
@@ -80,10 +73,10 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         try:
             info = msgspec.json.decode(data, type=cls)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise _refused(name, f"its info is not usable: {error}") from None
+            raise refused(name, f"its info is not usable: {error}") from None
         bad = [skill for skill in info.skills if not is_safe_name(skill) or skill in RESERVED_NAMES]
         if bad or len(set(info.skills)) != len(info.skills):
-            raise _refused(name, f"its skills must be distinct plain names, not {(bad or info.skills)[:3]!r}")
+            raise refused(name, f"its skills must be distinct plain names, not {(bad or info.skills)[:3]!r}")
         return info
 
     def to_json(self) -> bytes:
@@ -159,11 +152,8 @@ class NumpyGate:
         Raises:
             InvalidArtifact: not a gate that `save` could have written.
         """
-        arrays = _read_npz(data, name)
-        info = arrays.pop("info", None)
-        if info is None or info.dtype != np.uint8 or info.ndim != 1:
-            raise _refused(name, "it has no 'info' array of bytes")
-        return cls(GateInfo.from_json(info.tobytes(), name), arrays, name)
+        info, arrays = read_described(data, MAX_GATE_BYTES, partial(refused, name))
+        return cls(GateInfo.from_json(info, name), arrays, name)
 
     def without(self, skill: str) -> NumpyGate:
         """The gate without one of its skills: what that would have answered is the base's, all else is as it was."""
@@ -180,16 +170,7 @@ class NumpyGate:
     def to_bytes(self) -> bytes:
         """Content of a gate.npz; the same gate gives the same bytes."""
         info = np.frombuffer(self.info.to_json(), np.uint8)
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED, allowZip64=False) as archive:
-            everything: dict[str, npt.NDArray[Any]] = {"info": info, **self.arrays}
-            for key, array in everything.items():
-                member = io.BytesIO()
-                np.lib.format.write_array(
-                    member, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-                )
-                archive.writestr(zipfile.ZipInfo(f"{key}.npy", _EPOCH), member.getvalue())
-        return buffer.getvalue()
+        return npz_bytes({"info": info, **self.arrays})
 
     def save(self, path: Path) -> None:
         """Write gate.npz to ``path``, whole or not at all."""
@@ -240,59 +221,15 @@ def check_arrays(info: GateInfo, arrays: Mapping[str, npt.NDArray[Any]], name: s
     """
     mean = arrays.get("mean")
     if mean is None or mean.ndim != 1 or not 1 <= mean.size <= 65536:
-        raise _refused(name, "it has no 'mean' of shape (D,)")
+        raise refused(name, "it has no 'mean' of shape (D,)")
     shapes = info.shapes(mean.size)
     if wrong := sorted(arrays.keys() ^ shapes.keys()):
-        raise _refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
+        raise refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
     for key, shape in shapes.items():
         array = arrays[key]
         if array.shape != shape or array.dtype != np.float32:
-            raise _refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
+            raise refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
         if not np.isfinite(array).all():
-            raise _refused(name, f"{key!r} holds NaN or infinity")
+            raise refused(name, f"{key!r} holds NaN or infinity")
     if not (arrays["std"] > 0).all():
-        raise _refused(name, "'std' holds values that are not positive")
-
-
-def _read_npz(data: bytes, name: str) -> dict[str, npt.NDArray[Any]]:
-    """Arrays of an uncompressed .npz; sizes are bounded before anything is read or allocated."""
-    if len(data) > MAX_GATE_BYTES:
-        raise _refused(name, f"it is larger than the {MAX_GATE_BYTES // 2**20} MB a gate may have")
-    # the end record bounds the directory that zipfile will parse; "PK67" would override it (zip64)
-    end = data[-22:]
-    if len(end) < 22 or end[:4] != b"PK\5\6" or data[-42:-38] == b"PK\6\7":
-        found = None if data.startswith(b"PK") else sniff(data[:HEAD], len(data))
-        raise _refused(name, str(found or "it is not a whole .npz file"))
-    if struct.unpack_from("<I", end, 12)[0] > _MAX_DIRECTORY_BYTES:
-        raise _refused(name, "its directory is too long")
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if any(m.compress_type != zipfile.ZIP_STORED or m.flag_bits & 1 for m in members):
-                raise _refused(name, "its arrays are compressed or encrypted, not stored")
-            if sum(member.file_size for member in members) > len(data):
-                raise _refused(name, "its arrays are declared larger than the file")
-            if len({member.filename for member in members}) != len(members):
-                raise _refused(name, "it names an array twice")
-            return {
-                m.filename.removesuffix(".npy"): _read_npy(archive.read(m), name, m.filename) for m in members
-            }
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, ValueError, struct.error) as error:
-        raise _refused(name, f"it is not a readable .npz file ({error})") from None
-
-
-def _read_npy(data: bytes, name: str, member: str) -> npt.NDArray[Any]:
-    length = int.from_bytes(data[8:10], "little")
-    header = _HEADER.fullmatch(data[10 : 10 + length])
-    if data[:8] != b"\x93NUMPY\x01\x00" or header is None or not member.endswith(".npy"):
-        raise _refused(name, f"{member[:40]!r} is not a plain float32 or byte array")
-    shape = tuple(int(size) for size in header[2].replace(b" ", b"").split(b",") if size)
-    dtype = np.dtype(header[1].decode())
-    body = data[10 + length :]
-    if any(size > 2**31 for size in shape) or math.prod(shape) * dtype.itemsize != len(body):
-        raise _refused(name, f"{member[:40]!r} declares shape {shape[:4]} but holds {len(body)} bytes")
-    return np.frombuffer(body, dtype).reshape(shape).copy()  # the copy is aligned
-
-
-def _refused(name: str, why: str) -> InvalidArtifact:
-    return InvalidArtifact(f"{name} is refused: {why}; make it again with `loramix train gate`.")
+        raise refused(name, "'std' holds values that are not positive")

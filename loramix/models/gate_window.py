@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+FIRST_TOKENS, LAST_TOKENS = 112, 80
+"""Tokens of the rendered window that are read: so many from its start and so many from its end."""
+READ_TOKENS = FIRST_TOKENS + LAST_TOKENS
 USER_TURNS = 3
 MAX_CHARACTERS = 640
 """Of a window with earlier turns; above it, the oldest turn is left out."""
@@ -65,3 +68,17 @@ def window(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
             text = text[: limit[0]] + GAP + text[-limit[1] :]
         found.append({"role": roles[i], "content": text})
     return found
+
+
+def cut_tokens(ids: Sequence[int], first: int = FIRST_TOKENS, last: int = LAST_TOKENS) -> list[int]:
+    """The tokens that the base reads for the gate; they get contiguous positions from 0 on.
+
+    Args:
+        ids: of the whole rendered window.
+        first: tokens read from the start.
+        last: tokens read from the end.
+
+    Returns:
+        All ids if they are at most ``first + last``, else the first and the last ones.
+    """
+    return list(ids) if len(ids) <= first + last else [*ids[:first], *ids[len(ids) - last :]]

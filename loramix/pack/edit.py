@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from msgspec.structs import replace
 
 from loramix.errors import Busy, InvalidArtifact, LoramixError, NotFound, UsageError
-from loramix.models.gate_numpy import NumpyGate
+from loramix.models.gate_file import read_gate
 from loramix.models.mixing import RESERVED_NAMES
 from loramix.pack.files import NewFiles, digest_of, digests
 from loramix.pack.manifest import (
@@ -256,7 +256,7 @@ def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory
     """Return ``after`` with the gate, or without one."""
     if gate is None:
         return replace(after, gate=None)
-    check_gate(NumpyGate.from_bytes(gate.gate), after, directory)
+    check_gate(read_gate(gate.gate, "the gate"), after, directory)
     reference = GateReference(file=files.put("gate.npz", gate.gate), sha256=digest_of(gate.gate))
     if gate.features is not None:
         name = files.put("gate-features.npz", gate.features)

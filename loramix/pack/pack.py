@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill, WrongBase
 from loramix.formats.adapter_file import MAX_ADAPTER_BYTES
 from loramix.formats.sniff import HEAD, sniff
-from loramix.models.gate_numpy import MAX_GATE_BYTES, NumpyGate
+from loramix.models.gate_file import OLD_FORMAT, Gate, read_gate
+from loramix.models.gate_numpy import NumpyGate
+from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.pack.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
 
@@ -119,7 +121,7 @@ class Pack:
         """Path of the gate, or None if the pack has none; load it with `gate`."""
         return safe_join(self.directory, self.manifest.gate.file) if self.manifest.gate else None
 
-    def gate(self) -> NumpyGate | None:
+    def gate(self) -> Gate | None:
         """Return the gate, validated for this pack's base and skills, or None if the pack has none.
 
         Raises:
@@ -131,7 +133,7 @@ class Pack:
             return None
         fix = "run `loramix train gate`"
         data = self._read(reference.file, reference.sha256, MAX_GATE_BYTES, fix)
-        gate = NumpyGate.from_bytes(data, str(self.directory / reference.file))
+        gate = read_gate(data, str(self.directory / reference.file))
         check_gate(gate, self.manifest, self.directory)
         return gate
 
@@ -179,7 +181,10 @@ class Pack:
             if skill.card is not None and not safe_join(self.directory, skill.card).is_file():
                 raise NotFound(f"{self.directory / skill.card} does not exist; get the pack again.")
         self.gate_features()
-        if self.gate() is None:
+        gate = self.gate()
+        if isinstance(gate, NumpyGate):
+            notes.append(OLD_FORMAT.format(pack=self.name))
+        if gate is None:
             notes.append(
                 "no gate: skills can be named but are not chosen by prompt; run `loramix train gate`"
             )
@@ -244,7 +249,7 @@ def list_packs() -> list[Listing]:
     return listings
 
 
-def check_gate(gate: NumpyGate, manifest: Manifest, directory: Path) -> None:
+def check_gate(gate: Gate, manifest: Manifest, directory: Path) -> None:
     """Check that a gate is for the pack's skills, in their order, and for its base.
 
     Raises:

@@ -9,7 +9,8 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, InvalidData, NativeError, SelfCheckFailed
 from loramix.paths import sha256_file
+from loramix.runtime.token_states import Turns
 from loramix.templates.base_template import check_template
 
 REFUSED = 3
@@ -54,6 +56,48 @@ def compute(
             )
         with np.load(out, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
+
+
+def token_states(
+    base: Path, requests: Sequence[Turns], layers: Sequence[int], directory: Path
+) -> Iterator[int]:
+    """Compute states of all tokens of many conversations; see `loramix.runtime.token_states`.
+
+    Args:
+        base: the GGUF base.
+        requests: the messages of each conversation, in tagged pieces, as the gate reads them.
+        layers: layers whose inputs are kept.
+        directory: where the parts are written; parts that are there must be of these requests.
+
+    Yields:
+        How many conversations are done, after each part.
+
+    Raises:
+        InvalidArtifact: the base has no chat template that can be used.
+        NativeError: the child failed.
+    """
+    check_template(base)
+    directory.mkdir(parents=True, exist_ok=True)
+    names = ",".join(map(str, layers))
+    command = [sys.executable, "-m", "loramix.runtime.token_states", str(base), str(directory), names]
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        child = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            assert child.stdin is not None and child.stdout is not None
+            with suppress(BrokenPipeError), child.stdin:  # a child that failed says why on stderr
+                child.stdin.writelines(json.dumps({"turns": turns}) + "\n" for turns in requests)
+            for line in child.stdout:
+                yield int(line)
+            code = child.wait()
+        finally:
+            child.kill()
+            child.wait()
+        if code:
+            errors.seek(0)
+            reason = (errors.read().strip().splitlines() or [f"exit code {code}"])[-1]
+            raise NativeError(f"reading prompts with {base} failed: {reason}; run 'loramix doctor'.")
 
 
 def tokenize_rows(

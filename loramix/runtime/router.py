@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import BASE, POLICIES
-from loramix.errors import InvalidArtifact, InvalidMix, UsageError
+from loramix.errors import InvalidArtifact, InvalidMix, Unsupported, UsageError
 from loramix.formats.validate import BaseShape
 from loramix.models import mixing
+from loramix.models.early_head import EarlyHead
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
@@ -87,6 +88,8 @@ class Router:
             InvalidArtifact: the gate does not fit the base's layers.
         """
         gate = pack.gate()
+        if isinstance(gate, EarlyHead):
+            raise Unsupported(f"the gate of {pack.name} is of a kind that this version cannot run yet.")
         if gate is not None:
             width = len(gate.info.layers) * len(gate.info.pooling.split("+")) * shape.n_embd
             if max(gate.info.layers) >= shape.n_layer or gate.n_features != width:

@@ -15,9 +15,14 @@ from loramix.train.gate_turns import conversation, pasted
 from loramix.train.gate_wordings import is_dev
 from loramix.train.recipe import Recipe, recipe_beside
 
-EMBEDDED, NONE, TURNS, COMPOSED, BARE = 0.22, 6.0, 8.0, 0.3, 0.2
-"""How many of a kind there are for each request of a skill: with instructions inside the text (a skill), for none,
-conversations, for two skills, and texts alone (all skills together)."""
+EMBEDDED, COMPOSED, BARE = 0.22, 0.3, 0.2
+"""How many of a kind there are for each request of a skill: with instructions inside the text (a skill), for two
+skills, and texts alone (all skills together)."""
+NONE, TURNS = 0.5, 0.65
+"""How many requests for none and conversations there are for each request of all skills."""
+AT_LEAST = 1.5
+"""How many of both there are at least, for each request of one skill: a pack of one skill has few others to tell
+it from."""
 
 
 def read_requests(path: Path) -> list[tuple[str, str, str, str]]:
@@ -98,13 +103,15 @@ def collect_requests(
     for name in maker.skills:
         found += [maker.skill(name) for _ in range(per_skill)]
         found += [maker.embedded(name) for _ in range(round(per_skill * EMBEDDED))]
-    found += [maker.none() for _ in range(round(per_skill * NONE))]
+    both = per_skill * len(maker.skills)
+    none, turns = (round(max(share * both, AT_LEAST * per_skill)) for share in (NONE, TURNS))
+    found += [maker.none() for _ in range(none)]
     found += [maker.embedded(BASE) for _ in range(round(per_skill * EMBEDDED * 3))]
-    found += [conversation(maker) for _ in range(round(per_skill * TURNS))]
+    found += [conversation(maker) for _ in range(turns)]
     found += [pasted(maker, maker.any_text()[:500]) for _ in range(round(per_skill * BARE))]
     found += [r for _ in range(round(per_skill * COMPOSED)) if (r := maker.composed()) is not None]
-    alone = [*maker.phrasings.none.prompts, *maker.wordings.tasks]
-    found += [maker.alone(text, "alone") for text in alone if is_dev(text) == dev]
+    alone = [t for t in (*maker.phrasings.none.prompts, *maker.wordings.tasks) if is_dev(t) == dev]
+    found += [maker.alone(text, "alone") for text in maker.rng.sample(alone, min(none, len(alone)))]
     return found
 
 
@@ -118,6 +125,13 @@ def collect_from(
         InvalidRecipe, InvalidData: one that cannot be read.
     """
     recipes = {name: recipe_beside(data_dir, name) for name in skills}
-    split = "dev" if dev else "train"
-    rows = {name: take(read_rows(data_file(data_dir, name)), split, 4 * per_skill) for name in skills}
+    rows = {}
+    for name in skills:
+        every = read_rows(data_file(data_dir, name))
+        some = take(every, "dev", 4 * per_skill) if dev else []
+        rows[name] = some or take(every, "train", 4 * per_skill)
+        if not rows[name]:
+            raise InvalidData(
+                f"{data_file(data_dir, name)} has no training rows; give rows of split 'train'."
+            )
     return collect_requests(recipes, rows, files, per_skill=per_skill, dev=dev)

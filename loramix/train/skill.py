@@ -5,49 +5,25 @@ The gate is extended with the pack's feature bank, so the other skills' data are
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from loramix.convert.adapter import convert_adapter
-from loramix.defaults import BASE
-from loramix.errors import InvalidArtifact, InvalidData, NotFound, UsageError
+from loramix.errors import InvalidArtifact, NotFound, UsageError
 from loramix.formats.sniff import HEAD, sniff
 from loramix.formats.validate import check_adapter, read_adapter_bytes, read_base
 from loramix.models import bases
-from loramix.models.gate_bank import Bank
-from loramix.models.gate_numpy import Floats
-from loramix.pack.edit import Change, NewGate, add_skill, check_skill_name
+from loramix.pack.edit import Change, add_skill, check_skill_name
 from loramix.pack.own import Target
 from loramix.pack.pack import Pack
-from loramix.prompts import fill
-from loramix.runtime.children import adapter_effect, compute
+from loramix.runtime.children import adapter_effect
 from loramix.train.card import write_card
 from loramix.train.data import Row
-from loramix.train.gate import (
-    converted,
-    default_layers,
-    describe,
-    fitted,
-    gate_info,
-    groups_of,
-    select,
-    targets_of,
-)
-from loramix.train.gate_data import MAX_CHARACTERS, Prompt, load_phrasings, prompts_of, templates_of
-from loramix.train.gate_extend import extend, fit_columns, kept_logits, moved_probabilities
-from loramix.train.gate_fit import folds
+from loramix.train.gate_update import gate_with
 from loramix.train.label_skill import calibrated
 from loramix.train.lora import Progress, train_skill
-from loramix.train.recipe import RECIPES, Recipe, load_recipe
-
-FIRST_PROMPTS = 200  # number of prompts for the gate of a pack's first skill
-PROMPTS = 200  # number for further skills; their features take half of the time of an update
-CONTRADICTED = 0.5
+from loramix.train.recipe import Recipe
 
 
 def add(
@@ -114,8 +90,7 @@ def add(
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
         say(f"the adapter changes the base's logits by up to {adapter_effect(base, converted):.2f}")
         labels = calibrated(recipe, rows, base, converted)
-    alone = all(skill.name == name for skill in pack.skills)
-    gate = (_first if alone else _extended)(pack, recipe, rows, base, out, say)
+    gate = gate_with(pack, recipe, rows, base, out, say)
     with target.changing() as directory:
         change = add_skill(
             directory,
@@ -130,124 +105,6 @@ def add(
             gate=gate,
         )
     return change._replace(pack=Pack.load(target.directory))
-
-
-def _first(
-    pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
-) -> NewGate:
-    """Fit a gate for a pack of one skill, which separates the skill's prompts from all others."""
-    texts = [row for row in rows if row.split == "train"] or rows
-    if not texts:
-        raise InvalidData(f"skill {recipe.name!r} has no examples; give rows with 'input' and 'target'.")
-    prompts = prompts_of({recipe.name: recipe}, {recipe.name: texts}, FIRST_PROMPTS)
-    layers = default_layers(read_base(base)[1].n_layer)
-    info = gate_info([recipe.name], layers, "last", pack.manifest.base.sha256)
-    out.mkdir(parents=True, exist_ok=True)
-    features = select(compute(base, [p.text for p in prompts], layers, share=True), layers, "last")
-    gate, scores, _ = fitted(features, prompts, info, out)
-    say(f"gate: {describe(scores)}")
-    return gate
-
-
-def _extended(
-    pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
-) -> NewGate | None:
-    """Extend the pack's gate by the new skill; None if the pack has no gate that can be extended."""
-    bank, old = pack.gate_bank(), pack.gate()
-    if bank is None or old is None:
-        say("the pack has no feature bank; run `loramix train gate` to create one.")
-        return None
-    if recipe.name in bank.classes:
-        bank = bank.without(recipe.name)
-    known = list(bank.classes[:-1])
-    prompts = prompts_for(recipe, rows, known)
-    classes = [*known, recipe.name, BASE]
-    states = compute(base, [p.text for p in prompts], old.info.layers, share=True)
-    features = select(states, old.info.layers, old.info.pooling)
-    longer = bank.extended(features, targets_of(prompts, classes[:-1]), groups_of(prompts), classes)
-    logits = kept_logits(old, longer)
-    keep = uncontradicted(longer, logits, len(known), len(bank.codes))
-    if not keep.all():
-        say(
-            f"{int((~keep).sum())} prompts that fitted no skill resemble requests for this one, and are dropped"
-        )
-        longer, logits = longer.of_rows(keep), logits[keep]
-    gate, changes = extend(old, longer, logits, len(known))
-    say(
-        f"gate: in phrasings that are not in its training data, {changes.own:.1%} of the prompts for {recipe.name} "
-        f"are decided correctly, and {changes.others:.1%} of all others as before"
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    return NewGate(converted(gate, out)[0], longer.to_bytes())
-
-
-def prompts_for(recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0) -> list[Prompt]:
-    """Collect the prompts from which a gate learns a new skill.
-
-    Half of them request the skill on its own texts. The others request it on other texts, or request another skill,
-    or something that no skill can do, on its texts.
-
-    Args:
-        recipe: recipe of the new skill.
-        rows: data of the new skill.
-        known: skills of the pack before.
-        seed: seed of all random choices.
-
-    Raises:
-        InvalidData: there are no rows.
-    """
-    rng = random.Random(seed)
-    texts = [row.input[:MAX_CHARACTERS] for row in rows if row.split == "train"] or [r.input for r in rows]
-    if not texts:
-        raise InvalidData(f"skill {recipe.name!r} has no examples; give rows with 'input' and 'target'.")
-    phrasings = load_phrasings()
-    templates = [template for template, _ in templates_of(recipe, phrasings)]
-    rng.shuffle(templates)
-    asked = [templates[i % len(templates)] for i in range(PROMPTS)]
-    prompts = [Prompt(fill(t, rng.choice(texts)), {recipe.name: 1.0}, t) for t in asked[: PROMPTS // 2]]
-    strange = phrasings.none.prompts
-    prompts += [Prompt(fill(t, rng.choice(strange)), {recipe.name: 1.0}, t) for t in asked[: PROMPTS // 8]]
-    shipped = [name for name in known if (RECIPES / f"{name}.toml").is_file()]
-    others = [
-        (template, name)
-        for name in shipped
-        if load_recipe(name).any_text
-        for template, source in templates_of(load_recipe(name), phrasings)
-        if not source
-    ]
-    for template, name in rng.sample(others, min(PROMPTS // 4, len(others))):
-        prompts.append(Prompt(fill(template, rng.choice(texts)), {name: 1.0}, template))
-    for template in rng.sample(phrasings.none.templates, PROMPTS // 8):
-        prompts.append(Prompt(fill(template, rng.choice(texts)), {BASE: 1.0}, template))
-    return prompts
-
-
-def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDArray[np.bool_]:
-    """Select the prompts to keep; drops prompts labelled "no skill" that look like requests for the new skill.
-
-    "Translate this into German" fits no skill until one is added; the old texts are not available for relabelling.
-
-    Args:
-        bank: the old prompts, followed by the new skill's.
-        logits: (N, M, K+1) logits of the old gate for the prompts.
-        place: index of the new skill in the bank's classes.
-        old: number of old prompts.
-
-    Returns:
-        (N,) bool, true for prompts to keep.
-    """
-    new = np.arange(len(bank.codes)) >= old
-    was_none = (bank.targets[:, -1] > 0.999) & ~new
-    components, fold = bank.components, folds(bank.groups)
-    # fitted on half of the requests for no skill, so that it is less certain that a new request fits no skill
-    half = ~was_none | (np.arange(len(new)) % 2 == 0)
-    seen = half[:, None] & (fold[:, None] != np.arange(fold.max(initial=0) + 1))
-    keep = np.ones(len(new), bool)
-    for i, judge in enumerate(fit_columns(logits, components, bank.targets, place, seen)):
-        judged = np.flatnonzero((fold == i) & was_none)
-        table = moved_probabilities(logits[judged], judge, components[judged], place, 1.0)
-        keep[judged] = table[:, place] < CONTRADICTED
-    return keep
 
 
 def check_import(path: Path) -> None:

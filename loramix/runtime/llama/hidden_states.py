@@ -45,18 +45,28 @@ class NodeTaps:
     Args:
         layers: layers to tap; the input of layer 0 is the embedding.
         n_embd: embedding width of the base.
+        stop: end the graph at the highest of these layers.
+        embedding: node of the embedding, needed with ``stop``; see `Architecture.embedding_node`.
     """
 
-    def __init__(self, layers: Sequence[int], n_embd: int) -> None:
+    def __init__(
+        self, layers: Sequence[int], n_embd: int, *, stop: bool = False, embedding: bytes = b""
+    ) -> None:
         self._layers = {f"l_out-{layer - 1}".encode(): layer for layer in layers if layer}
         if 0 in layers:
             self._layers |= {b"embd": 0, b"inp_scaled": 0}  # Gemma scales its embeddings, in this order
+        top = max(layers)
+        self._last = (f"l_out-{top - 1}".encode() if top else embedding) if stop else None
         self._n_embd = n_embd
         self._name = ggml("ggml_get_name", ctypes.c_char_p)
         self._data = ggml("ggml_get_data", ctypes.c_void_p)
         self._count = ggml("ggml_nelements", ctypes.c_int64)
         self._rows: dict[int, npt.NDArray[np.float32]] = {}
         self.callback = C.ggml_backend_sched_eval_callback(self._on_node)
+
+    def clear(self) -> None:
+        """Forget the last batch."""
+        self._rows.clear()
 
     def rows(self, layer: int) -> npt.NDArray[np.float32]:
         """Return a tapped layer's input for all tokens of the last batch, (T, D) float32.
@@ -73,11 +83,13 @@ class NodeTaps:
         return found
 
     def _on_node(self, node: int, ask: bool, _user: Any) -> bool:
-        layer = self._layers.get(self._name(node))
+        name = self._name(node)
+        layer = self._layers.get(name)
         if layer is None:
             return not ask
         if not ask:
             size = self._count(node)
             values = np.ctypeslib.as_array((ctypes.c_float * size).from_address(self._data(node)))
             self._rows[layer] = values.reshape(-1, self._n_embd).copy()
+            return bool(name != self._last)
         return True
