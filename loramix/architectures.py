@@ -1,6 +1,6 @@
 """Descriptions of the supported architectures, shared by all code that depends on the architecture.
 
-Holds names and conventions only; reads no file and imports no llama.cpp, PyTorch or ``gguf``.
+Contains only names and conventions; reads no files and does not import llama.cpp, PyTorch or ``gguf``.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ LINEAR = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-"""GGUF's name of each matrix of a layer that an adapter may change, by transformers' name of the module."""
+"""GGUF names of the matrices of a layer that an adapter may change, by transformers' module names."""
 EMBEDDINGS = {"model.embed_tokens": "token_embd.weight", "lm_head": "output.weight"}
-"""GGUF tensor of the two matrices that are as long as the vocabulary; no adapter may change them."""
+"""GGUF names of the two vocabulary-sized matrices, which an adapter must not change."""
 
 
 _ATTENTION = tuple(module for module in LINEAR if module.startswith("self_attn."))
@@ -30,65 +30,65 @@ _MLP = tuple(module for module in LINEAR if module.startswith("mlp."))
 
 @dataclass(frozen=True, slots=True)
 class CheckpointClass:
-    """A class of transformers whose checkpoints hold an architecture."""
+    """A class of transformers with checkpoints of an architecture."""
 
     name: str
-    """As ``architectures`` of config.json names it."""
+    """Name in ``architectures`` of config.json."""
     defaults: dict[str, Any] = field(default_factory=dict)
-    """Settings that its configuration takes where config.json lacks them and LlamaConfig takes others."""
+    """Defaults of its configuration that differ from those of LlamaConfig."""
     window_setting: str = ""
-    """Setting that turns a sliding window on; empty where no setting does."""
+    """Setting that enables sliding windows; empty if there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How one architecture names, orders and computes what differs between them."""
+    """The names, orders and conventions in which an architecture differs from others."""
 
     name: str
     """Value of the GGUF key ``general.architecture``."""
     label: str
-    """What people call its models."""
+    """Usual name of its models."""
     model_type: str
     """transformers' ``model_type`` of the causal language model."""
     model_class: str
     """transformers' class of that model."""
     norms: dict[str, str]
-    """GGUF's name of each norm of a layer, by transformers' name of the module."""
+    """GGUF names of the norms of a layer, by transformers' module names."""
     bias_settings: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Setting of transformers that says whether matrices of each layer have a bias, with their modules."""
+    """Settings of transformers that enable biases, with the modules that get them."""
     biases: tuple[str, ...] = ()
     """Modules of each layer that always have a bias."""
     no_bias: tuple[str, ...] = ()
-    """Modules of each layer whose bias llama.cpp does not load, whatever the settings allow."""
+    """Modules of each layer whose bias llama.cpp does not load."""
     own_head_width: bool = True
-    """llama.cpp takes heads of another width than the model's width divided by the heads."""
+    """Whether llama.cpp supports heads of another width than the model's width divided by the number of heads."""
     checkpoints: tuple[CheckpointClass, ...] = ()
-    """Classes whose checkpoints can be converted to a GGUF base."""
+    """Classes with checkpoints that can be converted to a GGUF base."""
     gguf_only: tuple[str, ...] = ()
-    """Classes of its checkpoints that cannot be converted: a base of them comes as GGUF."""
+    """Classes with checkpoints that cannot be converted; their bases are available only as GGUF."""
     permuted_qk: bool = False
-    """llama.cpp's converter interleaves the two halves of each head's rows of Q and K (conversion/llama.py)."""
+    """Whether llama.cpp's converter interleaves the halves of each head's rows of Q and K (conversion/llama.py)."""
     norm_offset: float = 0.0
-    """Added to each norm's weight in a GGUF; transformers adds it when it computes."""
+    """Value added to each norm's weight in a GGUF; transformers adds it in the computation."""
     logit_tolerance: float = 1e-3
-    """Largest difference of a float32 base's logits between llama.cpp and PyTorch that a self-check accepts."""
+    """Maximum difference between llama.cpp's and PyTorch's logits of a float32 base in a self-check."""
     taps_layer_inputs: bool = False
-    """llama.cpp keeps the inputs of its layers on request (``t_layer_inp`` in src/models)."""
+    """Whether llama.cpp can return the inputs of its layers (``t_layer_inp`` in src/models)."""
     embedding_node: str = "embd"
-    """llama.cpp's name of the graph node that is the input of layer 0."""
+    """llama.cpp's name for the graph node that is the input of layer 0."""
     sliding_period: int = 0
-    """Each so-many-th layer sees all tokens, the others a sliding window; 0 where all see all."""
+    """Every n-th layer attends to all tokens, the others to a sliding window; 0 if all layers attend to all tokens."""
 
     @property
     def classes(self) -> set[str]:
-        """All classes of transformers that are known to hold it."""
+        """All known classes of transformers of this architecture."""
         return {self.model_class, *self.gguf_only, *(found.name for found in self.checkpoints)}
 
     def modules(self, n_layer: int) -> dict[str, str]:
-        """GGUF tensor of each matrix that an adapter may change, by transformers' module name.
+        """Return the GGUF names of the matrices that an adapter may change, by transformers' module names.
 
         Args:
-            n_layer: layers of the base.
+            n_layer: number of layers of the base.
         """
         return {
             f"model.layers.{layer}.{module}": f"blk.{layer}.{tensor}.weight"
@@ -97,12 +97,12 @@ class Architecture:
         }
 
     def heads(self, tensor: str, n_head: int, n_head_kv: int) -> int:
-        """Heads into whose halves a tensor's rows are interleaved; 0 if its rows keep transformers' order.
+        """Return the number of heads with interleaved halves in a tensor's rows; 0 if the order is transformers'.
 
         Args:
             tensor: GGUF name, e.g. ``blk.0.attn_q.weight``.
-            n_head: heads of the base.
-            n_head_kv: its key-value heads.
+            n_head: number of heads of the base.
+            n_head_kv: number of its key-value heads.
         """
         part = tensor.split(".")[2] if tensor.startswith("blk.") else ""
         return {"attn_q": n_head, "attn_k": n_head_kv}.get(part, 0) if self.permuted_qk else 0
@@ -110,7 +110,7 @@ class Architecture:
 
 _NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
-# what transformers' configurations of these models take where a file is silent
+# defaults of transformers' configurations of these models
 _MISTRAL = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 _QWEN = {
     "num_key_value_heads": 32,
@@ -173,7 +173,7 @@ ARCHITECTURES = {
             }
             | _QK_NORMS,
             norm_offset=1.0,
-            # llama.cpp looks GELU up in a float16 table: 0.020 was measured on Gemma 3 270M, with a mean KL of 4e-7
+            # llama.cpp uses a float16 table for GELU: 0.020 was measured on Gemma 3 270M, with a mean KL of 4e-7
             logit_tolerance=0.05,
             gguf_only=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
             embedding_node="inp_scaled",
@@ -184,10 +184,10 @@ ARCHITECTURES = {
 
 
 def checkpoint_class(name: str) -> tuple[Architecture, CheckpointClass] | None:
-    """The architecture that a class of transformers holds, and the class; None where it cannot be converted.
+    """Return the architecture of a class of transformers, and the class; None if it cannot be converted.
 
     Args:
-        name: of the class, as ``architectures`` of config.json has it.
+        name: name of the class in ``architectures`` of config.json.
     """
     for kind in ARCHITECTURES.values():
         for found in kind.checkpoints:
@@ -197,19 +197,19 @@ def checkpoint_class(name: str) -> tuple[Architecture, CheckpointClass] | None:
 
 
 def architecture(name: str, where: str) -> Architecture:
-    """The description of an architecture.
+    """Return the description of an architecture.
 
     Args:
         name: value of ``general.architecture``.
-        where: the file or repository that has it, for the message.
+        where: file or repository, for the message.
 
     Raises:
-        Unsupported: none of `ARCHITECTURES`.
+        Unsupported: the name is not in `ARCHITECTURES`.
     """
     found = ARCHITECTURES.get(name)
     if found is None:
         known = ", ".join(f"{known.name} ({known.label})" for known in ARCHITECTURES.values())
         raise Unsupported(
-            f"{where} is of architecture {name[:40]!r}, which Loramix does not run; it runs {known}."
+            f"{where} has architecture {name[:40]!r}, which Loramix does not support; supported: {known}."
         )
     return found

@@ -14,12 +14,12 @@ from pathlib import Path
 PROC = Path("/proc")
 SYS = Path("/sys")
 MAX_THREADS = 16
-"""More only wait for each other on models as small as ours."""
+"""Maximum number of threads; more only wait for each other on small models."""
 
 
 @functools.cache
 def _cpuinfo(file: Path) -> dict[str, str]:
-    """The first processor of /proc/cpuinfo; the file is made line by line, so the rest costs nothing."""
+    """Read the first processor of /proc/cpuinfo; the kernel generates the file line by line, so the rest is free."""
     found: dict[str, str] = {}
     try:
         with file.open(encoding="utf-8", errors="replace") as lines:
@@ -34,13 +34,13 @@ def _cpuinfo(file: Path) -> dict[str, str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Features of the CPU as Linux names them, e.g. ``avx2``; empty on other systems."""
+    """Return the CPU's features by their names in Linux, e.g. ``avx2``; empty on other systems."""
     info = _cpuinfo(PROC / "cpuinfo")
     return frozenset((info.get("flags") or info.get("features") or "").lower().split())
 
 
 def repacked_types() -> frozenset[str]:
-    """Types of weights that llama.cpp copies into another order for this CPU (ggml/src/ggml-cpu/repack.cpp)."""
+    """Return the types of weights that llama.cpp repacks for this CPU (ggml/src/ggml-cpu/repack.cpp)."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         return frozenset({"Q4_0", "Q4_K", "IQ4_NL", "Q8_0"})
     flags = cpu_flags()
@@ -50,23 +50,23 @@ def repacked_types() -> frozenset[str]:
 
 
 def cpu_model() -> str:
-    """The CPU's name, or its architecture where the system tells no more."""
+    """Return the CPU's name, or its architecture if the system does not report the name."""
     info = _cpuinfo(PROC / "cpuinfo")
     name = info.get("model name") or info.get("hardware")
-    if not name and (part := info.get("cpu part")):  # ARM names its cores by number only
+    if not name and (part := info.get("cpu part")):  # on ARM, cores have only numbers
         name = f"{platform.machine()} implementer {info.get('cpu implementer', '?')} part {part}"
     return name or platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_count() -> int:
-    """Logical processors that the process may run on."""
+    """Return the number of logical processors that the process may use."""
     if hasattr(os, "sched_getaffinity"):
         return max(1, len(os.sched_getaffinity(0)))
     return max(1, os.cpu_count() or 1)
 
 
 def default_threads() -> int:
-    """Threads for llama.cpp: one per physical core that the process may use, within its cgroup's quota.
+    """Return the number of threads for llama.cpp: one per usable physical core, within the cgroup's quota.
 
     A second thread on one core, or more threads than the quota, makes every decode wait for the slowest.
     """
@@ -81,7 +81,7 @@ def default_threads() -> int:
 
 
 def cpu_quota() -> float | None:
-    """Processors' worth of time that cgroups grant, or None without a limit."""
+    """Return the cgroups' CPU quota in processors, or None without a limit."""
     limits = []
     for directory in _cgroups("cpu"):
         quota, _, period = _text(directory / "cpu.max").partition(" ")
@@ -93,10 +93,10 @@ def cpu_quota() -> float | None:
 
 
 def memory_bytes() -> tuple[int, int]:
-    """Memory of the machine or of the cgroup, whichever is less.
+    """Return the memory of the machine or of the cgroup, whichever is less.
 
     Returns:
-        (total, available) in bytes; zeros where the system does not tell.
+        (total, available) in bytes; zeros if the system does not report them.
     """
     info = {}
     for line in _text(PROC / "meminfo").splitlines():
@@ -114,7 +114,7 @@ def memory_bytes() -> tuple[int, int]:
         limit = _text(directory / "memory.max") or _text(directory / "memory.limit_in_bytes")
         used = _text(directory / "memory.current") or _text(directory / "memory.usage_in_bytes")
         if limit.isdigit() and used.isdigit() and int(limit) < total:
-            # cached files count as used, but are given up on demand
+            # cached files count as used, but are released on demand
             stat = dict(
                 row.split()[:2] for row in _text(directory / "memory.stat").splitlines() if " " in row
             )
@@ -125,13 +125,13 @@ def memory_bytes() -> tuple[int, int]:
 
 
 def _cgroups(controller: str) -> Iterator[Path]:
-    """Directories of the process's cgroup and of those above it, each of which may set a limit."""
+    """Yield the directories of the process's cgroup and its ancestors, each of which may set a limit."""
     root = SYS / "fs/cgroup"
     for line in _text(PROC / "self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers and controller not in controllers.split(","):
             continue
-        # a container often sees its own group as the mount's root, whatever path it is told
+        # in a container, the cgroup is often the mount's root, whatever path is listed
         named = root / controllers  # version 1 mounts e.g. cpu,cpuacct and may link cpu to it
         top = named if named.is_dir() or not controllers else root / controller
         parts = [part for part in path.split("/") if part not in ("", "..")]
@@ -147,6 +147,6 @@ def _text(path: Path) -> str:
 
 
 def machine() -> str:
-    """CPU, threads and system in words, for reports."""
+    """Describe CPU, threads and system for reports."""
     system = f"{platform.system()}, Python {platform.python_version()}"
     return f"{cpu_model()}, {default_threads()} threads, {system}"

@@ -51,10 +51,10 @@ def as_messages(prompt: str | Sequence[Message]) -> list[dict[str, str]]:
 
 
 def _text_of(content: Any) -> Any:
-    """The text of OpenAI-style parts; anything else as it is.
+    """Join the text of OpenAI-style parts; return any other content unchanged.
 
     Raises:
-        InvalidPrompt: a part that is no text, named by its type.
+        InvalidPrompt: a part is not text; the message names its type.
     """
     if not isinstance(content, list) or not all(isinstance(part, Mapping) for part in content):
         return content
@@ -70,5 +70,5 @@ def _text_of(content: Any) -> Any:
 
 
 def fill(template: str, text: str) -> str:
-    """Put ``text`` into an instruction template's ``{input}``; nothing else in it is special."""
+    """Replace ``{input}`` in an instruction template with ``text``; no other characters are special."""
     return template.replace("{input}", text)

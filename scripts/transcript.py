@@ -7,15 +7,14 @@ Writes nothing if a prompt is so close to a tie that another CPU could give a di
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from margins import asked_by, offences
+from shell import output_of
 
 from loramix import Engine
 from loramix.paths import write_text
@@ -48,19 +47,7 @@ def refuse_near_ties(text: str) -> None:
 
 def replay(block: re.Match[str]) -> str:
     """Return a console block with new output."""
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    out = []
-    for command in commands(block[0]):
-        done = subprocess.run(
-            command,
-            shell=True,
-            env={**os.environ, "PATH": places},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=True,
-        )
-        out.append(f"$ {command}\n{done.stdout.strip()}\n")
+    out = [f"$ {command}\n{output_of(command).strip()}\n" for command in commands(block[0])]
     return "```console\n" + "\n".join(out) + "```"
 
 

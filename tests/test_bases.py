@@ -21,7 +21,7 @@ from loramix.models import bases
 from loramix.models.known_bases import BASES
 from loramix.server.base_details import BaseDetails, human_number
 
-KNOWN = "it runs llama (Llama, Mistral, SmolLM2, TinyLlama), qwen2 (Qwen2, Qwen2.5), qwen3 (Qwen3), gemma3 (Gemma 3)."
+KNOWN = "supported: llama (Llama, Mistral, SmolLM2, TinyLlama), qwen2 (Qwen2, Qwen2.5), qwen3 (Qwen3), gemma3 (Gemma 3)"
 
 
 def with_keys(source: Path, out: Path, *, architecture: str = "", **values: Any) -> Path:
@@ -89,17 +89,20 @@ def test_another_architecture_is_refused_with_those_that_run(
     path = with_keys(tiny_base, tmp_path / "other.gguf", architecture=name)
     repo = standin.add("some/other-GGUF", **{"other.gguf": path.read_bytes()})
     refused(
-        run("pull", "some/other-GGUF"), says=f"of architecture {name!r}, which Loramix does not run; {KNOWN}"
+        run("pull", "some/other-GGUF"),
+        says=f"has architecture {name!r}, which Loramix does not support; {KNOWN}",
     )
     assert len(standin.downloads()) == 1 and bases.find("some/other-GGUF:other.gguf") is None
     assert not list((tmp_path / "hf").rglob("blobs/*"))
     repo.architecture = name
     refused(
-        run("pull", "some/other-GGUF"), says=f"of architecture {name!r}, which Loramix does not run; {KNOWN}"
+        run("pull", "some/other-GGUF"),
+        says=f"has architecture {name!r}, which Loramix does not support; {KNOWN}",
     )
     assert len(standin.downloads()) == 1  # not even fetched
     refused(
-        run("plan", "--base", path), says=f"of architecture {name!r}, which Loramix does not run; {KNOWN}"
+        run("plan", "--base", path),
+        says=f"has architecture {name!r}, which Loramix does not support; {KNOWN}",
     )
 
 

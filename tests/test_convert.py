@@ -149,7 +149,7 @@ def test_permute_by_index() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "DoRA"),
-    "modules_to_save": ({"modules_to_save": ["lm_head"]}, "whole modules"),
+    "modules_to_save": ({"modules_to_save": ["lm_head"]}, "full modules"),
     "bias": ({"bias": "all"}, "biases"),
     "lora_bias": ({"lora_bias": True}, "biases"),
     "token embeddings": ({"trainable_token_indices": [1]}, "embeddings"),

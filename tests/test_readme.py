@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from margins import SCALE_TOLERANCE
+from shell import output_of
 
 from loramix.cli import main
 
@@ -64,17 +62,7 @@ def assert_says(output: str, recorded: str) -> None:
 @pytest.mark.base
 @pytest.mark.parametrize("command, output", transcripts())
 def test_the_transcript_is_real(command: str, output: str, default_base: Path) -> None:
-    places = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(
-        command,
-        shell=True,
-        env={**os.environ, "PATH": places},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=True,
-    )
-    assert_says(done.stdout, output)
+    assert_says(output_of(command), output)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def load_gguf(path: Path) -> Any:
     names = dict(_names(shape, stored.keys()))
     if lost := stored.keys() - names.values() - {_ROPE_FACTORS}:
         raise Unsupported(
-            f"{path} holds {min(lost)!r}, which no {shape.architecture.label} model has; train on another base."
+            f"{path} has {min(lost)!r}, which no {shape.architecture.label} model has; train on another base."
         )
     state = {}
     for name, tensor_name in names.items():

@@ -283,7 +283,7 @@ def _remote_manifest(there: hub.Listing, place: Place, skill: str) -> Manifest |
     old = decode_manifest(hub.fetch(at).path.read_bytes(), Path(place.repository))
     if skill and [entry.name for entry in old.skills] != [skill]:
         raise UsageError(
-            f"{place.repository} holds pack {old.name} with other skills, which pushing only {skill} would remove; "
+            f"{place.repository} has pack {old.name} with other skills, which pushing only {skill} would remove; "
             "name another repository."
         )
     return old

@@ -26,7 +26,7 @@ _WEIGHT = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(?:\.(?P<adapter>[^.]+
 _WHOLE = re.compile(r"(?:.+\.)?(?P<module>embed_tokens|lm_head)(?:\.(?:base_layer|original_module))?\.weight")
 _REFUSED = {
     "use_dora": "DoRA rescales columns by the merged weight's norm, which llama.cpp cannot do",
-    "modules_to_save": "whole modules were trained, which an adapter file cannot store",
+    "modules_to_save": "full modules were trained, which an adapter file cannot store",
     "trainable_token_indices": "new token embeddings were trained, which an adapter file cannot store",
     "lora_bias": "the GGUF format cannot store LoRA biases",
     "layer_replication": "layers are replicated, which needs another base",

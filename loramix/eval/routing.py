@@ -35,7 +35,7 @@ class Question:
     text: str
     wanted: str
     instruction: str
-    """The template alone, without the text."""
+    """The template without the text."""
 
 
 def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
@@ -57,7 +57,7 @@ def read_held_out(path: Path) -> dict[str, dict[str, list[str]]]:
             for group in groups.values()
         )
         if not good:
-            raise InvalidRecipe(f"{path}: [{table}] must hold lists of texts; fix it.")
+            raise InvalidRecipe(f"{path}: [{table}] must have lists of texts; fix it.")
     return found
 
 

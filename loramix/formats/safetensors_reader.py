@@ -19,7 +19,7 @@ from loramix.formats.sniff import HEAD, sniff
 MAX_HEADER = 100 * 10**6
 MAX_TENSORS = 100_000
 AGAIN = "copy or download it again"
-TRAIN_AGAIN = "training has diverged: take an earlier checkpoint, or train with a lower learning rate"
+TRAIN_AGAIN = "training has diverged: use an earlier checkpoint, or train with a lower learning rate"
 _DTYPES = {"F64": ("<f8", 8), "F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
 
 

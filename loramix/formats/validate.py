@@ -221,7 +221,7 @@ def check_adapter(data: bytes, base: BaseShape, name: str, base_sha256: str | No
         array = found.metadata[INVOCATION]
         invocation = array.values if isinstance(array, ArrayInfo) else ()
         if not invocation or max(invocation) >= base.vocab_size:
-            raise bad(f"{INVOCATION} must hold 1 to {MAX_KEPT} token ids as uint32")
+            raise bad(f"{INVOCATION} must have 1 to {MAX_KEPT} token ids as uint32")
     pairs: dict[str, dict[str, TensorInfo]] = {}
     for tensor in found.tensors.values():
         target, _, half = tensor.name.rpartition(".")

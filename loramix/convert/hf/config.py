@@ -1,6 +1,6 @@
 """Settings of a Hugging Face checkpoint, and the tensors that they require.
 
-Independent of the files that hold the tensors.
+Independent of the tensor files.
 """
 
 from __future__ import annotations
