@@ -11,6 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from test_labels import SETS, brute_force, set_labels
 from tiny import random_gate, write_moods, write_peft
 
 pytest.importorskip("torch")
@@ -28,6 +29,7 @@ from loramix.models import bases
 from loramix.models.mixing import Mix
 from loramix.pack.edit import add_skill, set_gate
 from loramix.pack.pack import Pack
+from loramix.runtime.batch import run_batch
 from loramix.runtime.children import tokenize_rows
 from loramix.runtime.detokenize import detokenize
 from loramix.train.activated_lora import late_states
@@ -255,3 +257,24 @@ def test_a_refused_reload_leaves_late_adapters_late(engine: Any, pack: Path) -> 
         assert engine.generate(prompt, mix=name, max_tokens=1).usage["cached_tokens"] > 0, (
             "by the gate's pass"
         )
+
+
+@pytest.mark.parametrize("name", ["shared beginnings", "many"])
+def test_labels_of_a_late_skill(pack: Path, name: str, tmp_path: Path) -> None:
+    """Probabilities are those of scoring each label; batches and streams give the same labels."""
+    labels = SETS[name]
+    set_labels(pack, labels, 1.5, skill="first")
+    prompts = [f"{text} {i}" for i in range(3) for text in ("Is it good?", "x", "the quick brown fox")]
+    with Engine.open(pack, n_ctx=512, n_threads=1) as engine:
+        alone = [engine.generate(prompt, mix="first") for prompt in prompts]
+        assert all(answer.text in labels for answer in alone)
+        wanted = brute_force(engine, prompts[0], labels, 1.5, "first")
+        assert alone[0].labels == pytest.approx(
+            {label: wanted[label] for label in alone[0].labels}, rel=0.02, abs=1e-4
+        )
+        assert "".join(engine.stream(prompts[1], mix="first")) == alone[1].text
+        source = tmp_path / "in.jsonl"
+        source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+        run_batch(engine, source, tmp_path / "out.jsonl", mix="first", parallel=4)
+        rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+        assert [row["text"] for row in rows] == [answer.text for answer in alone]

@@ -17,7 +17,7 @@ from loramix.pack.pack import Pack
 from loramix.paths import sha256_file, write_text
 from loramix.templates.base_template import check_template
 from loramix.train.card import write_card
-from loramix.train.label_skill import calibrated, label_rows
+from loramix.train.label_skill import calibrated, label_rows, labels_of
 from loramix.train.lora import Progress, train_skill
 from loramix.train.recipe import Recipe
 from loramix.train.sources import data_files, rows_of
@@ -125,12 +125,14 @@ def _is_done(run: Path, key: str) -> bool:
 def _put(
     directory: Path, recipe: Recipe, data_dir: Path, run: Path, base: str, base_path: Path, digest: str
 ) -> None:
-    """Convert a trained adapter and add it to the pack, unless the pack has the same bytes."""
+    """Convert a trained adapter and add it to the pack, unless the pack has the same bytes and labels."""
     target = run / "adapter.gguf"
     convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
     content = target.read_bytes()
+    rows = label_rows(recipe, data_dir)
     known = {skill.name: skill for skill in Pack.load(directory).skills}.get(recipe.name)
-    if known is not None and known.sha256 == hashlib.sha256(content).hexdigest():
+    digest_now, labels = hashlib.sha256(content).hexdigest(), labels_of(recipe, rows)
+    if known is not None and (known.sha256, known.labels) == (digest_now, labels):
         return
     done = json.loads((run / DONE).read_text())
     add_skill(
@@ -141,7 +143,7 @@ def _put(
         max_tokens=recipe.max_tokens,
         example=recipe.example or None,
         card=write_card(recipe, base, done),
-        labels=calibrated(recipe, label_rows(recipe, data_dir), base_path, target),
+        labels=calibrated(recipe, rows, base_path, target),
         replace_existing=True,
         keep_gate=True,
     )
