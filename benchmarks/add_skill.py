@@ -13,7 +13,6 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -25,16 +24,17 @@ from loramix.defaults import BASE
 from loramix.eval import routing
 from loramix.eval.skills import score
 from loramix.models import bases
+from loramix.models.early_head import EarlyHead
 from loramix.models.mixing import decide
 from loramix.pack.edit import remove_skill
 from loramix.pack.own import target_of
 from loramix.pack.pack import Pack
 from loramix.prompts import fill
-from loramix.runtime.children import compute
 from loramix.train import skill as work
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.default_recipe import recipe_of_data
-from loramix.train.gate import select
+from loramix.train.gate_pieces import Piece, Request, user
+from loramix.train.gate_update import Floats, pooled_vectors
 from loramix.train.lora import train_skill
 from loramix.train.recipe import recipe_beside
 
@@ -58,11 +58,17 @@ HELD_OUT = (
 PROMPT = "Translate to German: tool to view and edit network settings"
 
 
-def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
-    """Return the gate's decisions on prompts, computed from the base's hidden states."""
+def pooled_of(base: Path, gate: EarlyHead, prompts: list[str]) -> Floats:
+    """What the gate's last linear map reads of each prompt; adding a skill does not change it."""
+    return pooled_vectors(base, gate, [Request((user(Piece(p)),), {BASE: 1.0}, p, "") for p in prompts])
+
+
+def chosen(pack: Pack, pooled: Floats) -> list[str]:
+    """Return the gate's decisions on prompts."""
     gate = pack.gate()
-    assert gate is not None
-    table = gate.probabilities(select(features, gate.info.layers, gate.info.pooling))
+    assert isinstance(gate, EarlyHead)
+    logits = pooled @ gate.arrays["out.weight"] + gate.arrays["out.bias"]
+    table = np.stack([gate.probabilities(row) for row in logits])
     classes = [*gate.info.skills, BASE]
     return [classes[i] for i in decide(table, threshold=gate.info.threshold)]
 
@@ -107,8 +113,8 @@ def main(
         for t, row in zip(itertools.cycle(HELD_OUT), german[: 6 * len(HELD_OUT)], strict=False)
     ]
     gate = source.gate()
-    assert gate is not None
-    features = compute(base, [*(q.text for q in old), *new], gate.info.layers)
+    assert isinstance(gate, EarlyHead)
+    features = pooled_of(base, gate, [*(q.text for q in old), *new])
     before = chosen(source, features)[: len(old)]
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(shutil.copytree(source.directory, Path(directory) / source.name))

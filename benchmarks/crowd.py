@@ -24,7 +24,8 @@ from speed import PREFILL, TEXT, decisions, decode, fused, paired, report
 
 from loramix import DEFAULT, Engine
 from loramix.hardware import default_threads, machine
-from loramix.models.gate_numpy import NumpyGate
+from loramix.models.early_head import EarlyHead
+from loramix.models.head_info import expected
 from loramix.models.mixing import Mix
 from loramix.pack.edit import add_skill, new_pack, set_gate
 from loramix.pack.pack import Pack
@@ -42,12 +43,13 @@ def crowded(source: Pack, names: Sequence[str], directory: Path) -> Pack:
         add_skill(
             directory, name, source.adapter_path(given[i % len(given)]), description=name, max_tokens=16
         )
-    info, rng = msgspec.structs.replace(gate.info, skills=list(names), metrics={}), np.random.default_rng(0)
-    arrays = {
-        name: rng.normal(0, 0.02, shape).astype(np.float32)
-        for name, shape in info.shapes(gate.n_features).items()
+    assert isinstance(gate, EarlyHead)
+    fields = {"skills": list(names), "base_classes": 1, "metrics": {}}
+    info, rng = msgspec.structs.replace(gate.info, **fields), np.random.default_rng(0)
+    out = {
+        key: rng.normal(0, 0.02, expected(info)[key]).astype(np.float32) for key in ("out.weight", "out.bias")
     }
-    return set_gate(directory, NumpyGate(info, {**arrays, "std": np.abs(arrays["std"]) + 1}).to_bytes())
+    return set_gate(directory, EarlyHead(info, {**gate.arrays, **out}).to_bytes())
 
 
 def memory_mb() -> float:

@@ -7,6 +7,7 @@ skill needs no fit: see `EarlyHead.without`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -181,7 +182,8 @@ def _joined(old: EarlyHead, bank: Bank, place: int, column: Column) -> EarlyHead
     weight, bias = old.arrays["out.weight"], old.arrays["out.bias"]
     turned = bank.projection.matrix @ (column.weight / column.scale) / bank.projection.std
     shift = column.bias - float(bank.projection.mean @ turned)
-    columns, biases = [], []
+    columns: list[npt.NDArray[np.floating[Any]]] = []
+    biases: list[float] = []
     for i, name in enumerate(skills):
         if i == place:
             columns.append(turned)

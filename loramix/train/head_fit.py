@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from loramix.models.early_head import HeadInfo
+from loramix.models.head_info import HeadInfo
 from loramix.train import checkpoint
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import Batch, TokenStates

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from loramix.models.early_head import BUCKETS, CLIP, HeadInfo, bucket
+from loramix.models.early_head import CLIP, bucket
+from loramix.models.head_info import BUCKETS, HeadInfo
 
 Floats = npt.NDArray[np.float32]
 START = 0.02  # standard deviation of the position embeddings before training
