@@ -12,8 +12,8 @@ import itertools
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -25,16 +25,13 @@ from loramix.defaults import BASE
 from loramix.eval import routing
 from loramix.eval.skills import score
 from loramix.models import bases
-from loramix.models.mixing import decide
 from loramix.pack.edit import remove_skill
 from loramix.pack.own import target_of
 from loramix.pack.pack import Pack
 from loramix.prompts import fill
-from loramix.runtime.children import compute
 from loramix.train import skill as work
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.default_recipe import recipe_of_data
-from loramix.train.gate import select
 from loramix.train.lora import train_skill
 from loramix.train.recipe import recipe_beside
 
@@ -58,13 +55,11 @@ HELD_OUT = (
 PROMPT = "Translate to German: tool to view and edit network settings"
 
 
-def chosen(pack: Pack, features: dict[str, Any]) -> list[str]:
-    """Return the gate's decisions on prompts, computed from the base's hidden states."""
-    gate = pack.gate()
-    assert gate is not None
-    table = gate.probabilities(select(features, gate.info.layers, gate.info.pooling))
-    classes = [*gate.info.skills, BASE]
-    return [classes[i] for i in decide(table, threshold=gate.info.threshold)]
+def chosen(pack: Pack, texts: Sequence[str]) -> list[str]:
+    """Return the gate's decisions on prompts."""
+    with Engine(pack) as engine:
+        routes = [engine.route(text, policy="top1") for text in texts]
+    return [next(iter(route.mix), BASE) for route in routes]
 
 
 @click.command()
@@ -106,10 +101,8 @@ def main(
         fill(t, row.input)
         for t, row in zip(itertools.cycle(HELD_OUT), german[: 6 * len(HELD_OUT)], strict=False)
     ]
-    gate = source.gate()
-    assert gate is not None
-    features = compute(base, [*(q.text for q in old), *new], gate.info.layers)
-    before = chosen(source, features)[: len(old)]
+    asked = [*(q.text for q in old), *new]
+    before = chosen(source, asked[: len(old)])
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(shutil.copytree(source.directory, Path(directory) / source.name))
         with Engine.open(copy) as engine:
@@ -121,14 +114,14 @@ def main(
             engine.reload()
             reload = time.perf_counter() - began
             answer = engine.generate(PROMPT)
-            found = chosen(change.pack, features)
+            found = chosen(change.pack, asked)
             texts = [
                 engine.generate(fill(HELD_OUT[0], row.input), mix=f"{NAME}=1").text for row in german[:rows]
             ]
         began = time.perf_counter()
         removed = remove_skill(copy, NAME).pack
         removal = time.perf_counter() - began
-        after = chosen(removed, features)[: len(old)]
+        after = chosen(removed, asked[: len(old)])
     wanted = [question.wanted for question in old]
 
     def right(choices: list[str]) -> float:
