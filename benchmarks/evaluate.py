@@ -39,6 +39,10 @@ EVAL = (
     "loramix eval smollm2-135m --data-dir DATA/skills --held-out benchmarks/heldout.toml "
     "--none DATA/routing/clinc_out_of_scope.jsonl --none DATA/routing/self_instruct_seed_tasks.jsonl"
 )
+FIRST = (
+    "The skills' figures are of the first adapters, each trained on one source; [everyday.md](everyday.md) has those "
+    "of the adapters that ship now. The gate is the same."
+)
 PROMPT = "Is this review positive or negative? I liked it."
 MIX = (("sentiment", 0.7), ("summarize", 0.3))
 
@@ -137,6 +141,8 @@ def report(source: Path) -> None:
     limits = "".join(f" --{name} {limit}" for name, limit in found["limits"].items() if limit)
     lines = [
         "# Results of the default pack",
+        "",
+        FIRST,
         "",
         f"`{EVAL}{limits}`",
         head.rstrip(),

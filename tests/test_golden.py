@@ -28,15 +28,29 @@ PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
         {},
     ),
     "summary": (
-        "Summarize in one sentence: The road to the airport is closed because of an accident. Drivers should take "
-        "the road along the river.",
+        "Summarize in one sentence: The factory in Leeds will close in March. Two hundred people will lose their "
+        "jobs.",
         {},
     ),
-    "oneline": (f"Give a one-line summary and translate it: {CLOSED}", {}),
+    "oneline": ("Give a one-line summary and translate it: The school is closed today.", {}),
     "spam": (
         "Is this message spam? WINNER! You have won a 1000 pound prize. Call 09061701461 now to claim.",
         {},
     ),
+    "scam": (
+        "Is this a scam? You have won a gift card worth 500 dollars! Click the link to claim your prize today.",
+        {},
+    ),
+    "sql": ("Table orders(id, customer, total, city). Write the SQL: the customers from Lyon", {}),
+    "shell": ("Write a bash command for this: find all files larger than 100 MB in my home folder", {}),
+    "french": ("Translate into French: I am very tired today.", {}),
+    "entities": (
+        "Which people, places and organizations are named here? Angela flew from Berlin to Tokyo to meet the people "
+        "of Sony.",
+        {},
+    ),
+    "slots": ("Parse this voice command into JSON with intent and slots: play some jazz by Miles Davis", {}),
+    "facts": ("Write a sentence from these facts: name[The Olive Tree], food[Italian], area[riverside]", {}),
     "intent": ("What does this customer of a bank want? My card has not arrived yet.", {}),
     "emotion": ("Which emotion does this comment show? I am so happy that you came!", {}),
     "two in turn": (f"Which emotion is this, and is it positive or negative? {HOTEL}", {}),

@@ -15,6 +15,7 @@ from click.testing import CliRunner
 from loramix.commands.train import train
 from loramix.errors import InvalidData, InvalidRecipe, NotFound
 from loramix.train import lora
+from loramix.train.card import write_card
 from loramix.train.data import Row, instruct
 from loramix.train.frames import framed
 from loramix.train.lora import Result
@@ -249,6 +250,38 @@ def test_groups_decide_the_wording(data_dir: Path) -> None:
     assert not any("summar" in prompt or "gist" in prompt for prompt in prompts)
     plain = {instruct(Row("train", "TEXT", "t"), recipe, random.Random(i)) for i in range(400)}
     assert plain <= {text.replace("{input}", "TEXT") for text in recipe.instructions["any"]}
+
+
+RUN = {"rows": 5, "dev_loss": 0.5, "dev_exact": 0.5}
+
+
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        (
+            "spam",
+            [
+                "`skills_more/spam` (ewt-email)",
+                "`skills/emotion`, all `ham`",
+                "rows made by rule",
+                "7000 rows",
+            ],
+        ),
+        ("sql", ["`skills_more/sql` (spider)", "(wikisql-executable)", "9800 rows"]),
+        ("facts", ["`skills/facts`: 4500 rows"]),
+    ],
+)
+def test_a_card_names_every_source_and_a_command_that_parses(name: str, says: list[str]) -> None:
+    card = write_card(load_recipe(str(RECIPES / "broad" / f"{name}.toml")), "base", RUN)
+    assert all(words in card for words in says), card
+    assert f"`loramix train skill broad/{name} --data DIRECTORY`" in card and ".jsonl" not in card
+    assert load_recipe(f"broad/{name}").data.sources
+
+
+def test_a_card_of_one_source_says_how_the_data_are_made() -> None:
+    recipe = load_recipe("spam")
+    card = write_card(recipe, "base", RUN)
+    assert recipe.data.how in card and "`loramix train skill spam --data FILE`" in card
 
 
 @pytest.mark.parametrize("path", BROAD, ids=lambda path: path.stem)

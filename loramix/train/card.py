@@ -39,7 +39,7 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
         if len(set(training.parts)) > 1:
             epochs += f" ({' to '.join(map(str, training.parts))})"
     kept = f" whose answers are perfect by {recipe.keep}" if recipe.keep else ""
-    hub = f" (on the hub: `{recipe.data.hub}`)" if recipe.data.hub else ""
+    name, data = (f"broad/{recipe.name}", "DIRECTORY") if recipe.data.sources else (recipe.name, "FILE")
     lines = [
         f"# Skill: {recipe.name}",
         "",
@@ -48,18 +48,33 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
         f"- **Base**: {base}, frozen.",
         f"- **Adapter**: LoRA on {targets} of {layers}; r = {shape.r}, lora_alpha = {shape.lora_alpha:g}"
         + (", rank-stabilized." if shape.use_rslora else "."),
-        f"- **Data**: {recipe.data.how}{hub}",
+        f"- **Data**: {_data(recipe)}",
         f"- **Licence of the data**: {recipe.data.license}.",
         f"- **Trained on** {run['rows']} rows{kept}, {epochs}, in {phrasings} phrasings of the "
         f"instruction, learning rate {training.learning_rate:g}, batches of {training.batch_size}.",
         f"- **Dev**: loss {run['dev_loss']:.3f} nats per token; {run['dev_exact']:.1%} of answers exact "
         "with teacher forcing.",
         f"- **Measured by** {', '.join(recipe.metrics)}; values on the test rows are in docs/results.md.",
-        f"- **Made by** `loramix train skill {recipe.name} --data {recipe.name}.jsonl.gz`, then "
-        "`loramix convert adapter`; `loramix train pack` does both.",
+        f"- **Made by** `loramix train skill {name} --data {data}`, then `loramix convert adapter`; "
+        "`loramix train pack` does both.",
         "- **Limits**: English instructions; a small model imitates the style of its data and may "
         "state what is false.",
     ]
     if recipe.labels:
         lines.insert(3, f"\nAnswers: {', '.join(f'`{label}`' for label in recipe.labels)}.")
     return "\n".join(lines) + "\n"
+
+
+def _data(recipe: Recipe) -> str:
+    """Where the rows come from: a recipe over several sources names each."""
+    if not recipe.data.sources:
+        return recipe.data.how + (f" (on the hub: `{recipe.data.hub}`)" if recipe.data.hub else "")
+    named = []
+    for source in recipe.data.sources:
+        what = "rows made by rule" if source.made else f"`{source.file}`"
+        if source.take:
+            what += f" ({', '.join(source.take)})"
+        if source.target is not None:
+            what += f", all `{source.target}`"
+        named.append(what)
+    return "; ".join(dict.fromkeys(named)) + f": {recipe.data.rows} rows sampled by weight."
