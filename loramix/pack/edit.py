@@ -1,7 +1,4 @@
-"""Changes a pack atomically: adds and removes skills, sets the gate, replaces the pack; one process at a time.
-
-A kill at any moment leaves the old or the new pack: files are never overwritten, only the manifest is replaced.
-"""
+"""Changes a pack atomically: a kill at any moment leaves the old or the new pack, as only the manifest is replaced."""
 
 from __future__ import annotations
 
@@ -258,9 +255,9 @@ def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory
         return replace(after, gate=None)
     check_gate(read_gate(gate.gate, "the gate"), after, directory)
     reference = GateReference(file=files.put("gate.npz", gate.gate), sha256=digest_of(gate.gate))
-    if gate.features is not None:
-        name = files.put("gate-features.npz", gate.features)
-        reference = replace(reference, features=name, features_sha256=digest_of(gate.features))
+    if (features := gate.features) is not None:
+        name = files.put("gate-features.npz", features)
+        reference = replace(reference, features=name, features_sha256=digest_of(features))
     return replace(after, gate=reference)
 
 
@@ -272,8 +269,7 @@ def _gate_without(pack: Pack, skill: str) -> NewGate | None:
         return None
     if gate is None or len(pack.skills) == 1:
         return None
-    features = None if bank is None else bank.without(skill).to_bytes()
-    return NewGate(gate.without(skill).to_bytes(), features)
+    return NewGate(gate.without(skill).to_bytes(), None if bank is None else bank.without(skill).to_bytes())
 
 
 def _swap(directory: Path, before: Manifest, after: Manifest, files: NewFiles) -> Pack:

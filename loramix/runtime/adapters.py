@@ -49,6 +49,16 @@ class AdapterFile:
 
         return cls(pack.adapter_path(name), pack.skill(name).sha256, check)
 
+    @classmethod
+    def changed(cls, old: Pack, new: Pack, shape: BaseShape) -> dict[str, AdapterFile]:
+        """Open and validate the files of the skills that are new, or have changed, since a pack was read."""
+        known = {skill.name: skill.sha256 for skill in old.skills}
+        names = [skill.name for skill in new.skills if known.get(skill.name) != skill.sha256]
+        files = {name: cls.of(new, name, shape) for name in names}
+        for file in files.values():
+            _ = file.invocation
+        return files
+
     @cached_property
     def invocation(self) -> tuple[int, ...]:
         """Invocation tokens; empty means always active.

@@ -218,12 +218,8 @@ class Engine:
             if pack.manifest.base.sha256 != self.pack.manifest.base.sha256:
                 raise WrongBase(f"pack {pack.name} has another base now; open a new engine on it.")
             router = Router.of(pack, self._shape)
-            known = {skill.name: skill.sha256 for skill in self.pack.skills}
-            changed = [s.name for s in pack.skills if known.get(s.name) != s.sha256]
-            fresh = {name: AdapterFile.of(pack, name, self._shape) for name in changed}
-            for file in fresh.values():
-                _ = file.invocation  # validated first: on an error the old pack stays in use
-            gone = known.keys() - ({skill.name for skill in pack.skills} - fresh.keys())
+            fresh = AdapterFile.changed(self.pack, pack, self._shape)  # on an error the old pack stays in use
+            gone = {s.name for s in self.pack.skills} - ({s.name for s in pack.skills} - fresh.keys())
             self.routing.close()
             self.decoder.pool.drop(gone, taps=tapped_layers(router.gate))
             self.decoder.adapters.drop(gone)
