@@ -106,7 +106,8 @@ def test_content_with_another_digest_is_not_kept(standin: Hub, gguf: bytes, tmp_
     assert left(tmp_path) == [] and bases.find(NAME) is None
     standin.spoil = False
     refused(
-        run("pull", NAME, "--sha256", "0" * 64), says=f"sha256 {digest(gguf)[:12]}, needs 000000000000; it was not"
+        run("pull", NAME, "--sha256", "0" * 64),
+        says=f"sha256 {digest(gguf)[:12]}, needs 000000000000; it was not",
     )
     assert len(standin.downloads()) == 1  # not even asked for
     assert run("pull", NAME, "--sha256", digest(gguf)).exit_code == 0
@@ -257,7 +258,9 @@ def test_named_bases_are_pinned(standin: Hub, gguf: bytes, monkeypatch: pytest.M
     repo = standin.repos["TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF"]
     commit = hub.parse(BASES["tinyllama-1.1b"].hub).revision  # type: ignore[union-attr]
     monkeypatch.setattr(repo, "at", lambda revision: (commit, repo.files) if revision == commit else None)
-    refused(run("pull", "tinyllama-1.1b", "--quant", "Q4_0"), says="needs da3087fb14ae; it was not downloaded")
+    refused(
+        run("pull", "tinyllama-1.1b", "--quant", "Q4_0"), says="needs da3087fb14ae; it was not downloaded"
+    )
     pinned = Base(
         **{
             **{k: getattr(BASES["tinyllama-1.1b:Q4_0"], k) for k in Base.__slots__},
