@@ -747,7 +747,7 @@ def blocks(path: Path) -> dict[str, np.ndarray]:
         (None, "Q4_0", "no text at"),
         (b"short", "Q4_0", "has 4 tokens; at least 256"),
         (b"\xff" * 999, "Q4_K_M", "not UTF-8 text (byte 0)"),
-        (TEXT.encode(), "Q8_0", "does nothing for Q8_0"),
+        (TEXT.encode(), "Q8_0", "Q8_0 does not use an importance matrix"),
     ],
 )
 def test_texts_that_tell_nothing_are_refused(

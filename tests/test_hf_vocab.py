@@ -142,7 +142,10 @@ def test_an_unknown_normalizer_is_refused(tmp_path: Path) -> None:
     from loramix.runtime.llama.model import Model
 
     base = write_base(tmp_path / "a.gguf", extra={NORMALIZER: "NFKD"})
-    with Model(base, vocab_only=True) as model, pytest.raises(InvalidArtifact, match="'NFKD', known are NFC"):
+    with (
+        Model(base, vocab_only=True) as model,
+        pytest.raises(InvalidArtifact, match="'NFKD', supported are NFC"),
+    ):
         model.tokenize("a")
 
 
@@ -348,7 +351,11 @@ BAD: dict[str, tuple[Any, type[LoramixError], str]] = {
     "no JSON": (lambda d: (d / "tokenizer.json").write_bytes(b"\xff{"), InvalidArtifact, "cannot be used"),
     "unigram": (lambda d: edit(d, model={"type": "Unigram", "vocab": []}), Unsupported, "Unigram tokenizer"),
     "no vocabulary": (lambda d: edit(d, model=None), Unsupported, "supported: BPE"),
-    "empty vocabulary": (lambda d: edit(d, model__vocab={}, added_tokens=[]), Unsupported, "96 of 96 bytes"),
+    "empty vocabulary": (
+        lambda d: edit(d, model__vocab={}, added_tokens=[]),
+        Unsupported,
+        "96 of 96 required bytes",
+    ),
     "unknown split": (
         lambda d: edit(d, pre_tokenizer={**SPLIT, "pattern": {"Regex": r"\d"}}),
         Unsupported,
@@ -416,12 +423,12 @@ BAD: dict[str, tuple[Any, type[LoramixError], str]] = {
     "a byte is missing": (
         lambda d: edit(d, model__vocab={t: i for t, i in vocab_of(d).items() if t != "a"}),
         Unsupported,
-        "lacks tokens for 1 of 96 bytes (a)",
+        "lacks tokens for 1 of 96 required bytes (a)",
     ),
     "a token twice": (
         lambda d: edit(d, added_tokens=[{"id": 440, "content": "the", "special": True}]),
         InvalidArtifact,
-        "'the' twice",
+        "empty or repeated token 'the'",
     ),
     "no text": (
         lambda d: edit(d, added_tokens=[{"id": 440, "content": "", "special": True}]),
@@ -499,7 +506,7 @@ def test_bad_tokenizer_models_are_refused(spm: Path) -> None:
         ({"model_type": "bpe", "normalization_rule_name": "identity"}, "maps characters or removes spaces"),
         (
             {"model_type": "bpe", "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
-            "of 256 bytes",
+            "of 256 required bytes",
         ),
     ):
         sentencepiece.SentencePieceTrainer.train(

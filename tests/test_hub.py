@@ -106,7 +106,8 @@ def test_content_with_another_digest_is_not_kept(standin: Hub, gguf: bytes, tmp_
     assert left(tmp_path) == [] and bases.find(NAME) is None
     standin.spoil = False
     refused(
-        run("pull", NAME, "--sha256", "0" * 64), says=f"sha256 {digest(gguf)[:12]}, needs 000000000000; not"
+        run("pull", NAME, "--sha256", "0" * 64),
+        says=f"sha256 {digest(gguf)[:12]}, needs 000000000000; it was not",
     )
     assert len(standin.downloads()) == 1  # not even asked for
     assert run("pull", NAME, "--sha256", digest(gguf)).exit_code == 0
@@ -122,7 +123,7 @@ def test_a_name_that_stands_for_another_content_than_before_is_refused(
     repo.files["tiny.Q4_K_M.gguf"] = other
     refused(
         run("pull", NAME),
-        says=f"pulled before with sha256 {digest(gguf)[:12]} and is {digest(other)[:12]} now",
+        says=f"pulled before with sha256 {digest(gguf)[:12]} and now has {digest(other)[:12]}",
     )
     assert bases.find(NAME) == old and old.read_bytes() == gguf and len(standin.downloads()) == 1
     assert bases.pull(NAME, revision=f"{1:040x}") == old  # a commit stands for the same for ever
@@ -250,14 +251,16 @@ def test_named_bases_are_pinned(standin: Hub, gguf: bytes, monkeypatch: pytest.M
     for name in ("tinyllama-1.1b", "tinyllama-1.1b:Q4_0", "tinyllama-1.1b:Q8_0"):
         place = hub.parse(BASES[name].hub)
         assert place and len(place.revision) == 40 and len(BASES[name].sha256) == 64
-    refused(run("pull", "tinyllama-1.1b", "--quant", "Q9"), code=2, says="take one of Q4_K_M, Q4_0, Q8_0")
+    refused(run("pull", "tinyllama-1.1b", "--quant", "Q9"), code=2, says="use one of Q4_K_M, Q4_0, Q8_0")
     refused(run("pull", "tinyllama-1.1b", "--revision", "main"), code=2, says="is pinned to one file")
     refused(run("pull", "smollm2-135m", "--quant", "Q4_0"), code=2, says="leave the quantization out")
     standin.add("TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF", **{"tinyllama-1.1b-chat-v1.0.Q4_0.gguf": gguf})
     repo = standin.repos["TheBloke/TinyLlama-1.1B-Chat-v1.0-GGUF"]
     commit = hub.parse(BASES["tinyllama-1.1b"].hub).revision  # type: ignore[union-attr]
     monkeypatch.setattr(repo, "at", lambda revision: (commit, repo.files) if revision == commit else None)
-    refused(run("pull", "tinyllama-1.1b", "--quant", "Q4_0"), says="needs da3087fb14ae; not fetched")
+    refused(
+        run("pull", "tinyllama-1.1b", "--quant", "Q4_0"), says="needs da3087fb14ae; it was not downloaded"
+    )
     pinned = Base(
         **{
             **{k: getattr(BASES["tinyllama-1.1b:Q4_0"], k) for k in Base.__slots__},

@@ -226,7 +226,7 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_other_templates_are_refused(name: str) -> None:
-    with pytest.raises(Unsupported, match="none of ChatML, Zephyr, Llama 3, Gemma"):
+    with pytest.raises(Unsupported, match="not one of ChatML, Zephyr, Llama 3, Gemma"):
         recognise(ChatTemplate(UNKNOWN[name]))
 
 

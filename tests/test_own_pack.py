@@ -227,7 +227,7 @@ def test_a_new_pack_finds_its_first_skill_and_its_second(
     shutil.copy(tiny_base, tmp_path / "tiny.gguf")
     first = loramix("skill", "add", "shout", *add)
     assert first.exit_code == 0, first.output
-    assert "makes a new pack, mypack" in first.stderr and "the gate knows it" in first.stdout
+    assert "creates a new pack, mypack" in first.stderr and "the gate knows it" in first.stdout
     with Engine.open("./mypack", n_ctx=256, n_threads=1) as engine:
         assert engine.route("shout: zzzz 8").mix == {"shout": 1}
         assert engine.route("What is the capital of Portugal?").mix == {}

@@ -197,7 +197,7 @@ def test_no_pack_loses_its_name_to_a_strangers(standin: Hub, shared: Path) -> No
     repo = pushed(standin, shared)
     assert run("pack", "pull", REPO).exit_code == 0
     standin.add("stranger/skills", **repo.files)
-    refused(run("pack", "pull", "stranger/skills"), code=2, says=f"there is a pack tiny already, from {REPO}")
+    refused(run("pack", "pull", "stranger/skills"), code=2, says=f"a pack tiny from {REPO}")
     done = run("pack", "pull", "stranger/skills", "--name", "other")
     assert done.exit_code == 0 and Pack.load("other").name == "other"
     repo.files["pack.toml"] = repo.files["pack.toml"].replace(b'name = "tiny"', b'name = "smollm2-135m"')

@@ -149,7 +149,7 @@ def test_what_cannot_be_imported_changes_nothing(pack: Path, data: Path, tmp_pat
         "DoRA": ["import", "x", wide, "--examples", data],
         "not a GGUF": ["import", "x", text, "--examples", data],
         "no adapter": ["import", "x", tmp_path / "none", "--examples", data],
-        "Loramix's own": ["import", "base", wide, "--examples", data],
+        "a reserved word": ["import", "base", wide, "--examples", data],
         "no data file": ["add", "x", "--data", tmp_path / "none.jsonl"],
     }
     for says, arguments in cases.items():

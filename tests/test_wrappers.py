@@ -225,7 +225,7 @@ def test_other_embeddings_are_named_for_what_they_are(tiny_base: Path, tmp_path:
 
 def test_lora_on_the_embedding_or_the_head_is_named(tiny_base: Path, tmp_path: Path) -> None:
     untied = write_base(tmp_path / "untied.gguf", tied=False)
-    for base, also in ((tiny_base, "this base's token embedding too"), (untied, ": llama.cpp")):
+    for base, also in ((tiny_base, "this base's token embedding"), (untied, ": llama.cpp")):
         source = write_peft(tmp_path / "head")
         for half, shape in (("A", (4, 64)), ("B", (259, 4))):
             with_tensor(source, f"base_model.model.lm_head.lora_{half}.weight", np.ones(shape))
@@ -265,7 +265,7 @@ def test_a_rank_beyond_the_limit_is_not_answered_with_the_same_command(
     tiny_base: Path, tmp_path: Path
 ) -> None:
     source = write_peft(tmp_path / "wide", r=300)
-    with pytest.raises(LoramixError, match=r"rank 300, at most 256.*lower r") as caught:
+    with pytest.raises(LoramixError, match=r"rank 300, the limit is 256.*lower r") as caught:
         convert_adapter(source, tiny_base, tmp_path / "out.gguf")
     assert "loramix convert adapter" not in str(caught.value)
 

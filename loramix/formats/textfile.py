@@ -169,8 +169,9 @@ def _opened(path: Path, error: type[LoramixError]) -> Iterator[Any]:
 
 def _encoded(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:
     """Yield the lines of a text in another encoding as UTF-8."""
-    for line in io.TextIOWrapper(file, encoding, newline=""):
-        yield line.encode()
+    with io.TextIOWrapper(file, encoding, newline="") as text:
+        for line in text:
+            yield line.encode()
 
 
 def _unpacked(file: IO[bytes]) -> gzip.GzipFile:
