@@ -29,6 +29,7 @@ from loramix.runtime.scheduler import Scheduler
 
 SETS: dict[str, tuple[str, ...]] = {
     "two": ("positive", "negative"),
+    "one beginning": ("tone: up", "tone: down"),
     "shared beginnings": ("fear", "fury", "joy", "joyful", "join", "neutral"),
     "one begins another": ("card", "card lost", "card lost or stolen", "pin"),
     "other scripts": ("ja", "nein", "vielleicht", "häufig", "да", "да, но", "いいえ"),
@@ -272,13 +273,15 @@ def test_log_probabilities_of_the_tokens_multiply_to_that_of_the_label(
             assert b"".join(row[0] for row in stream.scored(0, len(answer.tokens))).decode() == text
 
 
-def test_a_reload_changes_the_labels(labelled: Path) -> None:
-    with Engine.open(labelled, n_ctx=256, n_threads=1) as engine:
-        assert engine.generate("x", mix="sentiment").text in SETS["shared beginnings"]
-        set_labels(labelled, SETS["two"])
-        assert engine.reload() and engine.generate("x", mix="sentiment").text in SETS["two"]
-        set_labels(labelled, ())
-        assert engine.reload() and engine.generate("x", mix="sentiment", max_tokens=4).labels == {}
+@pytest.mark.parametrize("labels", [("xa", "xb"), SETS["one beginning"], SETS["many"]])
+def test_what_was_asked_before_changes_no_bit(pack: Path, labels: tuple[str, ...]) -> None:
+    set_labels(pack, labels)
+    with Engine.open(pack, n_ctx=256, n_threads=1) as engine:
+        first = [engine.generate(prompt, mix="sentiment").labels for prompt in PROMPTS]
+        for options in ({}, {"labels": False, "max_tokens": 3}, {"temperature": 9.0, "seed": 3}):
+            for prompt, wanted in zip(PROMPTS, first, strict=True):
+                engine.generate(prompt, mix="sentiment", **options)
+                assert engine.generate(prompt, mix="sentiment").labels == wanted
 
 
 def test_labels_need_room_in_the_context(pack: Path) -> None:

@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from test_labels import SETS, set_labels
 
+from loramix import Engine
 from loramix.errors import InvalidArtifact
 from loramix.pack.manifest import Manifest, read_manifest, write_manifest
 from loramix.runtime.labels import LabelTrie
@@ -48,3 +49,13 @@ def test_labels_stay_in_the_manifest(pack: Path, tmp_path: Path) -> None:
 def test_labels_of_the_same_tokens_are_refused() -> None:
     with pytest.raises(InvalidArtifact, match="'A' and 'a'"):
         LabelTrie([("A", (1, 2)), ("a", (1, 2))])
+
+
+def test_a_reload_changes_the_labels(pack: Path) -> None:
+    labelled = set_labels(pack, SETS["shared beginnings"], 2.0)
+    with Engine.open(labelled, n_ctx=256, n_threads=1) as engine:
+        assert engine.generate("x", mix="sentiment").text in SETS["shared beginnings"]
+        set_labels(labelled, SETS["two"])
+        assert engine.reload() and engine.generate("x", mix="sentiment").text in SETS["two"]
+        set_labels(labelled, ())
+        assert engine.reload() and engine.generate("x", mix="sentiment", max_tokens=4).labels == {}

@@ -6,6 +6,7 @@ import json
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner, Result
 
@@ -13,6 +14,7 @@ pytest.importorskip("torch")
 
 from loramix.cli import main
 from loramix.errors import InvalidRecipe, NotFound
+from loramix.pack.manifest import write_manifest
 from loramix.pack.pack import Pack
 from loramix.train.gate_data import BASE, PHRASINGS, Prompt, collect, load_phrasings
 from loramix.train.recipe import load_recipe, shipped
@@ -71,12 +73,18 @@ def test_a_pack_is_trained_and_only_what_changed_again(
     assert first.exit_code == 0, first.output
     assert "mood (1 of 1)" in first.stderr
     mood = (tmp_path / "pack" / "skills" / "mood.gguf").read_bytes()
+    held = Pack.load(tmp_path / "pack")
+    assert held.skill("mood").labels == ("good", "bad")
+    bare = msgspec.structs.replace(held.skill("mood"), labels=())  # as a version without labels wrote it
+    write_manifest(held.directory, msgspec.structs.replace(held.manifest, skills=(bare,)))
 
     second = train_pack(data_dir, tiny_base, tmp_path, "mood", "taste")
     assert second.exit_code == 0, second.output
     assert "mood (1 of 2): trained before" in second.stderr and "taste (2 of 2): loss" in second.stderr
     pack = Pack.load(tmp_path / "pack")
-    assert [skill.name for skill in pack.skills] == ["mood", "taste"]
+    assert [(skill.name, skill.labels) for skill in pack.skills] == [
+        (name, ("good", "bad")) for name in ("mood", "taste")
+    ]
     assert (tmp_path / "pack" / "skills" / "mood.gguf").read_bytes() == mood
     card = (tmp_path / "pack" / "skills" / "taste.md").read_text()
     assert "what taste is" in card and "`good`, `bad`" in card and "By hand." in card and "8 rows" in card

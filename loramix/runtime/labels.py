@@ -122,8 +122,10 @@ class LabelSearch:
         """Choose a label.
 
         Yields:
-            Token ids after the prompt; the logits after them, (V,) float32, must be sent back.
+            Token ids after the prompt, first none; the logits after them, (V,) float32, must be sent back.
         """
+        # the prompt alone comes first, so that what follows is decoded in the same batches every time
+        self._after_prompt = yield ()
         while self._open and not self._is_enough():
             yield from self._decode(self._open[0][1])
         if self._picker is None:
@@ -155,7 +157,8 @@ class LabelSearch:
         (before,) = (-negative for negative, known in self._open if known == path)
         self._open = [item for item in self._open if item[1] != path]
         heapq.heapify(self._open)
-        logits = self._logits[path] = self._trie.calibrated(path, (yield path))
+        found = (yield path) if path else self._after_prompt
+        logits = self._logits[path] = self._trie.calibrated(path, found)
         values = self._values[path] = log_softmax(logits)
         for token, value in zip(self._trie.branches[path], values, strict=True):
             self._reach(before + float(value), (*path, token))
