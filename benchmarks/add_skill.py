@@ -12,6 +12,7 @@ import itertools
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -24,8 +25,6 @@ from loramix.defaults import BASE
 from loramix.eval import routing
 from loramix.eval.skills import score
 from loramix.models import bases
-from loramix.models.early_head import EarlyHead
-from loramix.models.mixing import decide
 from loramix.pack.edit import remove_skill
 from loramix.pack.own import target_of
 from loramix.pack.pack import Pack
@@ -33,8 +32,6 @@ from loramix.prompts import fill
 from loramix.train import skill as work
 from loramix.train.data import data_file, read_rows, take
 from loramix.train.default_recipe import recipe_of_data
-from loramix.train.gate_pieces import Piece, Request, user
-from loramix.train.gate_update import Floats, pooled_vectors
 from loramix.train.lora import train_skill
 from loramix.train.recipe import recipe_beside
 
@@ -58,19 +55,11 @@ HELD_OUT = (
 PROMPT = "Translate to German: tool to view and edit network settings"
 
 
-def pooled_of(base: Path, gate: EarlyHead, prompts: list[str]) -> Floats:
-    """What the gate's last linear map reads of each prompt; adding a skill does not change it."""
-    return pooled_vectors(base, gate, [Request((user(Piece(p)),), {BASE: 1.0}, p, "") for p in prompts])
-
-
-def chosen(pack: Pack, pooled: Floats) -> list[str]:
+def chosen(pack: Pack, texts: Sequence[str]) -> list[str]:
     """Return the gate's decisions on prompts."""
-    gate = pack.gate()
-    assert isinstance(gate, EarlyHead)
-    logits = pooled @ gate.arrays["out.weight"] + gate.arrays["out.bias"]
-    table = np.stack([gate.probabilities(row) for row in logits])
-    classes = [*gate.info.skills, BASE]
-    return [classes[i] for i in decide(table, threshold=gate.info.threshold)]
+    with Engine(pack) as engine:
+        routes = [engine.route(text, policy="top1") for text in texts]
+    return [next(iter(route.mix), BASE) for route in routes]
 
 
 @click.command()
@@ -112,10 +101,8 @@ def main(
         fill(t, row.input)
         for t, row in zip(itertools.cycle(HELD_OUT), german[: 6 * len(HELD_OUT)], strict=False)
     ]
-    gate = source.gate()
-    assert isinstance(gate, EarlyHead)
-    features = pooled_of(base, gate, [*(q.text for q in old), *new])
-    before = chosen(source, features)[: len(old)]
+    asked = [*(q.text for q in old), *new]
+    before = chosen(source, asked[: len(old)])
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(shutil.copytree(source.directory, Path(directory) / source.name))
         with Engine.open(copy) as engine:
@@ -127,14 +114,14 @@ def main(
             engine.reload()
             reload = time.perf_counter() - began
             answer = engine.generate(PROMPT)
-            found = chosen(change.pack, features)
+            found = chosen(change.pack, asked)
             texts = [
                 engine.generate(fill(HELD_OUT[0], row.input), mix=f"{NAME}=1").text for row in german[:rows]
             ]
         began = time.perf_counter()
         removed = remove_skill(copy, NAME).pack
         removal = time.perf_counter() - began
-        after = chosen(removed, features)[: len(old)]
+        after = chosen(removed, asked[: len(old)])
     wanted = [question.wanted for question in old]
 
     def right(choices: list[str]) -> float:

@@ -43,13 +43,11 @@ def crowded(source: Pack, names: Sequence[str], directory: Path) -> Pack:
         add_skill(
             directory, name, source.adapter_path(given[i % len(given)]), description=name, max_tokens=16
         )
-    assert isinstance(gate, EarlyHead)
-    fields = {"skills": list(names), "base_classes": 1, "metrics": {}}
-    info, rng = msgspec.structs.replace(gate.info, **fields), np.random.default_rng(0)
-    out = {
-        key: rng.normal(0, 0.02, expected(info)[key]).astype(np.float32) for key in ("out.weight", "out.bias")
-    }
-    return set_gate(directory, EarlyHead(info, {**gate.arrays, **out}).to_bytes())
+    assert isinstance(gate, EarlyHead), "the pack has a gate of the old format: run 'loramix train gate'"
+    info = msgspec.structs.replace(gate.info, skills=list(names), base_classes=1, metrics={})
+    shapes, rng = expected(info), np.random.default_rng(0)
+    last = {name: rng.normal(0, 0.02, shapes[name]).astype(np.float32) for name in ("out.weight", "out.bias")}
+    return set_gate(directory, EarlyHead(info, {**gate.arrays, **last}).to_bytes())
 
 
 def memory_mb() -> float:
@@ -91,9 +89,7 @@ def main(pack: str, skills: int, rounds: int, out: Path) -> None:
         began = time.perf_counter()
         with Engine(crowd) as many, Engine(one) as few:
             found["open_ms"] = 1000 * (time.perf_counter() - began)
-            gate = many.router.gate
-            assert gate is not None
-            found["decision_ms"] = statistics.median(decisions(many.router, gate.n_features, 300))
+            found["decision_ms"] = statistics.median(decisions(many, "One, two, three. " * 60, 300))
             grown = {}
             for count, name in enumerate(names, 1):
                 many.generate("One, two, three.", mix=name, max_tokens=1)

@@ -107,9 +107,7 @@ def runtime() -> None:
     with Engine.open() as engine:
         for prompt in (PROMPT, "Summarize: a long day.", "hello"):
             engine.generate(prompt, max_tokens=16)
-        gate = engine.router.gate
-        assert gate is not None
-        times = decisions(engine.router, gate.n_features, 2000)
+        times = decisions(engine, "One, two, three. " * 60, 500)
     first = []
     for _ in range(5):
         command = [sys.executable, "-m", "loramix", "run", "-n", "1", PROMPT]

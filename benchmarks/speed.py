@@ -33,7 +33,6 @@ from loramix.runtime.decoder import DecodeRequest
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import Model, quantize_rows
 from loramix.runtime.probe import verdict_for
-from loramix.runtime.router import Router
 from loramix.runtime.token_mixer import TokenMixer
 from loramix.train.examples import header
 
@@ -54,15 +53,9 @@ def random_adapter(shape: BaseShape, r: int, *, seed: int = 0) -> bytes:
     return write_lora(shape.architecture.name, float(r), tensors)
 
 
-def decisions(router: Router, n_features: int, rounds: int) -> list[float]:
-    """Milliseconds of each of some decisions."""
-    features = np.random.default_rng(0).normal(size=n_features).astype(np.float32)
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        router.decide(features, "top1")
-        times.append(1000 * (time.perf_counter() - began))
-    return times
+def decisions(engine: Engine, prompt: str, rounds: int) -> list[float]:
+    """Milliseconds of each of some decisions: the gate's own time for a prompt, without the base's pass."""
+    return [1000 * engine.route(prompt, policy="top1").timings["gate"] for _ in range(rounds)]
 
 
 def report(out: Path, found: Mapping[str, Any]) -> None:
@@ -252,7 +245,8 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
 
     def follow(policy: str, moved: bool, text: str) -> float:
         nonlocal moves
-        prompt = engine.model.chat([{"role": "user", "content": text}])
+        prepared = engine.prepare(text)
+        prompt = prepared.tokens
         route = engine.route(text, policy=policy)
         moving = TokenMixer(route.key) if policy == "token" else None
         mix = moving.mix if moving else route.key
@@ -261,10 +255,10 @@ def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
         for i in range(len(said)):
             engine.decode(DecodeRequest(mix, prompt + said[: i + 1], len(prompt)))
             if moving:
-                reading = engine.gate_probabilities(mix)
+                reading, count = engine.reread(prepared, said[: i + 1], mix)
                 if moved:
-                    reading = {(moving.first, moving.second)[i // 8 % 2]: 1.0}
-                before, mix = mix, moving.follow(reading)
+                    reading, count = {(moving.first, moving.second)[i // 8 % 2]: 1.0}, 1
+                before, mix = mix, moving.follow(reading, count)
                 moves += not moved and mix != before
         return (time.perf_counter() - began) / len(said)
 

@@ -8,12 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny import random_gate
 
 from loramix import Engine
 from loramix.errors import InvalidPrompt, LoramixError, UnknownSkill
 from loramix.models import bases
+from loramix.models.early_head import EarlyHead
 from loramix.pack.edit import remove_skill, set_gate
 from loramix.runtime.llama.batch_context import BatchContext
 from loramix.runtime.llama.context import Context
@@ -123,6 +125,8 @@ def test_a_long_prompt_is_read_between_the_tokens_of_others(
     tiny_pack: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(Context, "N_BATCH", 32)
+    # another skill than the running answer's, so that both begin with an empty cache
+    monkeypatch.setattr(EarlyHead, "probabilities", lambda self, logits: np.array([0.05, 0.9, 0.05]))
     heard, long, short = Heard(), "dog " * 45 + "fox", {"mix": "sentiment", "max_tokens": 60}
     with Engine.open(tiny_pack, n_ctx=256, n_threads=1) as engine:
         scheduler = Scheduler(engine, heard, parallel=4)

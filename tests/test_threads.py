@@ -57,17 +57,17 @@ def test_the_gate_reads_an_answers_own_token(tiny_engine: Any, monkeypatch: pyte
     monkeypatch.setattr(gate, "probabilities", lambda self, features: np.array([0.45, 0.45, 0.1]))
     others: list[threading.Thread] = []
     kept_out: list[bool] = []
-    read = Engine.gate_probabilities
+    read = Engine.reread
 
-    def gate_probabilities(self: Engine, mix: Any) -> dict[str, float]:
+    def reread(self: Engine, prompt: Any, answer: Any, mix: Any) -> Any:
         other = threading.Thread(target=lambda: tokens(self, "another prompt", str(mix), 1))
         other.start()
         other.join(0.2)
         kept_out.append(other.is_alive())
         others.append(other)
-        return read(self, mix)
+        return read(self, prompt, answer, mix)
 
-    monkeypatch.setattr(Engine, "gate_probabilities", gate_probabilities)
+    monkeypatch.setattr(Engine, "reread", reread)
     tiny_engine.generate(LONG, policy="token", max_tokens=2)
     for other in others:
         other.join()

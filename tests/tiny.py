@@ -233,7 +233,7 @@ def write_moods(path: Path) -> Path:
 def random_gate(
     skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1, 2), seed: int = 3
 ) -> bytes:
-    """Content of a gate.npz that decides between skills by random weights."""
+    """Content of a gate.npz of the old format that decides between skills by random weights."""
     from loramix.models.gate_numpy import GateInfo, NumpyGate
 
     rng = np.random.default_rng(seed)
@@ -257,8 +257,12 @@ def random_gate(
     return NumpyGate(info, arrays).to_bytes()
 
 
+SPREADS = {"query.weight": 1.5, "out.weight": 0.5}
+"""Of a random head: short prompts are decided differently."""
+
+
 def random_head(
-    skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1,), seed: int = 3, **info: Any
+    skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1,), seed: int = 2, **info: Any
 ) -> bytes:
     """Content of a gate.npz of the current format that decides between skills by random weights."""
     from loramix.models.early_head import EarlyHead, HeadInfo
@@ -268,7 +272,8 @@ def random_head(
     described = HeadInfo(skills=skills, layers=list(layers), base_sha256=base_sha256, **fields)
     rng = np.random.default_rng(seed)
     arrays = {
-        name: rng.normal(0, 0.3, shape).astype(np.float32) for name, shape in expected(described).items()
+        name: rng.normal(0, SPREADS.get(name, 0.3), shape).astype(np.float32)
+        for name, shape in expected(described).items()
     }
     for name in arrays:
         if name in ("mean", "std") or "norm" in name:
@@ -293,5 +298,5 @@ def write_pack(directory: Path, base: Path, **peft: Any) -> Path:
         out = directory.parent / f"{name}.gguf"
         convert_adapter(source, base, out, name=name, base_name="tiny", base_sha256=digest)
         add_skill(directory, name, out, description=name, max_tokens=12)
-    set_gate(directory, random_gate(["sentiment", "summarize"], digest))
+    set_gate(directory, random_head(["sentiment", "summarize"], digest))
     return directory

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from typing import TypeAlias
 
 import msgspec
 
+from loramix.errors import InvalidArtifact
 from loramix.formats.npz import read_described
+from loramix.formats.validate import BaseShape
 from loramix.models.early_head import EarlyHead
 from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.models.head_info import MAX_GATE_BYTES, HeadInfo, refused
@@ -16,6 +19,8 @@ Gate: TypeAlias = EarlyHead | NumpyGate
 OLD_FORMAT = (
     "the gate of {pack} is of an old kind that the next version cannot read; run 'loramix train gate {pack}'"
 )
+
+_log = logging.getLogger(__name__)
 
 
 class _Format(msgspec.Struct):
@@ -40,3 +45,29 @@ def read_gate(data: bytes, name: str) -> Gate:
     if number == 1:
         return NumpyGate(GateInfo.from_json(info, name), arrays, name)
     return EarlyHead(HeadInfo.from_json(info, name), arrays, name)
+
+
+def check_fits(gate: Gate, shape: BaseShape, pack: str) -> None:
+    """Check that a gate reads what the base has; log how to replace a gate of the old format.
+
+    Args:
+        gate: of the pack.
+        shape: of the base.
+        pack: name of the pack, for messages.
+
+    Raises:
+        InvalidArtifact: layers that the base does not have, or states of another width.
+    """
+    if isinstance(gate, NumpyGate):
+        found, needed = (
+            gate.n_features,
+            len(gate.info.layers) * len(gate.info.pooling.split("+")) * shape.n_embd,
+        )
+        _log.warning("%s.", OLD_FORMAT.format(pack=pack))
+    else:
+        found, needed = gate.info.width, shape.n_embd
+    if max(gate.info.layers) >= shape.n_layer or found != needed:
+        raise InvalidArtifact(
+            f"the gate of {pack} reads layers {gate.info.layers} in {found} numbers; the "
+            f"base has {shape.n_layer} layers of {shape.n_embd}: run 'loramix train gate {pack}'."
+        )

@@ -32,11 +32,12 @@ from loramix.runtime.constraints.constraint import Constraint
 from loramix.runtime.decoder import Decoder, DecodeRequest, DecodeResult
 from loramix.runtime.embed import Embedder
 from loramix.runtime.llama.model import Model
+from loramix.runtime.old_gate import tapped_layers
 from loramix.runtime.options import GenerationOptions, check_range
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Route, Router
-from loramix.runtime.routing import gate_probabilities, route_prompt, routing_request
+from loramix.runtime.routing import GateRouting
 from loramix.runtime.sampling import Picker, Sampler
 from loramix.runtime.stream import Answer, Stream
 
@@ -95,9 +96,10 @@ class Engine:
                 adapters,
                 n_ctx=self.n_ctx,
                 n_threads=self.n_threads,
-                taps=self.router.layers,
+                taps=tapped_layers(self.router.gate),
                 contexts=contexts,
             )
+            self.routing = GateRouting(pack, self.router, self.decoder, self.n_threads)
         except BaseException:
             self.model.close()
             raise
@@ -125,13 +127,13 @@ class Engine:
         if isinstance(prompt, PreparedPrompt):
             return prompt
         with self.exclusive():
-            return PreparedPrompt.of(prompt, self.model, self.n_ctx, self.model.n_ctx_train)
+            return PreparedPrompt.of(prompt, self.model, self.n_ctx, self.model.n_ctx_train, self.router.gate)
 
     def route(self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any) -> Route:
         """Choose the mix for a prompt without answering it.
 
         Args:
-            prompt: text, or OpenAI-style messages; the gate reads the last user message.
+            prompt: text, or OpenAI-style messages; the gate reads the last turns.
             options: only ``policy`` and ``mix`` are used.
             **values: ``policy`` and ``mix`` instead of ``options``; see `GenerationOptions`.
 
@@ -141,7 +143,7 @@ class Engine:
         """
         options = options or GenerationOptions.of(**values)
         with self.exclusive():
-            return route_prompt(self.pack, self.router, self.decoder, self.prepare(prompt), options)
+            return self.routing.route(self.prepare(prompt), options)
 
     def generate(self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any) -> Answer:
         """Answer a prompt; arguments and exceptions as for `stream`."""
@@ -184,7 +186,7 @@ class Engine:
         with self.exclusive():
             prepared = self.prepare(prompt)
             if route is None:
-                route = route_prompt(self.pack, self.router, self.decoder, prepared, options)
+                route = self.routing.route(prepared, options)
             sampler = Sampler(options.sampling, len(prepared.tokens))
             picker: Picker = sampler
             if constraint is not None:
@@ -221,13 +223,14 @@ class Engine:
             fresh = {name: AdapterFile.of(pack, name, self._shape) for name in changed}
             for file in fresh.values():
                 _ = file.invocation  # validated first: on an error the old pack stays in use
-            names = {skill.name for skill in pack.skills}
-            gone = {name for name in known if name in fresh or name not in names}
-            self.decoder.pool.drop(gone, taps=router.layers)
+            gone = set(fresh) | (known.keys() - {skill.name for skill in pack.skills})
+            self.routing.close()
+            self.decoder.pool.drop(gone, taps=tapped_layers(router.gate))
             self.decoder.adapters.drop(gone)
             for name, file in fresh.items():
                 self.decoder.adapters.put(name, file)
             self.pack, self.router = pack, router
+            self.routing = GateRouting(pack, router, self.decoder, self.n_threads)
             return True
 
     def trim_memory(self) -> None:
@@ -240,7 +243,7 @@ class Engine:
         """Free all native resources; may be called more than once."""
         with self._lock:
             self._closed = True
-            self.decoder.close()
+            self.decoder.close()  # with the model, and so the gate's context
 
     def __enter__(self) -> Engine:
         return self
@@ -289,9 +292,9 @@ class Engine:
         self, prompt: Prompt, options: GenerationOptions | None = None, **values: Any
     ) -> DecodeRequest | None:
         """Return the base-model prefill that `route` needs for these arguments, so that it can be chunked."""
-        return routing_request(self.router, self.prepare(prompt), options or GenerationOptions.of(**values))
+        return self.routing.request(self.prepare(prompt), options or GenerationOptions.of(**values))
 
-    def gate_probabilities(self, mix: Mix) -> dict[str, float]:
-        """See `loramix.runtime.routing.gate_probabilities`."""
+    def reread(self, prompt: PreparedPrompt, answer: Sequence[int], mix: Mix) -> tuple[dict[str, float], int]:
+        """See `GateRouting.reread`."""
         with self.exclusive():
-            return gate_probabilities(self.router, self.decoder, mix)
+            return self.routing.reread(prompt, answer, mix)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loramix.errors import InvalidPrompt
+from loramix.models.early_head import EarlyHead
+from loramix.models.gate_file import Gate
+from loramix.models.gate_window import window
 from loramix.prompts import Message, as_messages
 from loramix.runtime.llama.vocabulary import Vocabulary
 
@@ -17,11 +20,19 @@ class PreparedPrompt:
     tokens: list[int]
     """Ids of the whole conversation, ending with the answer's header."""
     routed: list[int]
-    """Ids of the last user message, which the gate reads; the same as `tokens` for a single message."""
+    """Ids that the gate reads: the first and last ones of the rendered last turns, see `gate_window`; with a gate
+    of the old format the last user message; none without a gate."""
+    contents: tuple[str, ...] = ()
+    """Texts of the messages in `routed`."""
 
     @classmethod
     def of(
-        cls, prompt: str | Sequence[Message], vocabulary: Vocabulary, n_ctx: int, n_ctx_train: int
+        cls,
+        prompt: str | Sequence[Message],
+        vocabulary: Vocabulary,
+        n_ctx: int,
+        n_ctx_train: int,
+        gate: Gate | None,
     ) -> PreparedPrompt:
         """Validate and tokenize a prompt.
 
@@ -30,6 +41,7 @@ class PreparedPrompt:
             vocabulary: vocabulary of the base.
             n_ctx: maximum tokens of prompt and answer together.
             n_ctx_train: maximum context of the base, for the error message.
+            gate: the gate that will read it, or None.
 
         Raises:
             InvalidPrompt: empty, of an unknown role, or no shorter than the context.
@@ -41,4 +53,10 @@ class PreparedPrompt:
                 f"the prompt has {len(tokens)} tokens and the context holds {n_ctx}: "
                 f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {n_ctx_train})."
             )
-        return cls(tokens, tokens if len(messages) == 1 else vocabulary.chat(messages[-1:]))
+        if gate is None:
+            return cls(tokens, [])
+        read = window(messages) if isinstance(gate, EarlyHead) else messages[-1:]
+        routed = tokens if read == messages else vocabulary.chat(read)
+        if isinstance(gate, EarlyHead):
+            routed = gate.window(routed)
+        return cls(tokens, routed, tuple(message["content"] for message in read))

@@ -1,6 +1,6 @@
 """Chooses a mix from the gate's probabilities under a policy, with a one-sentence reason.
 
-Takes features as an array; independent of llama.cpp.
+Independent of llama.cpp, and of how a gate reads.
 """
 
 from __future__ import annotations
@@ -13,11 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import BASE, POLICIES
-from loramix.errors import InvalidArtifact, InvalidMix, Unsupported, UsageError
+from loramix.errors import InvalidArtifact, InvalidMix, UsageError
 from loramix.formats.validate import BaseShape
 from loramix.models import mixing
-from loramix.models.early_head import EarlyHead
-from loramix.models.gate_numpy import NumpyGate
+from loramix.models.gate_file import Gate, check_fits
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 
@@ -36,8 +35,10 @@ class Route:
     policy: str
     then: tuple[dict[str, float], ...] = ()
     """Mixes that answer after the first, each on its own line."""
+    words: tuple[tuple[str, float], ...] = ()
+    """Words that the gate looked at most, with their share of its attention; empty if no gate was used."""
     timings: dict[str, float] = field(default_factory=dict, compare=False)
-    """Seconds: ``features`` (prefill of the prompt under the base) and ``gate``."""
+    """Seconds: ``features`` (the base's pass over the prompt) and ``gate``."""
 
     @property
     def key(self) -> Mix:
@@ -60,6 +61,7 @@ class Route:
             "mix": self.mix,
             "then": list(self.then),
             "probabilities": {name: round(p, 4) for name, p in self.probabilities.items()},
+            "words": [{"word": word, "weight": round(weight, 4)} for word, weight in self.words],
             "reason": self.reason,
             "policy": self.policy,
         }
@@ -73,7 +75,7 @@ class Router:
         gate: the pack's gate, if it has one.
     """
 
-    def __init__(self, skills: Sequence[str], gate: NumpyGate | None) -> None:
+    def __init__(self, skills: Sequence[str], gate: Gate | None) -> None:
         self.skills, self.gate = tuple(skills), gate
 
     @classmethod
@@ -88,44 +90,37 @@ class Router:
             InvalidArtifact: the gate does not fit the base's layers.
         """
         gate = pack.gate()
-        if isinstance(gate, EarlyHead):
-            raise Unsupported(f"the gate of {pack.name} is of a kind that this version cannot run yet.")
         if gate is not None:
-            width = len(gate.info.layers) * len(gate.info.pooling.split("+")) * shape.n_embd
-            if max(gate.info.layers) >= shape.n_layer or gate.n_features != width:
-                raise InvalidArtifact(
-                    f"the gate of {pack.name} reads layers {gate.info.layers} in {gate.n_features} numbers; the "
-                    f"base has {shape.n_layer} layers of {shape.n_embd}: run 'loramix train gate'."
-                )
+            check_fits(gate, shape, pack.name)
         return cls([skill.name for skill in pack.skills], gate)
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Layers whose inputs the gate reads."""
-        return tuple(self.gate.info.layers) if self.gate else ()
+    def names(self) -> list[str]:
+        """Skills in the order of the gate's classes; empty without a gate."""
+        return list(self.gate.info.skills) if self.gate else []
 
     def fixed(self, mix: Mix) -> Route:
         """Return the route of a mix that the user chose."""
         named = f"the mix {mix} was asked for" if mix else "the bare base was asked for"
         return Route(mix.scales, {}, named, "fixed" if mix else BASE)
 
-    def decide(self, features: npt.NDArray[np.float32], policy: str) -> Route:
-        """Choose a mix from a prompt's features.
+    def decide(self, probabilities: npt.NDArray[np.float32], policy: str) -> Route:
+        """Choose a mix from the gate's probabilities for a prompt.
 
         Args:
-            features: (D,) float32, the gate's input.
+            probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
             policy: ``each``: the most probable skill, followed by a second probable one on its own line;
                 ``top1``: the most probable skill only; ``blend``: the probable skills in proportion;
                 ``token``: two skills, with the mix updated by the gate at each token.
 
         Raises:
+            InvalidArtifact: the pack has no gate.
             UsageError: an unknown policy.
         """
         if self.gate is None:
             raise InvalidArtifact(
                 "the pack has no gate: name a skill with --mix, or run 'loramix train gate'."
             )
-        probabilities = self.gate.probabilities(features)
         names, threshold = self.gate.info.skills, self.gate.info.threshold
         then: list[Mix] = []
         if policy == "top1":

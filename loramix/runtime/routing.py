@@ -1,98 +1,107 @@
-"""Routes a prepared prompt: computes its features with the base and runs the gate."""
+"""Routes a prepared prompt: reads it with the gate and chooses the mix."""
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-import numpy.typing as npt
-
-from loramix.errors import Unsupported
+from loramix.errors import InvalidArtifact
+from loramix.models.early_head import EarlyHead
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 from loramix.runtime.decoder import Decoder, DecodeRequest
-from loramix.runtime.features import pool
+from loramix.runtime.gate_reader import EarlyReader, GateReader
+from loramix.runtime.old_gate import OldReader
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route, Router
 from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
-def routing_request(
-    router: Router, prompt: PreparedPrompt, options: GenerationOptions
-) -> DecodeRequest | None:
-    """Return the base-model prefill that routing needs, so that it can be chunked; None if it needs none.
+class GateRouting:
+    """Routes prompts with a pack's gate.
 
     Args:
+        pack: whose skills a mix may name.
         router: the pack's router.
-        prompt: the tokenized prompt.
-        options: only ``policy`` and ``mix`` are used.
+        decoder: holds the base and the answers' contexts.
+        n_threads: threads for the base's layers.
     """
-    if options.mix is not None or options.policy == "base" or router.gate is None:
-        return None
-    return DecodeRequest(Mix.EMPTY, prompt.routed, len(prompt.routed))
 
+    def __init__(self, pack: Pack, router: Router, decoder: Decoder, n_threads: int) -> None:
+        self.router, self._pack, self._decoder = router, pack, decoder
+        self.reader: GateReader | None = None
+        if isinstance(router.gate, EarlyHead):
+            self.reader = EarlyReader(router.gate, decoder.model, n_threads)
+        elif router.gate is not None:
+            self.reader = OldReader(router.gate, decoder)
 
-def route_prompt(
-    pack: Pack, router: Router, decoder: Decoder, prompt: PreparedPrompt, options: GenerationOptions
-) -> Route:
-    """Choose the mix for a prompt.
+    def request(self, prompt: PreparedPrompt, options: GenerationOptions) -> DecodeRequest | None:
+        """Return the base-model prefill that routing needs, so that it can be chunked; None if it needs none.
 
-    Args:
-        pack: the pack, whose skills a mix may name.
-        router: the pack's router.
-        decoder: decodes the prompt under the bare base.
-        prompt: the tokenized prompt.
-        options: only ``policy`` and ``mix`` are used.
+        Args:
+            prompt: the tokenized prompt.
+            options: only ``policy`` and ``mix`` are used.
+        """
+        if options.mix is not None or options.policy == "base" or self.reader is None:
+            return None
+        return self.reader.request(prompt)
 
-    Returns:
-        The route, with the seconds for features and gate in ``timings``.
+    def route(self, prompt: PreparedPrompt, options: GenerationOptions) -> Route:
+        """Choose the mix for a prompt.
 
-    Raises:
-        UnknownSkill: the mix names a skill that the pack lacks.
-        Unsupported: policy ``token`` with a gate that reads more than the last token.
-    """
-    if options.mix is not None:
-        for skill in options.mix.scales:
-            pack.skill(skill)
-        return router.fixed(options.mix)
-    gate = router.gate
-    if options.policy == "base" or not router.skills:
-        return router.fixed(Mix.EMPTY)
-    if options.policy == "token" and gate is not None and gate.info.pooling != "last":
-        raise Unsupported(
-            f"the gate of {pack.name} reads {gate.info.pooling!r}, not the last token alone, which token-wise "
-            "routing needs; use another policy."
-        )
-    began = time.perf_counter()
-    features = _features(router, decoder, prompt.routed)
-    middle = time.perf_counter()
-    route = router.decide(features, options.policy)
-    if options.policy == "token" and len(route.mix) > 1:
-        decoder.pool.size = max(decoder.pool.size, TOKEN_CONTEXTS)
-    return replace(route, timings={"features": middle - began, "gate": time.perf_counter() - middle})
+        Args:
+            prompt: the tokenized prompt.
+            options: only ``policy`` and ``mix`` are used.
 
+        Returns:
+            The route, with the seconds for features and gate in ``timings``.
 
-def gate_probabilities(router: Router, decoder: Decoder, mix: Mix) -> dict[str, float]:
-    """Return the gate's probabilities by skill at the last token of a mix's context; empty if unsupported.
+        Raises:
+            UnknownSkill: the mix names a skill that the pack lacks.
+            InvalidArtifact: the pack has no gate.
+            Unsupported: policy ``token`` with a gate that cannot read a growing answer.
+        """
+        if options.mix is not None:
+            for skill in options.mix.scales:
+                self._pack.skill(skill)
+            return self.router.fixed(options.mix)
+        if options.policy == "base" or not self.router.skills:
+            return self.router.fixed(Mix.EMPTY)
+        if self.reader is None:
+            raise InvalidArtifact(
+                "the pack has no gate: name a skill with --mix, or run 'loramix train gate'."
+            )
+        if options.policy == "token":
+            self.reader.need_reread()
+        reading = self.reader.read(prompt)
+        route = self.router.decide(reading.probabilities, options.policy)
+        if options.policy == "token" and len(route.mix) > 1:
+            self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
+        return replace(route, words=reading.words, timings=reading.timings)
 
-    Args:
-        router: the router, whose gate may have been replaced since the answer began.
-        decoder: the decoder that holds the mix's context.
-        mix: the mix that decoded the token.
-    """
-    gate = router.gate
-    if gate is None or gate.info.pooling != "last":
-        return {}
-    states = pool(decoder.pool.get(mix), gate.info.layers, "last")
-    return dict(zip(gate.info.skills, map(float, gate.probabilities(states)), strict=False))
+    def reread(self, prompt: PreparedPrompt, answer: Sequence[int], mix: Mix) -> tuple[dict[str, float], int]:
+        """Read a growing answer, if its next reading is due.
 
+        Args:
+            prompt: the tokenized prompt.
+            answer: the tokens so far.
+            mix: the mix that decoded the last of them.
 
-def _features(router: Router, decoder: Decoder, tokens: list[int]) -> npt.NDArray[np.float32]:
-    """Compute the features of the last user message alone, as in the gate's training."""
-    if router.gate is None:
-        return np.zeros(0, np.float32)
-    context, start, _ = decoder.pool.prepare(Mix.EMPTY, tokens)
-    context.decode(tokens[start:])
-    return pool(context, router.gate.info.layers, router.gate.info.pooling)
+        Returns:
+            The gate's probabilities by skill, and the number of tokens that they stand for; empty if not due.
+        """
+        if self.reader is None or len(answer) % self.reader.every:
+            return {}, 0
+        probabilities = self.reader.reread(prompt, answer, mix)
+        return dict(zip(self.router.names, map(float, probabilities), strict=False)), self.reader.every
+
+    @property
+    def uses_base_context(self) -> bool:
+        """Whether routing prefills prompts in the answers' context of the bare base."""
+        return self.reader is not None and self.reader.uses_base_context
+
+    def close(self) -> None:
+        """Free the gate's native memory; may be called more than once."""
+        if self.reader is not None:
+            self.reader.close()

@@ -70,7 +70,8 @@ class Scheduler:
 
     def _route(self, number: int) -> None:
         """Route a prompt, or prefill one chunk of a long prompt for routing."""
-        self._vacate_contexts(Mix.EMPTY)  # the bare base's context is needed
+        if self._engine.routing.uses_base_context:
+            self._vacate_contexts(Mix.EMPTY)
         pending = self._pending[number]
         try:
             with self._interrupt.running(number):
@@ -225,8 +226,7 @@ class Scheduler:
         except Exception as error:
             self._fail(job, error)
             return
-        self._batch.release(job.sequence)
-        job.sequence = None
+        self._release_kv(job)
         self._decode_in_context(job)
 
     def _next_group(self) -> list[ScheduledAnswer]:

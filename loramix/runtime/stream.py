@@ -7,7 +7,7 @@ A `Stream` yields decode requests and receives logits, either from the engine di
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
@@ -58,8 +58,8 @@ class StreamEngine(Protocol):
     def decode(self, request: DecodeRequest) -> DecodeResult:
         """Return the logits after tokens under a mix."""
 
-    def gate_probabilities(self, mix: Mix) -> dict[str, float]:
-        """Return the gate's probabilities by skill at the last token that a mix decoded."""
+    def reread(self, prompt: PreparedPrompt, answer: Sequence[int], mix: Mix) -> tuple[dict[str, float], int]:
+        """Return the gate's probabilities by skill for a growing answer, and for how many tokens they stand."""
 
     def max_tokens(self, mix: Mix) -> int:
         """Return the longest answer of a mix in tokens."""
@@ -91,7 +91,8 @@ class Stream(Iterator[str]):
     ) -> None:
         self.route = route
         self.answer: Answer | None = None
-        self._engine, self._prompt, self._stop = engine, prompt.tokens, options.stop
+        self._engine, self._prepared, self._prompt = engine, prompt, prompt.tokens
+        self._stop = options.stop
         self._limit, self._top = options.max_tokens, options.top_logprobs
         self._picker, self._began = picker, began
         self.scores: list[TokenScore] = []
@@ -201,9 +202,8 @@ class Stream(Iterator[str]):
             if engine.model.is_end(token):
                 return "end"
             if mixer:
-                mixer.follow(
-                    engine.gate_probabilities(mix)
-                )  # before the yield: afterwards the context may hold another answer
+                # before the yield: afterwards the context may hold another answer
+                mixer.follow(*engine.reread(self._prepared, [*tokens, token], mix))
             tokens.append(token)
             self._tokens.append(token)
             self._mixes.append(mix)

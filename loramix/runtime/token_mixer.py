@@ -37,18 +37,20 @@ class TokenMixer:
         """The mix for the next token."""
         return Mix.of({self.first: self.level, self.second: 1 - self.level})
 
-    def follow(self, probabilities: Mapping[str, float]) -> Mix:
-        """Update the mix from the gate's probabilities at the last token.
+    def follow(self, probabilities: Mapping[str, float], n_tokens: int = 1) -> Mix:
+        """Update the mix from the gate's probabilities after the last token.
 
         Args:
             probabilities: by skill; other skills and the base are ignored. Without the two skills the mix stays.
+            n_tokens: tokens since the last reading; the share moves as far as with as many equal readings.
 
         Returns:
             The mix for the next token.
         """
         a, b = probabilities.get(self.first, 0.0), probabilities.get(self.second, 0.0)
         if a + b > 0:
-            self.share += RATE * (a + b) * (a / (a + b) - self.share)
+            left = (1 - RATE * (a + b)) ** n_tokens
+            self.share += (1 - left) * (a / (a + b) - self.share)
         if abs(self.share - self.level) > HYSTERESIS:
             self.level = _level(self.share)
         return self.mix
