@@ -200,7 +200,9 @@ class Display:
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare layers, and print the table.")
 @click.option(
-    "--per-skill", type=click.IntRange(20), help="Prompts per skill.  [default: 335 to 700, more for many skills]"
+    "--per-skill",
+    type=click.IntRange(20),
+    help="Prompts per skill.  [default: 335 to 700, more for many skills]",
 )
 @click.option("--to", default="", help="Change a copy of this name or directory; by default my-PACK.")
 def train_gate(
