@@ -84,3 +84,8 @@ def test_few_and_short_words_are_shown() -> None:
     text = " ".join(f"w{i}" for i in range(30)) + " " + "x" * 500 + " ???"
     found = words([text], [1.0], [text])
     assert len(found) == MAX_WORDS and max(map(len, found)) <= 32 and "???" not in found
+
+
+def test_no_word_steers_a_terminal() -> None:
+    text = "a\x1b[31mred\x1b[0m \x07bell\u202e"
+    assert words([text], [1.0], [text]).keys() == {"a[31mred[0m", "bell"}

@@ -54,6 +54,10 @@ def test_route_shows_bars_and_json(pack: Path) -> None:
     assert "sentiment" in shown.stdout and "why: " in shown.stdout
     found = json.loads(run("route", "--pack", pack, "--ctx", 256, "--json", "hello there").stdout)
     assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-3)
+    assert {row["word"] for row in found["words"]} == {"hello", "there"}
+    assert all(f"{row['word']} (" in shown.stdout.partition("looked at: ")[2] for row in found["words"])
+    ran = run("run", "--pack", pack, "--ctx", 256, "--show-route", "-n", 1, "hello there")
+    assert "looked at: " in ran.stderr and "looked at" not in ran.stdout
     assert f"mix: {','.join(f'{k}={v:g}' for k, v in found['mix'].items()) or 'base'}" in shown.stdout
 
 

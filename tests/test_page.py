@@ -46,8 +46,10 @@ def test_an_answer_streams_with_its_route(visit: Any, page_server: Served) -> No
     ]
     best = max(route["probabilities"], key=route["probabilities"].get)
     assert best in turn.locator(".bar .name").all_inner_texts()
+    for said_word in route["words"]:
+        assert said_word["word"] in turn.locator(".bars").nth(1).inner_text()
     told = turn.locator(".timings").inner_text()
-    assert "route" in told and "first token" in told and re.search(r"\d tokens/s", told)
+    assert route["words"] and "route" in told and "first token" in told and re.search(r"\d tokens/s", told)
     assert visitor.page.locator("#live").inner_text().endswith(turn.locator(".text").inner_text().strip())
 
 
@@ -127,6 +129,7 @@ def test_tokens_have_the_hue_of_the_skill_that_said_them(visit: Any) -> None:
         "policy": "each",
     }
     route["probabilities"] = {"summarize": 0.6, "sentiment": 0.39, "base": 0.01}
+    route["words"] = [{"word": "<b>sum</b>", "weight": 0.7}, {"word": "up", "weight": 0.1}]
 
     def piece(text: str, *tokens: bytes) -> dict[str, Any]:
         content = [{"token": "", "logprob": -0.5, "bytes": list(token)} for token in tokens]
@@ -157,6 +160,8 @@ def test_tokens_have_the_hue_of_the_skill_that_said_them(visit: Any) -> None:
     assert turn.locator(".text").text_content() == f"{HTML} é\ngood"
     assert turn.locator(".prompt").text_content() == f"You: {HTML}"
     assert visitor.page.locator("#log img, #log b, #log .why b").count() == 0
+    names = turn.locator(".bars").nth(1).locator(".name").all_inner_texts()
+    assert names == ["<b>sum</b>", "up"] and "70" in turn.locator(".bars").nth(1).inner_text()
     tokens = turn.locator(".token")
     assert [tokens.nth(i).get_attribute("data-hue") for i in range(4)] == ["1", "1", "1", "0"]
     assert turn.locator(".chips").inner_text().split() == ["summarize", "×1", "then", "sentiment", "×1"]

@@ -107,7 +107,9 @@ def test_a_skill_without_training_rows(pack: Path, data: Path, tmp_path: Path) -
     (data / "sentiment.jsonl").write_text('{"split": "test", "input": "a", "target": "good"}\n')
     before = (pack / "gate.npz").read_bytes()
     done = train_gate(pack, data, tmp_path / "run")
-    assert done.exit_code == 1 and "no training rows" in done.stderr and "Traceback" not in done.output
+    assert (
+        done.exit_code == 1 and "no rows of split 'train'" in done.stderr and "Traceback" not in done.output
+    )
     assert (pack / "gate.npz").read_bytes() == before
 
 

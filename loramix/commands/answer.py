@@ -78,6 +78,8 @@ def route(
         click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
     click.echo(f"mix: {chosen.named}")
     click.echo(f"why: {chosen.reason}")
+    if chosen.words:
+        click.echo(f"looked at: {chosen.looked_at}")
 
 
 @click.command()
@@ -100,5 +102,6 @@ def shares(labels: Mapping[str, float]) -> str:
 
 
 def echo_route(chosen: Route) -> None:
-    """Print the mix and the reason to stderr."""
-    click.echo(click.style(f"[{chosen.named}] {chosen.reason}", dim=True), err=True)
+    """Print the mix, the reason, and the words that the gate looked at to stderr."""
+    looked = f"; looked at: {chosen.looked_at}" if chosen.words else ""
+    click.echo(click.style(f"[{chosen.named}] {chosen.reason}{looked}", dim=True), err=True)

@@ -154,3 +154,5 @@ class Chat:
         for skill, p in sorted(self.last.probabilities.items(), key=lambda item: -item[1]):
             click.echo(f"  {skill}: {p:.1%}")
         click.echo(f"mix {self.last.named}: {self.last.reason}")
+        if self.last.words:
+            click.echo(f"looked at: {self.last.looked_at}")

@@ -43,7 +43,8 @@ def explain(
     if as_json:
         click.echo(json.dumps({**answer_json(answer), "contributions": found.to_json()}, ensure_ascii=False))
     else:
-        click.echo(f"mix: {answer.route.named}\nwhy: {answer.route.reason}\n")
+        looked = f"looked at: {answer.route.looked_at}\n" if answer.route.words else ""
+        click.echo(f"mix: {answer.route.named}\nwhy: {answer.route.reason}\n{looked}")
         click.echo("\n".join(lines(found, shutil.get_terminal_size().columns)))
     if html:
         write_text(html, to_html(text, answer, found))

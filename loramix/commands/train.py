@@ -195,12 +195,14 @@ class Display:
     "none_files",
     type=PATH,
     multiple=True,
-    help="JSONL of prompts that no skill fits; again for more.",
+    help="JSONL of requests in people's own words, for none or a named skill; again for more.",
 )
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
-@click.option("--search", is_flag=True, help="Compare layers and poolings, and print the table.")
+@click.option("--search", is_flag=True, help="Compare layers, and print the table.")
 @click.option(
-    "--per-skill", type=click.IntRange(20), help="Prompts per skill.  [default: 400 to 1,000, 8,000 in all]"
+    "--per-skill",
+    type=click.IntRange(20),
+    help="Prompts per skill.  [default: 335 to 700, more for many skills]",
 )
 @click.option("--to", default="", help="Change a copy of this name or directory; by default my-PACK.")
 def train_gate(
@@ -213,6 +215,8 @@ def train_gate(
     to: str,
 ) -> None:
     """Train PACK's gate on prompts of its skills, and write it to the pack.
+
+    After an interruption, the same command resumes.
 
     A pack that ships with Loramix is not changed: the gate is written to a copy of it, my-PACK.
     """

@@ -90,5 +90,7 @@ def _spans_from_end(run: bytes, texts: Sequence[bytes]) -> Iterator[Span]:
 
 
 def _shown(raw: bytes) -> str:
-    word = re.sub(r"^\W+|\W+$", "", raw.decode("utf-8", "ignore"))
+    """A word without punctuation around it, and without what a terminal would obey."""
+    word = "".join(filter(str.isprintable, raw.decode("utf-8", "ignore")))
+    word = re.sub(r"^\W+|\W+$", "", word)
     return word if len(word) <= MAX_LETTERS else word[: MAX_LETTERS - 1] + "…"

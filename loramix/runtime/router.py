@@ -55,6 +55,11 @@ class Route:
         """The mixes as text: ``summarize=1, then sentiment=1``."""
         return ", then ".join(map(str, self.steps))
 
+    @property
+    def looked_at(self) -> str:
+        """The words as text: ``Summarize (74%), this (3%)``; empty if there are none."""
+        return ", ".join(f"{word} ({weight:.0%})" for word, weight in self.words)
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serializable form."""
         return {

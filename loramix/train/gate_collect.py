@@ -128,10 +128,6 @@ def collect_from(
     rows = {}
     for name in skills:
         every = read_rows(data_file(data_dir, name))
-        some = take(every, "dev", 4 * per_skill) if dev else []
-        rows[name] = some or take(every, "train", 4 * per_skill)
-        if not rows[name]:
-            raise InvalidData(
-                f"{data_file(data_dir, name)} has no training rows; give rows of split 'train'."
-            )
+        split = "dev" if dev and any(row.split == "dev" for row in every) else "train"
+        rows[name] = take(every, split, 4 * per_skill)
     return collect_requests(recipes, rows, files, per_skill=per_skill, dev=dev)

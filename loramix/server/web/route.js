@@ -1,4 +1,4 @@
-// The panel next to an answer: the mix, the reason, the gate's probabilities, and the timings.
+// The panel next to an answer: the mix, the reason, the gate's probabilities and words, and the timings.
 
 import { count, dot, duration, h, paint, percent, scale, sentence } from "./dom.js";
 
@@ -37,6 +37,13 @@ export function bars(route) {
     rows.push(h("li", { class: "rest" }, `${rest} more, each ${percent(next)} or less`));
   }
   return list("The gate's probabilities", rows);
+}
+
+/** Show the words that the gate looked at, with their share of its attention; null if there are none. */
+export function looked(route) {
+  const words = route.words ?? [];
+  if (!words.length) return null;
+  return list("Words the gate looked at", words.map(({ word, weight }) => bar(word, weight, percent(weight), false)));
 }
 
 function list(title, rows) {
