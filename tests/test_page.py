@@ -252,6 +252,9 @@ def test_the_default_pack_answers_and_shows_why(default_base: Any, browser: Any)
         visitor.idle()
         assert turn.locator("canvas").count() == 2
         assert [token.get_attribute("data-hue") for token in turn.locator(".token").all()] == hues
-        assert "layer 29 at ‘negative’" in turn.locator(".readout").first.inner_text()
+        maximum = re.search(r"layer (\d+) at ‘negative’", turn.locator(".readout").first.inner_text())
+        assert (
+            maximum is not None and 10 <= int(maximum[1]) <= 29
+        )  # the adapters leave the layers below alone
         assert visitor.complaints == [] and visitor.foreign == []
         visitor.context.close()
