@@ -187,7 +187,7 @@ BAD: dict[str, tuple[str, str, str]] = {
     "pack name": ('name = "small"', 'name = "../small"', "names"),
     "skill name climbs": ('name = "sentiment"', 'name = "../x"', "names"),
     "skill name reserved": ('name = "sentiment"', 'name = "base"', "names"),
-    "skill twice": ('name = "sentiment"', 'name = "title"', "twice"),
+    "skill twice": ('name = "sentiment"', 'name = "title"', "repeated"),
     "file twice": ("skills/sentiment.gguf", "skills/title.gguf", "twice"),
     "file twice but for case": ("skills/sentiment.gguf", "skills/Title.gguf", "twice"),
     "a pickle": ("skills/sentiment.gguf", "skills/sentiment.pt", ".gguf"),

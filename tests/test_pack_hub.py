@@ -174,7 +174,7 @@ def test_a_spoilt_update_leaves_the_old_pack(standin: Hub, shared: Path) -> None
         "lacks skills/other.gguf",
         **{"pack.toml": manifest.replace("skills/sentiment.gguf", "skills/other.gguf").encode()},
     )
-    trial("bytes, at most", **{"skills__sentiment.md": bytes(2**20 + 1)})
+    trial("bytes, the limit is", **{"skills__sentiment.md": bytes(2**20 + 1)})
     junk = b"GGUF" + bytes(8192)
     honest = manifest.replace(sha256(adapter), sha256(junk)).encode()
     trial(
