@@ -185,7 +185,8 @@ def _attend(q: Floats, k: Floats, v: Floats) -> Floats:
 
     All in place, and divided after the last product: fresh arrays of (n, T, T) numbers cost more than the products.
     """
-    odds: Floats = (q * np.float32(1 / math.sqrt(q.shape[-1]))) @ k.transpose(0, 2, 1)
+    scaled: Floats = q * np.float32(1 / math.sqrt(q.shape[-1]))
+    odds: Floats = scaled @ k.transpose(0, 2, 1)
     np.subtract(odds, odds.max(-1, keepdims=True), out=odds)
     np.exp(odds, out=odds)
     mixed: Floats = odds @ v
