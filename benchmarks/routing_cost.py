@@ -26,7 +26,7 @@ from loramix import DEFAULT, Engine
 from loramix.hardware import machine
 from loramix.runtime.batch import run_batch
 
-WORDS = "the harbour was quiet when a small boat came in with two people and a box of letters for us".split()
+TEXT = "the harbour was quiet when a small boat came in with two people and a box of letters for us"
 INSTRUCTION = "Summarize the text in one sentence:"
 
 
@@ -34,7 +34,7 @@ def text_of(engine: Engine, rng: np.random.Generator, n_tokens: int) -> str:
     """A summarizing request of about so many tokens, chat template included, with a beginning of its own."""
     words = [str(rng.integers(10**6))]
     while engine.count_tokens(f"{' '.join(words)}\n\n{INSTRUCTION}") < n_tokens:
-        words += map(str, rng.choice(WORDS, max(1, (n_tokens - 20) // 12)))
+        words += map(str, rng.choice(TEXT.split(), max(1, (n_tokens - 20) // 12)))
     return f"{' '.join(words)}\n\n{INSTRUCTION}"
 
 
@@ -76,12 +76,14 @@ def batch_seconds(engine: Engine, prompts: Sequence[str], max_tokens: int) -> fl
         return time.perf_counter() - began
 
 
-def measure(packs: Sequence[str], rounds: int, batch: int, max_tokens: int) -> dict[str, Any]:
+def measure(
+    packs: Sequence[str], lengths: Sequence[int], rounds: int, batch: int, max_tokens: int
+) -> dict[str, Any]:
     """Measure all packs in turns."""
     with ExitStack() as stack:
         engines = [(pack, stack.enter_context(Engine.open(pack))) for pack in packs]
         found: dict[str, Any] = {"machine": machine(), "packs": {pack: {} for pack in packs}}
-        for n_tokens, (pack, engine) in itertools.product((30, 130, 1000), engines):
+        for n_tokens, (pack, engine) in itertools.product(lengths, engines):
             found["packs"][pack][f"{n_tokens} tokens"] = first_tokens(engine, n_tokens, rounds, n_tokens)
         for pack, engine in engines:
             found["packs"][pack]["head_ms"] = head_ms(engine, 10 * rounds)
@@ -95,12 +97,15 @@ def measure(packs: Sequence[str], rounds: int, batch: int, max_tokens: int) -> d
 @click.command()
 @click.option("--pack", "packs", multiple=True, default=[DEFAULT], show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), required=True)
+@click.option("--tokens", multiple=True, type=int, default=[30, 130, 1000], show_default=True)
 @click.option("--rounds", default=15, show_default=True)
 @click.option("--batch", default=1000, show_default=True, help="Prompts of the batch; 0 for none.")
 @click.option("--max-tokens", default=8, show_default=True, help="Longest answer in the batch.")
-def main(packs: tuple[str, ...], out: Path, rounds: int, batch: int, max_tokens: int) -> None:
+def main(
+    packs: tuple[str, ...], out: Path, tokens: tuple[int, ...], rounds: int, batch: int, max_tokens: int
+) -> None:
     """Run the benchmark and write JSON."""
-    report(out, measure(packs, rounds, batch, max_tokens))
+    report(out, measure(packs, tokens, rounds, batch, max_tokens))
 
 
 if __name__ == "__main__":

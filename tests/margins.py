@@ -5,6 +5,7 @@ Kernels for other instruction sets round otherwise. What is shown, recorded or t
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,7 @@ def route_margins(route: Route, threshold: float) -> list[tuple[str, float, floa
 
 
 def token_margins(engine: Engine, asked: Asked) -> tuple[str, list[tuple[int, float]]]:
-    """The answer to a prompt, and by how many logits each of its tokens won, what ended it included.
+    """The answer to a prompt, and by how many logits each of its tokens, or its label, won; its end included.
 
     Args:
         engine: of the pack.
@@ -96,6 +97,10 @@ def token_margins(engine: Engine, asked: Asked) -> tuple[str, list[tuple[int, fl
 
     with patch.object(Sampler, "pick", noting):
         answer = engine.generate(asked.prompt, **asked.options)
+    for labels in (answer.labels, *answer.step_labels):  # chosen without the sampler
+        if len(labels) > 1:
+            first, second, *_ = sorted(labels.values(), reverse=True)
+            found.append((answer.tokens[0], math.log(first / max(second, 1e-9))))
     return answer.text, found
 
 

@@ -53,11 +53,8 @@ PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "facts": ("Write a sentence from these facts: name[The Olive Tree], food[Italian], area[riverside]", {}),
     "intent": ("What does this customer of a bank want? My card has not arrived yet.", {}),
     "emotion": ("Which emotion does this comment show? I am so happy that you came!", {}),
-    "two in turn": (f"Which emotion is this, and is it positive or negative? {HOTEL}", {}),
-    "blend": (
-        f"Which emotion is this, and is it positive or negative? {HOTEL}",
-        {"policy": "blend", "max_tokens": 24},
-    ),
+    "two in turn": (f"sentiment and emotion: {HOTEL}", {}),
+    "blend": (f"sentiment and emotion: {HOTEL}", {"policy": "blend", "max_tokens": 24}),
     "fixed mix": ("The soup was cold.", {"mix": "sentiment=0.7,summarize=0.3", "max_tokens": 16}),
     "none": ("What is the capital of Japan?", {"max_tokens": 24}),
     "none and wrong": ("Who was the first president of the United States?", {"max_tokens": 12}),

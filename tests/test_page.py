@@ -10,10 +10,7 @@ import pytest
 from browsing import HTML, Visitor
 from serving import Served, served
 
-TWO_SKILLS = (
-    "Is this spam, and is it positive or negative? The train was late, the seats were dirty, and the heating did "
-    "not work."
-)
+TWO_SKILLS = "sentiment and emotion: The hotel was clean and quiet, but breakfast was expensive."
 
 
 def stream_of(*events: dict[str, Any]) -> str:
