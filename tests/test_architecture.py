@@ -16,6 +16,7 @@ from test_layers import LAYERS
 from test_readme import PAGES, ROOT
 
 from loramix.runtime.llama.context import Context
+from loramix.runtime.llama.early_pass import EarlyPass
 from loramix.runtime.options import GenerationOptions
 from loramix.server import protocol as m
 from loramix.server.pipe import Pipe
@@ -84,13 +85,18 @@ def stack(frame: FrameType | None) -> list[str]:
 
 def test_few_rooms_from_worker_to_first_token(tiny_engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     stacks: list[list[str]] = []
-    decode = Context.decode
+    decode, states = Context.decode, EarlyPass.states
+
+    def read_early(self: EarlyPass, tokens: Any) -> Any:
+        stacks.append([*stack(sys._getframe(1)), "runtime/llama/early_pass.py"])
+        return states(self, tokens)
 
     def traced(self: Context, *arguments: Any, **options: Any) -> Any:
         stacks.append([*stack(sys._getframe(1)), "runtime/llama/context.py"])
         return decode(self, *arguments, **options)
 
     monkeypatch.setattr(Context, "decode", traced)
+    monkeypatch.setattr(EarlyPass, "states", read_early)
     read, write = os.pipe()
     try:
         worker = Worker(tiny_engine, Pipe(write), m.Settings(pack="tiny"))

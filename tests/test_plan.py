@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 from test_cli import refused, run
-from tiny import N_CTX, write_base
+from tiny import N_CTX, random_gate, write_base
 
 from loramix import DEFAULT, hardware
 from loramix.diagnose import memory_plan
 from loramix.diagnose.memory_plan import check_fits, make_plan
 from loramix.errors import NoSpace
+from loramix.pack.edit import set_gate
 from loramix.pack.pack import Pack
 
 MIB = 2**20
@@ -103,6 +104,18 @@ def test_a_pack_is_counted_by_its_files(tiny_base: Path, tiny_pack: Path) -> Non
     assert parts(more)["KV"] == parts(made)["KV"] == 3 * parts(make_plan(tiny_base, n_skills=0))["KV"]
     assert parts(more)["compute"] > 3 * parts(make_plan(tiny_base, n_skills=0))["compute"]
     assert made.memory_bytes == sum(parts(made).values())
+
+
+def test_a_gate_is_counted_with_what_it_reads(tiny_base: Path, pack: Path) -> None:
+    file, shape = memory_plan.read_base(tiny_base)
+    new = make_plan(tiny_base, pack=Pack.load(pack))
+    stored = (pack / "gate.npz").stat().st_size
+    assert parts(new)["gate"] > stored + memory_plan.kv_bytes(file, shape, 192)
+    set_gate(pack, random_gate(["sentiment", "summarize"], Pack.load(pack).manifest.base.sha256))
+    old = make_plan(tiny_base, pack=Pack.load(pack))
+    path = Pack.load(pack).gate_path
+    assert path is not None and parts(old)["gate"] == path.stat().st_size + 2 * 64 * 4 * memory_plan.N_BATCH
+    assert parts(old)["compute"] > parts(new)["compute"], "only an old gate's layers are kept in each context"
 
 
 def test_skills_yet_to_be_made_have_all_linear_layers(tiny_base: Path, tmp_path: Path) -> None:

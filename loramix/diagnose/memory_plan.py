@@ -19,6 +19,8 @@ from loramix.errors import NoSpace
 from loramix.formats.gguf_reader import ArrayInfo, GGUFFile, read_gguf
 from loramix.formats.validate import BaseShape, read_base
 from loramix.models.fuse import BLOCK, BLOCK_BYTES, padded
+from loramix.models.gate_file import Gate
+from loramix.models.gate_numpy import NumpyGate
 from loramix.pack.pack import Pack
 from loramix.paths import data_dir, safe_join
 
@@ -97,11 +99,10 @@ def make_plan(
     gate = pack.gate() if pack else None
     # as in `loramix.models.fuse.Part`: A in 8 bits, B in float16
     kept = sorted((adapter.file_bytes * 3 // 4 for adapter in adapters), reverse=True)
-    layers = gate.info.layers if gate else []
+    layers = gate.info.layers if isinstance(gate, NumpyGate) else []
     contexts = min(CONTEXTS, 1 + n_skills)
     compute = _compute_bytes(file, shape, n_ctx, layers)
     nodes = max(1024, 8 * len(file.tensors)) + 6 * sum(adapter.pairs for adapter in held)
-    states = 4 * shape.n_embd * len(layers) * min(n_ctx, N_BATCH)
     weights = sum(tensor.nbytes for tensor in file.tensors.values())
     repacked = _repacked_bytes(file) if repack else 0
     vocabulary = TOKEN_BYTES * shape.vocab_size + MERGE_BYTES * _length(file, "tokenizer.ggml.merges")
@@ -125,7 +126,9 @@ def make_plan(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
         ),
         Part("blends", sum(kept[:MIX_PARTS]), f"numbers of {min(MIX_PARTS, n_skills)} skills, to blend anew"),
-        Part("gate", (gate_files[0] if gate_files else 0) + states, f"{len(layers)} layers read"),
+        Part(
+            "gate", sum(gate_files[:1]) + _reading_bytes(file, shape, gate, n_ctx, nodes), "and what it reads"
+        ),
         Part("KV store", KV_STORE_BYTES, "at most; prompts that come again"),
         Part("slack", _slack_bytes(compute, len(held)), "what the allocator keeps after swaps"),
         Part("process", PROCESS_BYTES, "Python, NumPy, llama.cpp"),
@@ -197,6 +200,16 @@ def _compute_bytes(file: GGUFFile, shape: BaseShape, n_ctx: int, layers: Sequenc
     rows = 3 * n_ff + (4 + kept) * shape.n_embd
     quantized = n_ff + n_ff // 16  # the matmul's other side, 8 bits and its scales
     return batch * (4 * rows + quantized) + 2 * batch * padded(n_ctx, CELLS) + 4 * shape.vocab_size
+
+
+def _reading_bytes(file: GGUFFile, shape: BaseShape, gate: Gate | None, n_ctx: int, nodes: int) -> int:
+    """Return the bytes of what a gate reads: its own small context; states in answers' contexts for an old gate."""
+    if gate is None:
+        return 0
+    if isinstance(gate, NumpyGate):
+        return 4 * shape.n_embd * len(gate.info.layers) * min(n_ctx, N_BATCH)
+    tokens = gate.info.first + gate.info.last
+    return kv_bytes(file, shape, tokens) + _compute_bytes(file, shape, tokens, []) + 2 * NODE_BYTES * nodes
 
 
 def _repacked_bytes(file: GGUFFile) -> int:

@@ -111,23 +111,26 @@ class EarlyHead:
         Args:
             states: (T, width x layers) float32 of the tokens in `window`, layers side by side; T is at least 1.
         """
+        with np.errstate(all="ignore"):  # `probabilities` reports numbers that are not finite
+            return self._forward(states)
+
+    def _forward(self, states: Floats) -> HeadOutput:
         a, d, n, length = self._a, self.info.d, self.info.heads, len(states)
-        x = np.clip((states - self._shift) * self._scale, -CLIP, CLIP)
-        h = x @ a["project.weight"] + a["project.bias"] + self._start[:length] + self._end[:length][::-1]
+        x: Floats = states - self._shift
+        x *= self._scale
+        np.clip(x, -CLIP, CLIP, out=x)
+        h: Floats = x @ a["project.weight"]
+        h += a["project.bias"] + self._start[:length] + self._end[:length][::-1]
         for i in range(self.info.depth):
-            qkv = (
-                _norm(h, a[f"{i}.norm1.weight"], a[f"{i}.norm1.bias"]) @ a[f"{i}.qkv.weight"]
-                + a[f"{i}.qkv.bias"]
-            )
+            qkv: Floats = _norm(h, a[f"{i}.norm1.weight"], a[f"{i}.norm1.bias"]) @ a[f"{i}.qkv.weight"]
+            qkv += a[f"{i}.qkv.bias"]
             q, k, v = qkv.reshape(length, 3, n, d // n).transpose(1, 2, 0, 3)
-            weight = _softmax((q @ k.transpose(0, 2, 1)) * np.float32(1 / math.sqrt(d // n)), -1)
-            mixed = (weight @ v).transpose(1, 0, 2).reshape(length, d)
-            h = h + mixed @ a[f"{i}.o.weight"] + a[f"{i}.o.bias"]
-            inner = (
-                _norm(h, a[f"{i}.norm2.weight"], a[f"{i}.norm2.bias"]) @ a[f"{i}.f1.weight"]
-                + a[f"{i}.f1.bias"]
-            )
-            h = h + _gelu(inner) @ a[f"{i}.f2.weight"] + a[f"{i}.f2.bias"]
+            h += _attend(q, k, v).transpose(1, 0, 2).reshape(length, d) @ a[f"{i}.o.weight"]
+            h += a[f"{i}.o.bias"]
+            inner: Floats = _norm(h, a[f"{i}.norm2.weight"], a[f"{i}.norm2.bias"]) @ a[f"{i}.f1.weight"]
+            inner += a[f"{i}.f1.bias"]
+            h += _gelu(inner) @ a[f"{i}.f2.weight"]
+            h += a[f"{i}.f2.bias"]
         h = _norm(h, a["norm.weight"], a["norm.bias"])
         weight = _softmax(h @ a["query.weight"] + a["query.bias"], 0)
         pooled = np.concatenate([(weight.T @ h).reshape(-1), h[-1], h.mean(0)])
@@ -169,11 +172,26 @@ def _check_arrays(info: HeadInfo, arrays: Mapping[str, npt.NDArray[Any]], name: 
 
 
 def _norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
-    centred = x - x.mean(-1, keepdims=True)
-    found: Floats = (
-        centred / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(EPSILON)) * weight + bias
-    )
-    return found
+    centred: Floats = x - x.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt(np.square(centred).mean(-1, keepdims=True) + np.float32(EPSILON))
+    centred *= scale
+    centred *= weight
+    centred += bias
+    return centred
+
+
+def _attend(q: Floats, k: Floats, v: Floats) -> Floats:
+    """Attention of heads, (n, T, d / n) each.
+
+    All in place, and divided after the last product: fresh arrays of (n, T, T) numbers cost more than the products.
+    """
+    scaled: Floats = q * np.float32(1 / math.sqrt(q.shape[-1]))
+    odds: Floats = scaled @ k.transpose(0, 2, 1)
+    np.subtract(odds, odds.max(-1, keepdims=True), out=odds)
+    np.exp(odds, out=odds)
+    mixed: Floats = odds @ v
+    np.divide(mixed, odds.sum(-1, keepdims=True), out=mixed)
+    return mixed
 
 
 def _softmax(x: Floats, axis: int) -> Floats:
@@ -183,6 +201,13 @@ def _softmax(x: Floats, axis: int) -> Floats:
 
 
 def _gelu(x: Floats) -> Floats:
-    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
-    found: Floats = np.float32(0.5) * x * (1 + np.tanh(inner))
-    return found
+    scale = math.sqrt(2 / math.pi)
+    inner: Floats = x * x
+    inner *= np.float32(0.044715 * scale)
+    inner += np.float32(scale)
+    inner *= x
+    np.tanh(inner, out=inner)
+    inner += np.float32(1)
+    inner *= x
+    inner *= np.float32(0.5)
+    return inner
