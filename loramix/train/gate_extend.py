@@ -20,9 +20,10 @@ from loramix.models.gate_bank import Bank
 from loramix.train.gate_scores import FOLDS, folds, probabilities_of
 
 Floats = npt.NDArray[np.float32]
-DECAY = 3e-3
-"""Weight of the squared column beside the mean loss, chosen on wordings that the fit did not see."""
-SMOOTHING = 0.05
+DECAY, SMOOTHING = 1e-5, 0.02
+SHARE, JUDGES_SHARE = 0.03, 0.3
+"""Share of the loss that the new skill's prompts have: in the gate, and where prompts for none are judged. With a
+larger share, the class takes others' prompts in unseen wordings (docs/gate.md)."""
 CONTRADICTED = 0.5
 
 
@@ -60,7 +61,12 @@ class Column:
 
 
 def fit_columns(
-    logits: Floats, components: Floats, targets: Floats, place: int, seen: npt.NDArray[np.bool_]
+    logits: Floats,
+    components: Floats,
+    targets: Floats,
+    place: int,
+    seen: npt.NDArray[np.bool_],
+    share: float = SHARE,
 ) -> list[Column]:
     """Fit one class's logit several times at once, each time on some of the prompts; the other logits stay.
 
@@ -70,6 +76,7 @@ def fit_columns(
         targets: (N, K+1), rows sum to 1.
         place: the class.
         seen: (N, F): which prompts each of the F fits learns from.
+        share: of the loss that the class's prompts have together.
     """
     scale = np.full(components.shape[1], components.std(0).max().clip(1e-6), np.float32)
     x, mask = torch.from_numpy(components / scale), torch.from_numpy(seen).float()
@@ -79,12 +86,12 @@ def fit_columns(
     rest = others.logsumexp(-1)[:, None]
     wanted = torch.from_numpy(targets[:, place])[:, None]
     wanted = wanted * (1 - SMOOTHING) + SMOOTHING / targets.shape[1]
-    balance = 0.5 / (mask * wanted).sum(0).clamp_min(1), 0.5 / (mask * (1 - wanted)).sum(0).clamp_min(1)
-    weight = mask * (wanted * balance[0] + (1 - wanted) * balance[1])
+    own, other = (mask * wanted).sum(0).clamp_min(1), (mask * (1 - wanted)).sum(0).clamp_min(1)
+    weight = mask * (wanted * (share / own) + (1 - wanted) * ((1 - share) / other))
     column = torch.zeros((x.shape[1], mask.shape[1]), requires_grad=True)
     bias = torch.zeros(mask.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [column, bias], max_iter=120, history_size=12, line_search_fn="strong_wolfe"
+        [column, bias], max_iter=200, history_size=12, line_search_fn="strong_wolfe"
     )
 
     def closure() -> torch.Tensor:
@@ -130,7 +137,8 @@ def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDAr
     half = ~was_none | (np.arange(len(new)) % 2 == 0)
     seen = half[:, None] & (fold[:, None] != np.arange(FOLDS))
     keep = np.ones(len(new), bool)
-    for i, judge in enumerate(fit_columns(logits, components, bank.targets, place, seen)):
+    judges = fit_columns(logits, components, bank.targets, place, seen, JUDGES_SHARE)
+    for i, judge in enumerate(judges):
         judged = np.flatnonzero((fold == i) & was_none)
         table = moved_probabilities(logits[judged], judge, components[judged], place, 1.0)
         keep[judged] = table[:, place] < CONTRADICTED
