@@ -97,7 +97,7 @@ def token_margins(engine: Engine, asked: Asked) -> tuple[str, list[tuple[int, fl
 
     with patch.object(Sampler, "pick", noting):
         answer = engine.generate(asked.prompt, **asked.options)
-    for labels in (answer.labels, *answer.step_labels):  # chosen without the sampler
+    for labels in answer.step_labels:  # chosen without the sampler
         if len(labels) > 1:
             first, second, *_ = sorted(labels.values(), reverse=True)
             found.append((answer.tokens[0], math.log(first / max(second, 1e-9))))

@@ -19,7 +19,7 @@ from margins import SCALE_TOLERANCE, Asked, offences
 pytestmark = pytest.mark.base
 GOLDEN = Path(__file__).parent / "golden.json"
 CLOSED = "The school will stay closed on Monday because of heavy snow. Lessons begin again on Tuesday."
-HOTEL = "The hotel was clean and quiet, but breakfast was expensive."
+KETTLE = "Name the emotion and the sentiment of this review: I am so happy with this kettle, it is quick and quiet."
 PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "positive": ("Is this review positive or negative? A tender, funny film that I will watch again.", {}),
     "negative": ("Sentiment: the plot is thin and the jokes are older than the actors", {}),
@@ -53,8 +53,8 @@ PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
     "facts": ("Write a sentence from these facts: name[The Olive Tree], food[Italian], area[riverside]", {}),
     "intent": ("What does this customer of a bank want? My card has not arrived yet.", {}),
     "emotion": ("Which emotion does this comment show? I am so happy that you came!", {}),
-    "two in turn": (f"sentiment and emotion: {HOTEL}", {}),
-    "blend": (f"sentiment and emotion: {HOTEL}", {"policy": "blend", "max_tokens": 24}),
+    "two in turn": (KETTLE, {}),
+    "blend": (KETTLE, {"policy": "blend", "max_tokens": 24}),
     "fixed mix": ("The soup was cold.", {"mix": "sentiment=0.7,summarize=0.3", "max_tokens": 16}),
     "none": ("What is the capital of Japan?", {"max_tokens": 24}),
     "none and wrong": ("Who was the first president of the United States?", {"max_tokens": 12}),

@@ -10,7 +10,7 @@ import pytest
 from browsing import HTML, Visitor
 from serving import Served, served
 
-TWO_SKILLS = "sentiment and emotion: The hotel was clean and quiet, but breakfast was expensive."
+TWO_SKILLS = "Name the emotion and the sentiment of this review: I am so happy with this kettle, it is quick and quiet."
 
 
 def stream_of(*events: dict[str, Any]) -> str:
