@@ -40,8 +40,23 @@ def transcripts() -> list[tuple[str, str]]:
 PROBABILITY = re.compile(r"(?<=[ (])\d+(?:\.\d)?%|(?<==)0\.\d+")  # a share or a blend's scale
 
 
+LOOKED = re.compile(r"looked at: (.*)$")
+LABELS = re.compile(r"^\[([^\[\]=]+ \d+\.\d%)\]$")
+
+
+def named_shares(line: str) -> dict[str, float]:
+    """The words that the gate looked at, or the labels of an answer, with their shares; their order may differ."""
+    if looked := LOOKED.search(line):
+        return {word: int(share) / 100 for word, share in re.findall(r"(\S+) \((\d+)%\)", looked[1])}
+    if labels := LABELS.match(line):
+        parts = [part.rsplit(" ", 1) for part in labels[1].split(", ")]
+        return {label: float(share.strip("%")) / 100 for label, share in parts}
+    return {}
+
+
 def read(line: str) -> tuple[str, list[float]]:
-    """A line without its probabilities and bars, and those."""
+    """A line without its probabilities and bars, and those; without what `named_shares` reads."""
+    line = LABELS.sub("[labels]", LOOKED.sub("looked at", line))
     shares = [float(p.strip("%")) / (100 if p.endswith("%") else 1) for p in PROBABILITY.findall(line)]
     words = " ".join(PROBABILITY.sub("N", line.replace("█", "")).split())
     if shares[-1:] and shares[-1] < SCALE_TOLERANCE:  # which of the unlikely ones comes first is rounding
@@ -55,6 +70,12 @@ def assert_says(output: str, recorded: str) -> None:
     assert sorted(words for words, _ in found) == sorted(words for words, _ in wanted)
     answers = [[words for words, shares in lines if not shares] for lines in (found, wanted)]
     assert answers[0] == answers[1]
+    named = [
+        [shares for line in text.splitlines() if (shares := named_shares(line))]
+        for text in (output, recorded)
+    ]
+    for ours, theirs in zip(*named, strict=True):
+        assert all(abs(ours.get(name, 0) - theirs.get(name, 0)) <= SCALE_TOLERANCE for name in ours | theirs)
     for (_, shares), (_, recorded_shares) in zip(sorted(found), sorted(wanted), strict=True):
         assert shares == pytest.approx(recorded_shares, abs=SCALE_TOLERANCE)
 
@@ -80,6 +101,14 @@ def test_another_output_is_told_apart(other: str) -> None:
     said = "[sentiment=1] sentiment fits with 75%; next is emotion with 14%\npositive"
     assert_says(said.replace("75%", "69%").replace("14%", "15%"), said)
     assert_says("a  ██  4.1%\nb  █  4.0%\nmix: c=1", "b  █  4.2%\na  █  3.9%\nmix: c=1")
+    looked = f"{said}; looked at: Is (24%), scam (21%), a (3%)\n[yes 90.0%, no 10.0%]"
+    assert_says(f"{said}; looked at: scam (23%), Is (21%), the (2%)\n[yes 85.0%, no 15.0%]", looked)
+    for wrong in (
+        "Is (24%), the (21%), a (3%)\n[yes 90.0%, no 10.0%]",
+        "Is (24%), scam (21%)\n[no 90.0%, yes 10.0%]",
+    ):
+        with pytest.raises(AssertionError):
+            assert_says(f"{said}; looked at: {wrong}", looked)
     with pytest.raises(AssertionError):
         assert_says(other, said)
 
