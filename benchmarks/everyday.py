@@ -90,12 +90,9 @@ def _requests(columns: Mapping[str, Any]) -> list[str]:
             count = next(figure["rows"] for figure in found if figure)
             cells = [f"{figure['value']:.2f}" if figure else "" for figure in found]
             lines.append(_row(f"{skill} ({count})", *cells))
-        lines.append(
-            _row(
-                "**mean**",
-                *[_figure([f["mean"][key] for key in ("value", "low", "high")]) for f in shown.values()],
-            )
-        )
+        means = [found.get("mean") for found in shown.values()]  # none where some skills are not measured
+        cells = [_figure([m[key] for key in ("value", "low", "high")]) if m else "" for m in means]
+        lines.append(_row("**mean**", *cells))
     return lines
 
 
