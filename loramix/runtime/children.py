@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, InvalidData, NativeError, SelfCheckFailed
-from loramix.runtime.token_states import Turns
+from loramix.runtime.state_parts import Turns
 from loramix.templates.base_template import check_template
 
 REFUSED = 3
