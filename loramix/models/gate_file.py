@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from typing import TypeAlias
 
@@ -19,8 +18,6 @@ Gate: TypeAlias = EarlyHead | NumpyGate
 OLD_FORMAT = (
     "the gate of {pack} is of an old kind that the next version cannot read; run 'loramix train gate {pack}'"
 )
-
-_log = logging.getLogger(__name__)
 
 
 class _Format(msgspec.Struct):
@@ -48,7 +45,7 @@ def read_gate(data: bytes, name: str) -> Gate:
 
 
 def check_fits(gate: Gate, shape: BaseShape, pack: str) -> None:
-    """Check that a gate reads what the base has; log how to replace a gate of the old format.
+    """Check that a gate reads what the base has.
 
     Args:
         gate: of the pack.
@@ -63,7 +60,6 @@ def check_fits(gate: Gate, shape: BaseShape, pack: str) -> None:
             gate.n_features,
             len(gate.info.layers) * len(gate.info.pooling.split("+")) * shape.n_embd,
         )
-        _log.warning("%s.", OLD_FORMAT.format(pack=pack))
     else:
         found, needed = gate.info.width, shape.n_embd
     if max(gate.info.layers) >= shape.n_layer or found != needed:

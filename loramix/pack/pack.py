@@ -79,6 +79,11 @@ class Pack:
         return self.manifest.name
 
     @property
+    def is_shipped(self) -> bool:
+        """Whether it is part of Loramix, so that users do not change it."""
+        return self.directory.resolve().is_relative_to(SHIPPED.resolve())
+
+    @property
     def skills(self) -> tuple[SkillEntry, ...]:
         """The skills, in the manifest's order."""
         return self.manifest.skills
@@ -182,7 +187,7 @@ class Pack:
                 raise NotFound(f"{self.directory / skill.card} is not there; get the pack again.")
         self.gate_features()
         gate = self.gate()
-        if isinstance(gate, NumpyGate):
+        if isinstance(gate, NumpyGate) and not self.is_shipped:
             notes.append(OLD_FORMAT.format(pack=self.name))
         if gate is None:
             notes.append(

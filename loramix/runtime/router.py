@@ -5,6 +5,7 @@ Independent of llama.cpp, and of how a gate reads.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,10 +17,12 @@ from loramix.defaults import BASE, POLICIES
 from loramix.errors import InvalidArtifact, InvalidMix, UsageError
 from loramix.formats.validate import BaseShape
 from loramix.models import mixing
-from loramix.models.gate_file import Gate, check_fits
+from loramix.models.gate_file import OLD_FORMAT, Gate, check_fits
+from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 
+_log = logging.getLogger(__name__)
 MixLike = Mix | str | Mapping[str, float]
 
 
@@ -97,6 +100,8 @@ class Router:
         gate = pack.gate()
         if gate is not None:
             check_fits(gate, shape, pack.name)
+            if isinstance(gate, NumpyGate) and not pack.is_shipped:
+                _log.warning("%s.", OLD_FORMAT.format(pack=pack.name))
         return cls([skill.name for skill in pack.skills], gate)
 
     @property

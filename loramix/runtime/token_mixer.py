@@ -1,4 +1,4 @@
-"""Token-wise routing: the gate reads each token's hidden state and shifts the mix between two skills.
+"""Token-wise routing: the gate reads the growing answer every few tokens and shifts the mix between two skills.
 
 The three mixes (either skill, or both in equal parts) have one context each. A change of mix decodes the tokens
 since its last use in one batch and does not rebuild a graph. X-LoRA (Buehler & Buehler, arXiv 2402.07148) also
