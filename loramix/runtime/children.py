@@ -18,44 +18,11 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, InvalidData, NativeError, SelfCheckFailed
 from loramix.paths import sha256_file
-from loramix.runtime.token_states import Turns
+from loramix.runtime.state_parts import Turns
 from loramix.templates.base_template import check_template
 
 REFUSED = 3
 """Exit code of a child that failed because of its input; the last line on stderr is the reason."""
-
-
-def compute(
-    base: Path, prompts: Sequence[str], layers: Sequence[int], *, share: bool = False
-) -> dict[str, npt.NDArray[np.float16]]:
-    """Compute the gate's features of many prompts; see `loramix.runtime.features`.
-
-    Args:
-        base: the GGUF base.
-        prompts: user messages, one per prompt.
-        layers: layers to tap.
-        share: prefill common prefixes once, which saves nearly half of short prompts; rounding changes features
-            by about 0.04 standard deviations.
-
-    Returns:
-        float16 arrays (prompts, D) by ``last:LAYER`` and ``mean:LAYER``.
-
-    Raises:
-        InvalidArtifact: the base has no chat template that can be used.
-        NativeError: the child failed.
-    """
-    check_template(base)
-    with tempfile.TemporaryDirectory() as directory:
-        out = Path(directory) / "features.npz"
-        options = [",".join(map(str, layers)), *["--share"] * share]
-        lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-        child = _run("loramix.runtime.features", str(base), str(out), *options, lines=lines)
-        if child.returncode or not out.is_file():
-            raise NativeError(
-                f"computing features with {base} failed: {_reason(child)}; run 'loramix doctor'."
-            )
-        with np.load(out, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
 
 
 def token_states(

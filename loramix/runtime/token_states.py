@@ -18,15 +18,7 @@ import numpy.typing as npt
 
 from loramix.models.gate_window import FIRST_TOKENS, cut_tokens
 from loramix.paths import atomic_write
-
-PART = 250
-Turns = Sequence[tuple[str, Sequence[tuple[str, int]]]]
-"""Of each message its role and its pieces, with their tags."""
-
-
-def part_file(directory: Path, number: int, what: str) -> Path:
-    """A file of a part: ``tokens`` (written last) or ``L4``, the states at the input of layer 4."""
-    return directory / f"{number:05}.{what}.{'npz' if what == 'tokens' else 'npy'}"
+from loramix.runtime.state_parts import PART, Turns, part_file
 
 
 def token_tags(turns: Turns, spelled: Sequence[bytes]) -> npt.NDArray[np.int8]:

@@ -24,7 +24,7 @@ from loramix.models.head_info import HeadInfo
 from loramix.pack.edit import NewGate
 from loramix.paths import need_space
 from loramix.runtime.children import token_states
-from loramix.runtime.token_states import Turns
+from loramix.runtime.state_parts import Turns
 from loramix.train.gate_pieces import OTHER, TEXT, UNKNOWN, Request, read_turns
 from loramix.train.gate_scores import Scores, probabilities_of, score, temperature_of, threshold_of
 from loramix.train.head_fit import FitSettings, decide, fit

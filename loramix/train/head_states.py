@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from loramix.runtime.token_states import PART, part_file
+from loramix.runtime.state_parts import PART, part_file
 
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
