@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from hub_server import Hub
-from margins import TOKEN_MARGIN, Asked, token_margins
+from margins import Asked, offences
 from test_cli import run
 
 from loramix import Engine
@@ -30,7 +30,8 @@ def files(directory: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("directory", PACKS, ids=lambda path: path.name)
 def test_a_shipped_pack_is_whole_and_small(directory: Path) -> None:
     pack = Pack.load(directory)
-    pack.check(None)
+    notes = pack.check(None)
+    assert notes == []
     assert sum(map(len, files(directory).values())) <= PACKS[directory]
     assert pack.name == directory.name == pack.manifest.base.name
     assert pack.manifest.base.name in BASES
@@ -82,6 +83,8 @@ def test_the_pack_on_qwen_answers(qwen_base: Path) -> None:
     }
     with Engine.open(QWEN_PACK, n_ctx=512, n_threads=1) as engine:
         for skill, (prompt, answer) in asked.items():
-            text, tokens = token_margins(engine, Asked(skill, prompt, {"mix": skill}))
-            assert text == answer
-            assert min(margin for _, margin in tokens) >= TOKEN_MARGIN
+            assert offences(engine, Asked(skill, prompt)) == []
+            found = engine.generate(prompt)
+            assert (found.text, found.route.mix) == (answer, {skill: 1.0})
+        summary = engine.route("Summarize in one sentence: The factory in Leeds will close in March.")
+        assert summary.mix == {}  # the base answers what the pack has no skill for
