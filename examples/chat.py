@@ -22,7 +22,7 @@ def main(pack: str = DEFAULT) -> None:
             if not line.strip():
                 continue
             messages.append({"role": "user", "content": line.strip()})
-            stream = engine.stream(messages)
+            stream = engine.stream(messages, max_tokens=128)
             print(f"[{stream.route.named}] ", end="")
             for piece in stream:
                 print(piece, end="", flush=True)

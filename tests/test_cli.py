@@ -184,7 +184,7 @@ def test_files_that_changed_since_the_manifest(pack: Path) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
     refused(run("run", "--pack", pack, "--ctx", 256, "--mix", "sentiment", "hi"), says="SHA-256")
     path.unlink()
-    refused(run("run", "--pack", pack, "--ctx", 256, "hi"), says="does not exist")
+    refused(run("run", "--pack", pack, "--ctx", 256, "hi"), says="is not there")
 
 
 def test_a_pack_whose_path_climbs_out(pack: Path) -> None:

@@ -42,6 +42,7 @@ NOT_RUN = {
     "loramix chat -p my-pack": "the pack of the line before",
     "loramix plan --base tinyllama-1.1b": "needs that base; runs in test_plan.py",
     "llm -m": "answers with the default base; runs in test_llm_plugin.py",
+    "loramix run -p packs/qwen2.5-coder-0.5b": "needs that base; the pack answers in test_shipped_packs.py",
     "loramix serve": "runs until it is stopped; as a process in test_server.py",
     "curl": "needs the server on its usual port; the same bodies run in test_clients.py",
 }

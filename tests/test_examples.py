@@ -41,13 +41,13 @@ def test_chat(tiny_pack: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     program("chat.py")(str(tiny_pack))
     said = capsys.readouterr().out
     with Engine.open(tiny_pack) as engine:
-        first = engine.generate("the quick brown fox")
+        first = engine.generate("the quick brown fox", max_tokens=128)
         history = [
             {"role": "user", "content": "the quick brown fox"},
             {"role": "assistant", "content": first.text},
             {"role": "user", "content": "and the dog"},
         ]
-        second = engine.generate(history)
+        second = engine.generate(history, max_tokens=128)
     assert said == "".join(f"[{answer.route.named}] {answer.text}\n" for answer in (first, second))
 
 

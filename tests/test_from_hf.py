@@ -437,17 +437,17 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
     "windows of Mistral": (
         lambda d: write_again(d, **{**MISTRAL, "sliding_window": 32}),
         Unsupported,
-        "see 32 of 256 tokens (sliding_window)",
+        "attend to 32 of 256 tokens (sliding_window)",
     ),
     "windows of Mistral where nothing is said": (
         lambda d: (write_again(d, **MISTRAL, max_position_embeddings=8192), lose_config(d, "sliding_window")),
         Unsupported,
-        "see 4096 of 8192 tokens",
+        "attend to 4096 of 8192 tokens",
     ),
     "windows of Qwen2": (
         lambda d: write_again(d, **{**QWEN2, "use_sliding_window": True, "sliding_window": 64}),
         Unsupported,
-        "see 64 of 256 tokens (use_sliding_window)",
+        "attend to 64 of 256 tokens (use_sliding_window)",
     ),
     "windows of Qwen3 by layer": (
         lambda d: write_again(
@@ -456,7 +456,7 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
             layer_types=["full_attention", "sliding_attention"],
         ),
         Unsupported,
-        "see 64 of 256 tokens (use_sliding_window)",
+        "attend to 64 of 256 tokens (use_sliding_window)",
     ),
     "heads of Qwen2 of their own width": (
         lambda d: write_again(d, **QWEN2, head_dim=24),
@@ -497,7 +497,7 @@ REFUSED: dict[str, tuple[Any, type[LoramixError], str]] = {
     "heads that do not divide": (
         lambda d: change_config(d, num_key_value_heads=3),
         InvalidArtifact,
-        "do not fit",
+        "do not match",
     ),
     "quantized already": (
         lambda d: change_config(d, quantization_config={"quant_method": "gptq"}),

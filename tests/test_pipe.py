@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ class Said:
 
     def __init__(self, path: Path, pace_s: float = 1e6) -> None:
         self._file = path.open("w+b", buffering=0)
+        weakref.finalize(self, self._file.close)
         self.pipe = Pipe(os.dup(self._file.fileno()), pace_s)
 
     def replies(self) -> list[Any]:

@@ -54,9 +54,15 @@ class AdapterFile:
         """Open and validate the files of the skills that are new, or have changed, since a pack was read."""
         known = {skill.name: skill.sha256 for skill in old.skills}
         names = [skill.name for skill in new.skills if known.get(skill.name) != skill.sha256]
-        files = {name: cls.of(new, name, shape) for name in names}
-        for file in files.values():
-            _ = file.invocation
+        files: dict[str, AdapterFile] = {}
+        try:
+            for name in names:
+                files[name] = cls.of(new, name, shape)
+                _ = files[name].invocation
+        except BaseException:
+            for file in files.values():
+                file.close()
+            raise
         return files
 
     @cached_property

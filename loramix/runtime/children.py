@@ -61,6 +61,8 @@ def token_states(
         finally:
             child.kill()
             child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
         if code:
             errors.seek(0)
             reason = (errors.read().strip().splitlines() or [f"exit code {code}"])[-1]

@@ -186,7 +186,7 @@ class Maker:
     def _order(self, name: str) -> str:
         """A command of another class, as a note in a text gives it."""
         commands = [w.text for w in self.pools[name].get("ask", []) if not w.text.endswith("?")]
-        if name == BASE and self.rng.random() < 0.5:
+        if not commands or (name == BASE and self.rng.random() < 0.5):  # a pack's only skill may have none
             commands = of_part(self.wordings.embedded.orders, dev=self.dev)
         return self.rng.choice(commands)
 

@@ -74,18 +74,7 @@ def add(
         adapter = result.directory
     with tempfile.TemporaryDirectory() as temporary:
         converted = Path(temporary) / f"{name}.gguf"
-        if adapter.is_dir():
-            convert_adapter(
-                adapter,
-                base,
-                converted,
-                base_name=pack.manifest.base.name,
-                base_sha256=pack.manifest.base.sha256,
-            )
-        elif adapter.is_file():
-            converted.write_bytes(adapter.read_bytes())
-        else:
-            raise NotFound(f"no adapter at {adapter}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
+        _write_gguf(adapter, base, pack, converted)
         content = read_adapter_bytes(converted)
         check_adapter(content, read_base(base)[1], str(adapter), base_sha256=pack.manifest.base.sha256)
         say(f"the adapter changes the base's logits by up to {adapter_effect(base, converted):.2f}")
@@ -105,6 +94,17 @@ def add(
             gate=gate,
         )
     return change._replace(pack=Pack.load(target.directory))
+
+
+def _write_gguf(adapter: Path, base: Path, pack: Pack, out: Path) -> None:
+    """Write an adapter as a GGUF LoRA for a pack's base; a GGUF file is copied."""
+    if adapter.is_dir():
+        reference = pack.manifest.base
+        convert_adapter(adapter, base, out, base_name=reference.name, base_sha256=reference.sha256)
+    elif adapter.is_file():
+        out.write_bytes(adapter.read_bytes())
+    else:
+        raise NotFound(f"no adapter at {adapter}; give a PEFT or mlx-lm directory, or a GGUF LoRA file.")
 
 
 def check_import(path: Path) -> None:
