@@ -159,6 +159,8 @@ exec {shlex.join(own)} "$@"
     finally:
         server.terminate()
         server.wait()
+        if server.stdout is not None:
+            server.stdout.close()
         Path(address).unlink(missing_ok=True)
     assert tree(site) == before
     for path in [site, *site.rglob("*")]:

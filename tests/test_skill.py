@@ -101,7 +101,7 @@ def test_a_skill_comes_and_goes(pack: Path, data: Path, tmp_path: Path) -> None:
     assert routes(pack) == before
     assert "ZZ" in (pack / "skills" / "shout.md").read_text()
     again = skill("add", "shout", *arguments)
-    assert again.exit_code == 2 and "has a skill shout already" in again.stderr
+    assert again.exit_code == 2 and "already has a skill shout" in again.stderr
 
     gone = skill("remove", "shout", "--pack", pack)
     assert gone.exit_code == 0, gone.output

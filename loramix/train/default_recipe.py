@@ -34,7 +34,7 @@ def recipe_of_data(name: str, rows: Sequence[Row], instructions: Path | None, ba
         return recipe_for(name, base)
     answers = [row.target for row in rows if row.split == "train"]
     labels = sorted(set(answers))
-    few = len(labels) <= 20 and len(answers) >= 5 * len(labels) and max(map(len, labels)) < 40
+    few = 2 <= len(labels) <= 20 and len(answers) >= 5 * len(labels) and max(map(len, labels)) < 40
     asked = _read_instructions(instructions) if instructions else _plain(name)
     longest = max((len(answer) for answer in answers), default=80)
     recipe = Recipe(

@@ -162,7 +162,7 @@ class Maker:
         rng, lists = self.rng, self.wordings.embedded
         wording = self.draw(name)
         text = self.text_for(name, wording)[:SHORT]
-        others = [other for other in (*self.general, BASE) if other != name]
+        others = [other for other in (*self.general, BASE) if other != name] or [BASE]
         if rng.random() < 0.3:  # the text is a whole request of its own
             other = rng.choice(others)
             inner = self.draw(other)
