@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import random
 import re
-import sqlite3
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ import click
 import numpy as np
 
 from loramix import Engine
+from loramix.eval.everyday.checks import run_query
 from loramix.paths import write_text
 from loramix.train.data import Row, prompts, read_rows
 from loramix.train.metrics import bootstrap, estimate, is_sentence, measure, normal, share
@@ -31,7 +30,6 @@ from loramix.train.schema_forms import parse
 from loramix.train.sources import read_sources
 
 UCI = "test_uci_amazon"
-MAX_STEPS = 3_000  # thousands of steps of SQLite, for a query that would never end
 
 
 def group_of(skill: str, source: str) -> str:
@@ -85,34 +83,33 @@ def same_rows(answer: str, row: Row) -> bool | None:
     values: list[Any] = re.findall(r"'([^']*)'", both)
     values += [float(n) if "." in n else int(n) for n in re.findall(r"\b\d+(?:\.\d+)?\b", both)]
     for seed in range(5):
-        rng, steps = random.Random(seed), count()
-        database = sqlite3.connect(":memory:")
-        database.set_progress_handler(lambda steps=steps: int(next(steps) > MAX_STEPS), 1000)  # type: ignore[misc]
-        try:
-            for table, columns, _ in schema[0]:
-                names = ", ".join(f'"{column}"' for column in columns)
-                database.execute(f'CREATE TABLE "{table}" ({names})')
-                marks = ", ".join("?" * len(columns))
-                for _ in range(25):
-                    cells = [
-                        rng.choice(values) if values and rng.random() < 0.35 else rng.randint(0, 6)
-                        for _ in columns
-                    ]
-                    database.execute(f'INSERT INTO "{table}" VALUES ({marks})', cells)
-            wanted = database.execute(row.target).fetchall()
-        except sqlite3.Error:
+        rng = random.Random(seed)
+        script = []
+        for table, columns, _ in schema[0]:
+            names = ", ".join(f'"{column}"' for column in columns)
+            script.append(f'CREATE TABLE "{table}" ({names});')
+            for _ in range(25):
+                cells = [
+                    rng.choice(values) if values and rng.random() < 0.35 else rng.randint(0, 6)
+                    for _ in columns
+                ]
+                script.append(f'INSERT INTO "{table}" VALUES ({", ".join(map(_literal, cells))});')
+        wanted = run_query("\n".join(script), row.target)
+        if wanted is None:
             return None
-        try:
-            found = database.execute(answer.strip().split(";")[0]).fetchall()
-        except (sqlite3.Error, sqlite3.Warning):
+        found = run_query("\n".join(script), answer.strip().split(";")[0])
+        if found is None:
             return False
-        finally:
-            database.close()
         in_order: Callable[[Any], Any] = lambda rows: rows  # noqa: E731
         arrange = in_order if "ORDER BY" in row.target.upper() else lambda rows: sorted(rows, key=repr)
         if arrange(wanted) != arrange(found):
             return False
     return True
+
+
+def _literal(value: Any) -> str:
+    """A number or a text without quotes, as SQL."""
+    return f"'{value}'" if isinstance(value, str) else repr(value)
 
 
 def scores(recipe: Recipe, answered: Sequence[tuple[Row, str]]) -> dict[str, Any]:

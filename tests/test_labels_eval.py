@@ -16,7 +16,8 @@ from test_labels import set_labels
 from loramix import Engine
 from loramix.cli import main
 from loramix.eval.answers import AnswerStore, Given
-from loramix.eval.calibration import adaptive_error, binned, label_calibration
+from loramix.eval.calibration import label_calibration
+from loramix.train.calibration import adaptive_error, binned
 from loramix.train.data import Row
 
 

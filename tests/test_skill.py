@@ -26,8 +26,8 @@ from loramix.train.data import Row
 from loramix.train.default_recipe import recipe_of_data
 from loramix.train.gate_data import BASE
 from loramix.train.gate_pieces import Piece, Request, user
-from loramix.train.gate_run import Run
-from loramix.train.gate_update import requests_for, told
+from loramix.train.gate_run import Run, drained
+from loramix.train.gate_update import requests_for
 from loramix.train.head_fit import FitSettings
 
 pytestmark = pytest.mark.train
@@ -47,8 +47,8 @@ def banked(tiny_pack: Path, tiny_base: Path, tmp_path_factory: pytest.TempPathFa
     shape, digest = read_base(tiny_base)[1], bases.digest(tiny_base)
     run = Run(tiny_base, shape, ["sentiment", "summarize"], digest, tmp_path_factory.mktemp("gate"), settings)
     said: list[str] = []
-    data = told(said.append, run.read(requests[:180], requests[180:], [1]))
-    gate, scores = told(said.append, run.gate(data, [1]))
+    data = drained(run.read(requests[:180], requests[180:], [1]), said.append)
+    gate, scores = drained(run.gate(data, [1]), said.append)
     assert scores.accuracy > 0.9 and any("NumPy within" in line for line in said)
     set_gate(directory, gate.gate, gate.features)
     return directory

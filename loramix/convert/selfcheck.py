@@ -15,6 +15,7 @@ from loramix.convert.reference import torch_logits
 from loramix.errors import InvalidArtifact, SelfCheckFailed
 from loramix.formats.textfile import read_text
 from loramix.formats.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
+from loramix.models.softmax import log_softmax
 from loramix.runtime.children import REFUSED
 from loramix.templates.chat_template import Segment
 
@@ -123,7 +124,7 @@ def mean_kl(true: Sequence[npt.NDArray[np.float32]], found: Sequence[npt.NDArray
     """
     total = 0.0
     for a, b in zip(true, found, strict=True):
-        p, q = _log_softmax(a), _log_softmax(b)
+        p, q = log_softmax(a), log_softmax(b)
         total += float((np.exp(p) * (p - q)).sum())
     return total / sum(map(len, true))
 
@@ -202,7 +203,7 @@ def check_base(source: Path, base: Path, quant: str) -> BaseParity:
     rows, ids = llama_logits(base, [])
     theirs = torch_logits(source, [], ids)
     a, b = np.concatenate(rows), np.concatenate(theirs)
-    p, q = _log_softmax(b), _log_softmax(a)
+    p, q = log_softmax(b), log_softmax(a)
     # each position predicts the next token; the last one of a text has none
     at = np.cumsum([0, *map(len, ids)])
     predicting = [int(start) + i for start, text in zip(at, ids, strict=False) for i in range(len(text) - 1)]
@@ -255,13 +256,6 @@ def check_tokens(source: Path, base: Path, texts: Sequence[str] = (*PROBES, *SPE
                     "do not use it, and report the checkpoint's tokenizer."
                 )
     return len(texts)
-
-
-def _log_softmax(x: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    wide = x.astype(np.float64)
-    wide -= wide.max(axis=1, keepdims=True)
-    result: npt.NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
-    return result
 
 
 if __name__ == "__main__":  # BASE ADAPTER, for `loramix.runtime.children.adapter_effect`

@@ -15,16 +15,15 @@ import numpy.typing as npt
 from loramix.defaults import BASE
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.eval.answers import AnswerStore
-from loramix.eval.calibration import binned
 from loramix.formats.textfile import read_text
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
+from loramix.train.calibration import GATE_BINS, binned
 from loramix.train.data import Row
 from loramix.train.gate_data import read_none
 from loramix.train.metrics import bootstrap, share
 from loramix.train.recipe import Recipe
 
-BINS = 15
 PLAIN, CROSSED, NONE = ", no telling words", ", on other skills' texts", "none: "
 
 
@@ -217,4 +216,4 @@ def calibration(found: Decisions) -> dict[str, Any]:
     table = np.concatenate(list(found.probabilities.values()))
     wanted = np.asarray([found.classes.index(q.wanted) for group in found.sets.values() for q in group])
     top, hit = table.max(1), table.argmax(1) == wanted
-    return binned(top, hit, BINS)
+    return binned(top, hit, GATE_BINS)

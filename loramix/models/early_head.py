@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from loramix.formats.npz import npz_bytes, read_described
 from loramix.models.gate_window import cut_tokens
-from loramix.models.head_info import BUCKETS, MAX_GATE_BYTES, HeadInfo, expected, refused
+from loramix.models.head_info import BUCKETS, MAX_GATE_BYTES, HeadInfo, check_shapes, expected, refused
 
 Floats = npt.NDArray[np.float32]
 CLIP = 8.0
@@ -64,9 +64,10 @@ class EarlyHead:
     def __init__(
         self, info: HeadInfo, arrays: Mapping[str, npt.NDArray[Any]], name: str = "the gate"
     ) -> None:
-        _check_arrays(info, arrays, name)
+        shapes = expected(info)
+        check_shapes(arrays, shapes, name)
         self.info, self._name = info, name
-        self.arrays: dict[str, Floats] = {key: np.ascontiguousarray(arrays[key]) for key in expected(info)}
+        self.arrays: dict[str, Floats] = {key: np.ascontiguousarray(arrays[key]) for key in shapes}
         self._a = self.arrays
         scale = 1.0 / np.maximum(self._a["std"], 1e-6)
         self._shift, self._scale = self._a["mean"], scale.astype(np.float32)
@@ -155,20 +156,6 @@ class EarlyHead:
             raise refused(self._name, "its numbers are so large that probabilities are not finite")
         k = len(self.info.skills)
         return np.append(classes[:k], classes[k:].sum())
-
-
-def _check_arrays(info: HeadInfo, arrays: Mapping[str, npt.NDArray[Any]], name: str) -> None:
-    shapes = expected(info)
-    if wrong := sorted(arrays.keys() ^ shapes.keys()):
-        raise refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
-    for key, shape in shapes.items():
-        array = arrays[key]
-        if array.shape != shape or array.dtype != np.float32:
-            raise refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
-        if not np.isfinite(array).all():
-            raise refused(name, f"{key!r} holds NaN or infinity")
-    if not (arrays["std"] > 0).all():
-        raise refused(name, "'std' holds values that are not positive")
 
 
 def _norm(x: Floats, weight: Floats, bias: Floats) -> Floats:

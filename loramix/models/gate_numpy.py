@@ -21,9 +21,15 @@ from msgspec import Meta
 from loramix.defaults import MAX_SKILLS
 from loramix.errors import NativeError, NotFound
 from loramix.formats.npz import npz_bytes, read_described
-from loramix.models.head_info import MAX_GATE_BYTES, refused
-from loramix.models.mixing import RESERVED_NAMES
-from loramix.paths import is_safe_name, write_bytes
+from loramix.models.head_info import (
+    MAX_GATE_BYTES,
+    check_names,
+    check_shapes,
+    decode_info,
+    encode_info,
+    refused,
+)
+from loramix.paths import write_bytes
 
 _GELU = np.float32(math.sqrt(2 / math.pi))
 _CUBIC = np.float32(0.044715)
@@ -70,13 +76,8 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Raises:
             InvalidArtifact: not JSON, an unknown key, a wrong type or value.
         """
-        try:
-            info = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise refused(name, f"its info is not usable: {error}") from None
-        bad = [skill for skill in info.skills if not is_safe_name(skill) or skill in RESERVED_NAMES]
-        if bad or len(set(info.skills)) != len(info.skills):
-            raise refused(name, f"its skills must be distinct plain names, not {(bad or info.skills)[:3]!r}")
+        info = decode_info(data, cls, name)
+        check_names(info.skills, name)
         return info
 
     def to_json(self) -> bytes:
@@ -85,7 +86,7 @@ class GateInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         Raises:
             InvalidArtifact: a value that `from_json` would refuse, such as a metric that is NaN.
         """
-        data = msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        data = encode_info(self)
         GateInfo.from_json(data, "the gate")
         return data
 
@@ -222,14 +223,4 @@ def check_arrays(info: GateInfo, arrays: Mapping[str, npt.NDArray[Any]], name: s
     mean = arrays.get("mean")
     if mean is None or mean.ndim != 1 or not 1 <= mean.size <= 65536:
         raise refused(name, "it has no 'mean' of shape (D,)")
-    shapes = info.shapes(mean.size)
-    if wrong := sorted(arrays.keys() ^ shapes.keys()):
-        raise refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
-    for key, shape in shapes.items():
-        array = arrays[key]
-        if array.shape != shape or array.dtype != np.float32:
-            raise refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
-        if not np.isfinite(array).all():
-            raise refused(name, f"{key!r} holds NaN or infinity")
-    if not (arrays["std"] > 0).all():
-        raise refused(name, "'std' holds values that are not positive")
+    check_shapes(arrays, info.shapes(mean.size), name)

@@ -1,11 +1,17 @@
-"""What a gate's file says about itself: skills, layers, sizes and calibration; untrusted."""
+"""What a gate's file says about itself: skills, layers, sizes and calibration; untrusted.
+
+The checks at the end are those of both formats.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from loramix.defaults import MAX_SKILLS
@@ -20,6 +26,7 @@ BUCKETS = 48
 
 Layer = Annotated[int, Meta(ge=0, le=1024)]
 Name = Annotated[str, Meta(max_length=80)]
+Info = TypeVar("Info", bound=msgspec.Struct)
 
 
 class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,13 +72,8 @@ class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             InvalidArtifact: not JSON, an unknown key, a wrong type or value.
         """
-        try:
-            info = msgspec.json.decode(data, type=cls)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise refused(name, f"its info is not usable: {error}") from None
-        bad = [skill for skill in info.skills if not is_safe_name(skill) or skill in RESERVED_NAMES]
-        if bad or len(set(info.skills)) != len(info.skills):
-            raise refused(name, f"its skills must be distinct plain names, not {(bad or info.skills)[:3]!r}")
+        info = decode_info(data, cls, name)
+        check_names(info.skills, name)
         if len(set(info.layers)) != len(info.layers):
             raise refused(name, f"it reads a layer twice: {info.layers}")
         if info.d % info.heads:
@@ -86,7 +88,7 @@ class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             InvalidArtifact: a value that `from_json` would refuse, such as a metric that is NaN.
         """
-        data = msgspec.json.format(msgspec.json.encode(self), indent=2) + b"\n"
+        data = encode_info(self)
         HeadInfo.from_json(data, "the gate")
         return data
 
@@ -126,3 +128,61 @@ def expected(info: HeadInfo) -> dict[str, tuple[int, ...]]:
 def refused(name: str, why: str) -> InvalidArtifact:
     """The error for a gate file that cannot be used."""
     return InvalidArtifact(f"{name} is refused: {why}; make it again with `loramix train gate`.")
+
+
+def decode_info(data: bytes, kind: type[Info], name: str) -> Info:
+    """Read a gate's description.
+
+    Args:
+        data: UTF-8 JSON.
+        kind: the struct of its format.
+        name: the file, for messages.
+
+    Raises:
+        InvalidArtifact: not JSON, an unknown key, a wrong type or value.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise refused(name, f"its info is not usable: {error}") from None
+
+
+def encode_info(info: msgspec.Struct) -> bytes:
+    """JSON form of a gate's description: UTF-8, indented, ending with a newline."""
+    return msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
+
+
+def check_names(skills: Sequence[str], name: str) -> None:
+    """Check that a gate's skills are distinct plain names.
+
+    Raises:
+        InvalidArtifact: they are not.
+    """
+    bad = [skill for skill in skills if not is_safe_name(skill) or skill in RESERVED_NAMES]
+    if bad or len(set(skills)) != len(skills):
+        raise refused(name, f"its skills must be distinct plain names, not {(bad or skills)[:3]!r}")
+
+
+def check_shapes(
+    arrays: Mapping[str, npt.NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], name: str
+) -> None:
+    """Check that a gate's arrays are finite float32 of exactly these names and shapes, and ``std`` positive.
+
+    Args:
+        arrays: by name.
+        shapes: by name; ``std`` is one of them.
+        name: the file, for messages.
+
+    Raises:
+        InvalidArtifact: they are not.
+    """
+    if wrong := sorted(arrays.keys() ^ shapes.keys()):
+        raise refused(name, f"arrays are missing or unknown: {', '.join(map(repr, wrong[:5]))}")
+    for key, shape in shapes.items():
+        array = arrays[key]
+        if array.shape != shape or array.dtype != np.float32:
+            raise refused(name, f"{key!r} is {array.dtype} {array.shape}, its info needs float32 {shape}")
+        if not np.isfinite(array).all():
+            raise refused(name, f"{key!r} holds NaN or infinity")
+    if not (arrays["std"] > 0).all():
+        raise refused(name, "'std' holds values that are not positive")

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from loramix.defaults import N_CTX
 from loramix.errors import LoramixError
 from loramix.models.mixing import Mix
+from loramix.models.softmax import log_softmax
 from loramix.prompts import as_messages
 from loramix.runtime.children import REFUSED
 from loramix.runtime.decoder import Decoder, DecodeRequest
-from loramix.runtime.labels import LabelTrie, log_softmax
+from loramix.runtime.labels import LabelTrie
 
 LOWEST, HIGHEST = 0.1, 10.0
 """Bounds of the fitted temperature."""

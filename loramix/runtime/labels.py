@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from loramix.errors import InvalidArtifact, InvalidPrompt
 from loramix.models.mixing import Mix
+from loramix.models.softmax import log_softmax
 from loramix.pack.manifest import SkillEntry
 from loramix.pack.pack import Pack
 from loramix.runtime.llama.vocabulary import Vocabulary
@@ -181,12 +182,6 @@ class LabelSearch:
         pairs = zip(self._trie.branches[before], map(float, self._values[before]), strict=True)
         top = sorted(pairs, key=lambda pair: -pair[1])
         return TokenScore(token, dict(top)[token], top)
-
-
-def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Normalize logits (K,) to natural logarithms of probabilities (K,)."""
-    shifted = logits.astype(np.float64) - float(logits.max())
-    return shifted - math.log(float(np.exp(shifted).sum()))
 
 
 def label_fields(steps: Sequence[Mapping[str, float]]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class PreparedPrompt:
     tokens: list[int]
     """Ids of the whole conversation, ending with the answer's header."""
     routed: list[int]
-    """Ids that the gate reads: the first and last ones of the rendered last turns, see `gate_window`; with a gate
-    of the old format the last user message; none without a gate."""
+    """Ids of the rendered last turns, which the gate reads, see `gate_window`; with a gate of the old format those of
+    the last user message; none without a gate."""
     contents: tuple[str, ...] = ()
     """Texts of the messages in `routed`."""
 
@@ -57,6 +57,4 @@ class PreparedPrompt:
             return cls(tokens, [])
         read = window(messages) if isinstance(gate, EarlyHead) else messages[-1:]
         routed = tokens if read == messages else vocabulary.chat(read)
-        if isinstance(gate, EarlyHead):
-            routed = gate.window(routed)
         return cls(tokens, routed, tuple(message["content"] for message in read))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -31,6 +32,8 @@ from loramix.train.head_fit import FitSettings, decide, fit
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import TokenStates
 
+T = TypeVar("T")
+Result = TypeVar("Result")
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 WIDTH, DEPTH = 128, 2
@@ -171,7 +174,8 @@ class Run:
         best, chosen = -1.0, compared[0]
         for layers in compared:
             part = data.of_layers(layers)
-            head = yield from _quiet(self.head(part, layers, replace(self.settings, passes=SEARCH_PASSES)))
+            settings = replace(self.settings, passes=SEARCH_PASSES)
+            head = drained(self.head(part, layers, settings), lambda line: None)
             _, s = calibrated(
                 head.info, decide(head, part.states, part.dev)[0], part.states.targets[part.dev]
             )
@@ -200,15 +204,14 @@ class Run:
         return NewGate(served.to_bytes(), bank.to_bytes()), scores
 
 
-def _quiet(loop: Generator[str, None, TorchHead]) -> Generator[str, None, TorchHead]:
-    """The same without its messages."""
+def drained(loop: Generator[T, None, Result], each: Callable[[T], None]) -> Result:
+    """Pass all that a generator yields to a function, and return what the generator returns."""
     while True:
         try:
-            next(loop)
+            each(next(loop))
         except StopIteration as end:
-            head: TorchHead = end.value
-            return head
-        yield from ()
+            found: Result = end.value
+            return found
 
 
 def calibrated(info: HeadInfo, logits: Floats, targets: Floats) -> tuple[HeadInfo, Scores]:

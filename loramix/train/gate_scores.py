@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.models.mixing import decide
+from loramix.train.calibration import GATE_BINS, binned
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
@@ -81,13 +82,9 @@ def score(probabilities: Doubles, targets: Floats, threshold: float) -> Scores:
     base = targets.shape[1] - 1
     none = right == base
     top, hit = probabilities.max(1), probabilities.argmax(1) == right
-    bins = np.minimum((top * 15).astype(int), 14)
-    error = sum(
-        abs(hit[bins == i].mean() - top[bins == i].mean()) * (bins == i).mean() for i in set(bins.tolist())
-    )
     return Scores(
         accuracy=float((chosen == right).mean()),
         skill_to_base=float((chosen[~none] == base).mean()) if (~none).any() else 0.0,
         none_to_base=float((chosen[none] == base).mean()) if none.any() else 1.0,
-        calibration_error=float(error),
+        calibration_error=binned(top, hit, GATE_BINS)["error"],
     )

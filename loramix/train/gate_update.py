@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,13 +27,12 @@ from loramix.train.gate_data import templates_of
 from loramix.train.gate_extend import extend, kept_logits, uncontradicted
 from loramix.train.gate_pieces import Request, filled, user
 from loramix.train.gate_requests import SHORT, Maker
-from loramix.train.gate_run import Run, groups_of, targets_of, turns_of
+from loramix.train.gate_run import Run, drained, groups_of, targets_of, turns_of
 from loramix.train.gate_turns import conversation
 from loramix.train.head_fit import FitSettings
 from loramix.train.head_states import TokenStates
 from loramix.train.recipe import RECIPES, Recipe, load_recipe
 
-T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 FIRST_PROMPTS = 120
 """Requests for a pack's first skill; `collect_requests` makes five times as many others."""
@@ -65,16 +63,6 @@ def gate_with(
     return (_first if alone else _extended)(pack, recipe, rows, base, out, say)
 
 
-def told(say: Callable[[str], None], loop: Generator[str, None, T]) -> T:
-    """Say what a generator yields, and return what it returns."""
-    while True:
-        try:
-            say(next(loop))
-        except StopIteration as end:
-            found: T = end.value
-            return found
-
-
 def _first(
     pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
 ) -> NewGate:
@@ -87,8 +75,8 @@ def _first(
     shape = read_base(base)[1]
     run = Run(base, shape, [recipe.name], pack.manifest.base.sha256, out / "gate", FitSettings())
     layers = (default_layer(shape.n_layer),)
-    data = told(say, run.read(train, dev, layers))
-    gate, scores = told(say, run.gate(data, layers))
+    data = drained(run.read(train, dev, layers), say)
+    gate, scores = drained(run.gate(data, layers), say)
     shutil.rmtree(out / "gate", ignore_errors=True)
     say(f"gate: {scores}")
     return gate

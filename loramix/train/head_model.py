@@ -5,8 +5,6 @@ Reads the standardized states of all tokens of a prompt; independent of prompts,
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -172,9 +170,3 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         for name, part in norms.items():
             found[f"{name}.weight"], found[f"{name}.bias"] = part.weight, part.bias
         return {key: np.array(value.detach().numpy(), np.float32, order="C") for key, value in found.items()}
-
-    def set_out(self, arrays: Mapping[str, Floats]) -> None:
-        """Set the last linear map, from ``out.weight`` (6 d, K + 1) and ``out.bias`` (K + 1,)."""
-        with torch.no_grad():
-            self.out.weight.copy_(torch.from_numpy(arrays["out.weight"]).T)
-            self.out.bias.copy_(torch.from_numpy(arrays["out.bias"]))

@@ -144,21 +144,14 @@ class BatchContext(NativeContext):
         """
         assert all(self._mixes[sequence] == self.mix for sequence in tokens)
         self._make_room(len(tokens) + 1)
-        rows = [(sequence, token, self._lengths[sequence]) for sequence, token in tokens.items()]
+        rows = [(token, self._lengths[sequence], sequence, True) for sequence, token in tokens.items()]
         cells = self._n_dead + self.used + 2
-        padded = len(rows) == 1 and rows[0][2] < SPLIT_KV_CELLS <= cells <= self.n_cells
+        padded = len(rows) == 1 and rows[0][1] < SPLIT_KV_CELLS <= cells <= self.n_cells
         if padded:
-            rows.append((self._padding_sequence, rows[0][1], 0))
-        batch = self._batch
-        batch.n_tokens = len(rows)
-        for i, (sequence, token, position) in enumerate(rows):
-            batch.token[i] = token
-            batch.pos[i] = position
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = sequence
-            batch.logits[i] = i < len(tokens)
+            rows.append((rows[0][0], 0, self._padding_sequence, False))
+        self._fill_batch(rows)
         with self.model.lock:
-            code = C.llama_decode(self.pointer, batch)
+            code = C.llama_decode(self.pointer, self._batch)
             if code != 0:
                 raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")
             logits = {}

@@ -259,17 +259,11 @@ class Context(NativeContext):
         return rows
 
     def _decode_chunk(self, chunk: Sequence[int]) -> None:
-        batch = self._batch
-        batch.n_tokens = len(chunk)
-        position = len(self.tokens)
-        for i, token in enumerate(chunk):
-            batch.token[i] = token
-            batch.pos[i] = position + i
-            batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = 0
-            batch.logits[i] = self._all_tokens or i == len(chunk) - 1
+        first, last = len(self.tokens), len(self.tokens) + len(chunk) - 1
+        places = enumerate(chunk, first)
+        self._fill_batch([(token, place, 0, self._all_tokens or place == last) for place, token in places])
         with self.model.lock:
-            code = C.llama_decode(self.pointer, batch)
+            code = C.llama_decode(self.pointer, self._batch)
         if code == 2:  # llama.cpp has already removed the chunk's tokens
             raise Interrupted("the answer is not wanted any more.")
         if code != 0:

@@ -78,15 +78,8 @@ class EarlyPass(NativeContext):
             )
         with self.model.lock:
             self._taps.clear()
-            batch = self._batch
-            batch.n_tokens = len(tokens)
-            for i, token in enumerate(tokens):
-                batch.token[i] = token
-                batch.pos[i] = i
-                batch.n_seq_id[i] = 1
-                batch.seq_id[i][0] = 0
-                batch.logits[i] = False
-            code = C.llama_decode(self.pointer, batch)
+            self._fill_batch([(token, place, 0, False) for place, token in enumerate(tokens)])
+            code = C.llama_decode(self.pointer, self._batch)
             C.llama_memory_clear(self._memory, False)
             if code == 2:
                 raise Interrupted("the answer is not wanted any more.")

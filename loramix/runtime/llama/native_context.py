@@ -62,6 +62,17 @@ class NativeContext:
         """Active adapters."""
         return [adapter for adapter, _ in self._mix]
 
+    def _fill_batch(self, rows: Sequence[tuple[int, int, int, bool]]) -> None:
+        """Set the batch to tokens, each with its position, its sequence, and whether its logits are needed."""
+        batch = self._batch
+        batch.n_tokens = len(rows)
+        for i, (token, position, sequence, logits) in enumerate(rows):
+            batch.token[i] = token
+            batch.pos[i] = position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = logits
+
     def _copy_kv(self, sequence: int, n_tokens: int) -> KV:
         with self.model.lock:
             size = C.llama_state_seq_get_size(self.pointer, sequence)
