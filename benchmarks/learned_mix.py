@@ -231,10 +231,8 @@ def score(pack: str, data: Path, out: Path, limit: int) -> None:
             for number, kind in enumerate(kinds()):
                 for per in ("layer", "matrix"):
                     if (name := f"{per}{number}") in skills:
-                        table[kind.name][f"learned per {per}"] = mean_of(
-                            bench, kind, cases_of(kind, recipes, known, limit),
-                            lambda case, name=name, kind=kind: bench.mixed(case.prompt, {name: 1.0}, bench.limit(kind)),
-                        )  # fmt: skip
+                        chosen = cases_of(kind, recipes, known, limit)
+                        table[kind.name][f"learned per {per}"] = pinned(bench, kind, chosen, name)
     save("learned_mix", {"limit": limit, "pack": found.name, "kinds": table})
 
 
@@ -250,6 +248,12 @@ def compared(bench: Bench, kind: Kind, chosen: Sequence[Case]) -> dict[str, floa
     """Mean of both parts' scores for the blend, the default policy and two requests."""
     ways = answers_of(bench, kind, {})
     return {name: mean_of(bench, kind, chosen, ways[name]) for name in ("uniform", "gate_each", "sequence")}
+
+
+def pinned(bench: Bench, kind: Kind, chosen: Sequence[Case], name: str) -> float:
+    """Mean of both parts' scores where one adapter answers."""
+    limit = bench.limit(kind)
+    return mean_of(bench, kind, chosen, lambda case: bench.mixed(case.prompt, {name: 1.0}, limit))
 
 
 def mean_of(bench: Bench, kind: Kind, chosen: Sequence[Case], answer: Callable[[Case], str]) -> float:
