@@ -39,7 +39,7 @@ def explain(
     text = read_prompt(prompt)
     with open_engine(pack, ctx, threads) as engine:
         answer = engine.generate(text, **options)
-        found = contributions(engine, text, answer)
+        found = contributions(engine, answer)
     if as_json:
         click.echo(json.dumps({**answer_json(answer), "contributions": found.to_json()}, ensure_ascii=False))
     else:

@@ -150,13 +150,13 @@ def pack_add(
     from loramix.models import bases
     from loramix.pack.edit import add_skill
 
-    example, loaded = None, None
+    example, instruction, loaded = None, None, None
     if recipe:
         from loramix.train.recipe import load_recipe
 
         loaded = load_recipe(recipe)
         description, max_tokens = description or loaded.description, max_tokens or loaded.max_tokens
-        example = loaded.example or None
+        example, instruction = loaded.example or None, loaded.canonical
     elif data is not None:
         raise UsageError("--data needs --recipe, which says how the skill is asked.")
     if not description or not max_tokens:
@@ -176,6 +176,7 @@ def pack_add(
             description=description,
             max_tokens=max_tokens,
             example=example,
+            instruction=instruction,
             card=read_text(card) if card else None,
             labels=labels,
             replace_existing=replace,

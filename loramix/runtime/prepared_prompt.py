@@ -24,6 +24,8 @@ class PreparedPrompt:
     the last user message; none without a gate."""
     contents: tuple[str, ...] = ()
     """Texts of the messages in `routed`."""
+    messages: tuple[Message, ...] = ()
+    """The whole conversation."""
 
     @classmethod
     def of(
@@ -54,7 +56,7 @@ class PreparedPrompt:
                 f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {n_ctx_train})."
             )
         if gate is None:
-            return cls(tokens, [])
+            return cls(tokens, [], (), tuple(messages))
         read = window(messages) if isinstance(gate, EarlyHead) else messages[-1:]
         routed = tokens if read == messages else vocabulary.chat(read)
-        return cls(tokens, routed, tuple(message["content"] for message in read))
+        return cls(tokens, routed, tuple(message["content"] for message in read), tuple(messages))
