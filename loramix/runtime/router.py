@@ -66,6 +66,21 @@ class Route:
         """The words as text: ``Summarize (74%), this (3%)``; empty if there are none."""
         return ", ".join(f"{word} ({weight:.0%})" for word, weight in self.words)
 
+    @property
+    def step_lines(self) -> list[str]:
+        """The steps of the plan as lines of text: ``1. summarize on the text: "The soup … rude" (37 characters)``."""
+        found = []
+        for number, step in enumerate(self.plan, 1):
+            text = "".join(filter(str.isprintable, " ".join(step.text.split())))
+            shown = text if len(text) <= 60 else f"{text[:35]} … {text[-20:]}"
+            on = (
+                f"answer {number - 1}"
+                if step.on_answer
+                else f'the text: "{shown}" ({len(step.text)} characters)'
+            )
+            found.append(f"{number}. {step.skill} on {on}")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serializable form."""
         return {
