@@ -35,12 +35,13 @@ def best_path(rows: Floats, weights: Floats, known: npt.NDArray[np.bool_], text:
     score[~known] = np.where(tags == text, 0.0, _NEVER)
     costs = _costs(tags, phases)
     back = np.zeros(score.shape, np.int64)
-    total = np.where(phases <= 1, score[0], _NEVER)
+    edge = np.where(phases % 2, TURN, 0.0)  # a text at an edge of the message costs as much as one within
+    total = np.where(phases <= 1, score[0] - edge, _NEVER)
     for i in range(1, len(score)):
         ways = total[:, None] - costs
         back[i] = ways.argmax(axis=0)
         total = ways.max(axis=0) + score[i]
-    state = int(total.argmax())
+    state = int((total - edge).argmax())
     path = np.zeros(len(score), np.int64)
     for i in range(len(score) - 1, -1, -1):
         path[i] = tags[state]
