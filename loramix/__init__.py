@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from loramix.errors import LoramixError
     from loramix.models.mixing import Mix
     from loramix.pack.pack import Pack
+    from loramix.runtime.answer import Answer
     from loramix.runtime.engine import Engine
     from loramix.runtime.router import Route
-    from loramix.runtime.stream import Answer
 
 _HOMES = {
-    "Answer": "loramix.runtime.stream",
+    "Answer": "loramix.runtime.answer",
     "Engine": "loramix.runtime.engine",
     "LoramixError": "loramix.errors",
     "Mix": "loramix.models.mixing",

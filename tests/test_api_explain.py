@@ -32,7 +32,7 @@ def test_it_measures_what_the_chat_answers(tiny_server: Served, tiny_engine: Eng
     assert found["text"] == chat["choices"][0]["message"]["content"]
     assert found["loramix"]["mix"] == MIX and found["usage"]["completion_tokens"] == 6
     answer = tiny_engine.generate(ASK["content"], mix=MIX, max_tokens=6)
-    wanted = contributions(tiny_engine, ASK["content"], answer).to_json()
+    wanted = contributions(tiny_engine, answer).to_json()
     told = found["contributions"]
     assert told["tokens"] == wanted["tokens"] and told["strongest"] == wanted["strongest"]
     for name, values in wanted["values"].items():

@@ -80,7 +80,7 @@ def test_contributions_name_both_skills(engine: Engine) -> None:
     from loramix.runtime.contributions import contributions
 
     answer = engine.generate(PROMPT, mix={"sentiment": 0.5, "summarize": 0.5}, max_tokens=4)
-    found = contributions(engine, PROMPT, answer)
+    found = contributions(engine, answer)
     assert found.skills == ["sentiment", "summarize"]
     assert found.values.shape == (2, engine.model.n_layer, len(answer.tokens)) and (found.values > 0).all()
 

@@ -174,7 +174,7 @@ class Script:
     def __init__(self, ids: list[int]) -> None:
         self.ids = iter(ids)
 
-    def pick(self, logits: Any, recent: list[int]) -> int:
+    def pick(self, logits: Any, recent: list[int], n_prompt: int = 0) -> int:
         return next(self.ids)
 
 

@@ -45,7 +45,7 @@ def test_the_lowest_layer_is_what_numpy_computes(
     engine: Any, tiny_base: Path, tmp_path: Path, scale: float
 ) -> None:
     answer = engine.generate(PROMPT, mix={"query": scale}, max_tokens=5)
-    found = contributions(engine, PROMPT, answer)
+    found = contributions(engine, answer)
     base, adapter = tensors(tiny_base), tensors(tmp_path / "query.gguf")
     last = engine.model.chat([{"role": "user", "content": PROMPT}])[-1]
     for place, token in enumerate([last, *answer.tokens[:-1]]):
@@ -61,7 +61,7 @@ def test_the_lowest_layer_is_what_numpy_computes(
 
 def test_skills_of_a_blend_are_told_apart(engine: Any) -> None:
     answer = engine.generate(PROMPT, mix="query=0.0625,sentiment=1,summarize=0.5", max_tokens=4)
-    found = contributions(engine, PROMPT, answer)
+    found = contributions(engine, answer)
     assert found.skills == ["query", "sentiment", "summarize"]
     assert found.values.shape == (3, engine.model.n_layer, len(answer.tokens))
     assert (found.values > 0).all()
@@ -75,23 +75,30 @@ def test_in_turn_each_mix_is_measured_on_what_it_said(engine: Any) -> None:
 
     one = engine.generate(PROMPT, mix="sentiment", max_tokens=4)
     two = engine.generate(PROMPT, mix="summarize", max_tokens=3)
-    both = replace(one, tokens=one.tokens + two.tokens, mixes=one.mixes + two.mixes)
-    found = contributions(engine, PROMPT, both)
+    route = replace(one.route, then=(two.route.mix,))
+    both = replace(
+        one,
+        route=route,
+        tokens=one.tokens + two.tokens,
+        mixes=one.mixes + two.mixes,
+        prompts=one.prompts + two.prompts,
+    )
+    found = contributions(engine, both)
     n = len(one.tokens)
-    np.testing.assert_array_equal(found.values[0, :, :n], contributions(engine, PROMPT, one).values[0])
-    np.testing.assert_array_equal(found.values[1, :, n:], contributions(engine, PROMPT, two).values[0])
+    np.testing.assert_array_equal(found.values[0, :, :n], contributions(engine, one).values[0])
+    np.testing.assert_array_equal(found.values[1, :, n:], contributions(engine, two).values[0])
     assert not found.values[0, :, n:].any() and not found.values[1, :, :n].any()
 
 
 def test_where_no_skill_acts_nothing_is_added(engine: Any) -> None:
     answer = engine.generate(PROMPT, mix="base", max_tokens=3)
-    found = contributions(engine, PROMPT, answer)
+    found = contributions(engine, answer)
     assert found.skills == [] and found.strongest == [None] * len(answer.tokens)
 
 
 def test_measuring_leaves_the_engine_as_it_was(engine: Any) -> None:
     before = engine.generate(PROMPT, mix="query=1,sentiment=0.5", max_tokens=6)
-    contributions(engine, PROMPT, before)
+    contributions(engine, before)
     assert engine.generate(PROMPT, mix="query=1,sentiment=0.5", max_tokens=6).tokens == before.tokens
     assert len(engine.model.adapters) <= engine.decoder.adapters._size
 

@@ -81,7 +81,7 @@ def test_a_skill_is_removed_before_its_answer_is_measured(engine: Any, pack: Pat
     remove_skill(pack, "summarize")
     assert engine.reload() is True
     with pytest.raises(UnknownSkill, match="summarize"):
-        contributions(engine, PROMPT, answer)
+        contributions(engine, answer)
 
 
 @pytest.mark.parametrize("gated", [False, True])

@@ -112,7 +112,7 @@ def test_presence_and_frequency_count_the_answer_alone() -> None:
     prompt, before = [0, 0, 1, 2, 3], logits.copy()
 
     def best(answer: list[int], **options: float) -> int:
-        return Sampler(Sampling(**options), len(prompt)).pick(logits, prompt + answer)  # type: ignore[arg-type]
+        return Sampler(Sampling(**options)).pick(logits, prompt + answer, len(prompt))  # type: ignore[arg-type]
 
     assert best([], presence_penalty=2, frequency_penalty=2) == 0
     assert best([0], presence_penalty=0.6) == 1

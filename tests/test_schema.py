@@ -67,7 +67,7 @@ class _Walk:
     def __init__(self, words: _Words, seed: int) -> None:
         self._words, self._random = words, random.Random(seed)
 
-    def pick(self, logits: np.ndarray, recent: list[int]) -> int:
+    def pick(self, logits: np.ndarray, recent: list[int], n_prompt: int = 0) -> int:
         tokens = np.flatnonzero(np.isfinite(logits)).tolist()
         ends = [token for token in tokens if self._words.is_end(token)]
         closing = [token for token in tokens if self._words.piece(token) in CLOSING]
@@ -206,7 +206,7 @@ class Spaces:
 
     settings = Sampling()
 
-    def pick(self, logits: np.ndarray, recent: list[int]) -> int:
+    def pick(self, logits: np.ndarray, recent: list[int], n_prompt: int = 0) -> int:
         tokens = np.flatnonzero(np.isfinite(logits)).tolist()
         spaces = [token for token in tokens if token < 256 and not bytes([token]).strip()]
         return int((spaces or tokens)[0])

@@ -78,6 +78,8 @@ def route(
         click.echo(f"{name:<{width}}  {'█' * round(40 * p):<40}  {p:6.1%}")
     click.echo(f"mix: {chosen.named}")
     click.echo(f"why: {chosen.reason}")
+    for line in chosen.step_lines:
+        click.echo(f"  {line}")
     if chosen.words:
         click.echo(f"looked at: {chosen.looked_at}")
 
@@ -102,6 +104,8 @@ def shares(labels: Mapping[str, float]) -> str:
 
 
 def echo_route(chosen: Route) -> None:
-    """Print the mix, the reason, and the words that the gate looked at to stderr."""
+    """Print the mix, the reason, the words that the gate looked at, and the steps of a plan to stderr."""
     looked = f"; looked at: {chosen.looked_at}" if chosen.words else ""
     click.echo(click.style(f"[{chosen.named}] {chosen.reason}{looked}", dim=True), err=True)
+    for line in chosen.step_lines:
+        click.echo(click.style(f"  {line}", dim=True), err=True)

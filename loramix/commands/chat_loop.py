@@ -154,5 +154,7 @@ class Chat:
         for skill, p in sorted(self.last.probabilities.items(), key=lambda item: -item[1]):
             click.echo(f"  {skill}: {p:.1%}")
         click.echo(f"mix {self.last.named}: {self.last.reason}")
+        for line in self.last.step_lines:
+            click.echo(f"  {line}")
         if self.last.words:
             click.echo(f"looked at: {self.last.looked_at}")

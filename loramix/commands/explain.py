@@ -39,12 +39,13 @@ def explain(
     text = read_prompt(prompt)
     with open_engine(pack, ctx, threads) as engine:
         answer = engine.generate(text, **options)
-        found = contributions(engine, text, answer)
+        found = contributions(engine, answer)
     if as_json:
         click.echo(json.dumps({**answer_json(answer), "contributions": found.to_json()}, ensure_ascii=False))
     else:
         looked = f"looked at: {answer.route.looked_at}\n" if answer.route.words else ""
-        click.echo(f"mix: {answer.route.named}\nwhy: {answer.route.reason}\n{looked}")
+        steps = "".join(f"  {line}\n" for line in answer.route.step_lines)
+        click.echo(f"mix: {answer.route.named}\nwhy: {answer.route.reason}\n{steps}{looked}")
         click.echo("\n".join(lines(found, shutil.get_terminal_size().columns)))
     if html:
         write_text(html, to_html(text, answer, found))

@@ -15,8 +15,8 @@ from loramix.errors import MissingExtra
 from loramix.paths import atomic_write
 
 if TYPE_CHECKING:
+    from loramix.runtime.answer import Answer
     from loramix.runtime.contributions import Contributions
-    from loramix.runtime.stream import Answer
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b58900", "#56b4e9", "#8c564b", "#6a5acd")
 """Colours of the skills of a mix, suitable for colour-blind readers (after Okabe and Ito), on light and dark."""

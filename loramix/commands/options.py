@@ -15,8 +15,8 @@ from loramix.defaults import DEFAULT_PACK, DEFAULT_POLICY, MIN_CTX, N_CTX, POLIC
 from loramix.errors import MissingExtra
 
 if TYPE_CHECKING:
+    from loramix.runtime.answer import Answer
     from loramix.runtime.engine import Engine
-    from loramix.runtime.stream import Answer
 
 PATH = click.Path(path_type=Path)
 PACK = click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
@@ -99,14 +99,14 @@ def read_prompt(prompt: tuple[str, ...]) -> str:
 
 
 def answer_json(answer: Answer) -> dict[str, Any]:
-    """Convert an answer to a JSON object, with the labels' probabilities, and the mix of each token if it changed."""
-    from loramix.runtime.labels import label_fields
+    """Convert an answer to a JSON object, with its parts, the labels, and the mix of each token if it changed."""
+    from loramix.runtime.steps import answer_fields
 
     mixes = {"mixes": [mix.to_json() for mix in answer.mixes]} if len(set(answer.mixes)) > 1 else {}
     return {
         "text": answer.text,
         "route": answer.route.to_json(),
-        **label_fields(answer.step_labels),
+        **answer_fields(answer.parts, answer.step_labels),
         **mixes,
         "usage": answer.usage,
         "timings": {name: round(seconds, 4) for name, seconds in answer.timings.items()},

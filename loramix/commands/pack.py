@@ -120,13 +120,16 @@ def pack_copy(name: str, directory: Path) -> None:
 @click.argument("name", metavar="PACK")
 @click.argument("skill")
 @click.argument("adapter", type=PATH)
-@click.option("--recipe", help="Recipe (name or file) to take description, length and example from.")
+@click.option("--recipe", help="Recipe (name or file) for description, length, instruction and example.")
 @click.option(
     "--data", type=PATH, help="With --recipe: data directory, to calibrate a label skill on its dev rows."
 )
 @click.option("--description", help="One line; by default the recipe's.")
 @click.option(
     "--max-tokens", type=click.IntRange(1), help="Maximum tokens of an answer; by default the recipe's."
+)
+@click.option(
+    "--instruction", help="How the skill is asked, with '{input}'; by default the recipe's first one."
 )
 @click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
 @click.option("--replace", is_flag=True, help="Replace a skill of that name.")
@@ -140,6 +143,7 @@ def pack_add(
     data: Path | None,
     description: str | None,
     max_tokens: int | None,
+    instruction: str | None,
     card: Path | None,
     replace: bool,
     keep_gate: bool,
@@ -153,6 +157,7 @@ def pack_add(
     from loramix.formats.textfile import read_text
     from loramix.models import bases
     from loramix.pack.edit import add_skill
+    from loramix.pack.manifest import usable_instruction
 
     example, loaded = None, None
     if recipe:
@@ -160,11 +165,15 @@ def pack_add(
 
         loaded = load_recipe(recipe)
         description, max_tokens = description or loaded.description, max_tokens or loaded.max_tokens
-        example = loaded.example or None
+        example, instruction = loaded.example or None, instruction or loaded.canonical
     elif data is not None:
         raise UsageError("--data needs --recipe, which says how the skill is asked.")
     if not description or not max_tokens:
         raise UsageError("a skill needs --recipe, or --description and --max-tokens.")
+    if instruction is not None and usable_instruction(instruction) is None:
+        raise UsageError(
+            "--instruction needs '{input}' once, where the text stands, and at most 2000 characters."
+        )
     if card is not None and not card.is_file():
         raise NotFound(f"no card at {card}; give a Markdown file.")
     target = target_of(name, to, make=False)
@@ -180,6 +189,7 @@ def pack_add(
             description=description,
             max_tokens=max_tokens,
             example=example,
+            instruction=instruction,
             card=read_text(card) if card else None,
             labels=labels,
             replace_existing=replace,

@@ -224,13 +224,12 @@ def _add(target: Target, source: Pack) -> Change:
             description=entry.description,
             max_tokens=entry.max_tokens,
             example=entry.example,
+            instruction=entry.instruction,
             labels=entry.closed_labels,
             card=card,
         )
-    message = (
-        f"{change.message} {target.note[:1].upper()}{target.note[1:]}." if target.note else change.message
-    )
-    return Change(Pack.load(target.directory), message)
+    note = f" {target.note[:1].upper()}{target.note[1:]}." if target.note else ""
+    return Change(Pack.load(target.directory), change.message + note)
 
 
 def _base_model(name: str) -> str:

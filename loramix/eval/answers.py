@@ -12,6 +12,7 @@ from typing import IO, Any
 from loramix.defaults import DEFAULT_POLICY
 from loramix.errors import UsageError
 from loramix.models.mixing import Mix
+from loramix.pack.manifest import SkillEntry
 from loramix.pack.pack import Pack
 from loramix.paths import open_lines
 from loramix.runtime.engine import Engine
@@ -23,9 +24,17 @@ def source(pack: Pack, *, mix: str | None = None, **_: Any) -> list[Any]:
     """Return the parts of a pack that determine an answer: base and skills of the mix, or all skills and the gate."""
     names = Mix.parse(mix).scales if mix is not None else [skill.name for skill in pack.skills]
     entries = [pack.skill(name) for name in names]
-    skills = [(s.name, s.sha256, s.max_tokens, *(s.closed_labels if s.labels else ())) for s in entries]
+    skills = [
+        (s.name, s.sha256, s.max_tokens, *(s.closed_labels if s.labels else ()), *_asked(s, mix))
+        for s in entries
+    ]
     gate = pack.manifest.gate.sha256 if mix is None and pack.manifest.gate else None
     return [pack.manifest.base.sha256, skills, gate]
+
+
+def _asked(skill: SkillEntry, mix: str | None) -> tuple[str, ...]:
+    """The instruction with which a step of a plan asks for a skill, which no answer of a fixed mix depends on."""
+    return (skill.instruction,) if mix is None and skill.instruction else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,8 @@ class Chosen:
     mix: dict[str, float]
     then: list[dict[str, float]]
     """Further mixes that would answer in turn."""
+    steps: list[dict[str, Any]]
+    """Steps of a plan, see `Step.to_json`; empty if the prompt is answered as one."""
     probabilities: dict[str, float]
 
 
@@ -109,10 +120,15 @@ class AnswerStore:
 
         def find() -> dict[str, Any]:
             found = engine.route(prompt)
-            return {"mix": found.mix, "then": list(found.then), "probabilities": found.probabilities}
+            steps = [step.to_json() for step in found.plan]
+            return {
+                "mix": found.mix,
+                "then": list(found.then),
+                "steps": steps,
+                "probabilities": found.probabilities,
+            }
 
-        gate = engine.pack.manifest.gate
-        return Chosen(**self._once([prompt, "route", DEFAULT_POLICY, gate and gate.sha256], find))
+        return Chosen(**self._once([prompt, "route with steps", DEFAULT_POLICY, source(engine.pack)], find))
 
     def _once(self, named: Any, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         key = hashlib.sha256(json.dumps(named, ensure_ascii=False).encode()).hexdigest()[:24]

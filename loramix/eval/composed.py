@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from loramix.defaults import DEFAULT_POLICY
 from loramix.eval.answers import AnswerStore
 from loramix.eval.composed_cases import Case, Kind, cases, kinds_of
 from loramix.eval.skills import ask, tidy
@@ -22,7 +23,7 @@ from loramix.train.metrics import Estimate, bootstrap, measure, normal, share
 from loramix.train.recipe import Recipe
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
-METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "gate_each", "each", "sequence")
+METHODS = ("base", "top1", "uniform", "gate", "token", "oracle", "plan", "each", "sequence")
 ANSWER_TOKENS = 96  # maximum length of an answer; degenerate blends would not end
 
 
@@ -62,9 +63,17 @@ class Bench:
         """Return the answer of a mix, limited to the length of both parts."""
         return self.store.answer(self.engine, prompt, mix=str(Mix.of(scales)), max_tokens=limit).text
 
-    def routed(self, prompt: str, policy: str, limit: int) -> str:
-        """Return the answer of the gate's mix."""
+    def routed(self, prompt: str, policy: str, limit: int | None) -> str:
+        """Return the answer of the gate's mix, or of its plan; without a limit those of the skills hold."""
         return self.store.answer(self.engine, prompt, policy=policy, max_tokens=limit).text
+
+    def is_planned(self, kind: Kind, case: Case) -> bool:
+        """Return whether the plan has exactly the skills, and of a chain the second one on the first one's answer."""
+        steps = self.store.route(self.engine, case.prompt).steps
+        found = [step["skill"] for step in steps]
+        if kind.chain:
+            return found == [kind.first, kind.second] and steps[1]["on"] == "answer"
+        return sorted(found) == sorted((kind.first, kind.second)) and all(s["on"] == "text" for s in steps)
 
     def blend(self, kind: Kind, case: Case) -> set[str]:
         """Return the skills that the gate would blend."""
@@ -127,7 +136,7 @@ def answers_of(bench: Bench, kind: Kind, best: Mapping[str, float]) -> dict[str,
         "gate": lambda case: bench.routed(case.prompt, "blend", limit),
         "token": lambda case: bench.routed(case.prompt, "token", limit),
         "oracle": lambda case: bench.mixed(case.prompt, best, limit),
-        "gate_each": lambda case: bench.routed(case.prompt, "each", limit),
+        "plan": lambda case: bench.routed(case.prompt, DEFAULT_POLICY, None),
         "each": each,
         "sequence": sequence,
     }
@@ -169,9 +178,9 @@ def evaluate_composed(
         tick: progress callback, called after each scored answer; see `n_composed`.
 
     Returns:
-        ``kinds`` ({name: {method: {value, low, high, rows, parts}, "surface", "oracle_mix", "both"}}), and
-        ``mean`` by method over the kinds. ``both`` is the share of prompts for which the gate's blend has exactly both
-        skills.
+        ``kinds`` ({name: {method: {value, low, high, rows, parts}, "surface", "oracle_mix", "both",
+        "planned"}}), and ``mean`` by method over the kinds. ``both`` is the share of prompts for which the gate's blend
+        has exactly both skills, ``planned`` that of a right plan.
     """
     bench = Bench(engine, store, recipes, tick)
     kinds: dict[str, Any] = {}
@@ -197,6 +206,7 @@ def evaluate_composed(
         found["both"] = float(
             np.mean([bench.blend(kind, case) == {kind.first, kind.second} for case in test])
         )
+        found["planned"] = float(np.mean([bench.is_planned(kind, case) for case in test]))
         kinds[kind.name] = {**found, "surface": plane, "oracle_mix": best}
     means = {m: float(np.mean([found[m]["value"] for found in kinds.values()])) for m in METHODS if kinds}
     return {"grid": list(GRID), "kinds": kinds, "mean": means}

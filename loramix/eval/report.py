@@ -20,7 +20,8 @@ METHODS = {
     "gate": "gate's blend",
     "token": "token by token",
     "oracle": "best blend found on dev",
-    "gate_each": "gate's skills in turn",
+    "gate_each": "gate's skills in turn",  # of reports before plans
+    "plan": "the plan (default)",
     "each": "both skills in turn",
     "sequence": "two requests",
 }
@@ -101,7 +102,9 @@ def _render(template: str, found: dict[str, Any], *, autoescape: bool = True, **
     skills = found.get("skills") or {}
     converted = any("torch" in part for parts in skills.values() for part in parts.values())
     calibrated = any("calibration" in part for parts in skills.values() for part in parts.values())
-    known = {"skills": None, "routing": None, "composed": None, "date": "", "methods": METHODS, **found}
+    means = (found.get("composed") or {}).get("mean", {})
+    methods = {name: shown for name, shown in METHODS.items() if name in means}
+    known = {"skills": None, "routing": None, "composed": None, "date": "", "methods": methods, **found}
     return environment.get_template(template).render(
         **known, converted=converted, calibrated=calibrated, **more
     )

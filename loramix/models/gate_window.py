@@ -70,6 +70,27 @@ def window(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
     return found
 
 
+def original_span(span: tuple[int, int], n_read: int, length: int) -> tuple[int, int] | None:
+    """Where a part of the last message as it is read lies in the whole message.
+
+    Args:
+        span: characters of the message that `window` returns.
+        n_read: characters of that message.
+        length: characters of the whole message.
+
+    Returns:
+        The span; None for what stands for the middle.
+    """
+    if n_read == length:
+        return span
+    behind = LAST[0] + len(GAP)
+    if span[0] < LAST[0]:
+        return span[0], min(span[1], LAST[0])
+    if span[1] <= behind:
+        return None
+    return max(span[0], behind) + length - n_read, span[1] + length - n_read
+
+
 def cut_tokens(ids: Sequence[int], first: int = FIRST_TOKENS, last: int = LAST_TOKENS) -> list[int]:
     """The tokens that the base reads for the gate; they get contiguous positions from 0 on.
 

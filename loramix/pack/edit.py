@@ -77,6 +77,7 @@ def add_skill(
     description: str,
     max_tokens: int,
     example: str | None = None,
+    instruction: str | None = None,
     card: str | None = None,
     labels: Labels | None = None,
     replace_existing: bool = False,
@@ -92,6 +93,7 @@ def add_skill(
         description: one line for listings.
         max_tokens: maximum tokens of an answer.
         example: an example prompt.
+        instruction: how the skill is asked, with ``{input}``.
         card: Markdown text on data, results and limits.
         labels: all answers of a skill that classifies.
         replace_existing: replace a skill of the same name.
@@ -116,10 +118,8 @@ def add_skill(
         others = tuple(skill for skill in before.skills if skill.name != name)
         known = len(others) < len(before.skills)
         if known and not replace_existing:
-            raise UsageError(
-                f"pack {before.name} already has a skill {name}; remove it with 'loramix skill remove', or "
-                "use --replace."
-            )
+            what = f"pack {before.name} already has a skill {name}"
+            raise UsageError(f"{what}; remove it with 'loramix skill remove', or use --replace.")
         files = NewFiles(before, directory)
         entry = SkillEntry(
             name=name,
@@ -129,6 +129,7 @@ def add_skill(
             max_tokens=max_tokens,
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
+            instruction=instruction,
             labels=labels.texts if labels else (),
             label_temperature=labels.temperature if labels else None,
         )
@@ -157,9 +158,8 @@ def remove_skill(directory: Path, name: str) -> Change:
         files, gate = NewFiles(before, directory), _gate_without(pack, name)
         after = replace(before, skills=tuple(s for s in before.skills if s.name != name))
         after = _with_gate(after, gate, files, directory)
-        return Change(
-            _swap(directory, before, after, files), _message(f"skill {name} removed", before, after)
-        )
+        message = _message(f"skill {name} removed", before, after)
+        return Change(_swap(directory, before, after, files), message)
 
 
 def set_gate(directory: Path, gate: bytes, features: bytes | None = None) -> Pack:

@@ -24,8 +24,24 @@ MAX_LABELS = 1000
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 # these texts are printed on terminals, so the only control characters are tab and newline
 Text = Annotated[str, Meta(max_length=10_000, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z")]
+# as `Text`, with {input} once
+Instruction = Annotated[
+    str,
+    Meta(
+        max_length=2000,
+        pattern=r"^(?=(?:(?!\{input\})[\s\S])*\{input\}(?:(?!\{input\})[\s\S])*\Z)[^\x00-\x08\x0b-\x1f\x7f-\x9f]*\Z",
+    ),
+]
 # one line without surrounding space
 Label = Annotated[str, Meta(max_length=200, pattern=r"^(?!\s)[^\x00-\x1f\x7f-\x9f]+(?<!\s)\Z")]
+
+
+def usable_instruction(text: str) -> str | None:
+    """Return an instruction that a manifest can hold, else None: too long, or with control characters."""
+    try:
+        return msgspec.convert(text, Instruction)
+    except msgspec.ValidationError:
+        return None
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
@@ -62,6 +78,8 @@ class SkillEntry(_Table, frozen=True):
     """Markdown file on the skill's data, results and limits."""
     example: Text | None = None
     """An example prompt."""
+    instruction: Instruction | None = None
+    """How the skill is asked, with ``{input}`` for the text; without it, it cannot be a step of a plan."""
     labels: Annotated[tuple[Label, ...], Meta(max_length=MAX_LABELS)] = ()
     """All answers of a skill that classifies; empty for other skills."""
     label_temperature: Annotated[float, Meta(ge=0.05, le=100)] | None = None

@@ -22,11 +22,11 @@ from loramix.formats.textfile import utf8_lines
 from loramix.pack.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
-from loramix.runtime.labels import label_fields
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route
 from loramix.runtime.scheduler import Scheduler
+from loramix.runtime.steps import answer_fields
 from loramix.runtime.stream import Stream
 
 WINDOW = 128  # lines that are routed, then answered grouped by mix
@@ -52,8 +52,8 @@ def run_batch(
         engine: generates the answers.
         source: JSONL input, one object per line.
         out: JSONL output, one object per line: ``line`` (from 1), ``id`` if the input has one, ``text``, ``mix``,
-            ``reason``, ``finish_reason``, ``usage`` and, of a label skill, ``labels``; or ``error`` for a line that
-            could not be answered.
+            ``reason``, ``finish_reason``, ``usage``, of a label skill ``labels``, of several mixes ``answers``, of a
+            plan ``steps``; or ``error`` for a line that could not be answered.
         column: key of the prompt, which is text or OpenAI-style messages.
         parallel: maximum answers decoded at once; each needs memory for its KV.
         report: progress callback with the number of finished lines and of all lines.
@@ -160,9 +160,10 @@ class _BatchRunner:
             "text": answer.text,
             "mix": answer.route.named,
             "reason": answer.route.reason,
+            **({"steps": [step.to_json() for step in answer.route.plan]} if answer.route.plan else {}),
             "finish_reason": answer.finish_reason,
             "usage": answer.usage,
-            **label_fields(answer.step_labels),
+            **answer_fields(answer.parts, answer.step_labels),
         }
         self._finished.append((number, row))
 

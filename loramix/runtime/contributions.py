@@ -19,11 +19,10 @@ import numpy.typing as npt
 
 from loramix.errors import Unsupported
 from loramix.models.mixing import Mix
-from loramix.prompts import Message
+from loramix.runtime.answer import Answer
 from loramix.runtime.detokenize import Detokenizer
 from loramix.runtime.llama.context import Context
 from loramix.runtime.llama.model import C, ggml
-from loramix.runtime.stream import Answer
 
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
@@ -67,19 +66,18 @@ class Contributions:
         }
 
 
-def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answer) -> Contributions:
+def contributions(engine: Engine, answer: Answer) -> Contributions:
     """Decode an answer again with unfused skills and measure each skill's contribution to each token.
 
     Args:
         engine: the engine that generated the answer.
-        prompt: the prompt passed to `Engine.generate`.
         answer: the answer.
 
     Raises:
         Unsupported: this llama.cpp has another tensor layout.
         UnknownSkill: a skill was removed from the pack.
     """
-    steps = measure_by_token(engine, prompt, answer)
+    steps = measure_by_token(engine, answer)
     while True:
         try:
             next(steps)
@@ -88,14 +86,12 @@ def contributions(engine: Engine, prompt: str | Sequence[Message], answer: Answe
             return found
 
 
-def measure_by_token(
-    engine: Engine, prompt: str | Sequence[Message], answer: Answer
-) -> Generator[None, None, Contributions]:
+def measure_by_token(engine: Engine, answer: Answer) -> Generator[None, None, Contributions]:
     """Run `contributions` one token per step, so that the same thread can serve other answers in between.
 
     Close the generator before the engine's pack is reloaded.
     """
-    ids = engine.prepare(prompt).tokens
+    prompts = dict(zip(answer.route.steps, answer.prompts, strict=False))
     skills = sorted({name for mix in answer.mixes for name in mix.scales})
     values = np.zeros((len(skills), engine.model.n_layer, len(answer.tokens)), np.float32)
     per_token = answer.route.policy == "token"
@@ -103,7 +99,8 @@ def measure_by_token(
         at = [i for i, found in enumerate(answer.mixes) if found == mix]
         # under the policy `token` a context holds the whole answer, else the tokens of its mix only
         answer_tokens = answer.tokens if per_token else [answer.tokens[i] for i in at]
-        found = yield from _measure(engine, mix, ids, answer_tokens)
+        prompt = answer.prompts[0] if per_token else prompts[mix]
+        found = yield from _measure(engine, mix, prompt, answer_tokens)
         for name, ratios in found.items():
             values[skills.index(name)][:, at] = ratios[:, at] if per_token else ratios
     pieces = _pieces(engine, answer, per_token)

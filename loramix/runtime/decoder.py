@@ -61,7 +61,7 @@ class Decoder:
         taps: Sequence[int],
         contexts: int,
     ) -> None:
-        self.model, self.adapters, self._n_threads = model, adapters, n_threads
+        self.model, self.adapters, self.n_ctx, self._n_threads = model, adapters, n_ctx, n_threads
         self.pool = ContextPool(
             model, adapters.get, n_ctx=n_ctx, n_threads=n_threads, taps=taps, size=contexts
         )

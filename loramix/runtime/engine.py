@@ -26,6 +26,7 @@ from loramix.models.mixing import Mix
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, as_messages
 from loramix.runtime.adapters import AdapterCache, AdapterFile
+from loramix.runtime.answer import Answer
 from loramix.runtime.constraints.constraint import Constraint
 from loramix.runtime.decoder import Decoder, DecodeRequest, DecodeResult
 from loramix.runtime.embed import Embedder
@@ -38,7 +39,8 @@ from loramix.runtime.probe import verdict_for
 from loramix.runtime.router import Route, Router
 from loramix.runtime.routing import GateRouting
 from loramix.runtime.sampling import Picker, Sampler
-from loramix.runtime.stream import Answer, Stream
+from loramix.runtime.steps import StepPrompts
+from loramix.runtime.stream import Stream
 
 Prompt = str | Sequence[Message] | PreparedPrompt
 
@@ -68,11 +70,9 @@ class Engine:
         check_range("n_ctx", n_ctx, MIN_CTX, 1_048_576)
         digest = bases.digest(self.base_path)
         if digest != pack.manifest.base.sha256:
-            raise WrongBase(
-                f"pack {pack.name} is for base {pack.manifest.base.name} ({pack.manifest.base.sha256[:12]}); "
-                f"found {self.base_path.name} ({digest[:12]}): get the right one with "
-                f"'loramix pull {pack.manifest.base.name}'."
-            )
+            named, found = pack.manifest.base, f"found {self.base_path.name} ({digest[:12]})"
+            what = f"pack {pack.name} is for base {named.name} ({named.sha256[:12]}); {found}"
+            raise WrongBase(f"{what}: get the right one with 'loramix pull {named.name}'.")
         _, self._shape = read_base(self.base_path)
         self.router = Router.of(pack, self._shape)
         files = {skill.name: AdapterFile.of(pack, skill.name, self._shape) for skill in pack.skills}
@@ -134,8 +134,8 @@ class Engine:
 
         Args:
             prompt: text, or OpenAI-style messages; the gate reads the last turns.
-            options: only ``policy`` and ``mix`` are used.
-            **values: ``policy`` and ``mix`` instead of ``options``; see `GenerationOptions`.
+            options: ``policy`` and ``mix``, and whether the answer is constrained.
+            **values: instead of ``options``; see `GenerationOptions`.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
@@ -168,12 +168,11 @@ class Engine:
             prompt: text, OpenAI-style messages, or the result of `prepare`.
             options: how to route, sample and stop.
             route: the result of `route` for this prompt, to skip routing.
-            began: start of the request for the timings, `time.perf_counter` in seconds; by default now.
+            began: `time.perf_counter` at the start of the request, for the timings; by default now.
             **values: instead of ``options``: fields of `GenerationOptions` and settings of `Sampling`.
 
         Returns:
-            An iterator of text pieces that never split a UTF-8 character; it has ``route`` and, after the last
-            piece, ``answer``.
+            Text pieces that never split a UTF-8 character, with ``route`` and, after the last piece, ``answer``.
 
         Raises:
             InvalidPrompt: empty, or longer than the context.
@@ -187,11 +186,11 @@ class Engine:
             prepared = self.prepare(prompt)
             if route is None:
                 route = self.routing.route(prepared, options)
-            sampler = Sampler(options.sampling, len(prepared.tokens))
-            picker: Picker = sampler
+            picker: Picker = Sampler(options.sampling)
             if constraint is not None:
-                route, picker = replace(route, then=()), constraint.picker(self.model, sampler)
-            return Stream(self, route, prepared, options, picker, began)
+                route, picker = replace(route, then=(), plan=()), constraint.picker(self.model, picker)
+            prompts = StepPrompts(prepared, route.plan, self.pack, self.model)
+            return Stream(self, route, prompts, options, picker, began)
 
     def embed(self, texts: Sequence[str], *, truncate: bool = False) -> tuple[npt.NDArray[np.float32], int]:
         """Return embeddings of texts and their number of tokens; see `Embedder.embed`."""

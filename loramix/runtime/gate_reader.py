@@ -16,6 +16,7 @@ from threadpoolctl import ThreadpoolController
 
 from loramix.models.early_head import EarlyHead, HeadOutput
 from loramix.models.mixing import Mix
+from loramix.models.softmax import log_softmax
 from loramix.runtime.attended_words import Words, attended_words
 from loramix.runtime.decoder import DecodeRequest
 from loramix.runtime.llama.early_pass import EarlyPass
@@ -27,12 +28,28 @@ REREAD_TOKENS = 8
 
 
 @dataclass(frozen=True)
+class TokenTags:
+    """What each token is: text, words that ask for a skill, or neither."""
+
+    names: list[str]
+    """The N tags."""
+    probabilities: npt.NDArray[np.float32]
+    """(T, N)."""
+    tokens: list[int]
+    """The T ids."""
+    first: int
+    """Tokens before the cut of a long prompt."""
+
+
+@dataclass(frozen=True)
 class Reading:
     """What a gate says of a prompt."""
 
     probabilities: npt.NDArray[np.float32]
     """(K + 1,): the K skills, then the base."""
     words: Words = ()
+    tags: TokenTags | None = None
+    """The tags of its tokens; None if the gate has none."""
     timings: dict[str, float] = field(default_factory=dict)
     """Seconds: ``features`` (pass of the base) and ``gate``."""
 
@@ -103,7 +120,9 @@ class EarlyReader:
         words = attended_words(
             output.attention, ids, self.head.info.first, prompt.contents, self._model.piece
         )
-        return Reading(probabilities, words, {"features": middle - began, "gate": done - middle})
+        info = self.head.info
+        tags = TokenTags(info.tags, np.exp(log_softmax(output.tags)), ids, info.first) if info.tags else None
+        return Reading(probabilities, words, tags, {"features": middle - began, "gate": done - middle})
 
     def need_reread(self) -> None:
         """Every gate of this kind reads growing answers."""

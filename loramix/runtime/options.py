@@ -55,6 +55,13 @@ class GenerationOptions:
         if self.top_logprobs is not None:
             check_range("top_logprobs", self.top_logprobs, 0, 20)
 
+    @property
+    def plans(self) -> bool:
+        """Whether a prompt for several things may be split: under the policy ``each``, unless something is fixed."""
+        return (
+            self.policy == "each" and self.mix is None and self.grammar is None and self.json_schema is None
+        )
+
     @classmethod
     def of(
         cls, *, mix: MixLike | None = None, stop: str | Sequence[str] = (), **values: Any

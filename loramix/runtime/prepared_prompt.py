@@ -27,6 +27,8 @@ class PreparedPrompt:
     the last user message; none without a gate."""
     contents: tuple[str, ...] = ()
     """Texts of the messages in `routed`."""
+    messages: tuple[Message, ...] = ()
+    """The whole conversation."""
 
     @classmethod
     def of(
@@ -59,10 +61,10 @@ class PreparedPrompt:
                 f"shorten it, or give --ctx {2 * len(tokens)} (the base reads at most {n_ctx_train})."
             )
         if gate is None:
-            return cls(tokens, [])
+            return cls(tokens, [], (), tuple(messages))
         read = window(messages) if isinstance(gate, EarlyHead) else messages[-1:]
         routed = tokens if read == messages else _window_tokens(read, vocabulary, whole, ids)
-        return cls(tokens, routed, tuple(message["content"] for message in read))
+        return cls(tokens, routed, tuple(message["content"] for message in read), tuple(messages))
 
 
 def _window_tokens(

@@ -20,6 +20,7 @@ from loramix.models import mixing
 from loramix.models.gate_file import OLD_FORMAT, Gate, check_fits
 from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
+from loramix.models.plan import Step
 from loramix.pack.pack import Pack
 
 _log = logging.getLogger(__name__)
@@ -38,6 +39,8 @@ class Route:
     policy: str
     then: tuple[dict[str, float], ...] = ()
     """Mixes that answer after the first, each on its own line."""
+    plan: tuple[Step, ...] = ()
+    """The steps that the mixes carry out, each with a prompt of its own; empty: all answer the whole prompt."""
     words: tuple[tuple[str, float], ...] = ()
     """Words that the gate looked at most, with their share of its attention; empty if no gate was used."""
     timings: dict[str, float] = field(default_factory=dict, compare=False)
@@ -63,11 +66,27 @@ class Route:
         """The words as text: ``Summarize (74%), this (3%)``; empty if there are none."""
         return ", ".join(f"{word} ({weight:.0%})" for word, weight in self.words)
 
+    @property
+    def step_lines(self) -> list[str]:
+        """The steps of the plan as lines of text: ``1. summarize on the text: "The soup … rude" (37 characters)``."""
+        found = []
+        for number, step in enumerate(self.plan, 1):
+            text = "".join(filter(str.isprintable, " ".join(step.text.split())))
+            shown = text if len(text) <= 60 else f"{text[:35]} … {text[-20:]}"
+            on = (
+                f"answer {number - 1}"
+                if step.on_answer
+                else f'the text: "{shown}" ({len(step.text)} characters)'
+            )
+            found.append(f"{number}. {step.skill} on {on}")
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-serializable form."""
         return {
             "mix": self.mix,
             "then": list(self.then),
+            "steps": [step.to_json() for step in self.plan],
             "probabilities": {name: round(p, 4) for name, p in self.probabilities.items()},
             "words": [{"word": word, "weight": round(weight, 4)} for word, weight in self.words],
             "reason": self.reason,
@@ -113,6 +132,19 @@ class Router:
         """Return the route of a mix that the user chose."""
         named = f"the mix {mix} was asked for" if mix else "the bare base was asked for"
         return Route(mix.scales, {}, named, "fixed" if mix else BASE)
+
+    def planned(self, probabilities: npt.NDArray[np.float32], plan: Sequence[Step]) -> Route:
+        """Return the route of a plan; each step is answered by its skill at scale 1.
+
+        Args:
+            probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
+            plan: two steps or more.
+        """
+        table = dict(zip([*self.names, BASE], map(float, probabilities), strict=True))
+        first, *then = ({step.skill: 1.0} for step in plan)
+        parts = [f"{step.skill} on {'that answer' if step.on_answer else 'the text'}" for step in plan]
+        reason = f"the request asks for {len(plan)} things: {', then '.join(parts)}"
+        return Route(first, table, reason, "each", tuple(then), tuple(plan))
 
     def decide(self, probabilities: npt.NDArray[np.float32], policy: str) -> Route:
         """Choose a mix from the gate's probabilities for a prompt.

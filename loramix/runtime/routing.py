@@ -8,13 +8,15 @@ from dataclasses import replace
 from loramix.errors import InvalidArtifact
 from loramix.models.early_head import EarlyHead
 from loramix.models.mixing import Mix
+from loramix.models.plan import Step
 from loramix.pack.pack import Pack
 from loramix.runtime.decoder import Decoder, DecodeRequest
-from loramix.runtime.gate_reader import EarlyReader, GateReader
+from loramix.runtime.gate_reader import EarlyReader, GateReader, Reading
 from loramix.runtime.old_gate import OldReader
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route, Router
+from loramix.runtime.steps import plan_of
 from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
@@ -52,7 +54,7 @@ class GateRouting:
 
         Args:
             prompt: the tokenized prompt.
-            options: only ``policy`` and ``mix`` are used.
+            options: ``policy`` and ``mix`` are used, and whether the answer is constrained.
 
         Returns:
             The route, with the seconds for features and gate in ``timings``.
@@ -75,10 +77,18 @@ class GateRouting:
         if options.policy == "token":
             self.reader.need_reread()
         reading = self.reader.read(prompt)
-        route = self.router.decide(reading.probabilities, options.policy)
+        plan = self._plan(reading, prompt) if options.plans else ()
+        if plan:
+            route = self.router.planned(reading.probabilities, plan)
+        else:
+            route = self.router.decide(reading.probabilities, options.policy)
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
         return replace(route, words=reading.words, timings=reading.timings)
+
+    def _plan(self, reading: Reading, prompt: PreparedPrompt) -> tuple[Step, ...]:
+        decoder = self._decoder
+        return plan_of(reading, self.router.names, prompt, self._pack, decoder.model, decoder.n_ctx)
 
     def reread(self, prompt: PreparedPrompt, answer: Sequence[int], mix: Mix) -> tuple[dict[str, float], int]:
         """Read a growing answer, if its next reading is due.

@@ -68,7 +68,7 @@ class Sampling:
 class Picker(Protocol):
     """Chooses an answer's next token."""
 
-    def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
+    def pick(self, logits: npt.NDArray[np.float32], recent: list[int], n_prompt: int = 0) -> int:
         """See `Sampler.pick`."""
 
 
@@ -77,19 +77,19 @@ class Sampler:
 
     Args:
         settings: sampling settings.
-        n_prompt: number of prompt tokens, which presence and frequency penalties ignore.
     """
 
-    def __init__(self, settings: Sampling, n_prompt: int = 0) -> None:
-        self.settings, self._n_prompt = settings, n_prompt
+    def __init__(self, settings: Sampling) -> None:
+        self.settings = settings
         self._random = np.random.default_rng(settings.seed)
 
-    def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
+    def pick(self, logits: npt.NDArray[np.float32], recent: list[int], n_prompt: int = 0) -> int:
         """Sample one token.
 
         Args:
             logits: (V,) float32, finite.
             recent: ids of the prompt and of the answer so far.
+            n_prompt: number of prompt tokens among them, which presence and frequency penalties ignore.
 
         Returns:
             A token id.
@@ -100,9 +100,9 @@ class Sampler:
             seen = np.unique(np.asarray(recent[-s.repeat_last_n :], np.int64))
             values = logits[seen]
             logits[seen] = np.where(values > 0, values / s.repeat_penalty, values * s.repeat_penalty)
-        if (s.presence_penalty or s.frequency_penalty) and len(recent) > self._n_prompt:
+        if (s.presence_penalty or s.frequency_penalty) and len(recent) > n_prompt:
             logits = logits.copy()
-            answered, counts = np.unique(np.asarray(recent[self._n_prompt :], np.int64), return_counts=True)
+            answered, counts = np.unique(np.asarray(recent[n_prompt:], np.int64), return_counts=True)
             logits[answered] -= (s.presence_penalty + s.frequency_penalty * counts).astype(np.float32)
         if s.temperature == 0.0:
             return int(logits.argmax())

@@ -272,6 +272,8 @@ class Scheduler:
         continues = request.mix == before.mix and len(request.tokens) == len(before.tokens) + 1
         if job.stream.choosing_label or not (continues or job.stream.token_wise):  # it may go back
             self._release_kv(job)
+        if len(request.tokens) == request.n_prompt:
+            job.prefilled = 0  # the next step's prompt
 
     def _deliver(self, number: int, stream: Stream, item: str | DecodeRequest | None) -> DecodeRequest | None:
         """Deliver an answer's text until it requests a decode or ends."""

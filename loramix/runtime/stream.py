@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from loramix.models.mixing import Mix
+from loramix.runtime.answer import Answer, ScoredToken
 from loramix.runtime.decoder import DecodeRequest, DecodeResult
 from loramix.runtime.detokenize import Detokenizer, visible_bytes
 from loramix.runtime.labels import ChosenLabel, LabelSearch, LabelTrie, check_room
@@ -21,37 +21,8 @@ from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route
 from loramix.runtime.sampling import Picker, TokenScore, score
+from loramix.runtime.steps import StepPrompts
 from loramix.runtime.token_mixer import TokenMixer
-
-ScoredToken: TypeAlias = tuple[bytes, float, list[tuple[bytes, float]]]
-"""A token's bytes, its log-probability, and the most likely tokens with their log-probabilities."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A finished answer."""
-
-    text: str
-    route: Route
-    usage: dict[str, int]
-    """``prompt_tokens``, ``cached_tokens`` (prompt tokens found in the cache), ``completion_tokens``."""
-    timings: dict[str, float]
-    """Seconds: ``features``, ``gate``, ``first_token`` (since the start of the request), ``total``."""
-    finish_reason: str
-    """``stop`` (the model or a stop string ended it) or ``length``."""
-    tokens: list[int] = field(default_factory=list, repr=False)
-    """Token ids of the answer."""
-    mixes: list[Mix] = field(default_factory=list, repr=False)
-    """The mix that chose each token; it changes only under the policies ``each`` and ``token``."""
-    scores: list[TokenScore] = field(default_factory=list, repr=False)
-    """Log-probabilities of the tokens, if they were requested."""
-    step_labels: list[dict[str, float]] = field(default_factory=list, repr=False)
-    """Probabilities of the labels for each mix that answered; empty for a mix that answers in free text."""
-
-    @property
-    def labels(self) -> dict[str, float]:
-        """Probability by label, in descending order, of the first label skill that answered; else empty."""
-        return next(filter(None, self.step_labels), {})
 
 
 class StreamEngine(Protocol):
@@ -85,7 +56,7 @@ class Stream(Iterator[str]):
     Args:
         engine: decodes the requests.
         route: the mixes that answer one after another, each on its own line.
-        prompt: the tokenized prompt.
+        prompts: the tokenized prompts of the steps.
         options: token limits, stop strings and log-probabilities to keep.
         picker: samples tokens.
         began: start of the request, `time.perf_counter` in seconds.
@@ -95,21 +66,22 @@ class Stream(Iterator[str]):
         self,
         engine: StreamEngine,
         route: Route,
-        prompt: PreparedPrompt,
+        prompts: StepPrompts,
         options: GenerationOptions,
         picker: Picker,
         began: float,
     ) -> None:
         self.route = route
         self.answer: Answer | None = None
-        self._engine, self._prepared, self._prompt = engine, prompt, prompt.tokens
+        self._engine, self._prompts = engine, prompts
+        self._prompt = prompts.of(0, "")  # of the step that answers
         self._stop = options.stop
         self._limit, self._top = options.max_tokens, options.top_logprobs
         self._picker, self._began = picker, began
         self._sampled = options.sampling.temperature > 0
         closed = options.labels and options.grammar is None and options.json_schema is None
         self._tries = [engine.labels_of(mix) if closed else None for mix in route.steps]
-        check_room(self._tries, len(self._prompt), engine.n_ctx)
+        check_room(self._tries[:1] if route.plan else self._tries, len(self._prompt), engine.n_ctx)
         self.choosing_label = False
         """Whether the next request is for a branch of the labels, which may not continue the last request."""
         self._step_labels: list[dict[str, float]] = []
@@ -117,8 +89,11 @@ class Stream(Iterator[str]):
         self._tokens: list[int] = []
         self._mixes: list[Mix] = []
         self._answer_starts: set[int] = set()  # index of the first token of each mix's answer
+        self._parts: list[str] = []
+        self._step_prompts: list[list[int]] = []
         self._text, self._sent = "", 0
-        self._first, self._cached = 0.0, 0
+        self._first = 0.0
+        self._cached: list[int] = []  # tokens of each step's prompt that were found in the cache
         self._pieces: Generator[str | DecodeRequest, DecodeResult | None, None] = self._run()
 
     def __iter__(self) -> Stream:
@@ -173,21 +148,27 @@ class Stream(Iterator[str]):
     def _run(self) -> Generator[str | DecodeRequest, DecodeResult | None, None]:
         finish = "stop"
         steps = self.route.steps
+        begin = 0  # of the step's text
         for number, mix in enumerate(steps):
             limit = self._engine.max_tokens(mix)
             if self._limit is not None:
                 left = self._limit - len(self._tokens)
                 limit = min(limit, left) if len(steps) > 1 else left
-            if not limit:
+            if number:
+                self._prompt = self._prompts.of(number, self._text[begin:])
+            if not limit or not self._has_room(number):
                 finish = "length"
                 break
             if number:
                 self._text += "\n"
+            begin = len(self._text)
+            self._step_prompts.append(self._prompt)
             if (trie := self._tries[number]) is not None:
                 ended = yield from self._choose(mix, trie)
             else:
                 self._step_labels.append({})
                 ended = yield from self._generate(mix, limit)
+            self._parts.append(self._text[begin:])
             if ended == "stop":
                 finish = "stop"
                 break
@@ -195,17 +176,23 @@ class Stream(Iterator[str]):
         if len(self._text) > self._sent:
             yield self._text[self._sent :]
         total = time.perf_counter() - self._began
+        n_prompts = len(self._step_prompts) if self.route.plan else 1
         usage = {
-            "prompt_tokens": len(self._prompt),
-            "cached_tokens": self._cached,
+            "prompt_tokens": sum(map(len, self._step_prompts[:n_prompts])),
+            "cached_tokens": sum(self._cached[:n_prompts]),
             "completion_tokens": len(self._tokens),
         }
         timings = {**self.route.timings, "first_token": self._first, "total": total}
         self.answer = Answer(
             self._text, self.route, usage, timings, finish, self._tokens, self._mixes, self.scores,
-            self._step_labels,
+            self._step_labels, self._parts, self._step_prompts,
         )  # fmt: skip
         self._engine.trim_memory()
+
+    def _has_room(self, number: int) -> bool:
+        """Whether the context holds a step's prompt, and a token of its answer or the tokens of its labels."""
+        trie = self._tries[number]
+        return len(self._prompt) + (trie.depth if trie else 1) <= self._engine.n_ctx
 
     def _choose(self, mix: Mix, trie: LabelTrie) -> Generator[str | DecodeRequest, DecodeResult | None, str]:
         """Answer with a label; return ``end`` or ``stop`` as `_generate` does."""
@@ -223,7 +210,8 @@ class Stream(Iterator[str]):
                 break
         self.choosing_label = False
         if not self._first:
-            self._first, self._cached = time.perf_counter() - self._began, cached[0]
+            self._first = time.perf_counter() - self._began
+        self._cached.append(cached[0])
         self._answer_starts.add(len(self._tokens))
         self._step_labels.append(found.probabilities)
         self._tokens += found.tokens
@@ -256,14 +244,16 @@ class Stream(Iterator[str]):
         while True:
             decoded = yield DecodeRequest(mix, self._prompt + tokens, len(self._prompt))
             assert decoded is not None
-            token = self._picker.pick(decoded.logits, self._prompt + tokens)
+            token = self._picker.pick(decoded.logits, self._prompt + tokens, len(self._prompt))
             if not self._first:
-                self._first, self._cached = time.perf_counter() - self._began, decoded.cached
+                self._first = time.perf_counter() - self._began
+            if not tokens:
+                self._cached.append(decoded.cached)
             if engine.model.is_end(token):
                 return "end"
             if mixer:
                 # before the yield: afterwards the context may hold another answer
-                mixer.follow(*engine.reread(self._prepared, [*tokens, token], mix))
+                mixer.follow(*engine.reread(self._prompts.request, [*tokens, token], mix))
             tokens.append(token)
             self._tokens.append(token)
             self._mixes.append(mix)

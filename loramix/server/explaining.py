@@ -20,7 +20,6 @@ from loramix.server.pipe import Pipe
 class _Job:
     number: int
     stream: Stream
-    messages: list[dict[str, str]]
     steps: Generator[None, None, Contributions] | None = None
 
 
@@ -34,15 +33,15 @@ class Explainer:
 
     def __init__(self, engine: Engine, pipe: Pipe) -> None:
         self._engine, self._pipe = engine, pipe
-        self._pending: dict[int, list[dict[str, str]]] = {}
+        self._pending: set[int] = set()
         self._jobs: list[_Job] = []
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def expect(self, number: int, messages: list[dict[str, str]]) -> None:
+    def expect(self, number: int) -> None:
         """Mark a request for measurement; call it before the answer starts."""
-        self._pending[number] = messages
+        self._pending.add(number)
 
     def started(self, number: int, stream: Stream) -> None:
         """See `AnswerListener`."""
@@ -55,13 +54,14 @@ class Explainer:
     def ended(self, number: int, stream: Stream) -> None:
         """See `AnswerListener`."""
         if number in self._pending:
-            self._jobs.append(_Job(number, stream, self._pending.pop(number)))
+            self._pending.remove(number)
+            self._jobs.append(_Job(number, stream))
         else:
             self._pipe.ended(number, stream)
 
     def failed(self, number: int, error: LoramixError) -> None:
         """See `AnswerListener`."""
-        self._pending.pop(number, None)
+        self._pending.discard(number)
         self._pipe.failed(number, error)
 
     def step(self) -> None:
@@ -73,7 +73,7 @@ class Explainer:
             if job.steps is None:
                 answer = job.stream.answer
                 assert answer is not None
-                job.steps = measure_by_token(self._engine, job.messages, answer)
+                job.steps = measure_by_token(self._engine, answer)
             next(job.steps)
         except StopIteration as end:
             self._jobs.remove(job)
@@ -85,7 +85,7 @@ class Explainer:
 
     def cancel(self, number: int) -> None:
         """Cancel the measurement of an answer."""
-        self._pending.pop(number, None)
+        self._pending.discard(number)
         for job in [job for job in self._jobs if job.number == number]:
             self._stop(job)
             self._jobs.remove(job)

@@ -103,6 +103,7 @@ class Pipe:
                 timings=answer.timings,
                 mixes=mixes,
                 step_labels=answer.step_labels,
+                parts=answer.parts,
                 contributions=contributions,
             )
         )

@@ -101,6 +101,8 @@ class Ended(_Message, frozen=True, kw_only=True):
     """The mix of each token; empty if all tokens have the same."""
     step_labels: list[dict[str, float]] = []
     """Probability by label for each mix that answered."""
+    parts: list[str] = []
+    """Text of each mix that answered."""
     contributions: dict[str, Any] | None = None
     """`Contributions.to_json`, if requested."""
 

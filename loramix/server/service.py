@@ -18,8 +18,8 @@ from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack.pack import Pack
 from loramix.paths import safe_join
-from loramix.runtime.labels import label_fields
 from loramix.runtime.options import GenerationOptions
+from loramix.runtime.steps import answer_fields
 from loramix.server import protocol as m
 from loramix.server.base_details import BaseDetails
 from loramix.server.fields import Body, must_be
@@ -198,11 +198,11 @@ class Service:
 
 
 def report(answer: CollectedAnswer, waited: float) -> dict[str, Any]:
-    """Build the field ``loramix`` of a response: the route, the labels, the time of each phase in seconds."""
+    """Build the field ``loramix`` of a response: the route, the answer's parts and labels, seconds by phase."""
     route = answer.started.route if answer.started else {}
     timings = {"queue": waited, **(answer.ended.timings if answer.ended else {})}
     extra: dict[str, Any] = {"mixes": answer.ended.mixes} if answer.ended and answer.ended.mixes else {}
-    extra |= label_fields(answer.ended.step_labels if answer.ended else [])
+    extra |= answer_fields(answer.ended.parts, answer.ended.step_labels) if answer.ended else {}
     return {**route, **extra, "timings": {name: round(seconds, 6) for name, seconds in timings.items()}}
 
 

@@ -61,7 +61,7 @@ class Worker:
             if request.buffered:
                 self._pipe.buffer_until_end(request.number)
             if request.explain:
-                self._explainer.expect(request.number, request.messages)
+                self._explainer.expect(request.number)
             self._begin(request)
         elif isinstance(request, m.Cancel):
             self._scheduler.cancel(request.number)

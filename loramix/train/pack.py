@@ -125,14 +125,15 @@ def _is_done(run: Path, key: str) -> bool:
 def _put(
     directory: Path, recipe: Recipe, data_dir: Path, run: Path, base: str, base_path: Path, digest: str
 ) -> None:
-    """Convert a trained adapter and add it to the pack, unless the pack has the same bytes and labels."""
+    """Convert a trained adapter and add it to the pack, unless the pack has the same bytes, labels and instruction."""
     target = run / "adapter.gguf"
     convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
     content = target.read_bytes()
     rows = label_rows(recipe, data_dir)
     known = {skill.name: skill for skill in Pack.load(directory).skills}.get(recipe.name)
     digest_now, labels = hashlib.sha256(content).hexdigest(), labels_of(recipe, rows)
-    if known is not None and (known.sha256, known.labels) == (digest_now, labels):
+    now = digest_now, labels, recipe.canonical
+    if known is not None and (known.sha256, known.labels, known.instruction) == now:
         return
     done = json.loads((run / DONE).read_text())
     add_skill(
@@ -142,6 +143,7 @@ def _put(
         description=recipe.description,
         max_tokens=recipe.max_tokens,
         example=recipe.example or None,
+        instruction=recipe.canonical,
         card=write_card(recipe, base, done),
         labels=calibrated(recipe, rows, base_path, target),
         replace_existing=True,

@@ -11,6 +11,7 @@ from msgspec import Meta
 from loramix.defaults import MAX_RANK, RANK
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.formats.textfile import read_text
+from loramix.pack.manifest import usable_instruction
 from loramix.paths import is_safe_name
 
 T = TypeVar("T")
@@ -143,6 +144,11 @@ class Recipe(_Table, frozen=True):
     """Where the adapter is active: on all tokens, or from the answer's header on (`loramix.train.activated_lora`)."""
     lora: Lora = Lora()
     training: Training = Training()
+
+    @property
+    def canonical(self) -> str | None:
+        """The instruction with which the skill is asked in a plan: the recipe's first one, if a pack can hold it."""
+        return usable_instruction(next(group[0] for group in self.instructions.values() if group))
 
     def fingerprint(self) -> str:
         """Return a digest of the settings that affect training; a new description or example does not change it."""

@@ -88,6 +88,7 @@ def add(
             description=recipe.description,
             max_tokens=recipe.max_tokens,
             example=recipe.example or None,
+            instruction=recipe.canonical,
             card=write_card(recipe, pack.manifest.base.name, numbers),
             labels=labels,
             replace_existing=replace_existing,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loramix.errors import UsageError
 from loramix.runtime.llama.model import Model
-from loramix.runtime.sampling import Picker, Sampler
+from loramix.runtime.sampling import Picker
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -41,7 +41,7 @@ class Constraint:
 
         return cls(None, schema_to_grammar(json_schema))
 
-    def picker(self, model: Model, sampler: Sampler) -> Picker:
+    def picker(self, model: Model, sampler: Picker) -> Picker:
         """Create the constrained sampler of one answer; ``sampler`` chooses among the allowed tokens."""
         if self.rules is None:
             from loramix.runtime.constraints.grammar import GrammarSampler

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from loramix.errors import UsageError
 from loramix.runtime.llama.model import C, Model
-from loramix.runtime.sampling import Sampler
+from loramix.runtime.sampling import Picker
 
 _TOKEN = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
@@ -30,7 +30,7 @@ class GrammarSampler:
         UsageError: llama.cpp cannot parse the grammar.
     """
 
-    def __init__(self, model: Model, grammar: str, sampler: Sampler) -> None:
+    def __init__(self, model: Model, grammar: str, sampler: Picker) -> None:
         pointer = C.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
         if not pointer:
             raise UsageError("the grammar is no GBNF that llama.cpp can read; its first rule must be 'root'.")
@@ -38,15 +38,15 @@ class GrammarSampler:
         self._end, self._other_ends = model.eot, sorted(model.unknown_ends)
         weakref.finalize(self, C.llama_sampler_free, pointer)
 
-    def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
+    def pick(self, logits: npt.NDArray[np.float32], recent: list[int], n_prompt: int = 0) -> int:
         """Sample one token; see `Sampler.pick`."""
-        token = self._sampler.pick(logits, recent)
+        token = self._sampler.pick(logits, recent, n_prompt)
         # checking one token is fast, checking all of them takes milliseconds
         if not np.isfinite(self._allowed(np.array([token]), logits[[token]])[0]):
             allowed = self._allowed(np.arange(len(logits)), logits)
             if not np.isfinite(allowed).any():  # no token is allowed: end the answer instead of aborting
                 return self._end
-            token = self._sampler.pick(allowed, recent)
+            token = self._sampler.pick(allowed, recent, n_prompt)
         C.llama_sampler_accept(self._grammar, token)
         return token
 

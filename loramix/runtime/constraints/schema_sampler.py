@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from loramix.errors import UsageError
 from loramix.runtime.llama.model import Model
-from loramix.runtime.sampling import Sampler
+from loramix.runtime.sampling import Picker
 
 
 class _Vocabulary:
@@ -54,18 +54,18 @@ class SchemaSampler:
         UsageError: no answer satisfies the schema.
     """
 
-    def __init__(self, tokens: LLTokenizer, grammar: str, sampler: Sampler) -> None:
+    def __init__(self, tokens: LLTokenizer, grammar: str, sampler: Picker) -> None:
         self._matcher, self._sampler = LLMatcher(tokens, grammar, log_level=0), sampler
         self._allowed()
 
-    def pick(self, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
+    def pick(self, logits: npt.NDArray[np.float32], recent: list[int], n_prompt: int = 0) -> int:
         """Sample one token; see `Sampler.pick`.
 
         Raises:
             UsageError: no token is allowed, or llguidance exceeds its limits.
         """
         allowed = np.unpackbits(self._allowed(), count=len(logits), bitorder="little").view(bool)
-        token = self._sampler.pick(np.where(allowed, logits, np.float32(-np.inf)), recent)
+        token = self._sampler.pick(np.where(allowed, logits, np.float32(-np.inf)), recent, n_prompt)
         self._matcher.consume_token(token)
         return token
 

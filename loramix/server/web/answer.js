@@ -3,7 +3,7 @@
 import { ask, events, Failure } from "./api.js";
 import { announce, button, h } from "./dom.js";
 import { figures } from "./heatmap.js";
-import { bars, chips, labels, looked, timings, why } from "./route.js";
+import { bars, chips, labels, looked, steps, timings, why } from "./route.js";
 import { TokenText } from "./text.js";
 
 /** One answer: its request, its streamed text, its route, and the measured contributions. */
@@ -67,7 +67,7 @@ export class Answer {
       this.route = loramix;
       this.text.begin(loramix);
       this.head.append(chips(loramix));
-      this.side.replaceChildren(...[why(loramix), bars(loramix), looked(loramix)].filter(Boolean));
+      this.side.replaceChildren(...[why(loramix), steps(loramix, this.messages.at(-1).content), bars(loramix), looked(loramix)].filter(Boolean));
     } else if (loramix) {
       this.report = loramix;
       if (loramix.mixes) this.text.mixed(loramix.mixes);

@@ -84,6 +84,18 @@ export function why(route) {
   return h("p", { class: "why" }, own ? "You set this mix; the gate was not used." : sentence(route.reason));
 }
 
+/** Show the steps of a plan: which skill works on which part of the message; null without a plan. */
+export function steps(route, message) {
+  if (!route.steps?.length) return null;
+  const characters = Array.from(message);
+  const rows = route.steps.map(({ skill, on, text }, i) => {
+    const part = text ? characters.slice(...text).join("") : null;
+    const what = on === "answer" ? `on answer ${i}` : `on “${part.length > 60 ? `${part.slice(0, 35)} … ${part.slice(-20)}` : part}”`;
+    return h("li", {}, dot(skill), skill, " ", h("span", { class: "on" }, what));
+  });
+  return h("div", { class: "steps" }, h("h4", {}, "Steps"), h("ol", {}, rows));
+}
+
 /** Show the times of routing, first token and total, and the speed. */
 export function timings({ timings: t, labels }, usage) {
   const routing = (t.features ?? 0) + (t.gate ?? 0);

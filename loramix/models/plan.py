@@ -1,0 +1,242 @@
+"""Splits a request for several things into steps, from the gate's tags of its tokens.
+
+Pure: knows probabilities and the message, but not how a gate reads, nor how a step is answered. A message is read as
+words that ask for skills, connecting words, and one text; what does not fit this form is not split.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from loramix.defaults import BASE
+from loramix.models.tag_path import Floats, best_path
+from loramix.models.text_frame import Span, unframed
+
+OTHER, TEXT, ANSWER = "other", "text", "answer"
+"""Tags that are no class: connecting words, the text, and words for the answer of the step before."""
+MAX_STEPS = 3
+SURE = 0.6
+"""Least mean probability of a tag over the words that ask for a skill."""
+SURE_TEXT = 0.6
+"""The same of the text."""
+LEAST_CLASS, VERY_SURE = 0.02, 0.9
+"""Least probability of a step's skill among the classes, and that of its tag from which the classes do not matter."""
+LOST_WORDS = 2
+"""Words outside the text that are expected to belong to it, or consecutive ones in it that rather do not, above which
+the message is not split."""
+MARK = 0.3
+"""Weight of a punctuation mark; a word has 1."""
+
+_MARKS = r"!-/:-@\[-`{-~«»‘-‟、-〟！-／：-＠"
+_IDEOGRAPHS = r"⺀-⿟぀-鿿가-힣"
+_UNIT = re.compile(rf"([{_MARKS}])|[{_IDEOGRAPHS}]|[^\s{_MARKS}{_IDEOGRAPHS}]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of a request that one skill answers."""
+
+    skill: str
+    text: str = ""
+    """An exact part of the message; a step on an answer falls back to it if that answer is empty."""
+    span: Span = (0, 0)
+    """Where it is in the message, in characters."""
+    on_answer: bool = False
+    """Whether it works on the answer of the step before."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return its JSON form: the skill, and whether it works on the text, at which characters, or on an answer."""
+        if self.on_answer:
+            return {"skill": self.skill, "on": "answer"}
+        return {"skill": self.skill, "on": "text", "text": list(self.span)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Units:
+    """Words, marks and parts that the gate did not read, in the message's order."""
+
+    spans: list[Span]
+    rows: Floats
+    """(U, N) probabilities of the tags."""
+    weights: Floats
+    """(U,): 1 for a word, `MARK` for a mark."""
+    known: npt.NDArray[np.bool_]
+    """(U,): whether the gate read it."""
+
+    def chance(self, tag: int, first: int, last: int) -> float:
+        """Mean probability of a tag over the words from ``first`` to ``last``; 0 without words."""
+        words = (self.weights[first : last + 1] == 1) & self.known[first : last + 1]
+        return float(self.rows[first : last + 1, tag][words].mean()) if words.any() else 0.0
+
+    def longest_gap(self, tag: int, first: int, last: int) -> int:
+        """Most consecutive words from ``first`` to ``last`` that rather have another tag."""
+        part = slice(first, last + 1)
+        words = self.rows[part, tag][(self.weights[part] == 1) & self.known[part]] >= 0.5
+        return max((len(list(group)) for fits, group in groupby(words.tolist()) if not fits), default=0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Consecutive units of one tag."""
+
+    name: str
+    first: int
+    last: int
+    chance: float
+    """Mean probability of the tag over its words."""
+
+
+def asks_for_several(tags: npt.ArrayLike, names: Sequence[str]) -> bool:
+    """Whether two skills or more have a token that probably asks for them: a cheap test before `find_plan`.
+
+    Args:
+        tags: (T, N) probabilities.
+        names: the N tags.
+    """
+    skills = [i for i, name in enumerate(names) if name not in (OTHER, TEXT, ANSWER, BASE)]
+    rows = np.asarray(tags, np.float64)
+    if TEXT not in names or len(skills) < 2 or not len(rows):
+        return False
+    return int((rows[:, skills].max(axis=0) >= SURE).sum()) >= 2
+
+
+def find_plan(
+    tags: npt.ArrayLike,
+    names: Sequence[str],
+    places: Sequence[Span | None],
+    message: str,
+    classes: Mapping[str, float],
+    free: Collection[str],
+) -> tuple[Step, ...]:
+    """Split a message into steps.
+
+    Args:
+        tags: (T, N) probabilities of the tags of each token that the gate read.
+        names: the N tags.
+        places: for each token its characters in the message; None for tokens outside it.
+        message: the last message of the user.
+        classes: the gate's probability by skill.
+        free: skills that answer in free text: another step can work on their answers.
+
+    Returns:
+        Two or three steps in the order in which they are carried out; empty if the message is answered as one.
+    """
+    if not asks_for_several(tags, names):
+        return ()
+    units = _units(np.asarray(tags, np.float64), places, message)
+    if not units.spans:
+        return ()
+    for blocks in (1, 2):
+        runs = _runs(units, names, blocks)
+        texts = [run for run in runs if run.name == TEXT]
+        if len(texts) != blocks or not _is_whole(units, names, runs):
+            continue
+        spans = [unframed(message, (units.spans[t.first][0], units.spans[t.last][1])) for t in texts]
+        if len({" ".join(message[a:b].split()) for a, b in spans}) == 1 and spans[0][0] < spans[0][1]:
+            return _steps(runs, message[slice(*spans[0])], spans[0], classes, free)
+    return ()
+
+
+def _units(tags: Floats, places: Sequence[Span | None], message: str) -> _Units:
+    """Words and marks with the mean of their tokens' probabilities; neighbours that were not read become one."""
+    found = list(_UNIT.finditer(message))
+    starts = [match.start() for match in found]
+    sums, overlaps = np.zeros((len(found), tags.shape[1])), np.zeros(len(found))
+    for row, place in zip(tags, places, strict=True):
+        if place is None:
+            continue
+        i = max(0, bisect_right(starts, place[0]) - 1)
+        while i < len(found) and starts[i] < place[1]:
+            overlap = min(place[1], found[i].end()) - max(place[0], starts[i])
+            if overlap > 0:
+                sums[i] += overlap * row
+                overlaps[i] += overlap
+            i += 1
+    spans, kept = list[Span](), list[int]()
+    for i, match in enumerate(found):
+        if kept and not overlaps[i] and not overlaps[kept[-1]]:
+            spans[-1] = (spans[-1][0], match.end())
+            continue
+        spans.append(match.span())
+        kept.append(i)
+    known = overlaps[kept] > 0
+    rows = sums[kept] / np.where(known, overlaps[kept], 1)[:, None]
+    return _Units(spans, rows, np.asarray([MARK if found[i][1] else 1.0 for i in kept]), known)
+
+
+def _runs(units: _Units, names: Sequence[str], blocks: int) -> list[_Run]:
+    """The most probable reading with the text in so many places."""
+    path = best_path(units.rows, units.weights, units.known, list(names).index(TEXT), blocks)
+    runs, at = [], 0
+    for tag, group in groupby(path.tolist()):
+        last = at + len(list(group)) - 1
+        runs.append(_Run(names[tag], at, last, units.chance(tag, at, last)))
+        at = last + 1
+    return runs
+
+
+def _is_whole(units: _Units, names: Sequence[str], runs: Sequence[_Run]) -> bool:
+    """Whether the text is sure, and nothing of the message is lost that is not an instruction."""
+    text, outside = list(names).index(TEXT), np.ones(len(units.spans), bool)
+    for run in runs:
+        if run.name == BASE and run.chance >= SURE:  # something that no skill serves
+            return False
+        if run.name == TEXT:
+            outside[run.first : run.last + 1] = False
+            if run.chance < SURE_TEXT or not (units.known[run.first] and units.known[run.last]):
+                return False
+            if units.longest_gap(text, run.first, run.last) > LOST_WORDS:
+                return False
+    return float((units.rows[:, text] * outside * (units.weights == 1)).sum()) <= LOST_WORDS
+
+
+def _steps(
+    runs: Sequence[_Run], text: str, span: Span, classes: Mapping[str, float], free: Collection[str]
+) -> tuple[Step, ...]:
+    """The steps of the skills that are surely asked for, in order."""
+    asked: dict[str, _Run] = {}
+    for run in runs:
+        if run.name not in (OTHER, TEXT, ANSWER, BASE) and run.chance >= SURE:
+            asked.setdefault(run.name, run)
+    likely = (classes.get(run.name, 0.0) >= LEAST_CLASS or run.chance >= VERY_SURE for run in asked.values())
+    if not 2 <= len(asked) <= MAX_STEPS or not all(likely):
+        return ()
+    steps = [Step(name, text, span) for name in asked]
+    for place, run in enumerate(runs):
+        if run.name == ANSWER and run.chance >= SURE:
+            _let_follow(steps, _owner(runs, place, asked), free)
+    return tuple(steps)
+
+
+def _owner(runs: Sequence[_Run], place: int, asked: Collection[str]) -> str:
+    """The skill of the step that words for an answer belong to.
+
+    Of two neighbours the later one; without a neighbour the next one on this side of the text, or the one before.
+    """
+    beside = [run.name for run in runs[max(0, place - 1) : place + 2] if run.name in asked]
+    if beside:
+        return beside[-1]
+    before = [run.name for run in runs[:place] if run.name in asked]
+    behind = [run.name for run in runs[place:] if run.name in asked or run.name == TEXT]
+    if behind and behind[0] != TEXT:
+        return behind[0]
+    return before[-1] if before else behind[1]
+
+
+def _let_follow(steps: list[Step], skill: str, free: Collection[str]) -> None:
+    """Let a skill's step work on the answer before it; if it is mentioned first, the next one is carried out first."""
+    place = next(i for i, step in enumerate(steps) if step.skill == skill)
+    source = 1 if place == 0 else place - 1
+    if steps[source].skill not in free:
+        return  # a label is no text: the words stand for the text after all
+    if place == 0:
+        steps[0], steps[1], place = steps[1], steps[0], 1
+    steps[place] = replace(steps[place], on_answer=True)

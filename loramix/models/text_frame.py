@@ -1,0 +1,77 @@
+"""Takes the frame off a text in a message: quotation marks, lines of dashes, code fences, tags in angle brackets."""
+
+from __future__ import annotations
+
+import re
+
+Span = tuple[int, int]
+_QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "‹": "›", "‘": "’", "'": "'", "`": "`", "「": "」"}
+_FENCE = re.compile(
+    r"(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*\r?\n|([-=*_#~]{3,}|<{3,}|\|{2,})[ \t]*\r?(?:\n|(?<=[<|])[ \t]*)"
+)
+_TAIL = re.compile(r"[:;,.?!)\]*=>-]+(?=\s)")  # of the word before
+_OPENING = re.compile(r"<([A-Za-z][\w-]*)>")
+
+
+def unframed(message: str, span: Span) -> Span:
+    """The part of a message that is the text itself.
+
+    Args:
+        message: the whole message.
+        span: where the text probably is; half of a frame may be outside.
+
+    Returns:
+        The span without white space and marks around it; a mark is dropped only where its partner is there too.
+    """
+    while True:
+        start, end = _stripped(message, span)
+        found = _stripped(message, _without(message, start, end))
+        if found == (start, end) or found[0] >= found[1]:
+            return start, end
+        span = found
+
+
+def _stripped(message: str, span: Span) -> Span:
+    text = message[slice(*span)]
+    start = span[0] + len(text) - len(text.lstrip())
+    return start, max(start, span[0] + len(text.rstrip()))
+
+
+def _without(message: str, start: int, end: int) -> Span:
+    """One frame less, if there is one."""
+    text = message[start:end]
+    if not text:
+        return start, end
+    if start and not message[start - 1].isspace() and (tail := _TAIL.match(text)):
+        return start + tail.end(), end
+    before, after = message[:start].rstrip(" \t")[-1:], message[end:].lstrip(" \t")[:1]
+    close = _QUOTES.get(text[0])
+    if close and len(text) > 1 and text[-1] == close and _is_nested(text[1:-1], text[0]):
+        return start + 1, end - 1
+    if close and len(text) > 1 and after == close and not any(mark in text[1:] for mark in (close, text[0])):
+        return start + 1, end
+    if text[-1] in _QUOTES.values():
+        opening = {o for o, c in _QUOTES.items() if c == text[-1]}
+        if before in opening and not any(mark in text[:-1] for mark in {*opening, text[-1]}):
+            return start, end - 1
+    if found := _FENCE.match(text):
+        mark = (found[1] or found[2])[:3]
+        closing = {"<<<": ">>>"}.get(mark, mark)
+        rest = text[found.end() :]
+        if (line := re.search(rf"(?:\A|\n|[ \t]){re.escape(closing)}\S*[ \t]*\Z", rest)) is not None:
+            return start + found.end(), start + found.end() + line.start()
+        if message[end:].lstrip().startswith(closing):
+            return start + found.end(), end
+    if found := _OPENING.match(text):
+        closing = f"</{found[1]}>"
+        if text.endswith(closing):
+            return start + found.end(), end - len(closing)
+    return start, end
+
+
+def _is_nested(inner: str, mark: str) -> bool:
+    """Whether quotation marks in a quotation belong to it: the first of them opens another one."""
+    place = inner.find(_QUOTES[mark])
+    if mark != _QUOTES[mark]:
+        return place < 0 or 0 <= inner.find(mark) < place
+    return place < 0 or (place > 0 and inner[place - 1].isspace())

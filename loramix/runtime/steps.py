@@ -1,0 +1,96 @@
+"""The steps of an answer: finding them in a prompt, their prompts, and their fields in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loramix.models.plan import Step, asks_for_several, find_plan
+from loramix.pack.pack import Pack
+from loramix.prompts import Message, fill
+from loramix.runtime.gate_reader import Reading
+from loramix.runtime.labels import label_fields
+from loramix.runtime.llama.vocabulary import Vocabulary
+from loramix.runtime.prepared_prompt import PreparedPrompt
+from loramix.runtime.token_places import places_of
+
+
+def plan_of(
+    reading: Reading,
+    skills: Sequence[str],
+    prompt: PreparedPrompt,
+    pack: Pack,
+    vocabulary: Vocabulary,
+    n_ctx: int,
+) -> tuple[Step, ...]:
+    """Split a prompt for two or three skills into steps.
+
+    Args:
+        reading: what the gate says of the prompt.
+        skills: the gate's classes but the base.
+        prompt: the prompt that was read.
+        pack: the gate's pack.
+        vocabulary: vocabulary of the base.
+        n_ctx: maximum tokens of prompt and answer together.
+
+    Returns:
+        Two or three steps; none if the prompt is answered as one, a skill has no instruction of its own, or a
+        step's prompt would not fit the context.
+    """
+    tags = reading.tags
+    if tags is None or not asks_for_several(tags.probabilities, tags.names):
+        return ()
+    message = prompt.messages[-1]["content"]
+    places = places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
+    classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
+    free = [skill.name for skill in pack.skills if not skill.labels]
+    plan = find_plan(tags.probabilities, tags.names, places, message, classes, free)
+    if any(pack.skill(step.skill).instruction is None for step in plan):
+        return ()
+    prompts = StepPrompts(prompt, plan, pack, vocabulary)
+    return plan if all(len(prompts.of(i, "")) < n_ctx for i in range(len(plan))) else ()
+
+
+class StepPrompts:
+    """The prompt of each step: the request itself, or with a plan a conversation of its own.
+
+    Args:
+        prompt: the request.
+        plan: its steps; none if all mixes answer the whole request.
+        pack: the pack whose skills the plan names.
+        vocabulary: vocabulary of the base.
+    """
+
+    def __init__(
+        self, prompt: PreparedPrompt, plan: Sequence[Step], pack: Pack, vocabulary: Vocabulary
+    ) -> None:
+        self.request, self._plan, self._vocabulary = prompt, plan, vocabulary
+        self._instructions = [pack.skill(step.skill).instruction or "{input}" for step in plan]
+        self._system: list[Message] = [one for one in prompt.messages if one["role"] == "system"]
+
+    def of(self, number: int, before: str) -> list[int]:
+        """Tokens of a step's prompt.
+
+        Args:
+            number: the step, from 0.
+            before: the answer of the step before; a step that works on it falls back to the text if it is blank.
+        """
+        if not self._plan:
+            return self.request.tokens
+        step = self._plan[number]
+        text = before if step.on_answer and before.strip() else step.text
+        asked = {"role": "user", "content": fill(self._instructions[number], text)}
+        return self._vocabulary.chat([*self._system, asked])
+
+
+def answer_fields(answers: Sequence[str], step_labels: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the JSON fields on the parts of an answer.
+
+    Args:
+        answers: text of each mix that answered.
+        step_labels: see `label_fields`.
+
+    Returns:
+        ``answers`` if several mixes answered in turn, and the fields on labels.
+    """
+    return {**({"answers": list(answers)} if len(answers) > 1 else {}), **label_fields(step_labels)}
