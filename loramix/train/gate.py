@@ -21,7 +21,7 @@ from loramix.train.gate_collect import collect_from
 from loramix.train.gate_run import Run
 from loramix.train.head_fit import FitSettings
 
-CONTINUED = FitSettings(passes=2.5, rate=5e-4)
+CONTINUED = FitSettings(passes=2.5, rate=5e-4, tag_weight=0.5)
 """How a gate is trained further."""
 DEV = 0.2
 """Requests per skill to choose on, for each that is trained on."""
