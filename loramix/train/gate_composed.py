@@ -20,7 +20,9 @@ _SENTENCE = re.compile(r"(^|[.?!]\s+|\n\W*)\Z")
 _THREE, _OWN, _CHAIN, _TEMPLATE, _OLD, _NOTE = 0.12, 0.25, 0.12, 0.35, 0.1, 0.15
 """Shares of requests: for three skills, about texts of a skill that needs its own, for a summary in French, from whole
 templates, from templates without marks, and with an instruction inside the text."""
-_ON_ANSWER = 0.25
+_ON_ANSWER, _WHOLE_TEXT = 0.25, 0.25
+"""Shares of steps that work on the answer of the step before, where they can; and of translations after a summary that
+do not."""
 _THIS = ("it", "it", "it", "it", "this", "this", "the text", "the text", "this text", "that", "the following")
 _WHOLE = ("the text", "the whole text", "all of it", "the original", "the full text", "the entire text")
 
@@ -61,7 +63,7 @@ def alike(maker: Maker) -> Request:
     kind = "two for none"
     if known and draw < 0.75:  # what no skill serves makes the whole request the base's
         name = rng.choice(known)
-        wishes[0] = _ask(maker, name, "do", rng.choice(_THIS))
+        wishes[0] = _ask(maker, name, "do")
         kind = "partly served"
         rng.shuffle(wishes)
     frames = [f for f in of_part(lists.frames.two, dev=maker.dev) if set(_SLOT.findall(f)) == {"do"}]
@@ -125,66 +127,52 @@ def _framed(maker: Maker, names: Sequence[str]) -> str:
     """A marked template of a frame and the skills' short asks."""
     rng, frames = maker.rng, maker.wordings.composed.frames
     kind = rng.choices(("asks", "around", "fields"), (0.82, 0.1, 0.08))[0]
-    lists = {"asks": frames.two if len(names) == 2 else frames.three, "around": frames.around}
-    refers = [False, *(_refers(maker, names[i], names[i + 1]) for i in range(len(names) - 1))]
-    if not any(refers) and "translate_fr" in names[1:]:
-        refers = [ref or _is_chain(*names[max(0, i - 1) : i + 1]) for i, ref in enumerate(refers)]
-    among = [
-        frame
-        for frame in of_part(lists.get(kind, frames.fields), dev=maker.dev)
-        if len(slots := _SLOT.findall(frame)) == len(names)
-        and not any(ref and slot.lower() == "tag" for ref, slot in zip(refers, slots, strict=True))
-    ]
-    if not among:  # no such frame for three skills, or for a step on an answer
-        kind, among = "asks", [f for f in lists["asks"] if "tag" not in f.lower()]
-    frame = rng.choice(among)
-    wishes = [_wish(maker, names, i, slot, refers[i]) for i, slot in enumerate(_SLOT.findall(frame))]
+    plain_frames = frames.two if len(names) == 2 else frames.three
+    chosen = {"asks": plain_frames, "around": frames.around, "fields": frames.fields}[kind]
+    about = ["", *(_about(maker, names[i], names[i + 1]) for i in range(len(names) - 1))]
+
+    def fits(frame: str) -> bool:
+        slots = _SLOT.findall(frame)
+        keywords = [slot.lower() == "tag" for slot in slots]  # they do not say what they are about
+        return len(slots) == len(names) and not any(a and k for a, k in zip(about, keywords, strict=True))
+
+    among = [frame for frame in of_part(chosen, dev=maker.dev) if fits(frame)]
+    frame = rng.choice(among or [frame for frame in plain_frames if fits(frame)])
+    slots = _SLOT.findall(frame)
+    wishes = [_ask(maker, *parts) for parts in zip(names, slots, about, strict=True)]
     return _placed(maker, frame, wishes)
 
 
-def _is_chain(*names: str) -> bool:
-    """Whether "it" after the first skill would be its answer, so that another text has to be named."""
-    return len(names) == 2 and names[0] in ("summarize", "facts", "docstring") and names[1] == "translate_fr"
+def _about(maker: Maker, before: str, name: str) -> str:
+    """What a step has to say that it is about, with marks: an answer, or all of the text; empty: anything."""
+    rng, answers = maker.rng, maker.wordings.composed.asks[before].answer
+    if not answers or name not in maker.general or name in ("summarize", "spam"):
+        return ""
+    # "it" after a summary is the summary, if it is to be translated
+    chain = name == "translate_fr"
+    if chain and rng.random() < _WHOLE_TEXT:
+        return rng.choice(_WHOLE)
+    if not chain and rng.random() >= _ON_ANSWER:
+        return ""
+    return f"] [{ANSWER}: {rng.choice([*answers, *(['it'] * 3 if chain else [])])}] [{name}:"
 
 
-def _refers(maker: Maker, before: str, name: str) -> bool:
-    """Whether a step is to work on the answer of the step before."""
-    if not maker.wordings.composed.asks[before].answer or name in ("summarize", "spam"):
-        return False
-    if name not in maker.general:
-        return False
-    return maker.rng.random() < (0.75 if _is_chain(before, name) else _ON_ANSWER)
-
-
-def _wish(maker: Maker, names: Sequence[str], i: int, slot: str, named: bool) -> str:
-    """The marked words that ask for a step; `named`: they say what it is about."""
-    rng, asks = maker.rng, maker.wordings.composed.asks
-    if not named:
-        return _ask(maker, names[i], slot, rng.choice(_THIS))
-    if _is_chain(*names[i - 1 : i + 1]) and rng.random() < 0.25:
-        return _ask(maker, names[i], slot, rng.choice(_WHOLE), named=True)
-    words = [*asks[names[i - 1]].answer, *(["it", "it", "it"] if _is_chain(*names[i - 1 : i + 1]) else [])]
-    about = rng.choice(words)
-    return _ask(maker, names[i], slot, f"] [{ANSWER}: {about}] [{names[i]}:", named=True)
-
-
-def _ask(maker: Maker, name: str, slot: str, about: str, *, named: bool = False) -> str:
+def _ask(maker: Maker, name: str, slot: str, about: str = "") -> str:
     """A short ask of a skill with marks.
 
     Args:
         maker: makes requests.
         name: skill.
         slot: form: a command, a question, a noun or a keyword.
-        about: what it is about.
-        named: whether it has to say that.
+        about: what it has to say that it is about; empty: anything that means the text, or nothing.
     """
     lists = maker.wordings.composed.asks[name]
     forms = {"do": lists.do, "ask": lists.ask, "get": lists.get}.get(slot, lists.tag)
-    among = [form for form in forms if "{it}" in form or not named] or [f for f in lists.do if "{it}" in f]
+    among = [f for f in forms if "{it}" in f or not about] or [f for f in lists.do if "{it}" in f]
     ask = maker.rng.choice(of_part(among, dev=maker.dev))
     if slot == "Tag":
         ask = ask[:1].upper() + ask[1:]
-    marked = f"[{name}: {ask.replace('{it}', about)}]"
+    marked = f"[{name}: {ask.replace('{it}', about or maker.rng.choice(_THIS))}]"
     # a step's words on both sides of those for the answer, with the space between them outside the marks
     return re.sub(rf"\s*\[{re.escape(name)}:\s*\]", "", marked.replace(" ] [", "] [")).replace(":  ", ": ")
 
