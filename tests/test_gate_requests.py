@@ -212,21 +212,18 @@ def test_held_out_wordings_are_in_no_list() -> None:
     assert not {normal(t) for t in mine + follow_ups} & {normal(t) for t in words}
 
 
-@pytest.mark.parametrize("name", ["asks", "long", "turns", "styles"])
+@pytest.mark.parametrize("name", ["asks", "long", "turns", "styles", "composed"])
 def test_a_damaged_list_is_named(tmp_path: Path, name: str) -> None:
     for file in DIRECTORY.glob("*.toml"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / f"{name}.toml"
     path.write_text(
-        path.read_text().replace("{input}", "{text}", 3) if name in ("long", "turns") else "unheard = 3\n"
+        path.read_text().replace("{input}", "{text}", 3)
+        if name in ("long", "turns", "composed")
+        else "unheard = 3\n"
     )
     with pytest.raises(InvalidRecipe, match=name):
         load_wordings(tmp_path)
-
-
-def test_two_skills_are_asked_for_in_halves(maker: Maker) -> None:
-    request = maker.composed()
-    assert request is not None and sorted(request.target.values()) == [0.5, 0.5]
 
 
 def test_a_text_alone_is_a_request_of_the_base() -> None:

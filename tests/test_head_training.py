@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -22,7 +23,8 @@ from loramix.runtime.token_states import token_tags
 from loramix.train import head_fit
 from loramix.train.gate_pieces import OTHER, TEXT, UNKNOWN, Piece, Request, Turn, user
 from loramix.train.gate_run import calibrated, difference, turns_of
-from loramix.train.head_fit import FitSettings, decide, fit, rate_at
+from loramix.train.head_fit import FitSettings, decide, fit, rate_at, unlike
+from loramix.train.head_model import TorchHead
 from loramix.train.head_states import Joined, TokenStates
 
 pytestmark = pytest.mark.train
@@ -104,6 +106,45 @@ def test_few_prompts_get_as_many_steps_in_smaller_batches() -> None:
         assert size <= settings.batch and settings.passes * count / size >= head_fit.FEWEST_STEPS
     assert head_fit.batch_size(30_000, settings) == settings.batch
     assert head_fit.batch_size(20, settings) == head_fit.SMALLEST_BATCH, "never so small that steps are noise"
+
+
+def test_a_training_begins_with_a_head_of_other_orders() -> None:
+    data, rows = prompts(96), np.arange(96)
+    old = EarlyHead(INFO, finished(fit(data, rows, INFO, FAST)).arrays())
+    info = msgspec.structs.replace(
+        INFO, skills=["b", "a"], tags=["other", "text", "b", "a", "base", "answer"]
+    )
+    assert unlike(old.info, info) == ""
+    moved = TokenStates(data.layers, data.lengths, data.targets[:, [1, 0, 2]], data.tags)
+    begun = TorchHead(info, old.arrays["mean"], old.arrays["std"])
+    begun.load(old.arrays, old.info.skills, old.info.tags)
+    logits, pooled = decide(begun, moved, rows[:20])
+    for row in rows[:20]:
+        found = old(data.batch(np.asarray([row])).states[0].numpy())
+        np.testing.assert_allclose(logits[row], found.logits[[1, 0, 2]], atol=1e-4)
+        np.testing.assert_allclose(pooled[row], found.pooled, atol=1e-4)
+    arrays, places = begun.arrays(), [0, 1, 3, 2, 4]
+    np.testing.assert_array_equal(arrays["tag.weight"][:, :5], old.arrays["tag.weight"][:, places])
+    assert np.abs(arrays["tag.weight"][:, 5]).max() > 0
+    slow = replace(FAST, passes=1, rate=1e-6)
+    after = finished(fit(moved, rows, info, slow, start=old)).arrays()
+    np.testing.assert_allclose(after["out.weight"], arrays["out.weight"], atol=1e-4)
+
+
+def test_a_head_of_other_sizes_is_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for change, what in (
+        ({"skills": ["a"]}, "decides between a, b"),
+        ({"layers": [2]}, "layers"),
+        ({"depth": 2}, "depth"),
+        ({"base_sha256": "0" * 64}, "base_sha256"),
+        ({"base_classes": 2}, "classes of the base"),
+    ):
+        assert what in unlike(INFO, msgspec.structs.replace(INFO, **change))
+    # a checkpoint of a training that began otherwise is not used
+    monkeypatch.setattr(head_fit, "SAVE_EVERY", 2)
+    data, rows, short = prompts(96), np.arange(96), replace(FAST, passes=1)
+    old = EarlyHead(INFO, finished(fit(data, rows, INFO, short, checkpoints=tmp_path)).arrays())
+    assert next(fit(data, rows, INFO, short, start=old, checkpoints=tmp_path)).step == 1
 
 
 def test_the_rate_rises_and_falls() -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
@@ -65,7 +66,7 @@ def test_a_gate_is_trained_into_the_pack(pack: Path, data: Path, tmp_path: Path,
     changed = Pack.load(pack)
     gate, bank = changed.gate(), changed.gate_bank()
     assert isinstance(gate, EarlyHead) and gate.info.skills == ["sentiment", "summarize"]
-    assert gate.info.tags == ["other", "text", "sentiment", "summarize", BASE]
+    assert gate.info.tags == ["other", "text", "sentiment", "summarize", BASE, "answer"]
     assert bank is not None and bank.classes == ("sentiment", "summarize", BASE)
     assert gate.info.metrics["prompts"] == short[0] == len(bank.codes) > 150
     assert not (tmp_path / "run" / "states").exists(), "states are large"
@@ -89,6 +90,28 @@ def test_an_interrupted_training_reads_no_prompt_again(
         patch.setattr("loramix.train.gate.shutil.rmtree", lambda *_, **__: None)
         assert train_gate(pack, data, tmp_path / "run").exit_code == 0
     assert [path.stat().st_mtime_ns for path in states] == times
+
+
+def test_a_gate_is_trained_further(pack: Path, data: Path, tmp_path: Path, short: list[int]) -> None:
+    refused = train_gate(pack, data, tmp_path / "run", "--continue", "--search")
+    assert refused.exit_code == 2 and "--search compares new gates" in refused.stderr
+    assert train_gate(pack, data, tmp_path / "run").exit_code == 0
+    before = Pack.load(pack).gate()
+    done = train_gate(pack, data, tmp_path / "run", "--continue")
+    assert done.exit_code == 0, done.output
+    after = Pack.load(pack).gate()
+    assert isinstance(before, EarlyHead) and isinstance(after, EarlyHead) and len(short) == 2
+    for name in ("mean", "std"):
+        np.testing.assert_array_equal(before.arrays[name], after.arrays[name])
+    moved = np.abs(before.arrays["out.weight"] - after.arrays["out.weight"]).max()
+    assert 0 < moved < 0.1, "it begins with the gate, not with random numbers"
+
+
+def test_another_gate_cannot_be_trained_further(pack: Path, data: Path, tmp_path: Path) -> None:
+    gate = (pack / "gate.npz").read_bytes()
+    done = train_gate(pack, data, tmp_path / "run", "--continue")
+    assert done.exit_code == 2 and "train without --continue" in done.stderr
+    assert (pack / "gate.npz").read_bytes() == gate
 
 
 def test_a_search_compares_layers(

@@ -198,6 +198,9 @@ class Display:
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare gates on several layers, and use the best.")
 @click.option(
+    "--continue", "further", is_flag=True, help="Begin with the pack's gate; a few passes at a lower rate."
+)
+@click.option(
     "--per-skill",
     type=click.IntRange(20),
     help="Prompts per skill.  [default: 300 + 35 per skill of the pack, at most 700]",
@@ -209,6 +212,7 @@ def train_gate(
     none_files: tuple[Path, ...],
     out: Path,
     search: bool,
+    further: bool,
     per_skill: int | None,
     to: str,
 ) -> None:
@@ -222,5 +226,8 @@ def train_gate(
     with training_extra():
         from loramix.train.gate import train_gate as work
 
-        for line in work(pack, data_dir, none_files, out, search=search, per_skill=per_skill, to=to):
+        lines = work(
+            pack, data_dir, none_files, out, search=search, further=further, per_skill=per_skill, to=to
+        )
+        for line in lines:
             click.echo(line, err=True)

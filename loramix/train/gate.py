@@ -7,16 +7,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from loramix.errors import UsageError
 from loramix.formats.validate import read_base
 from loramix.models import bases
+from loramix.models.early_head import EarlyHead
 from loramix.pack.edit import set_gate
 from loramix.pack.own import target_of
+from loramix.pack.pack import Pack
 from loramix.train.gate_collect import collect_from
 from loramix.train.gate_run import Run
 from loramix.train.head_fit import FitSettings
 
+CONTINUED = FitSettings(passes=2.5, rate=5e-4, tag_weight=0.5)
+"""How a gate is trained further."""
 DEV = 0.2
 """Requests per skill to choose on, for each that is trained on."""
 
@@ -40,6 +46,7 @@ def train_gate(
     out: Path,
     *,
     search: bool = False,
+    further: bool = False,
     per_skill: int | None = None,
     to: str = "",
     seed: int = 0,
@@ -52,6 +59,7 @@ def train_gate(
         none_files: files of requests in people's own words, see `loramix.train.gate_collect.read_requests`.
         out: directory for states and checkpoints, which are deleted at the end.
         search: compare the `candidates` and use the best.
+        further: begin with the pack's gate, and train for a few passes at a lower rate.
         per_skill: requests made for each skill, see `loramix.train.gate_collect.collect_requests`; fewer are
             faster but less accurate.
         to: see `loramix.pack.own.target_of`.
@@ -59,11 +67,17 @@ def train_gate(
 
     Yields:
         Progress messages, one line each.
+
+    Raises:
+        UsageError: the pack has no gate that can be trained further, or a search is to begin with one.
     """
     target = target_of(str(pack), to=to)
     found = target.pack
     if target.note:
         yield target.note
+    start = _start_of(found) if further else None
+    if start and search:
+        raise UsageError("--search compares new gates and cannot be used with --continue; give one of them.")
     base = bases.resolve(found.manifest.base.name)
     shape = read_base(base)[1]
     skills = [skill.name for skill in found.skills]
@@ -71,7 +85,10 @@ def train_gate(
     requests = collect_from(skills, data_dir, none_files, per_skill=count)
     dev = collect_from(skills, data_dir, none_files, per_skill=max(5, round(DEV * count)), dev=True)
     compared = candidates(shape.n_layer) if search else [(default_layer(shape.n_layer),)]
-    run = Run(base, shape, skills, found.manifest.base.sha256, out, FitSettings(seed=seed))
+    if start:
+        compared = [tuple(start.info.layers)]
+    settings = replace(CONTINUED if further else FitSettings(), seed=seed)
+    run = Run(base, shape, skills, found.manifest.base.sha256, out, settings, start)
     data = yield from run.read(requests, dev, sorted({layer for layers in compared for layer in layers}))
     layers = compared[0]
     if search:
@@ -81,6 +98,18 @@ def train_gate(
         set_gate(directory, gate.gate, gate.features)
     shutil.rmtree(out / "states", ignore_errors=True)
     yield f"layers {list(layers)}: {scores}"
+
+
+def _start_of(pack: Pack) -> EarlyHead:
+    """The pack's gate, to begin with.
+
+    Raises:
+        UsageError: it has none of the current format.
+    """
+    gate = pack.gate()
+    if not isinstance(gate, EarlyHead):
+        raise UsageError("the pack has no gate of the current format; train without --continue.")
+    return gate
 
 
 def default_count(n_skills: int) -> int:

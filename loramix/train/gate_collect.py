@@ -8,6 +8,7 @@ from pathlib import Path
 from loramix.defaults import BASE
 from loramix.errors import InvalidData, NotFound
 from loramix.train.data import Row, data_file, read_rows, take
+from loramix.train.gate_composed import alike, composed
 from loramix.train.gate_data import request_lines
 from loramix.train.gate_pieces import UNKNOWN, Piece, Request, user
 from loramix.train.gate_requests import Maker
@@ -15,11 +16,12 @@ from loramix.train.gate_turns import conversation, pasted
 from loramix.train.gate_wordings import is_dev
 from loramix.train.recipe import Recipe, recipe_beside
 
-EMBEDDED, COMPOSED, BARE = 0.22, 0.3, 0.2
-"""How many of a kind there are for each request of a skill: with instructions inside the text (a skill), for two
-skills, and texts alone (all skills together)."""
-NONE, TURNS = 0.5, 0.65
-"""How many requests for none and conversations there are for each request of all skills."""
+EMBEDDED, BARE = 0.22, 0.2
+"""How many of a kind there are for each request of a skill: with instructions inside the text (a skill), and texts
+alone (all skills together)."""
+NONE, TURNS, COMPOSED, ALIKE = 0.5, 0.65, 0.5, 0.12
+"""How many requests for none, conversations, requests for several skills and requests that look like these there are
+for each request of all skills."""
 AT_LEAST = 1.5
 """How many of both there are at least, for each request of one skill: a pack of one skill has few others to tell
 it from."""
@@ -109,7 +111,8 @@ def collect_requests(
     found += [maker.embedded(BASE) for _ in range(round(per_skill * EMBEDDED * 3))]
     found += [conversation(maker) for _ in range(turns)]
     found += [pasted(maker, maker.any_text()[:500]) for _ in range(round(per_skill * BARE))]
-    found += [r for _ in range(round(per_skill * COMPOSED)) if (r := maker.composed()) is not None]
+    found += [r for _ in range(round(both * COMPOSED)) if (r := composed(maker)) is not None]
+    found += [alike(maker) for _ in range(round(both * ALIKE))]
     alone = [t for t in (*maker.phrasings.none.prompts, *maker.wordings.tasks) if is_dev(t) == dev]
     found += [maker.alone(text, "alone") for text in maker.rng.sample(alone, min(none, len(alone)))]
     return found

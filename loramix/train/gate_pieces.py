@@ -9,6 +9,8 @@ from loramix.models.gate_window import GAP, is_cut, limits
 
 TEXT = "text"
 OTHER = ""
+ANSWER = "answer"
+"""Tag of words that refer to the answer of the step before, in a request for several things."""
 UNKNOWN = "?"
 """Tag of a piece in which text and instruction cannot be told apart."""
 
@@ -19,7 +21,7 @@ class Piece:
 
     text: str
     tag: str = OTHER
-    """``text``, the class whose instruction it is, ``?`` (unknown), or empty: neither."""
+    """``text``, the class whose instruction it is, ``answer``, ``?`` (unknown), or empty: neither."""
 
 
 @dataclass(frozen=True, slots=True)

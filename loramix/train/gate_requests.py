@@ -168,12 +168,7 @@ class Maker:
             inner = self.draw(other)
             text = plain(self.pieces(other, inner, text))
         else:
-            note = rng.choice(of_part(lists.notes, dev=self.dev)).replace(
-                "{order}", self._order(rng.choice(others))
-            )
-            parts = text.split(". ")
-            at = rng.choice((0, len(parts), rng.randint(0, len(parts))))
-            text = " ".join(part for part in (". ".join(parts[:at]), note, ". ".join(parts[at:])) if part)
+            text = self.with_note(text, others)
         if wording.kind == "ask" and rng.random() < 0.6:
             frame = rng.choice(of_part(lists.frames, dev=self.dev))
             pieces = filled(
@@ -183,24 +178,21 @@ class Maker:
             pieces = self.pieces(name, wording, text)
         return self._request(pieces, name, wording.text, "embedded", True)
 
+    def with_note(self, text: str, among: Sequence[str]) -> str:
+        """A text with an instruction in it, of one of some classes."""
+        rng = self.rng
+        note = rng.choice(of_part(self.wordings.embedded.notes, dev=self.dev))
+        note = note.replace("{order}", self._order(rng.choice(among)))
+        parts = text.split(". ")
+        at = rng.choice((0, len(parts), rng.randint(0, len(parts))))
+        return " ".join(part for part in (". ".join(parts[:at]), note, ". ".join(parts[at:])) if part)
+
     def _order(self, name: str) -> str:
         """A command of another class, as a note in a text gives it."""
         commands = [w.text for w in self.pools[name].get("ask", []) if not w.text.endswith("?")]
         if not commands or (name == BASE and self.rng.random() < 0.5):  # a pack's only skill may have none
             commands = of_part(self.wordings.embedded.orders, dev=self.dev)
         return self.rng.choice(commands)
-
-    def composed(self) -> Request | None:
-        """A request for two skills at once; None without such skills."""
-        known = {n: t for n, t in self.phrasings.composed.items() if set(n.split("+")) <= set(self.skills)}
-        if not known:
-            return None
-        names = self.rng.choice(sorted(known))
-        parts = names.split("+")
-        template = self.rng.choice(of_part(known[names], dev=self.dev))
-        pieces = filled(template, _short(self.any_text(parts[0])), UNKNOWN)
-        target = dict.fromkeys(parts, 1.0 / len(parts))
-        return Request((user(*self.styled(pieces)),), target, template, "composed")
 
     def styled(self, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
         """Pieces in a style drawn at random, see `loramix.train.gate_styles.styled`."""

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import BASE
-from loramix.errors import SelfCheckFailed
+from loramix.errors import SelfCheckFailed, UsageError
 from loramix.formats.validate import BaseShape
 from loramix.models import bases
 from loramix.models.early_head import EarlyHead
@@ -26,9 +26,9 @@ from loramix.pack.edit import NewGate
 from loramix.paths import need_space
 from loramix.runtime.children import token_states
 from loramix.runtime.state_parts import Turns
-from loramix.train.gate_pieces import OTHER, TEXT, UNKNOWN, Request, read_turns
+from loramix.train.gate_pieces import ANSWER, OTHER, TEXT, UNKNOWN, Request, read_turns
 from loramix.train.gate_scores import Scores, probabilities_of, score, temperature_of, threshold_of
-from loramix.train.head_fit import FitSettings, decide, fit
+from loramix.train.head_fit import FitSettings, decide, fit, unlike
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import TokenStates
 
@@ -83,13 +83,13 @@ def groups_of(requests: Sequence[Request]) -> npt.NDArray[np.int32]:
 
 
 def tag_names(skills: Sequence[str]) -> list[str]:
-    """Names of the token tags: neither, text, and an instruction of each class."""
-    return ["other", TEXT, *skills, BASE]
+    """Names of the token tags: neither, text, an instruction of each class, and words for the answer before."""
+    return ["other", TEXT, *skills, BASE, ANSWER]
 
 
 def turns_of(request: Request, skills: Sequence[str]) -> Turns:
     """The messages of a request that the gate reads, with the number of each piece's tag."""
-    numbers = {OTHER: 0, TEXT: 1, UNKNOWN: -1} | {name: 2 + i for i, name in enumerate([*skills, BASE])}
+    numbers = {name: i for i, name in enumerate(tag_names(skills))} | {OTHER: 0, UNKNOWN: -1}
     return [
         (turn.role, [(p.text, numbers.get(p.tag, -1)) for p in turn.pieces]) for turn in read_turns(request)
     ]
@@ -106,6 +106,7 @@ class Run:
         base_sha256: of the base.
         out: directory for states and checkpoints.
         settings: how heads are trained.
+        start: a gate to begin with instead of random numbers.
     """
 
     base: Path
@@ -114,6 +115,7 @@ class Run:
     base_sha256: str
     out: Path
     settings: FitSettings
+    start: EarlyHead | None = None
 
     def read(
         self, train: Sequence[Request], dev: Sequence[Request], layers: Sequence[int]
@@ -138,7 +140,11 @@ class Run:
     def head(
         self, data: Requests, layers: Sequence[int], settings: FitSettings
     ) -> Generator[str, None, TorchHead]:
-        """Train a head."""
+        """Train a head.
+
+        Raises:
+            UsageError: the gate to begin with has other skills, sizes or layers.
+        """
         info = HeadInfo(
             skills=list(self.skills),
             layers=list(layers),
@@ -148,8 +154,11 @@ class Run:
             tags=tag_names(self.skills),
             base_sha256=self.base_sha256,
         )
+        if self.start and (why := unlike(self.start.info, info)):
+            raise UsageError(f"the pack's gate cannot be trained further: {why}; train without --continue.")
         name = "-".join(map(str, layers))
-        loop = fit(data.states, data.train, info, settings, checkpoints=self.out / f"checkpoints-{name}")
+        directory = self.out / f"checkpoints-{name}"
+        loop = fit(data.states, data.train, info, settings, start=self.start, checkpoints=directory)
         began, first = time.monotonic(), 0
         while True:
             try:

@@ -63,6 +63,47 @@ class Embedded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """With ``{before}``, the request, and ``{input}``, the text in marks."""
 
 
+class Asks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Short asks for one of several skills, by their form; ``{it}`` is what they are about."""
+
+    do: list[str]
+    """Commands."""
+    ask: list[str]
+    """Questions, with their mark."""
+    get: list[str]
+    """Nouns."""
+    tag: list[str]
+    """Keywords."""
+    answer: list[str] = []
+    """What the skill's answer is called; empty: no step works on it."""
+
+
+class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What joins asks, and puts them next to a text."""
+
+    two: list[str]
+    three: list[str]
+    places: list[str]
+    """With ``{asks}`` and ``{input}``."""
+    around: list[str]
+    """With the text between two asks."""
+    fields: list[str]
+    """Forms to fill in."""
+
+
+class Composed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``composed.toml``: requests for several skills, with marks."""
+
+    singles: list[str]
+    """For one skill, though they look like two."""
+    partners: dict[str, list[str]] = msgspec.field(name="with")
+    """By a skill that needs texts of its own: skills that can work on them too."""
+    asks: dict[str, Asks]
+    frames: Frames
+    templates: dict[str, list[str]]
+    """Whole ones, by the skills' names in alphabetical order, joined with ``+``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wordings:
     """All lists; by skill and ``none`` where they are tables."""
@@ -73,6 +114,7 @@ class Wordings:
     styles: Styles
     turns: Turns
     embedded: Embedded
+    composed: Composed
     grammar: Mapping[str, list[str]]
     tasks: list[str]
     """General tasks that no skill serves."""
@@ -101,6 +143,7 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
         read("styles", Styles),
         read("turns", Turns),
         read("embedded", Embedded),
+        read("composed", Composed),
         read("grammar", lists),
         read("tasks", lists)["tasks"],
     )
@@ -108,6 +151,7 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
         ("long", found.long),
         ("tongues", found.tongues),
         ("turns", {"again": found.turns.again}),
+        ("composed", {**found.composed.templates, "singles": found.composed.singles}),
     ):
         for template in (t for group in groups.values() for t in group):
             if template.count("{input}") != 1:

@@ -5,6 +5,7 @@ Knows numbers alone: states, targets, token tags.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Generator
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from loramix.models.early_head import EarlyHead
 from loramix.models.head_info import HeadInfo
 from loramix.train import checkpoint
 from loramix.train.head_model import TorchHead
@@ -87,6 +89,7 @@ def fit(
     info: HeadInfo,
     settings: FitSettings,
     *,
+    start: EarlyHead | None = None,
     checkpoints: Path | None = None,
 ) -> Generator[FitProgress, None, TorchHead]:
     """Train a head.
@@ -98,6 +101,7 @@ def fit(
         rows: (N,) the prompts to train on.
         info: the head's sizes and classes.
         settings: see `FitSettings`.
+        start: a trained head of the same sizes and skills to begin with, see `unlike`.
         checkpoints: directory that holds the training's state; a training of the same settings there is resumed.
 
     Yields:
@@ -109,13 +113,17 @@ def fit(
     size = batch_size(len(rows), settings)
     per_pass = -(-len(rows) // size)
     steps = max(1, round(settings.passes * per_pass))
-    mean, std = data.standard(rows)
+    mean, std = (start.arrays["mean"], start.arrays["std"]) if start else data.standard(rows)
     head = TorchHead(info, mean, std, seed=settings.seed, dropout=settings.dropout)
+    if start:
+        head.load(start.arrays, start.info.skills, start.info.tags)
     weight = class_weights(data.targets[rows], settings.none_weight)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, fused=True
     )
     key = {"settings": asdict(settings), "steps": steps, "prompts": len(rows), "skills": info.skills}
+    if start:
+        key["start"] = hashlib.sha256(start.to_bytes()).hexdigest()
     step = _resumed(checkpoints, head, optimizer, key) if checkpoints else 0
     head.train()
     while step < steps:
@@ -149,6 +157,21 @@ def fit(
 def batch_size(prompts: int, settings: FitSettings) -> int:
     """Prompts in a step, so that at least `FEWEST_STEPS` are taken where the prompts allow it."""
     return min(settings.batch, max(SMALLEST_BATCH, int(settings.passes * prompts / FEWEST_STEPS)))
+
+
+def unlike(start: HeadInfo, info: HeadInfo) -> str:
+    """Why a training of one head cannot begin with another one; empty if it can.
+
+    Args:
+        start: of the head to begin with.
+        info: of the head to train.
+    """
+    if set(start.skills) != set(info.skills) or start.base_classes != info.base_classes:
+        return f"it decides between {', '.join(start.skills)} and {start.base_classes} classes of the base"
+    for what in ("base_sha256", "layers", "width", "d", "depth", "heads", "first", "last"):
+        if getattr(start, what) != getattr(info, what):
+            return f"its {what} is {getattr(start, what)}, not {getattr(info, what)}"
+    return ""
 
 
 def rate_at(step: int, steps: int, settings: FitSettings) -> float:

@@ -5,6 +5,8 @@ Reads the standardized states of all tokens of a prompt; independent of prompts,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -155,8 +157,44 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         tags = self.tag(h) if self.tag is not None else h[..., :0]
         return self.out(noise.drop(noise.drop(pooled)) if noise else pooled), tags, pooled
 
+    @torch.no_grad()  # type: ignore[untyped-decorator]  # mypy does not follow torch
+    def load(self, arrays: Mapping[str, Floats], skills: Sequence[str], tags: Sequence[str]) -> None:
+        """Begin with the numbers of a trained head of the same sizes.
+
+        Args:
+            arrays: of the trained head, by the names of `arrays`.
+            skills: its skills, those of this head in any order.
+            tags: its token tags; those that it does not have keep their fresh columns.
+        """
+        classes = [*(list(skills).index(name) for name in self.info.skills), len(skills)]
+        known = [name for name in self.info.tags if name in tags]
+        places = [self.info.tags.index(name) for name in known]
+        columns = [list(tags).index(name) for name in known]
+        for name, part in self._named().items():
+            value = torch.from_numpy(np.array(arrays[name])) if name in arrays else None
+            if value is None:
+                continue
+            value = value.T if name.endswith(".weight") and value.ndim == 2 else value
+            if name.startswith("out."):
+                value = value[classes]
+            if name.startswith("tag."):
+                part[places] = value[columns]
+            else:
+                part.copy_(value)
+
     def arrays(self) -> dict[str, Floats]:
         """Copies of all arrays, float32, by the names of `loramix.models.early_head.expected`."""
+        return {
+            name: np.array(
+                (part.T if name.endswith(".weight") and part.ndim == 2 else part).detach().numpy(),
+                np.float32,
+                order="C",
+            )
+            for name, part in self._named().items()
+        }
+
+    def _named(self) -> dict[str, torch.Tensor]:
+        """All tensors by the names of `arrays`, where linear weights are transposed."""
         found = {"mean": self.mean, "std": self.std, "start": self.start.weight, "end": self.end.weight}
         linear = {"project": self.project, "query": self.query, "out": self.out}
         norms = {"norm": self.norm}
@@ -165,8 +203,6 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         for i, layer in enumerate(self.layers):
             linear |= {f"{i}.{name}": getattr(layer, name) for name in ("qkv", "o", "f1", "f2")}
             norms |= {f"{i}.{name}": getattr(layer, name) for name in ("norm1", "norm2")}
-        for name, part in linear.items():
-            found[f"{name}.weight"], found[f"{name}.bias"] = part.weight.T, part.bias
-        for name, part in norms.items():
+        for name, part in (linear | norms).items():
             found[f"{name}.weight"], found[f"{name}.bias"] = part.weight, part.bias
-        return {key: np.array(value.detach().numpy(), np.float32, order="C") for key, value in found.items()}
+        return found
