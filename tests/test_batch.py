@@ -131,7 +131,7 @@ def test_another_job_does_not_go_on_in_the_beginnings_of_one(
     with pytest.raises(UsageError, match="another input, pack or options"):
         run_batch(tiny_engine, source, out, max_tokens=4)
     assert run_batch(tiny_engine, source, out, max_tokens=3)["answered"] == 2
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         run_batch(tiny_engine, source, out, max_tokens=3)
 
 

@@ -122,6 +122,8 @@ def test_packs_and_bases_that_are_not_there(tmp_path: Path) -> None:
         run("convert", "adapter", tmp_path, "-o", tmp_path / "x.gguf", "--base", "nosuch"), says="no base"
     )
     refused(run("convert", "gate", tmp_path, "-o", tmp_path / "x.npz"), says="no trained gate")
+    (tmp_path / "file.gguf").write_bytes(b"GGUF")
+    refused(run("convert", "adapter", tmp_path / "file.gguf", "-o", tmp_path / "x.gguf"), says="is a file")
 
 
 def spoil(pack: Path, skill: str, content: bytes) -> None:

@@ -120,7 +120,10 @@ def convert_base(
 @click.argument("directory", type=PATH)
 @click.option("--out", "-o", type=PATH, required=True, help="gate.npz to write.")
 def convert_gate(directory: Path, out: Path) -> None:
-    """Convert the PyTorch gate in DIRECTORY to NumPy, and compare the two."""
+    """Convert the PyTorch gate of format 1 in DIRECTORY to NumPy, and compare the two.
+
+    'loramix train gate' writes gates of today's format into the pack, without conversion.
+    """
     with training_extra():
         from loramix.convert.gate import convert_gate as work
 

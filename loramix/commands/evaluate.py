@@ -75,7 +75,7 @@ def evaluate(
         return
     assert data_dir is not None
     with training_extra(), EvalDisplay() as display:
-        from loramix.eval.report import write_html, write_markdown
+        from loramix.eval.report import write_pages
         from loramix.eval.run import PARTS, evaluate_pack
 
         report = evaluate_pack(
@@ -94,7 +94,7 @@ def evaluate(
             n_threads=threads,
             report=display.update,
         )
-        pages = [write_html(report), write_markdown(report)]
+        pages = write_pages(report)
     for path in (report, *pages):
         click.echo(str(path))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -114,22 +114,40 @@ def answer_json(answer: Answer) -> dict[str, Any]:
     }
 
 
+_EXTRAS = {
+    "train": (
+        "torch",
+        "transformers",
+        "peft",
+        "safetensors",
+        "rouge_score",
+        "sacrebleu",
+        "matplotlib",
+        "sklearn",
+    ),
+    "serve": ("fastapi", "pydantic", "prometheus_client", "sse_starlette", "starlette", "uvicorn"),
+}
+"""Modules that each extra installs."""
+
+
 @contextmanager
-def training_extra() -> Iterator[None]:
-    """Turn a missing training dependency into an error with the command that installs it."""
-    need_cwd()
+def needs_extra(extra: Literal["train", "serve"]) -> Iterator[None]:
+    """Turn a missing optional dependency into an error with the command that installs it.
+
+    Raises:
+        MissingExtra: a module of the extra cannot be imported.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in {
-            "torch",
-            "transformers",
-            "peft",
-            "safetensors",
-            "rouge_score",
-            "sacrebleu",
-            "matplotlib",
-            "sklearn",
-        }:
-            raise MissingExtra(f"training needs {error.name}: pip install 'loramix[train]'.") from None
+        if (error.name or "").split(".")[0] in _EXTRAS[extra]:
+            raise MissingExtra(f"this command needs {error.name}: pip install 'loramix[{extra}]'.") from None
         raise
+
+
+@contextmanager
+def training_extra() -> Iterator[None]:
+    """See `needs_extra`; raises too if the current directory is gone, where training writes."""
+    need_cwd()
+    with needs_extra("train"):
+        yield

@@ -6,40 +6,20 @@ import ipaddress
 import logging
 import math
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from loramix.commands.fetch_base import fetch_base_of
-from loramix.commands.options import CTX, PACK, THREADS
+from loramix.commands.options import CTX, PACK, THREADS, needs_extra
 from loramix.defaults import SERVER_CONTEXTS
-from loramix.errors import MissingExtra, NotFound, UsageError
+from loramix.errors import NotFound, UsageError
 from loramix.formats.textfile import read_text
 from loramix.server.access import AccessPolicy, host_of, origin_of
 
 PORT = 11435
 MIN_KEY = 16
-
-
-@contextmanager
-def serving_extra() -> Iterator[None]:
-    """Turn a missing server dependency into an error with the command that installs it."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] in {
-            "fastapi",
-            "pydantic",
-            "prometheus_client",
-            "sse_starlette",
-            "starlette",
-            "uvicorn",
-        }:
-            raise MissingExtra(f"serving needs {error.name}: pip install 'loramix[serve]'.") from None
-        raise
 
 
 class Seconds(click.FloatRange):
@@ -138,7 +118,7 @@ def serve(
             "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
         )
     fetch_base_of(pack)
-    with serving_extra():
+    with needs_extra("serve"):
         from loramix.server.app import serve as work
         from loramix.server.protocol import Settings
         from loramix.server.queued_request import Limits

@@ -17,7 +17,7 @@ from loramix.architectures import ARCHITECTURES, EMBEDDINGS
 from loramix.convert.embeddings import check_copies
 from loramix.convert.mlx import is_mlx, read_mlx
 from loramix.convert.peft_reader import PeftAdapter, read_peft
-from loramix.errors import InvalidArtifact, SelfCheckFailed, Unsupported, WrongBase
+from loramix.errors import InvalidArtifact, NotFound, SelfCheckFailed, Unsupported, WrongBase
 from loramix.formats.adapter_file import embedding_adapted
 from loramix.formats.gguf_output import gguf_output
 from loramix.formats.validate import INVOCATION, BaseShape, check_adapter, read_base
@@ -30,6 +30,11 @@ def read_adapter(directory: Path) -> PeftAdapter:
     Raises:
         NotFound, InvalidArtifact, Unsupported: see `read_peft` and `read_mlx`.
     """
+    if directory.is_file():
+        raise NotFound(
+            f"{directory} is a file: give the directory that contains it and adapter_config.json "
+            "(a GGUF LoRA needs no conversion; 'loramix pack add' takes it)."
+        )
     return read_mlx(directory) if is_mlx(directory) else read_peft(directory)
 
 

@@ -149,8 +149,7 @@ def check(base: Path, adapter: Path, peft: Path, *, exact: bool) -> Parity:
         SelfCheckFailed: the adapter differs from its source, or has no effect.
     """
     found = parity(base, [(adapter, peft, 1.0)])
-    if found.effect == 0.0:
-        raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
+    _need_effect(found.effect, adapter)
     limit = read_base(base)[1].architecture.logit_tolerance
     if (exact and found.max_difference > limit) or found.mean_kl > MAX_KL:
         raise SelfCheckFailed(
@@ -169,9 +168,13 @@ def applied(base: Path, adapter: Path) -> float:
     with_it, _ = llama_logits(base, [(adapter, 1.0)], PROBES[:1])
     without, _ = llama_logits(base, [], PROBES[:1])
     effect = float(np.abs(with_it[0] - without[0]).max())
+    _need_effect(effect, adapter)
+    return effect
+
+
+def _need_effect(effect: float, adapter: Path) -> None:
     if effect == 0.0:
         raise SelfCheckFailed(f"{adapter} changes nothing in llama.cpp: it is not applied, or untrained.")
-    return effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,32 +47,20 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-def write_html(path: Path) -> Path:
-    """Write ``report.html`` next to a ``report.json``.
+def write_pages(path: Path) -> list[Path]:
+    """Write ``report.html``, and ``report.md`` with its tables, next to a ``report.json``.
 
     Args:
         path: of the JSON.
 
     Returns:
-        The page's path.
+        Paths of the two files.
     """
-    page = path.with_suffix(".html")
-    write_text(page, to_html(read_report(path)))
-    return page
-
-
-def write_markdown(path: Path) -> Path:
-    """Write ``report.md``, the tables of the page, next to a ``report.json``.
-
-    Args:
-        path: of the JSON.
-
-    Returns:
-        The file's path.
-    """
-    tables = path.with_suffix(".md")
-    write_text(tables, to_markdown(read_report(path)))
-    return tables
+    found = read_report(path)
+    pages = [path.with_suffix(".html"), path.with_suffix(".md")]
+    for page, text in zip(pages, (to_html(found), to_markdown(found)), strict=True):
+        write_text(page, text)
+    return pages
 
 
 def to_markdown(found: dict[str, Any]) -> str:

@@ -127,7 +127,10 @@ class Gate(torch.nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         contents = []
         for path in (directory / "gate.json", directory / "gate.safetensors"):
             if not path.is_file():
-                raise NotFound(f"no trained gate at {path}; make one with `loramix train gate`.")
+                raise NotFound(
+                    f"no trained gate of format 1 at {path}; 'loramix train gate PACK' writes a gate that needs no "
+                    "conversion into the pack."
+                )
             with path.open("rb") as file:
                 contents.append(file.read(MAX_GATE_BYTES + 1))
             if len(contents[-1]) > MAX_GATE_BYTES:

@@ -208,7 +208,7 @@ class Bank:
             zipfile.BadZipFile,
         ) as error:
             raise InvalidArtifact(
-                f"{name} is no usable feature bank ({error}); run `loramix train gate`."
+                f"{name} is no usable feature bank ({error}); run 'loramix train gate'."
             ) from None
         sums = targets.sum(1, keepdims=True)
         return cls(

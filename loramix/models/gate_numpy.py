@@ -142,7 +142,7 @@ class NumpyGate:
             InvalidArtifact: not a gate that `save` could have written.
         """
         if not path.is_file():
-            raise NotFound(f"no gate at {path}; make one with `loramix train gate`.")
+            raise NotFound(f"no gate at {path}; make one with 'loramix train gate'.")
         with path.open("rb") as file:
             return cls.from_bytes(file.read(MAX_GATE_BYTES + 1), str(path))
 

@@ -127,7 +127,7 @@ def expected(info: HeadInfo) -> dict[str, tuple[int, ...]]:
 
 def refused(name: str, why: str) -> InvalidArtifact:
     """The error for a gate file that cannot be used."""
-    return InvalidArtifact(f"{name} is refused: {why}; make it again with `loramix train gate`.")
+    return InvalidArtifact(f"{name} is refused: {why}; train it again with 'loramix train gate'.")
 
 
 def decode_info(data: bytes, kind: type[Info], name: str) -> Info:

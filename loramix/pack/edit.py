@@ -113,7 +113,7 @@ def add_skill(
             raise NotFound(f"no adapter at {adapter}; give a GGUF LoRA file.")
         adapter = adapter.read_bytes()
     if not adapter.startswith(b"GGUF"):
-        raise InvalidArtifact(f"the adapter of {name} is not a GGUF file; convert it with `loramix convert`.")
+        raise InvalidArtifact(f"the adapter of {name} is not a GGUF file; convert it with 'loramix convert'.")
     with _changing(directory) as before:
         others = tuple(skill for skill in before.skills if skill.name != name)
         known = len(others) < len(before.skills)
@@ -296,4 +296,4 @@ def _message(what: str, before: Manifest, after: Manifest) -> str:
     if not after.skills:
         return f"{what}."
     dropped = "its gate is removed, " if before.gate else ""
-    return f"{what}; {dropped}run `loramix train gate` so that prompts find their skill."
+    return f"{what}; {dropped}run 'loramix train gate' so that prompts find their skill."

@@ -136,7 +136,7 @@ class Pack:
         """
         if (reference := self.manifest.gate) is None:
             return None
-        fix = "run `loramix train gate`"
+        fix = "run 'loramix train gate'"
         data = self._read(reference.file, reference.sha256, MAX_GATE_BYTES, fix)
         gate = read_gate(data, str(self.directory / reference.file))
         check_gate(gate, self.manifest, self.directory)
@@ -152,7 +152,7 @@ class Pack:
         gate = self.manifest.gate
         if gate is None or gate.features is None or gate.features_sha256 is None:
             return None
-        return self._read(gate.features, gate.features_sha256, MAX_FEATURES_BYTES, "run `loramix train gate`")
+        return self._read(gate.features, gate.features_sha256, MAX_FEATURES_BYTES, "run 'loramix train gate'")
 
     def gate_bank(self) -> Bank | None:
         """Return the feature bank, or None if the pack has none.
@@ -180,7 +180,7 @@ class Pack:
             WrongBase: ``base`` is not the pack's base, or an adapter or the gate is for another base.
             NotFound: a file does not exist.
         """
-        notes = [] if self.skills else ["no skills: add one with `loramix skill add`"]
+        notes = [] if self.skills else ["no skills: add one with 'loramix skill add'"]
         for skill in self.skills:
             self.adapter_bytes(skill.name)
             if skill.card is not None and not safe_join(self.directory, skill.card).is_file():
@@ -191,7 +191,7 @@ class Pack:
             notes.append(OLD_FORMAT.format(pack=self.name))
         if gate is None:
             notes.append(
-                "no gate: skills can be named but are not chosen by prompt; run `loramix train gate`"
+                "no gate: skills can be named but are not chosen by prompt; run 'loramix train gate'"
             )
         if base is not None:
             self._check_base(base)
@@ -265,12 +265,12 @@ def check_gate(gate: Gate, manifest: Manifest, directory: Path) -> None:
     if gate.info.skills != names:
         raise InvalidArtifact(
             f"the gate of {directory} chooses between {', '.join(gate.info.skills) or 'nothing'}, "
-            f"the pack has {', '.join(names) or 'no skill'}; run `loramix train gate`."
+            f"the pack has {', '.join(names) or 'no skill'}; run 'loramix train gate'."
         )
     if gate.info.base_sha256 != manifest.base.sha256:
         raise WrongBase(
             f"the gate of {directory} is for a base with SHA-256 {gate.info.base_sha256[:12]}…, "
-            f"the pack needs {manifest.base.sha256[:12]}…; run `loramix train gate`."
+            f"the pack needs {manifest.base.sha256[:12]}…; run 'loramix train gate'."
         )
 
 

@@ -68,9 +68,9 @@ def run_batch(
         Busy: another process writes the output.
     """
     if not source.is_file():
-        raise NotFound(f"no file at {source}; name a JSONL file with a prompt a line.")
+        raise NotFound(f"no file at {source}; name a JSONL file with one prompt per line.")
     if out.exists():
-        raise UsageError(f"{out} is there already; move it away, or name another file.")
+        raise UsageError(f"{out} already exists; move it away, or name another file.")
     part = out.with_name(out.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:

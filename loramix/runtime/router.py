@@ -153,7 +153,7 @@ class Router:
             probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
             policy: ``each``: the most probable skill, followed by a second probable one on its own line;
                 ``top1``: the most probable skill only; ``blend``: the probable skills in proportion;
-                ``token``: two skills, with the mix updated by the gate at each token.
+                ``token``: two skills, with the mix updated by the gate as the answer grows.
 
         Raises:
             InvalidArtifact: the pack has no gate.

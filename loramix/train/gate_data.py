@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 from loramix.defaults import BASE
-from loramix.errors import InvalidData, InvalidRecipe, NotFound
-from loramix.formats.textfile import read_lines, read_text
+from loramix.errors import InvalidData, NotFound
+from loramix.formats.textfile import read_lines
 from loramix.prompts import fill
 from loramix.train.data import Row, data_file, read_rows, take
-from loramix.train.recipe import Recipe, load_recipe, recipe_beside, shipped
+from loramix.train.recipe import Recipe, decode_toml, load_recipe, recipe_beside, shipped
 
 CROSSED = 0.3  # share of a skill's prompts that stand on other skills' texts
 MAX_CHARACTERS = 500  # of a text: the gate reads the instruction, long texts only cost time
@@ -66,18 +66,11 @@ def load_phrasings(directory: Path = PHRASINGS) -> Phrasings:
     Raises:
         InvalidRecipe: a file that is not TOML, or not of that form.
     """
-
-    def read(path: Path, kind: type[Any]) -> Any:
-        try:
-            return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
-        except (msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
-            raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
-
     named = [path for path in sorted(directory.glob("*.toml")) if path.stem not in {"none", "composed"}]
     return Phrasings(
-        {path.stem: read(path, dict[str, list[str]]) for path in named},
-        read(directory / "none.toml", NonePhrasings),
-        read(directory / "composed.toml", dict[str, list[str]]),
+        {path.stem: decode_toml(path, dict[str, list[str]]) for path in named},
+        decode_toml(directory / "none.toml", NonePhrasings),
+        decode_toml(directory / "composed.toml", dict[str, list[str]]),
     )
 
 

@@ -88,7 +88,7 @@ def _extended(
     """Extend the pack's gate by the new skill; None if the pack has no gate that can be extended."""
     bank, old = pack.gate_bank(), pack.gate()
     if bank is None or not isinstance(old, EarlyHead):
-        say("the pack has no gate that can learn a skill; run `loramix train gate` to make one.")
+        say("the pack has no gate that can learn a skill; run 'loramix train gate' to make one.")
         return None
     if recipe.name in bank.classes:
         bank = bank.without(recipe.name)

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from loramix.errors import InvalidRecipe
-from loramix.formats.textfile import read_text
+from loramix.train.recipe import decode_toml
 
 DIRECTORY = Path(__file__).parent / "phrasings" / "early"
 DEV = 0.14
@@ -129,11 +129,7 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
     """
 
     def read(name: str, kind: type[Any]) -> Any:
-        path = directory / f"{name}.toml"
-        try:
-            return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
-        except (msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
-            raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
+        return decode_toml(directory / f"{name}.toml", kind)
 
     lists = dict[str, list[str]]
     found = Wordings(

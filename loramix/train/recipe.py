@@ -216,12 +216,12 @@ def load_recipe(name_or_path: str) -> Recipe:
 
 def _recipe(path: Path) -> Recipe:
     """Decode a recipe, on top of the shipped one that it extends, if any."""
-    own: dict[str, Any] = _decoded(path, dict)
+    own: dict[str, Any] = decode_toml(path, dict)
     extended = own.pop("extends", None)
     if extended is not None:
         if extended not in shipped():
             raise InvalidRecipe(f"{path}: extends {extended!r}; name one of {', '.join(shipped())}.")
-        whole: dict[str, Any] = _decoded(RECIPES / f"{extended}.toml", dict)
+        whole: dict[str, Any] = decode_toml(RECIPES / f"{extended}.toml", dict)
         for key, value in own.items():
             known = whole.get(key)
             whole[key] = known | value if isinstance(known, dict) and isinstance(value, dict) else value
@@ -229,14 +229,19 @@ def _recipe(path: Path) -> Recipe:
     try:
         return msgspec.convert(own, Recipe)
     except msgspec.ValidationError as error:
-        raise InvalidRecipe(f"{path}: {error}; correct that line and run the command again.") from None
+        raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
 
 
-def _decoded(path: Path, kind: type[T]) -> T:
+def decode_toml(path: Path, kind: type[T]) -> T:
+    """Read a TOML file as a type.
+
+    Raises:
+        InvalidRecipe: not readable, not TOML, or not of that type.
+    """
     try:
         return msgspec.toml.decode(read_text(path, InvalidRecipe), type=kind)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise InvalidRecipe(f"{path}: {error}; correct that line and run the command again.") from None
+    except (msgspec.MsgspecError, ValueError, RecursionError, OSError) as error:
+        raise InvalidRecipe(f"{path}: {error}; fix that line and run the command again.") from None
 
 
 def base_recipe(base: str) -> BaseRecipe | None:
@@ -249,7 +254,7 @@ def base_recipe(base: str) -> BaseRecipe | None:
     path = RECIPES / "bases" / f"{name}.toml"
     if not is_safe_name(name) or not path.is_file():
         return None
-    return _decoded(path, BaseRecipe)
+    return decode_toml(path, BaseRecipe)
 
 
 def recipe_for(name_or_path: str, base: str) -> Recipe:
