@@ -29,8 +29,9 @@ from loramix import DEFAULT, Engine
 from loramix.eval.report import figure, read_report, to_markdown
 from loramix.hardware import machine
 from loramix.models import bases
+from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
-from loramix.paths import write_text
+from loramix.paths import sha256_file, write_text
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
@@ -38,10 +39,6 @@ REPORT = HERE / "report.json"
 EVAL = (
     "loramix eval smollm2-135m --data-dir DATA/skills --held-out benchmarks/heldout.toml "
     "--none DATA/routing/clinc_out_of_scope.jsonl --none DATA/routing/self_instruct_seed_tasks.jsonl"
-)
-FIRST = (
-    "The skills' figures are of the first adapters, each trained on one source; [everyday.md](everyday.md) has those "
-    "of the adapters that ship now. The gate is the same."
 )
 PROMPT = "Is this review positive or negative? I liked it."
 MIX = (("sentiment", 0.7), ("summarize", 0.3))
@@ -142,7 +139,7 @@ def report(source: Path) -> None:
     lines = [
         "# Results of the default pack",
         "",
-        FIRST,
+        _measured(found),
         "",
         f"`{EVAL}{limits}`",
         head.rstrip(),
@@ -155,6 +152,19 @@ def report(source: Path) -> None:
         *_runtime(known.get("runtime")),
     ]
     write_text(HERE.parent / "docs" / "results.md", "\n".join(lines) + "\n")
+
+
+def _measured(found: Mapping[str, Any]) -> str:
+    """Return one line that says which pack the figures are of, and when they were measured."""
+    digest = found["pack"]["manifest_sha256"]
+    which = f"pack `{found['pack']['name']}`, manifest `{digest[:12]}`, measured on {found['date']}"
+    if digest == sha256_file(Pack.load(DEFAULT).directory / MANIFEST):
+        return f"All figures are of the {which}."
+    return (
+        f"All figures are of an **earlier version** of the {which}: its adapters were each trained on one source, "
+        "and its gate is of format 1. For the version that ships now, see [everyday.md](everyday.md) (skills) and "
+        "[gate.md](gate.md#results) (gate)."
+    )
 
 
 def _section(title: str, section: Mapping[str, Any], *head: str) -> list[str]:
@@ -177,8 +187,8 @@ def _multitask(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     for key in sorted(key for key in known if key.startswith("multitask of ")):
         rival, columns = known[key]["skills"], {"its own adapter": own}
         if alone := known.get(f"alone beside {key}"):
-            columns["its own, on as few rows"] = alone["skills"]
-        columns["one for these"] = rival
+            columns["its own adapter, as few rows"] = alone["skills"]
+        columns["one adapter for all"] = rival
         heads = ["skill", "test set", "measure", *columns, "rows"]
         head = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         title = f"One adapter for {len(rival)} skills"
@@ -199,17 +209,17 @@ def _added(section: Mapping[str, Any] | None) -> list[str]:
         return []
     new = "; ".join(f"{name} {figure(value)}" for name, value in section["new_skill"].items())
     rows = [
-        ("gate update, conversion and checks, training left out", f"{section['update_s']} s"),
-        ("a running engine takes it up", f"{section['reload_s']} s"),
+        ("gate update, conversion and checks, without training", f"{section['update_s']} s"),
+        ("reload by a running engine", f"{section['reload_s']} s"),
         ("removal", f"{section['remove_s']} s"),
         (
-            f"other skills decided right, {section['prompts']} prompts, before",
+            f"gate's accuracy on {section['prompts']} prompts for the other skills, before",
             f"{section['others_before']:.4f}",
         ),
-        ("after", f"{section['others_after']:.4f}"),
-        ("after the removal", f"{section['others_after_removal']:.4f}"),
-        ("the new skill's held-out phrasings decided right", f"{section['new_skill_routed']:.3f}"),
-        ("its answers, pinned", new),
+        ("the same, with the new skill", f"{section['others_after']:.4f}"),
+        ("the same, after its removal", f"{section['others_after_removal']:.4f}"),
+        ("gate's accuracy on the new skill's held-out phrasings", f"{section['new_skill_routed']:.3f}"),
+        ("the new skill's answers, pinned", new),
     ]
     table = ["| measure | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
     return _section("A thirteenth skill, translate_de", section, *table)
@@ -221,10 +231,10 @@ def _parity(section: Mapping[str, Any] | None) -> list[str]:
     lines = _section(
         "The same adapters in PyTorch",
         section,
-        "Logits at all positions of three texts. On a float32 base nothing but the conversion can differ;",
-        "on the default base llama.cpp rounds activations too.",
+        "Logits of the runtime compared with PyTorch's, at all positions of three texts. On a float32 base only the "
+        "conversion can cause differences; on the default base llama.cpp also rounds activations to 8 bits.",
         "",
-        "| mix | float32 base: largest difference | default base: largest difference | mean KL | same choice |",
+        "| mix | float32 base: largest difference | default base: largest difference | mean KL | same top token |",
         "|---|---|---|---|---|",
     )
     for label, places in section["mixes"].items():
@@ -241,9 +251,9 @@ def _runtime(section: Mapping[str, Any] | None) -> list[str]:
         return []
     names = {
         "resident_memory_mb": "resident memory with the pack in use, MB",
-        "gate_p50_ms": "gate's decision after its features, p50, ms",
+        "gate_p50_ms": "gate's head, without the base's layers, p50, ms",
         "gate_p99_ms": "the same, p99, ms",
-        "run_first_token_s": "`loramix run`, first token of a fresh process, s",
+        "run_first_token_s": "`loramix run`, a new process up to the first token, s",
     }
     table = [f"| {text} | {section[key]} |" for key, text in names.items()]
     return _section("Memory and time", section, "| measure | value |", "|---|---|", *table)
@@ -258,7 +268,8 @@ def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     rows = [
         "## In short",
         "",
-        "The sections below have intervals, commands and further measures; [skills.md](skills.md) says what was tried.",
+        "The sections below have intervals, commands and further measures; [skills.md](skills.md) has targets and "
+        "experiments.",
         "",
         "| skill, test rows | measure | bare base | 5 shots | adapter | routed |",
         "|---|---|---|---|---|---|",
@@ -270,7 +281,7 @@ def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
         rows.append(f"| {where} | {measure} | {cells} |")
     rows += [
         "",
-        "| gate, on phrasings and texts unseen in training | decided right | TF-IDF |",
+        "| prompts in phrasings and on texts unseen in training | accuracy of the gate | of TF-IDF |",
         "|---|---|---|",
     ]
     rows += [
@@ -279,13 +290,14 @@ def _short(found: Mapping[str, Any], known: Mapping[str, Any]) -> list[str]:
     ]
     rows += [
         "",
-        f"- Routed score / score with the adapter named: {found['end_task']['fixed']:.3f}; "
-        f"{routing['lost']:.1%} of skill prompts left to the base; "
-        f"calibration error {routing['calibration']['error']:.3f}.",
+        f"- Routed score divided by pinned score: {found['end_task']['fixed']:.3f}; "
+        f"{routing['lost']:.1%} of the prompts for a skill are routed to the bare base; "
+        f"the gate's calibration error is {routing['calibration']['error']:.3f}.",
         f"- llama.cpp against PyTorch: logits differ by up to {exact:.1g} on a float32 base; "
-        f"on the default base the mean KL is {kl:.2g} at most.",
-        f"- The gate decides in {run['gate_p50_ms']} ms (p99 {run['gate_p99_ms']}) after its features; "
-        f"{run['resident_memory_mb']} MB resident; a fresh `loramix run` speaks after {run['run_first_token_s']} s.",
+        f"on the default base the mean KL divergence is at most {kl:.2g}.",
+        f"- The gate's head takes {run['gate_p50_ms']} ms (p99 {run['gate_p99_ms']}); "
+        f"resident memory is {run['resident_memory_mb']} MB; "
+        f"a new `loramix run` prints its first token after {run['run_first_token_s']} s.",
         "",
     ]
     return rows

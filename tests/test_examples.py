@@ -85,6 +85,7 @@ def test_the_notebook_on_blending(
 def test_own_skill(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The two commands of its README, on the tiny base."""
     pytest.importorskip("torch")
+    monkeypatch.setattr("loramix.train.gate_update.FIRST_PROMPTS", 15)  # no decision is checked
     directory = Path(shutil.copytree(EXAMPLES / "own_skill", tmp_path / "own_skill"))
     monkeypatch.chdir(directory)
     rows = (directory / "shopping.jsonl").read_text(encoding="utf-8").splitlines()

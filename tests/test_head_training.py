@@ -97,6 +97,15 @@ def test_the_seed_decides_and_an_interruption_changes_nothing(
     assert next(longer).step == 1, "the checkpoint of another training is not used"
 
 
+def test_few_prompts_get_as_many_steps_in_smaller_batches() -> None:
+    settings = FitSettings()
+    for count in (380, 700, 1600, 30_000):
+        size = head_fit.batch_size(count, settings)
+        assert size <= settings.batch and settings.passes * count / size >= head_fit.FEWEST_STEPS
+    assert head_fit.batch_size(30_000, settings) == settings.batch
+    assert head_fit.batch_size(20, settings) == head_fit.SMALLEST_BATCH, "never so small that steps are noise"
+
+
 def test_the_rate_rises_and_falls() -> None:
     rates = [rate_at(step, 100, FAST) for step in range(100)]
     assert max(rates) == pytest.approx(FAST.rate, rel=0.02) and rates.index(max(rates)) in (14, 15)

@@ -30,10 +30,10 @@ from loramix.convert.hf.vocabulary import read_vocabulary
 from loramix.convert.selfcheck import check_tokens
 from loramix.errors import InvalidArtifact, LoramixError, NotFound, SelfCheckFailed, Unsupported
 from loramix.runtime.children import tokenize_rows
-from loramix.templates.normalizer import NORMALIZER
 
 tokenizers = pytest.importorskip("tokenizers")
 
+KEY = "loramix.normalizer"  # as existing files have it
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 SPLIT = {"type": "Split", "pattern": {"Regex": LLAMA3_SPLIT}, "behavior": "Isolated", "invert": False}
@@ -116,7 +116,7 @@ def test_files_of_other_converters_are_normalized_as_their_pre_tokenizer_implies
     """By byte tokens alone: an accented letter of two code points is two or three bytes."""
     from loramix.runtime.llama.model import Model
 
-    base = write_base(tmp_path / "a.gguf", pre=pre, extra={NORMALIZER: key} if key else {})
+    base = write_base(tmp_path / "a.gguf", pre=pre, extra={KEY: key} if key else {})
     with Model(base, vocab_only=True) as model:
         ids = model.tokenize("e\u0301")
         assert len(ids) == (2 if composed else 3)
@@ -141,7 +141,7 @@ def test_normalizing_makes_no_control_token(tmp_path: Path) -> None:
 def test_an_unknown_normalizer_is_refused(tmp_path: Path) -> None:
     from loramix.runtime.llama.model import Model
 
-    base = write_base(tmp_path / "a.gguf", extra={NORMALIZER: "NFKD"})
+    base = write_base(tmp_path / "a.gguf", extra={KEY: "NFKD"})
     with (
         Model(base, vocab_only=True) as model,
         pytest.raises(InvalidArtifact, match="'NFKD', supported are NFC"),

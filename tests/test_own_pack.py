@@ -222,6 +222,7 @@ def test_a_new_pack_finds_its_first_skill_and_its_second(
     data: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
+    monkeypatch.setattr("loramix.train.gate_update.FIRST_PROMPTS", 60)
     monkeypatch.chdir(tmp_path)
     add = ["--data", data, "--pack", "./mypack", "--base", "tiny.gguf"]
     shutil.copy(tiny_base, tmp_path / "tiny.gguf")

@@ -43,10 +43,19 @@ def watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "watched.txt"
 
 
-def libraries(watched: Path, *words: object) -> set[str]:
+# the command itself, but a gate of few prompts
+FEWER = """
+from loramix.train import gate_update
+from loramix.cli import main
+gate_update.FIRST_PROMPTS = 10
+main()
+"""
+
+
+def libraries(watched: Path, *words: object, start: tuple[str, ...] = ("-m", "loramix")) -> set[str]:
     """What the processes of one command held."""
     watched.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "loramix", *map(str, words)]
+    command = [sys.executable, *start, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(watched.read_text().splitlines())
@@ -60,7 +69,7 @@ def test_training_and_adding_a_skill(tiny_pack: Path, watched: Path, tmp_path: P
     data = tmp_path / "shout.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = ["--data", data, "--pack", pack, "--out", tmp_path / "run"]
-    found = libraries(watched, "skill", "add", "shout", *words)
+    found = libraries(watched, "skill", "add", "shout", *words, start=("-c", FEWER))
     assert found >= {"process torch", "process llama"} and "process torch llama" not in found
 
 

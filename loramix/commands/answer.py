@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramix.commands.options import (
+    POLICY,
     answer_json,
     answer_options,
     engine_options,
     open_engine,
-    policy_option,
     read_prompt,
 )
 
@@ -61,7 +61,7 @@ def run(
 @click.command()
 @click.argument("prompt", nargs=-1)
 @engine_options
-@policy_option
+@POLICY
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of bars.")
 def route(
     prompt: tuple[str, ...], pack: str, ctx: int, threads: int | None, policy: str, as_json: bool

@@ -41,7 +41,7 @@ def list_bases(as_json: bool) -> None:
 @click.option("--revision", default="", help="Branch, tag or commit on the hub.")
 @click.option("--sha256", default="", help="Expected SHA-256 of the file.")
 def pull(name: str, **options: str) -> None:
-    """Fetch the base NAME (see 'loramix bases'), or OWNER/REPO[:FILE] of the Hugging Face hub."""
+    """Download the base NAME (see 'loramix bases'), or OWNER/REPO[:FILE] of the Hugging Face hub."""
     from loramix.models import bases
 
     click.echo(str(bases.pull(name, **options)))

@@ -14,7 +14,9 @@ from loramix.commands.options import answer_options, engine_options, open_engine
 @click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
 @click.option("--column", default="prompt", show_default=True, help="Key of the prompt, text or messages.")
-@click.option("--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Answers at once.")
+@click.option(
+    "--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Concurrent answers."
+)
 @engine_options
 @answer_options
 def batch(

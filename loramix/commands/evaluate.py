@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from loramix.commands.fetch_base import fetch_base_of
-from loramix.commands.options import PATH, training_extra
+from loramix.commands.options import PATH, THREADS, training_extra
 from loramix.defaults import DEFAULT_PACK
 from loramix.errors import UsageError
 
@@ -23,19 +23,19 @@ def at_most(name: str, default: int, what: str) -> Callable[[Callable[..., None]
 @click.command("eval")
 @click.argument("pack", default=DEFAULT_PACK)
 @click.option("--data-dir", type=PATH, help="Directory with a data file per skill; --everyday needs none.")
-@click.option("--everyday", is_flag=True, help="Use everyday requests instead, scored from 0 to 1.")
+@click.option("--everyday", is_flag=True, help="Measure on everyday requests instead, scored from 0 to 1.")
 @click.option("--bare", is_flag=True, help="With --everyday: measure the pack's base alone.")
-@click.option("--split", type=click.Choice(["dev", "test"]), help="With --everyday: these requests alone.")
+@click.option("--split", type=click.Choice(["dev", "test"]), help="With --everyday: only these requests.")
 @click.option("--held-out", type=PATH, help="TOML of phrasings not used in training, for the gate.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
 @click.option("--skill", "skills", multiple=True, help="Only this skill; repeatable.")
 @click.option("--only", type=click.Choice(["skills", "routing", "composed"]), help="Only this part.")
-@click.option("--rows", type=click.IntRange(1), help="Rows of a test set at most; by default all.")
-@at_most("--few", 200, "Rows of a test set for the bare base, for unseen phrasings, and for PyTorch.")
-@at_most("--composed-rows", 60, "A kind of composed prompt.")
-@at_most("--grid-rows", 12, "The same, of dev, at each point of the grid of blends.")
-@click.option("--peft", type=PATH, help="Run directories of training: compare with PyTorch too.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
+@click.option("--rows", type=click.IntRange(1), help="Maximum rows per test set; by default all.")
+@at_most("--few", 200, "Maximum rows per test set for the bare base, unseen phrasings and PyTorch.")
+@at_most("--composed-rows", 60, "Maximum prompts per kind of prompt with two requests.")
+@at_most("--grid-rows", 12, "Maximum dev prompts per kind at each point of the grid of blends.")
+@click.option("--peft", type=PATH, help="Directory with training runs, to compare with PyTorch too.")
+@THREADS
 @click.option(
     "--out", type=PATH, default=Path("runs/eval"), show_default=True, help="Directory of the report."
 )

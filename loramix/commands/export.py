@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loramix.commands.fetch_base import fetch_base_of
-from loramix.commands.options import PATH, training_extra
-from loramix.commands.skill import PACK
-from loramix.defaults import EXPORT_QUANTS, MIN_CTX, N_CTX
+from loramix.commands.options import CTX, PACK, PATH, training_extra
+from loramix.defaults import EXPORT_QUANTS
 
 if TYPE_CHECKING:
     from loramix.convert.export import Distance
@@ -35,7 +34,7 @@ def export() -> None:
 @export.command("peft")
 @click.argument("skill")
 @PACK
-@out_option("Directory to make.")
+@out_option("Directory to create.")
 def export_peft(skill: str, pack: str, out: Path) -> None:
     """Write the adapter of SKILL in PEFT's format, to continue training or to compare."""
     from loramix.formats.validate import read_base
@@ -85,18 +84,16 @@ def export_gguf(mix: str, pack: str, quant: str | None, out: Path) -> None:
 @MIX
 @PACK
 @QUANT
-@click.option(
-    "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
-)
-@out_option("Directory to make.")
+@CTX
+@out_option("Directory to create.")
 def export_ollama(mix: str, pack: str, quant: str | None, ctx: int, out: Path) -> None:
-    """Write a merged base with an Ollama Modelfile; routing stays behind."""
+    """Write a merged base with an Ollama Modelfile; routing is not exported."""
     from loramix.convert.export import choose
     from loramix.convert.ollama import export_ollama as work
 
     fetch_base_of(pack)
     _report(work(choose(pack, mix), out, quant=quant, n_ctx=ctx))
-    click.echo(f"routing stays behind: ollama create NAME -f {out / 'Modelfile'}", err=True)
+    click.echo(f"routing is not exported: ollama create NAME -f {out / 'Modelfile'}", err=True)
     click.echo(str(out))
 
 

@@ -19,24 +19,31 @@ if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
 
 PATH = click.Path(path_type=Path)
-policy_option = click.option(
-    "--policy", type=click.Choice(POLICIES), default=DEFAULT_POLICY, show_default=True
+PACK = click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
+THREADS = click.option(
+    "--threads",
+    type=click.IntRange(1, 1024),
+    help="Threads; by default one per physical core that the process may use.",
+)
+CTX = click.option(
+    "--ctx",
+    type=click.IntRange(MIN_CTX),
+    default=N_CTX,
+    show_default=True,
+    help="Tokens of the context: prompt and answer together.",
+)
+POLICY = click.option(
+    "--policy",
+    type=click.Choice(POLICIES),
+    default=DEFAULT_POLICY,
+    show_default=True,
+    help="How the gate's probabilities become an answer (see the README).",
 )
 
 
 def engine_options(command: Any) -> Any:
     """Add the options of commands that open a pack."""
-    for option in (
-        click.option(
-            "--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use."
-        ),
-        click.option(
-            "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
-        ),
-        click.option(
-            "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory."
-        ),
-    ):
+    for option in (THREADS, CTX, PACK):
         command = option(command)
     return command
 
@@ -47,26 +54,26 @@ def answer_options(command: Any) -> Any:
         click.option(
             "--labels/--no-labels",
             default=True,
-            help="Whether a skill that classifies answers with one of its labels only.",
+            help="Restrict a skill that classifies to its labels.",
             show_default=True,
         ),
-        click.option("--stop", multiple=True, help="Text that ends the answer; may be given again."),
-        click.option("--seed", type=click.IntRange(0), help="Seed of the random draws."),
-        click.option("--repeat-penalty", type=float, default=1.0, show_default=True),
-        click.option("--min-p", type=float, default=0.0, show_default=True),
-        click.option("--top-k", type=int, default=0, show_default=True, help="0 keeps all tokens."),
-        click.option("--top-p", type=float, default=1.0, show_default=True),
+        click.option("--stop", multiple=True, help="Text that ends the answer; repeatable."),
+        click.option("--seed", type=click.IntRange(0), help="Random seed; by default a new one."),
+        click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1 is off."),
+        click.option("--min-p", type=float, default=0.0, show_default=True, help="0 is off."),
+        click.option("--top-k", type=int, default=0, show_default=True, help="0 is off."),
+        click.option("--top-p", type=float, default=1.0, show_default=True, help="1 is off."),
         click.option("--temperature", "-t", type=float, default=0.0, show_default=True, help="0 is greedy."),
         click.option(
             "--max-tokens",
             "-n",
             type=click.IntRange(1),
-            help="Longest answer in tokens; by default the skill's.",
+            help="Maximum tokens of the answer; by default the skill's.",
         ),
         click.option(
             "--mix", "-m", help="Fixed mix instead of the gate: 'sentiment=0.7,summarize=0.3', or 'base'."
         ),
-        policy_option,
+        POLICY,
     ):
         command = option(command)
     return command

@@ -24,7 +24,7 @@ def pack() -> None:
 
 
 @pack.command("list")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def pack_list(as_json: bool) -> None:
     """List the packs that can be opened by name."""
     from loramix.pack.pack import list_packs
@@ -48,7 +48,7 @@ def pack_list(as_json: bool) -> None:
 
 @pack.command("show")
 @click.argument("name", default=DEFAULT_PACK)
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="JSON instead of text.")
 def pack_show(name: str, as_json: bool) -> None:
     """Show the skills, base and gate of the pack NAME."""
     import msgspec
@@ -88,7 +88,9 @@ def pack_check(name: str) -> None:
 @click.argument("directory", type=PATH)
 @click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name or GGUF.")
 @click.option("--description", default="", help="One line.")
-@click.option("--license", "license_", default="Apache-2.0", show_default=True)
+@click.option(
+    "--license", "license_", default="Apache-2.0", show_default=True, help="Licence of the adapters."
+)
 def pack_new(directory: Path, base: str, description: str, license_: str) -> None:
     """Create an empty pack in DIRECTORY, with the directory's name."""
     from loramix.models import bases
@@ -123,7 +125,9 @@ def pack_copy(name: str, directory: Path) -> None:
     "--data", type=PATH, help="With --recipe: data directory, to calibrate a label skill on its dev rows."
 )
 @click.option("--description", help="One line; by default the recipe's.")
-@click.option("--max-tokens", type=click.IntRange(1), help="Longest answer; by default the recipe's.")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), help="Maximum tokens of an answer; by default the recipe's."
+)
 @click.option(
     "--instruction", help="How the skill is asked, with '{input}'; by default the recipe's first one."
 )

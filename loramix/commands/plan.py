@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loramix.defaults import DEFAULT_PACK, MAX_RANK, MAX_SKILLS, MIN_CTX, N_CTX, RANK
+from loramix.commands.options import CTX
+from loramix.defaults import DEFAULT_PACK, MAX_RANK, MAX_SKILLS, RANK
 
 if TYPE_CHECKING:
     from loramix.diagnose.memory_plan import Plan
@@ -17,22 +18,20 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--base", help="Base: name, GGUF, or what was pulled from the hub; by default the pack's.")
 @click.option("--pack", "-p", "pack_name", help="Pack: name or directory, for its adapters and its gate.")
-@click.option("--skills", type=click.IntRange(0, MAX_SKILLS), help="How many skills; by default the pack's.")
+@click.option("--skills", type=click.IntRange(0, MAX_SKILLS), help="Number of skills; by default the pack's.")
 @click.option(
     "--rank",
     type=click.IntRange(1, MAX_RANK),
     default=RANK,
     show_default=True,
-    help="Of skills yet to be made.",
+    help="Rank of adapters that are not in a pack.",
 )
-@click.option(
-    "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
-)
+@CTX
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of a table.")
 def plan(
     base: str | None, pack_name: str | None, skills: int | None, rank: int, ctx: int, as_json: bool
 ) -> None:
-    """Predict memory and disk; exit code 1 if they are not sufficient."""
+    """Predict the memory and disk space needed; exit code 1 if they are not sufficient."""
     from loramix.diagnose.memory_plan import check_fits, make_plan
     from loramix.models import bases
     from loramix.pack.pack import Pack

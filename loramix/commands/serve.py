@@ -14,7 +14,8 @@ from typing import Any
 import click
 
 from loramix.commands.fetch_base import fetch_base_of
-from loramix.defaults import DEFAULT_PACK, MIN_CTX, N_CTX, SERVER_CONTEXTS
+from loramix.commands.options import CTX, PACK, THREADS
+from loramix.defaults import SERVER_CONTEXTS
 from loramix.errors import MissingExtra, NotFound, UsageError
 from loramix.formats.textfile import read_text
 from loramix.server.access import AccessPolicy, host_of, origin_of
@@ -54,37 +55,52 @@ SECONDS = Seconds(0.1, 86_400)
 
 
 @click.command()
-@click.option("--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory.")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address; any other needs an API key.")
-@click.option("--port", type=click.IntRange(0, 65535), default=PORT, show_default=True, help="0: a free one.")
+@PACK
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; an address other than this machine's own needs an API key.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=PORT,
+    show_default=True,
+    help="Port; 0 selects a free one.",
+)
 @click.option(
     "--api-key-file", type=click.Path(path_type=Path), help="File with the API key; else LORAMIX_API_KEY."
 )
 @click.option("--allow-host", multiple=True, help="Further name in the Host header; repeatable.")
 @click.option("--allow-origin", multiple=True, help="Further web origin to accept; repeatable.")
 @click.option(
-    "--queue", type=click.IntRange(0, 10_000), default=16, show_default=True, help="Requests that wait."
+    "--queue", type=click.IntRange(0, 10_000), default=16, show_default=True, help="Requests that may wait."
 )
-@click.option("--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Answers at once.")
-@click.option("--queue-timeout", type=SECONDS, default=60, show_default=True, help="Seconds.")
+@click.option(
+    "--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Concurrent answers."
+)
+@click.option(
+    "--queue-timeout", type=SECONDS, default=60, show_default=True, help="Seconds that a request may wait."
+)
 @click.option(
     "--first-token-timeout",
     type=SECONDS,
     default=60,
     show_default=True,
-    help="Seconds.",
+    help="Seconds until the first token.",
 )
-@click.option("--timeout", type=SECONDS, default=300, show_default=True, help="Seconds in all.")
-@click.option("--threads", type=click.IntRange(1, 1024), help="Threads; by default the cores we may use.")
 @click.option(
-    "--ctx", type=click.IntRange(MIN_CTX), default=N_CTX, show_default=True, help="Context in tokens."
+    "--timeout", type=SECONDS, default=300, show_default=True, help="Seconds until the end of the answer."
 )
+@THREADS
+@CTX
 @click.option(
     "--cells",
     type=click.IntRange(64),
     default=4096,
     show_default=True,
-    help="KV cells shared by all answers.",
+    help="Tokens of all concurrent answers together.",
 )
 @click.option(
     "--contexts",

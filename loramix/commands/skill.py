@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from loramix.pack.own import Target
 
 PACK = click.option(
-    "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack: name or directory; see above."
+    "--pack", "-p", default=DEFAULT_PACK, show_default=True, help="Pack to change: name or directory."
 )
 INSTRUCTIONS = click.option(
     "--instructions", type=PATH, help="Phrasings, one per line with {input} in it, or a recipe (TOML)."
@@ -43,7 +43,7 @@ def skill() -> None:
 @TO
 @BASE_OPTION
 @OUT
-@click.option("--max-rows", type=click.IntRange(1), help="Use at most so many training rows.")
+@click.option("--max-rows", type=click.IntRange(1), help="Maximum training rows.")
 @REPLACE
 def skill_add(
     name: str,
@@ -69,7 +69,7 @@ def skill_add(
 @skill.command("import")
 @click.argument("name")
 @click.argument("adapter", type=PATH)
-@click.option("--examples", type=PATH, required=True, help="JSONL of input and target, to teach the gate.")
+@click.option("--examples", type=PATH, required=True, help="JSONL of input and target, to train the gate on.")
 @INSTRUCTIONS
 @PACK
 @TO

@@ -26,7 +26,7 @@ def train() -> None:
 @click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name, GGUF or HF directory.")
 @click.option("--out", type=PATH, help="Run directory; by default runs/RECIPE.")
 @click.option("--resume", is_flag=True, help="Resume from the last complete checkpoint.")
-@click.option("--max-rows", type=click.IntRange(1), help="Most training rows to use.")
+@click.option("--max-rows", type=click.IntRange(1), help="Maximum training rows.")
 @click.option(
     "--max-steps", type=click.IntRange(1), help="Stop after this many steps; the learning rate decays before."
 )
@@ -89,13 +89,11 @@ def train_skill(
 @click.option(
     "--data-dir", type=PATH, required=True, help="Directory with a data file per skill, NAME.jsonl.gz."
 )
-@click.option(
-    "--skill", "skills", multiple=True, help="Recipe (name or file); again for more. By default all."
-)
+@click.option("--skill", "skills", multiple=True, help="Recipe (name or file); repeatable; by default all.")
 @click.option("--base", default=DEFAULT_PACK, show_default=True, help="Base: name or GGUF.")
 @click.option("--out", type=PATH, default=Path("runs"), show_default=True, help="Run directories.")
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
-@click.option("--description", default="", help="One line on a new pack.")
+@click.option("--description", default="", help="One line that describes a new pack.")
 @click.option("--gate/--no-gate", default=True, show_default=True, help="Train the gate at the end.")
 def train_pack(
     directory: Path,
@@ -195,14 +193,14 @@ class Display:
     "none_files",
     type=PATH,
     multiple=True,
-    help="JSONL of requests in people's own words, for none or a named skill; again for more.",
+    help="JSONL of requests in people's own words, for no skill or a named one; repeatable.",
 )
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
-@click.option("--search", is_flag=True, help="Compare layers, and print the table.")
+@click.option("--search", is_flag=True, help="Compare gates on several layers, and use the best.")
 @click.option(
     "--per-skill",
     type=click.IntRange(20),
-    help="Prompts per skill.  [default: 335 to 700, more for many skills]",
+    help="Prompts per skill.  [default: 300 + 35 per skill of the pack, at most 700]",
 )
 @click.option("--to", default="", help="Change a copy of this name or directory; by default my-PACK.")
 def train_gate(

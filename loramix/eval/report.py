@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment
+from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from loramix.errors import InvalidData, NotFound
@@ -26,8 +26,7 @@ METHODS = {
     "sequence": "two requests",
 }
 """Display names of `loramix.eval.composed.METHODS`."""
-_PAGE = Path(__file__).with_name("report.html.jinja")
-_TABLES = Path(__file__).with_name("report.md.jinja")
+_PAGE, _TABLES = "report.html.jinja", "report.md.jinja"
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -96,16 +95,17 @@ def to_html(found: dict[str, Any]) -> str:
     return _render(_PAGE, found, drawn={name: Markup(svg) for name, svg in drawn.items()})
 
 
-def _render(template: Path, found: dict[str, Any], *, autoescape: bool = True, **more: Any) -> str:
-    environment = Environment(autoescape=autoescape, trim_blocks=not autoescape)
+def _render(template: str, found: dict[str, Any], *, autoescape: bool = True, **more: Any) -> str:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(autoescape=autoescape, trim_blocks=not autoescape, loader=loader)
     environment.filters["figure"] = figure
     skills = found.get("skills") or {}
     converted = any("torch" in part for parts in skills.values() for part in parts.values())
     calibrated = any("calibration" in part for parts in skills.values() for part in parts.values())
     means = (found.get("composed") or {}).get("mean", {})
     methods = {name: shown for name, shown in METHODS.items() if name in means}
-    known = {"skills": None, "routing": None, "composed": None, "methods": methods, **found}
-    return environment.from_string(template.read_text(encoding="utf-8")).render(
+    known = {"skills": None, "routing": None, "composed": None, "date": "", "methods": methods, **found}
+    return environment.get_template(template).render(
         **known, converted=converted, calibrated=calibrated, **more
     )
 

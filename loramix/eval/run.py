@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +131,14 @@ def _check_gate(pack: Pack, held_out: Path | None) -> None:
 
 
 def _head(pack: Pack) -> dict[str, Any]:
-    """Describe what was evaluated, and on which machine."""
+    """Describe what was evaluated, when, and on which machine."""
     known = {
         "name": pack.name,
         "base": pack.manifest.base.name,
         "manifest_sha256": sha256_file(pack.directory / MANIFEST),
         "skill_bytes": {skill.name: len(pack.adapter_bytes(skill.name)) for skill in pack.skills},
     }
-    return {"format": 1, "pack": known, "machine": machine()}
+    return {"format": 1, "pack": known, "machine": machine(), "date": date.today().isoformat()}
 
 
 def _skill(

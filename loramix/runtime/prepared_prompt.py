@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from loramix.errors import InvalidPrompt
 from loramix.models.early_head import EarlyHead
@@ -11,6 +13,7 @@ from loramix.models.gate_file import Gate
 from loramix.models.gate_window import window
 from loramix.prompts import Message, as_messages
 from loramix.runtime.llama.vocabulary import Vocabulary
+from loramix.templates.chat_template import Segment
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class PreparedPrompt:
             InvalidPrompt: empty, of an unknown role, or no shorter than the context.
         """
         messages = as_messages(prompt)
-        tokens = vocabulary.chat(messages)
+        whole = vocabulary.template.segments(messages, vocabulary.controls)
+        ids = vocabulary.tokenize(whole)
+        tokens = vocabulary.with_bos(ids)
         if len(tokens) >= n_ctx:
             raise InvalidPrompt(
                 f"the prompt has {len(tokens)} tokens and the context holds {n_ctx}: "
@@ -58,5 +63,44 @@ class PreparedPrompt:
         if gate is None:
             return cls(tokens, [], (), tuple(messages))
         read = window(messages) if isinstance(gate, EarlyHead) else messages[-1:]
-        routed = tokens if read == messages else vocabulary.chat(read)
+        routed = tokens if read == messages else _window_tokens(read, vocabulary, whole, ids)
         return cls(tokens, routed, tuple(message["content"] for message in read), tuple(messages))
+
+
+def _window_tokens(
+    read: Sequence[Message], vocabulary: Vocabulary, whole: Sequence[Segment], ids: Sequence[int]
+) -> list[int]:
+    """Tokenize the messages that the gate reads; those that the whole prompt has uncut keep the ids they have there.
+
+    Args:
+        read: messages of the window.
+        vocabulary: vocabulary of the base.
+        whole: the rendered prompt.
+        ids: its tokens, without an added beginning-of-sequence token.
+    """
+    segments = vocabulary.template.segments(read, vocabulary.controls)
+    if len(whole) > 1 or len(segments) > 1:  # the text of a control token in a message is no boundary
+        return vocabulary.with_bos(vocabulary.tokenize(segments))
+    known = _known_runs(vocabulary, whole[0][0], ids)
+    tokens: list[int] = []
+    for run in _runs(vocabulary, segments[0][0]):
+        tokens += known.get(run) or vocabulary.tokenize(run, special=True)
+    return vocabulary.with_bos(tokens)
+
+
+def _known_runs(vocabulary: Vocabulary, text: str, ids: Sequence[int]) -> dict[str, Sequence[int]]:
+    """The tokens of each run of a text that begins with a control token; empty if its tokens have other boundaries."""
+    cuts = [i for i, token in enumerate(ids) if token in vocabulary.boundaries]
+    runs = _runs(vocabulary, text)[-len(cuts) :] if cuts else []
+    texts = [vocabulary.boundaries[ids[i]] for i in cuts]
+    if len(runs) != len(cuts) or not all(map(str.startswith, runs, texts)):
+        return {}
+    return {run: ids[start:end] for run, start, end in zip(runs, cuts, [*cuts, len(ids)][1:], strict=True)}
+
+
+def _runs(vocabulary: Vocabulary, text: str) -> list[str]:
+    """Split a rendered text before each control token."""
+    tokens = sorted(vocabulary.boundaries.values(), key=len, reverse=True)
+    pattern = "|".join(map(re.escape, tokens)) or "(?!)"
+    cuts = [0, *(found.start() for found in re.finditer(pattern, text)), len(text)]
+    return [text[start:end] for start, end in pairwise(cuts) if start < end]

@@ -9,7 +9,7 @@ import unicodedata
 
 from loramix.errors import InvalidArtifact
 
-NORMALIZER = "loramix.templates.normalizer"
+NORMALIZER = "loramix.normalizer"
 """GGUF key: ``NFC``, or ``none`` if the pre-tokenizer would imply a normalizer."""
 NFC, NONE = "NFC", "none"
 _IMPLIED = {"qwen2": NFC}  # files of other converters lack the key; all of Qwen's tokenizers use NFC

@@ -54,7 +54,7 @@ def write_card(recipe: Recipe, base: str, run: Mapping[str, Any]) -> str:
         f"instruction, learning rate {training.learning_rate:g}, batches of {training.batch_size}.",
         f"- **Dev**: loss {run['dev_loss']:.3f} nats per token; {run['dev_exact']:.1%} of answers exact "
         "with teacher forcing.",
-        f"- **Measured by** {', '.join(recipe.metrics)}; values on the test rows are in docs/results.md.",
+        f"- **Measured by** {', '.join(recipe.metrics)}; `loramix eval` computes them on test rows.",
         f"- **Made by** `loramix train skill {name} --data {data}`, then `loramix convert adapter`; "
         "`loramix train pack` does both.",
         "- **Limits**: English instructions; a small model imitates the style of its data and may "

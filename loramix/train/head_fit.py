@@ -24,6 +24,8 @@ from loramix.train.head_states import Batch, TokenStates
 Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int64]
 SAVE_EVERY = 300  # steps, a minute or two
+FEWEST_STEPS, SMALLEST_BATCH = 300, 8
+"""A gate of few prompts is trained in smaller batches, so that it gets as many steps for the same work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,7 @@ class FitSettings:
 
     passes: float = 9.0
     batch: int = 48
+    """Prompts in a step; fewer where there are few prompts, see `FEWEST_STEPS`."""
     rate: float = 1.2e-3
     warmup: float = 0.15
     """Share of the steps in which the rate rises; then it falls by a cosine."""
@@ -103,7 +106,8 @@ def fit(
     Returns:
         The head in evaluation mode, with temperature 1.
     """
-    per_pass = -(-len(rows) // settings.batch)
+    size = batch_size(len(rows), settings)
+    per_pass = -(-len(rows) // size)
     steps = max(1, round(settings.passes * per_pass))
     mean, std = data.standard(rows)
     head = TorchHead(info, mean, std, seed=settings.seed, dropout=settings.dropout)
@@ -116,7 +120,7 @@ def fit(
     head.train()
     while step < steps:
         number, skip = divmod(step, per_pass)
-        order = data.batches(rows, settings.batch, np.random.default_rng((settings.seed, number)))
+        order = data.batches(rows, size, np.random.default_rng((settings.seed, number)))
         for i, chosen in enumerate(order):
             if i < skip:
                 continue
@@ -140,6 +144,11 @@ def fit(
             yield FitProgress(step, steps, float(loss.detach()))
     head.eval()
     return head
+
+
+def batch_size(prompts: int, settings: FitSettings) -> int:
+    """Prompts in a step, so that at least `FEWEST_STEPS` are taken where the prompts allow it."""
+    return min(settings.batch, max(SMALLEST_BATCH, int(settings.passes * prompts / FEWEST_STEPS)))
 
 
 def rate_at(step: int, steps: int, settings: FitSettings) -> float:

@@ -28,7 +28,7 @@ _NAMED = {  # GGUF's keys by the names that transformers gives a template
     "cls_token": "cls_token_id",
     "mask_token": "mask_token_id",
 }
-_UNKNOWN, _CONTROL, _USER_DEFINED = 1, 8, 16  # llama_token_attr
+_UNKNOWN, _CONTROL, _USER_DEFINED, _LSTRIP = 1, 8, 16, 128  # llama_token_attr
 
 
 class Vocabulary:
@@ -86,6 +86,12 @@ class Vocabulary:
             return tuple(text for text in added if len(text) > 1 and self.template.writes(text))
         except InvalidArtifact:
             return ()
+
+    @cached_property
+    def boundaries(self) -> dict[int, str]:
+        """Control tokens, id to text, at which a text can be cut and its parts tokenized alone, with the same ids."""
+        found = (i for i, kind in enumerate(self._attributes) if kind & _CONTROL and not kind & _LSTRIP)
+        return {i: text for i in found if (text := self.text(i)).strip()}
 
     @cached_property
     def ends(self) -> frozenset[int]:
