@@ -136,10 +136,10 @@ def find_plan(
         return ()
     for blocks in (1, 2):
         runs = _runs(units, names, blocks)
-        texts = [run for run in runs if run.name == TEXT]
+        texts = [_with_doubtful(runs, place) for place, run in enumerate(runs) if run.name == TEXT]
         if len(texts) != blocks or not _is_whole(units, names, runs):
             continue
-        spans = [unframed(message, (units.spans[t.first][0], units.spans[t.last][1])) for t in texts]
+        spans = [unframed(message, (units.spans[first][0], units.spans[last][1])) for first, last in texts]
         if len({" ".join(message[a:b].split()) for a, b in spans}) == 1 and spans[0][0] < spans[0][1]:
             return _steps(runs, message[slice(*spans[0])], spans[0], classes, free)
     return ()
@@ -181,6 +181,20 @@ def _runs(units: _Units, names: Sequence[str], blocks: int) -> list[_Run]:
         runs.append(_Run(names[tag], at, last, units.chance(tag, at, last)))
         at = last + 1
     return runs
+
+
+def _with_doubtful(runs: Sequence[_Run], place: int) -> Span:
+    """First and last unit of a text, with words next to it that may ask for something: no part of it may be lost."""
+    first = last = place
+    while first and _is_doubtful(runs[first - 1]):
+        first -= 1
+    while last + 1 < len(runs) and _is_doubtful(runs[last + 1]):
+        last += 1
+    return runs[first].first, runs[last].last
+
+
+def _is_doubtful(run: _Run) -> bool:
+    return run.name not in (OTHER, TEXT) and 0 < run.chance < SURE
 
 
 def _is_whole(units: _Units, names: Sequence[str], runs: Sequence[_Run]) -> bool:

@@ -10,6 +10,7 @@ _FENCE = re.compile(
     r"(`{3,}|~{3,})[ \t]*[\w+-]*[ \t]*\r?\n|([-=*_#~]{3,}|<{3,}|\|{2,})[ \t]*\r?(?:\n|(?<=[<|])[ \t]*)"
 )
 _TAIL = re.compile(r"[:;,.?!)\]*=>-]+(?=\s)")  # of the word before
+_END = re.compile(r"[.!?…。！？]+")
 _OPENING = re.compile(r"<([A-Za-z][\w-]*)>")
 
 
@@ -21,8 +22,11 @@ def unframed(message: str, span: Span) -> Span:
         span: where the text probably is; half of a frame may be outside.
 
     Returns:
-        The span without white space and marks around it; a mark is dropped only where its partner is there too.
+        The span without white space and marks around it, and with the full stop right behind it; a mark is dropped
+        only where its partner is there too.
     """
+    if end_marks := _END.match(message, span[1]):
+        span = span[0], end_marks.end()
     while True:
         start, end = _stripped(message, span)
         found = _stripped(message, _without(message, start, end))
