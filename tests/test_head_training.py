@@ -23,7 +23,7 @@ from loramix.runtime.token_states import token_tags
 from loramix.train import head_fit
 from loramix.train.gate_pieces import OTHER, TEXT, UNKNOWN, Piece, Request, Turn, user
 from loramix.train.gate_run import calibrated, difference, turns_of
-from loramix.train.head_fit import FitSettings, decide, fit, rate_at, unlike
+from loramix.train.head_fit import FitSettings, decide, fit, rate_at, tag_weights, unlike
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import Joined, TokenStates
 
@@ -223,3 +223,10 @@ def test_a_child_that_fails_says_why(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(NativeError, match="layer 9 cannot be read"):
         list(token_states(tiny_base, turns, [9], tmp_path / "x"))
     assert not list((tmp_path / "x").glob("*.npz"))
+
+
+def test_rare_tags_count_more() -> None:
+    weight = tag_weights(np.asarray([1] * 100 + [0] * 25 + [2] * 4 + [-1] * 50, np.int8), 4)
+    assert weight[2] / weight[1] == pytest.approx(5) and weight[0] / weight[1] == pytest.approx(2)
+    assert float(weight[:3] @ weight.new_tensor([25, 100, 4])) == pytest.approx(129)
+    assert bool(weight.isfinite().all())

@@ -268,7 +268,7 @@ def test_a_directory_for_ollama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     words = ["export", "ollama", "--mix", "mood", "--pack", str(pack), "-o", str(out), "--ctx", "4096"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
-    assert "routing stays behind" in result.stderr and "KL to the running mix" in result.stderr
+    assert "routing is not exported" in result.stderr and "KL to the running mix" in result.stderr
     assert sorted(path.name for path in out.iterdir()) == ["Modelfile", "README.md", "mood.gguf"]
     assert "This model does not route" in (out / "README.md").read_text()
     instructions = parse((out / "Modelfile").read_text())

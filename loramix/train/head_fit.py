@@ -69,16 +69,40 @@ def class_weights(targets: Floats, none_weight: float) -> torch.Tensor:
     return found
 
 
+def tag_weights(tags: npt.NDArray[np.int8], count: int) -> torch.Tensor:
+    """Weights (count,) by which a tag counts as the root of its number of tokens; of mean 1 over the tokens.
+
+    Most tokens are text: without weights, words that few requests have, such as those for an answer, are not learned.
+    """
+    found = torch.bincount(torch.from_numpy(tags[tags >= 0].astype(np.int64)), minlength=count).float()
+    weight = found.clamp_min(1).rsqrt()
+    mean: torch.Tensor = weight / (weight * found).sum().clamp_min(1e-9) * found.sum().clamp_min(1)
+    return mean
+
+
 def loss_of(
-    logits: torch.Tensor, tags: torch.Tensor, batch: Batch, weight: torch.Tensor, settings: FitSettings
+    logits: torch.Tensor,
+    tags: torch.Tensor,
+    batch: Batch,
+    weights: tuple[torch.Tensor, torch.Tensor],
+    settings: FitSettings,
 ) -> torch.Tensor:
-    """Cross-entropy of the classes with label smoothing, and that of the token tags."""
+    """Cross-entropy of the classes with label smoothing, and that of the token tags.
+
+    Args:
+        logits: (B, K + 1).
+        tags: (B, T, tags) logits.
+        batch: the prompts.
+        weights: (K + 1,) of the classes and (tags,) of the tags.
+        settings: see `FitSettings`.
+    """
+    weight, of_tags = weights
     classes = batch.targets.shape[1]
     smooth = batch.targets * (1 - settings.smoothing) + settings.smoothing / classes
     loss = (-(logits.log_softmax(-1) * smooth).sum(-1) * (batch.targets @ weight)).mean()
     if tags.shape[-1] and bool((batch.tags >= 0).any()):
         loss = loss + settings.tag_weight * F.cross_entropy(
-            tags.flatten(0, 1), batch.tags.flatten(), ignore_index=-1
+            tags.flatten(0, 1), batch.tags.flatten(), weight=of_tags, ignore_index=-1
         )
     return loss
 
@@ -117,7 +141,10 @@ def fit(
     head = TorchHead(info, mean, std, seed=settings.seed, dropout=settings.dropout)
     if start:
         head.load(start.arrays, start.info.skills, start.info.tags)
-    weight = class_weights(data.targets[rows], settings.none_weight)
+    weights = (
+        class_weights(data.targets[rows], settings.none_weight),
+        tag_weights(data.tags, len(info.tags)),
+    )
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -141,7 +168,7 @@ def fit(
                 chosen, dropped=settings.dropped, rng=np.random.default_rng((settings.seed, step))
             )
             logits, tags, _ = head(batch.states, batch.places, batch.lengths)
-            loss = loss_of(logits, tags, batch, weight, settings)
+            loss = loss_of(logits, tags, batch, weights, settings)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(head.parameters(), 1.0)
