@@ -90,7 +90,7 @@ def _spans_from_end(run: bytes, texts: Sequence[bytes]) -> Iterator[Span]:
 
 
 def _shown(raw: bytes) -> str:
-    """A word without punctuation around it, and without what a terminal would obey."""
+    """A word without punctuation around it and without control characters."""
     word = "".join(filter(str.isprintable, raw.decode("utf-8", "ignore")))
     word = re.sub(r"^\W+|\W+$", "", word)
     return word if len(word) <= MAX_LETTERS else word[: MAX_LETTERS - 1] + "…"

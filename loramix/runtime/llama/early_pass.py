@@ -55,7 +55,7 @@ class EarlyPass(NativeContext):
         super().__init__(model, parameters)
 
     def states(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Read the states of tokens, which get positions 0, 1, 2, … whatever was cut out between them.
+        """Read the states of tokens, which get positions 0, 1, 2, … even if tokens between them were cut out.
 
         Args:
             tokens: 1 to ``max_tokens`` ids of the base's vocabulary.
