@@ -82,7 +82,7 @@ class EarlyPass(NativeContext):
             code = C.llama_decode(self.pointer, self._batch)
             C.llama_memory_clear(self._memory, False)
             if code == 2:
-                raise Interrupted("the answer is not wanted any more.")
+                raise Interrupted("the answer was cancelled.")
             if code != 0:
                 raise NativeError(
                     f"llama.cpp could not read the prompt for the gate (code {code}){why()}; "
