@@ -89,9 +89,9 @@ def token_margins(engine: Engine, asked: Asked) -> tuple[str, list[tuple[int, fl
     found: list[tuple[int, float]] = []
     pick = Sampler.pick
 
-    def noting(sampler: Sampler, logits: npt.NDArray[np.float32], recent: list[int]) -> int:
+    def noting(sampler: Sampler, logits: npt.NDArray[np.float32], recent: list[int], n_prompt: int) -> int:
         second, first = np.partition(logits, -2)[-2:]
-        token = pick(sampler, logits, recent)
+        token = pick(sampler, logits, recent, n_prompt)
         found.append((token, float(first - second)))
         return token
 

@@ -32,7 +32,7 @@ from loramix.eval.routing import (
     summarize,
 )
 from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots, tidy
-from loramix.eval.tfidf_baseline import rival
+from loramix.eval.tfidf_baseline import baseline_accuracy
 from loramix.pack.edit import add_skill
 from loramix.pack.pack import Pack
 from loramix.train.data import Row
@@ -234,12 +234,14 @@ def test_what_routing_costs() -> None:
     }
 
 
-def test_the_rival_reads_words() -> None:
+def test_the_baseline_reads_words() -> None:
     prompts = [Prompt(f"mood of {i}", {"sentiment": 1.0}, "a") for i in range(20)]
     prompts += [Prompt(f"count {i}", {"base": 1.0}, "b") for i in range(20)]
     prompts += [Prompt("mood and count", {"sentiment": 0.5, "summarize": 0.5}, "c")]
     sets = {"a": [Question("the mood of this?", "sentiment", ""), Question("mood: x", "base", "")]}
-    assert rival(prompts, sets)["a"]["value"] == 0.5, "the second asks for a mood, whatever is wanted"
+    assert baseline_accuracy(prompts, sets)["a"]["value"] == 0.5, (
+        "the second asks for a mood, whatever is wanted"
+    )
 
 
 def test_held_out_files_that_cannot_be_read(tmp_path: Path) -> None:

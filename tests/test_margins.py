@@ -49,7 +49,7 @@ def examples(source: str) -> list[Asked]:
 
 def everything() -> list[Asked]:
     """All that the default pack is asked in README, docs, goldens and tests."""
-    (python,) = blocks("python", ROOT / "docs" / "python.md")
+    python = "\n".join(blocks("python", ROOT / "docs" / "python.md"))
     (make,) = re.findall(r"^PROMPT \?= (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     return [
         *(Asked(f"golden {name}", *PROMPTS[name]) for name in PROMPTS),

@@ -16,7 +16,7 @@ from loramix.eval import routing
 from loramix.eval.answers import AnswerStore
 from loramix.eval.composed import evaluate_composed, n_composed
 from loramix.eval.skills import end_task, evaluate_skill, n_answers
-from loramix.eval.tfidf_baseline import rival
+from loramix.eval.tfidf_baseline import baseline_accuracy
 from loramix.hardware import machine
 from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
@@ -111,7 +111,7 @@ def evaluate_pack(
         if sets is not None:
             tick = _counter("gate", sum(map(len, sets.values())), report)
             found["routing"] = routing.summarize(routing.decide_all(engine, store, sets, tick))
-            found["routing"]["rival"] = rival(collect(needed, data_dir, none_files), sets)
+            found["routing"]["rival"] = baseline_accuracy(collect(needed, data_dir, none_files), sets)
             found["routing"]["rival_groups"] = routing.by_group(found["routing"]["rival"])
         if "composed" in parts and (together := unseen.get("composed")):
             bounds = {"limit": composed_limit, "grid_limit": grid_limit}

@@ -12,7 +12,9 @@ from loramix.train.gate_data import Prompt
 from loramix.train.metrics import bootstrap, share
 
 
-def rival(prompts: Sequence[Prompt], sets: Mapping[str, Sequence[Question]]) -> dict[str, dict[str, float]]:
+def baseline_accuracy(
+    prompts: Sequence[Prompt], sets: Mapping[str, Sequence[Question]]
+) -> dict[str, dict[str, float]]:
     """Fit the baseline and evaluate it.
 
     Args:

@@ -111,7 +111,7 @@ class Gate(torch.nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         info = msgspec.structs.replace(self.info, gate_temperature=float(self.gate_temperature))
         arrays, document = self.arrays(), info.to_json()
         check_arrays(info, arrays, "the gate")
-        # gate.json goes first and comes last: an interrupted save is a missing gate, never a mixed one
+        # gate.json is deleted first and written last: an interrupted save is a missing gate, never a mixed one
         (directory / "gate.json").unlink(missing_ok=True)
         write_bytes(directory / "gate.safetensors", safetensors.numpy.save(arrays))
         write_bytes(directory / "gate.json", document)

@@ -1,7 +1,7 @@
-"""A pack's feature bank: compressed pooled vectors of the gate, to add a skill without the old data.
+"""A pack's feature bank: compressed pooled vectors of training prompts, to add a skill without the old data.
 
-The vectors (768 numbers per prompt) are standardized, projected on the directions that decide and on their
-principal components, and rounded to bytes. `loramix.train.gate_extend` fits a new class on them.
+The vectors (768 numbers per prompt) are standardized, projected on the directions of the last linear map and
+on their principal components, and rounded to bytes. `loramix.train.gate_extend` fits a new class on them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Floats = npt.NDArray[np.float32]
 class Projection:
     """Features (D,) -> components (P,): ``((x - mean) / std) @ matrix``.
 
-    Not whitened: components of little variance are noise, and weighed like the others they drown them.
+    Not whitened: components of little variance are noise, which whitening would amplify.
     """
 
     mean: Floats
@@ -108,7 +108,7 @@ class Bank:
     def extended(
         self, features: Floats, targets: Floats, groups: npt.NDArray[np.int32], classes: Sequence[str]
     ) -> Bank:
-        """The bank with more prompts, seen through the same projection.
+        """The bank with more prompts, projected in the same way.
 
         Args:
             features: (N2, D) float32.
@@ -130,7 +130,7 @@ class Bank:
         )
 
     def without(self, skill: str) -> Bank:
-        """The bank without a skill: what was asked of it alone is now for the base, the rest for the others."""
+        """The bank without a skill: its prompts belong to the base, or to their other skill if they have one."""
         targets = np.delete(self.targets, self.classes.index(skill), axis=1)
         left = targets.sum(1, keepdims=True)
         targets = targets / left.clip(1e-6)

@@ -1,4 +1,4 @@
-"""What a gate's file says about itself: skills, layers, sizes and calibration; untrusted.
+"""The description in a gate's file: skills, layers, sizes and calibration; untrusted.
 
 The checks at the end are those of both formats.
 """
@@ -22,7 +22,7 @@ from loramix.paths import is_safe_name
 
 MAX_GATE_BYTES = 32 * 2**20
 BUCKETS = 48
-"""Distances that a position embedding tells apart."""
+"""Buckets of distances in a position embedding."""
 
 Layer = Annotated[int, Meta(ge=0, le=1024)]
 Name = Annotated[str, Meta(max_length=80)]
@@ -37,7 +37,7 @@ class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     layers: Annotated[list[Layer], Meta(min_length=1, max_length=8)]
     """Layers of the base whose inputs it reads, side by side in this order; 0 is the token embeddings."""
     width: Annotated[int, Meta(ge=1, le=65536)]
-    """Of the base's states, D."""
+    """Width of the base's states, D."""
     d: Annotated[int, Meta(ge=1, le=1024)]
     """Width of the head."""
     depth: Annotated[int, Meta(ge=1, le=12)]
@@ -59,7 +59,7 @@ class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     base_classes: Annotated[int, Meta(ge=1, le=257)] = 1
     """Classes whose probabilities are the base's together: its own, and one for each removed skill."""
     format: Literal[2] = 2
-    """Of gate.npz; 1 is a gate that reads the last token after a whole pass."""
+    """Format of gate.npz; 1 is a gate that reads the last token after a whole pass."""
 
     @classmethod
     def from_json(cls, data: bytes, name: str) -> HeadInfo:

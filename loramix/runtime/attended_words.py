@@ -59,7 +59,7 @@ def _per_byte(attention: npt.NDArray[np.float32], pieces: Sequence[bytes]) -> np
 
 
 def _shown(raw: bytes) -> str:
-    """A word without punctuation around it, and without what a terminal would obey."""
+    """A word without punctuation around it and without control characters."""
     word = "".join(filter(str.isprintable, raw.decode("utf-8", "ignore")))
     word = re.sub(r"^\W+|\W+$", "", word)
     return word if len(word) <= MAX_LETTERS else word[: MAX_LETTERS - 1] + "…"

@@ -206,9 +206,7 @@ def _open_partial(part: Path, job: bytes) -> tuple[IO[bytes], list[bytes]]:
         write_bytes(part, job)
     part_file = open_lines(part, job)
     if part_file is None:
-        raise UsageError(
-            f"{part} was begun from another input, pack or options; delete it, or name another output."
-        )
+        raise UsageError(f"{part} is of another input, pack or options; delete it, or name another output.")
     return part_file
 
 

@@ -215,7 +215,7 @@ def check_room(tries: Sequence[LabelTrie | None], n_prompt: int, n_ctx: int) -> 
     if n_prompt + depth > n_ctx:
         raise InvalidPrompt(
             f"the prompt has {n_prompt} tokens and the skill's labels need {depth} more; the context holds {n_ctx}: "
-            "shorten the prompt or give --ctx more."
+            "shorten the prompt, or give a larger --ctx."
         )
 
 

@@ -22,15 +22,15 @@ from loramix.train.gate_scores import FOLDS, folds, probabilities_of
 Floats = npt.NDArray[np.float32]
 DECAY, SMOOTHING = 1e-5, 0.02
 SHARE, JUDGES_SHARE = 0.03, 0.3
-"""Share of the loss that the new skill's prompts have: in the gate, and where prompts for none are judged. With a
+"""Share of the new skill's prompts in the loss: for the gate, and for the check of prompts for none. With a
 larger share, the class takes others' prompts in unseen wordings (docs/gate.md)."""
 CONTRADICTED = 0.5
 
 
 def kept_logits(old: EarlyHead, bank: Bank) -> Floats:
-    """What a gate says to the bank's prompts, by the bank's classes: (N, K+1), 0 for one that it does not know.
+    """A gate's logits for the bank's prompts, by the bank's classes: (N, K+1), 0 for one that it does not know.
 
-    Several classes of the base count as one that is as likely as they are together.
+    Several classes of the base count as one, with their probabilities added.
     """
     pooled = bank.components @ bank.projection.matrix.T * bank.projection.std + bank.projection.mean
     logits = pooled @ old.arrays["out.weight"] + old.arrays["out.bias"]
@@ -75,14 +75,14 @@ def fit_columns(
         components: (N, P) of the same prompts.
         targets: (N, K+1), rows sum to 1.
         place: the class.
-        seen: (N, F): which prompts each of the F fits learns from.
+        seen: (N, F): which prompts each of the F fits is trained on.
         share: of the loss that the class's prompts have together.
     """
     scale = np.full(components.shape[1], components.std(0).max().clip(1e-6), np.float32)
     x, mask = torch.from_numpy(components / scale), torch.from_numpy(seen).float()
     others = torch.from_numpy(logits.copy())
     others[:, place] = -torch.inf
-    # with all other logits fixed, cross-entropy is that of two classes, but for a constant
+    # with all other logits fixed, cross-entropy equals that of two classes up to a constant
     rest = others.logsumexp(-1)[:, None]
     wanted = torch.from_numpy(targets[:, place])[:, None]
     wanted = wanted * (1 - SMOOTHING) + SMOOTHING / targets.shape[1]
@@ -122,7 +122,7 @@ def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDAr
     "Translate this into German" fits no skill until one is added; the old texts are not available for relabelling.
 
     Args:
-        bank: with the new skill's prompts behind the old ones.
+        bank: with the new skill's prompts after the old ones.
         logits: (N, K+1), what the gate without it says to them.
         place: of the new skill among the bank's classes.
         old: how many prompts there were before.
@@ -147,7 +147,7 @@ def uncontradicted(bank: Bank, logits: Floats, place: int, old: int) -> npt.NDAr
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """How an extended gate does on wordings that the change was not fitted on."""
+    """Accuracy of an extended gate on wordings that the change was not fitted on."""
 
     own: float
     """Share of the new skill's prompts that are routed to it."""
@@ -156,7 +156,7 @@ class Changes:
 
 
 def extend(old: EarlyHead, bank: Bank, logits: Floats, place: int) -> tuple[EarlyHead, Changes]:
-    """A gate of the bank's classes that is the old one but for the new skill.
+    """The old gate with a class for the new skill.
 
     Args:
         old: knows all of the bank's classes but the new one, or an earlier skill of its name.

@@ -1,4 +1,4 @@
-"""Scores of a gate's logits, and what is chosen by them: the temperature, and the threshold for "none of these"."""
+"""Scores of a gate's logits, and the values chosen by them: the temperature, and the threshold for "none of these"."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def temperature_of(logits: Floats, targets: Floats) -> float:
 
 
 def threshold_of(probabilities: Doubles, targets: Floats) -> float:
-    """The threshold for "none of these" with the fewest wrong decisions, skills and none weighed alike."""
+    """The threshold for "none of these" with the fewest wrong decisions, with equal weight for skills and none."""
     grid = np.round(np.arange(0.2, 0.96, 0.01), 2)
     single = targets.max(1) > 0.999
     costs = []

@@ -1,4 +1,4 @@
-"""Styles of typing and speaking, for requests of all classes alike: style must not tell the class."""
+"""Styles of typing and speaking, applied to requests of all classes, so that the style says nothing about the class."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def styled(
 
 
 def polite(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
-    """With a greeting or some context before it, and thanks or a remark behind."""
+    """With a greeting or some context before it, and thanks or a remark after it."""
     openings = rng.sample(of_part(styles.openings, dev=dev), rng.choice((0, 1, 1, 2, 3)))
     closings = rng.sample(of_part(styles.closings, dev=dev), rng.choice((0, 1, 1, 2)))
     gap = rng.choice((" ", "\n", "\n\n"))
@@ -86,7 +86,7 @@ def typos(text: str, rng: random.Random, rate: float) -> str:
 
 
 def spoken(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
-    """As speech recognition writes it: no marks, no capitals, fillers between the words."""
+    """As speech recognition writes it: no punctuation, no capitals, filler words."""
     whole = rng.random() < 0.6  # else the text was pasted, and only the request spoken
     found = []
     for piece in pieces:

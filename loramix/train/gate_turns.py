@@ -1,4 +1,4 @@
-"""Conversations to train the early gate on: a follow-up is served by what the conversation is about."""
+"""Conversations to train the early gate on: the class of a follow-up depends on the turns before it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FOLLOWS = {
     "new": 0.1,
     "none": 0.05,
 }
-"""What comes after a skill's answer."""
+"""Share of each kind of turn after a skill's answer."""
 _AFTER_BASE = {
     "again": 0.28,
     "refine": 0.08,
@@ -28,7 +28,7 @@ _AFTER_BASE = {
     "new": 0.14,
     "none": 0.09,
 }
-"""What comes after an answer of the base."""
+"""Share of each kind of turn after an answer of the base."""
 
 
 def conversation(maker: Maker) -> Request:

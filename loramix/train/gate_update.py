@@ -43,7 +43,7 @@ PROMPTS = 240
 def gate_with(
     pack: Pack, recipe: Recipe, rows: Sequence[Row], base: Path, out: Path, say: Callable[[str], None]
 ) -> NewGate | None:
-    """Make the gate of a pack with one more skill, or with another one of that name.
+    """Make the gate of a pack with one more skill, or with a replaced one.
 
     Args:
         pack: the pack before.
@@ -88,7 +88,7 @@ def _extended(
     """Extend the pack's gate by the new skill; None if the pack has no gate that can be extended."""
     bank, old = pack.gate_bank(), pack.gate()
     if bank is None or not isinstance(old, EarlyHead):
-        say("the pack has no gate that can learn a skill; run 'loramix train gate' to make one.")
+        say("the pack has no gate that can be extended; run 'loramix train gate' to make one.")
         return None
     if recipe.name in bank.classes:
         bank = bank.without(recipe.name)
@@ -123,7 +123,7 @@ def _texts(recipe: Recipe, rows: Sequence[Row]) -> Sequence[Row]:
 
 
 def pooled_vectors(base: Path, gate: EarlyHead, requests: Sequence[Request]) -> Floats:
-    """What a gate's last linear map reads of each request, (N, 6 d) float32."""
+    """Input of a gate's last linear map for each request, (N, 6 d) float32."""
     turns = [turns_of(request, []) for request in requests]
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -137,7 +137,7 @@ def pooled_vectors(base: Path, gate: EarlyHead, requests: Sequence[Request]) -> 
 def requests_for(
     recipe: Recipe, rows: Sequence[Row], known: Sequence[str], *, seed: int = 0
 ) -> list[Request]:
-    """Requests from which a gate learns a new skill.
+    """Requests on which a gate is trained for a new skill.
 
     Half of them request it on its own texts; the others are follow-ups, request it on other texts, or request another
     skill, or something that no skill serves, on its texts.

@@ -21,14 +21,14 @@ NEIGHBOURS = 20  # batches that are sorted by length together
 
 
 class Rows(Protocol):
-    """States of all tokens at a layer, (tokens, width): an array, or what computes parts of one."""
+    """States of all tokens at a layer, (tokens, width): an array, or an object that reads parts of one."""
 
     def __getitem__(self, part: slice) -> npt.NDArray[Any]:
         """Some of the tokens."""
 
 
 class Joined:
-    """Arrays one after the other as one; a slice must lie in one of them.
+    """Several arrays concatenated; a slice must be within one of them.
 
     Args:
         parts: (tokens, width) each.
@@ -48,7 +48,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Prompts side by side, padded to the longest."""
+    """A batch of prompts, padded to the longest."""
 
     states: torch.Tensor
     """(B, T, width x layers) float32."""
@@ -102,7 +102,7 @@ class TokenStates:
         return found
 
     def standard(self, rows: Ints) -> tuple[Floats, Floats]:
-        """Mean and standard deviation (width x layers,) over some prompts' tokens but the first, an outlier."""
+        """Mean and standard deviation (width x layers,) over some prompts' tokens without the first one, an outlier."""
         starts, chosen = self.starts, np.sort(rows[:SAMPLE])
         total = square = np.zeros(1)
         count = 0
@@ -117,7 +117,7 @@ class TokenStates:
         return mean.astype(np.float32), std.astype(np.float32)
 
     def batch(self, rows: Ints, *, dropped: float = 0.0, rng: np.random.Generator | None = None) -> Batch:
-        """Some of the prompts side by side, without a random share of their tokens; the last one always stays."""
+        """A batch of some prompts, without a random share of their tokens; the last token is always kept."""
         starts, lengths = self.starts, self.lengths
         kept = [np.arange(lengths[row]) for row in rows]
         if rng is not None:

@@ -225,7 +225,7 @@ class Context(NativeContext):
         if len(self.tokens) + len(tokens) > self.n_ctx:
             raise InvalidPrompt(
                 f"prompt and answer need {len(self.tokens) + len(tokens)} tokens; "
-                f"the context holds {self.n_ctx}: shorten the prompt or give --ctx more."
+                f"the context holds {self.n_ctx}: shorten the prompt, or give a larger --ctx."
             )
         self._reserve(len(self.tokens) + len(tokens))
         for chunk in chunks(len(self.tokens), tokens, self.n_batch):
@@ -265,7 +265,7 @@ class Context(NativeContext):
         with self.model.lock:
             code = C.llama_decode(self.pointer, self._batch)
         if code == 2:  # llama.cpp has already removed the chunk's tokens
-            raise Interrupted("the answer is not wanted any more.")
+            raise Interrupted("the answer was cancelled.")
         if code != 0:
             self.truncate(0)
             raise NativeError(f"llama.cpp could not decode (code {code}){why()}; try a shorter prompt.")

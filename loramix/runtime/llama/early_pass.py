@@ -55,7 +55,7 @@ class EarlyPass(NativeContext):
         super().__init__(model, parameters)
 
     def states(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Read the states of tokens, which get positions 0, 1, 2, … whatever was cut out between them.
+        """Read the states of tokens, which get positions 0, 1, 2, … even if tokens between them were cut out.
 
         Args:
             tokens: 1 to ``max_tokens`` ids of the base's vocabulary.
@@ -82,7 +82,7 @@ class EarlyPass(NativeContext):
             code = C.llama_decode(self.pointer, self._batch)
             C.llama_memory_clear(self._memory, False)
             if code == 2:
-                raise Interrupted("the answer is not wanted any more.")
+                raise Interrupted("the answer was cancelled.")
             if code != 0:
                 raise NativeError(
                     f"llama.cpp could not read the prompt for the gate (code {code}){why()}; "
