@@ -22,6 +22,7 @@ from loramix.models.text_frame import Span, unframed
 
 OTHER, TEXT, ANSWER = "other", "text", "answer"
 """Tags that are no class: connecting words, the text, and words for the answer of the step before."""
+_NO_SKILL = (OTHER, TEXT, ANSWER, BASE)
 MAX_STEPS = 3
 SURE, LIKELY = 0.3, 0.2
 """Least mean probability of a tag over the words that ask for a skill, and least probability of the skill's class."""
@@ -105,7 +106,10 @@ def may_be_split(names: Sequence[str], classes: Mapping[str, float]) -> bool:
         names: the gate's tags.
         classes: the gate's probability by skill.
     """
-    return TEXT in names and sum(p >= LIKELY for name, p in classes.items() if name in names) >= 2
+    return (
+        TEXT in names
+        and sum(p >= LIKELY for name, p in classes.items() if name in names and name not in _NO_SKILL) >= 2
+    )
 
 
 def find_plan(
@@ -229,7 +233,7 @@ def _steps(
     asked: dict[str, _Run] = {}
     for run in runs:
         likely = run.chance >= SURE and classes.get(run.name, 0.0) >= LIKELY
-        if likely and run.name not in (OTHER, TEXT, ANSWER, BASE):
+        if likely and run.name not in _NO_SKILL:
             asked.setdefault(run.name, run)
     if not 2 <= len(asked) <= MAX_STEPS:
         return ()
