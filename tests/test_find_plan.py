@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loramix.models.plan import Step, asks_for_several, find_plan
+from loramix.models.plan import Step, find_plan, may_be_split
 from loramix.models.text_frame import unframed
 
 NAMES = ["other", "text", "answer", "sentiment", "summarize", "translate_fr", "entities", "spam", "base"]
@@ -135,15 +135,13 @@ def test_what_cannot_be_split_is_answered_as_one(marked: str) -> None:
 
 def test_words_that_are_not_sure_ask_for_nothing() -> None:
     marked = "[m|Summarize this] [o|and] [s|say if it is positive]: " + TEXT
-    assert plan(marked, sure=0.7) and plan(marked, sure=0.5) == ()
+    assert plan(marked, sure=0.7) and plan(marked, sure=0.25) == ()
 
 
-def test_the_classes_must_agree_unless_the_tags_are_very_sure() -> None:
+def test_the_classes_must_agree() -> None:
     marked = "[m|Summarize this] [o|and] [s|say if it is positive]: " + TEXT
-    alone = {"summarize": 0.99, "sentiment": 0.001}
-    assert plan(marked, alone, sure=0.8) == ()
-    assert plan(marked, {"summarize": 0.9, "sentiment": 0.05}, sure=0.8)
-    assert plan(marked, alone, sure=0.99)
+    assert plan(marked, {"summarize": 0.99, "sentiment": 0.01}) == ()
+    assert plan(marked, {"summarize": 0.7, "sentiment": 0.25})
 
 
 def test_a_single_unsure_word_in_the_text_or_the_request_changes_nothing() -> None:
@@ -221,7 +219,8 @@ def test_gates_without_the_tag_answer_or_text() -> None:
     kept = [i for i, name in enumerate(NAMES) if name != "text"]
     names = [NAMES[i] for i in kept]
     assert find_plan(rows[:, kept], names, places, message, LIKELY, FREE) == ()
-    assert not asks_for_several(np.zeros((0, 9)), NAMES) and not asks_for_several(np.zeros((5, 0)), [])
+    assert not may_be_split([], LIKELY) and not may_be_split(NAMES, {"summarize": 0.9, "other": 0.9})
+    assert may_be_split(NAMES, LIKELY)
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,14 @@ def test_a_route_with_a_plan_and_a_grammar_make_one_answer(engine: Engine) -> No
     assert answer.answer.prompts == [engine.prepare(TWO).tokens]
 
 
+def test_what_cannot_be_split_is_answered_as_one(engine: Engine) -> None:
+    both = engine.router.decide(np.asarray([0.5, 0.45, 0.05], np.float32), "each")
+    assert both.then, "two such probable skills answer in turn where the gate knows no plans"
+    for prompt in ("MMM OO SSS", "MMM SSS.", f"MMM {TEXT} SSS: another text that is not the same at all"):
+        route = engine.route(prompt)
+        assert (route.plan, route.then, route.policy) == ((), (), "each") and len(route.mix) == 1
+
+
 def test_a_skill_without_an_instruction_is_no_step(tiny_pack: Path, tmp_path: Path) -> None:
     pack = write_plan_pack(tiny_pack, tmp_path / "old", instruction=None)
     with Engine.open(pack, n_ctx=256, n_threads=1) as old:

@@ -10,7 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
@@ -22,19 +22,22 @@ from loramix.models.text_frame import Span, unframed
 
 OTHER, TEXT, ANSWER = "other", "text", "answer"
 """Tags that are no class: connecting words, the text, and words for the answer of the step before."""
+_NO_SKILL = (OTHER, TEXT, ANSWER, BASE)
 MAX_STEPS = 3
-SURE = 0.6
-"""Least mean probability of a tag over the words that ask for a skill."""
-SURE_TEXT = 0.6
-"""The same of the text."""
-LEAST_CLASS, VERY_SURE = 0.02, 0.9
-"""Least probability of a step's skill among the classes, and that of its tag from which the classes do not matter."""
-LOST_WORDS = 2
-"""Words outside the text that are expected to belong to it, or consecutive ones in it that rather do not, above which
-the message is not split."""
+SURE, LIKELY = 0.3, 0.2
+"""Least mean probability of a tag over the words that ask for a skill, and least probability of the skill's class."""
+SURE_TEXT = 0.5
+"""Least mean probability of the text's tag over its words."""
+LOST_WORDS, GAP_WORDS = 5, 2
+"""Expected number of words outside the text that belong to it, and number of consecutive words in it that rather do
+not, above which the message is not split."""
 MARK = 0.3
 """Weight of a punctuation mark; a word has 1."""
 
+LINE, EDGE, INSIDE = 1.0, 3.0, 7.0
+"""Cost, as negative log-probability, of a beginning or end of the text at a new line, at a mark, and elsewhere."""
+
+_BREAK = re.compile(r"[:?!.>)<\]\"“”„«»`'’*|-]")
 _MARKS = r"!-/:-@\[-`{-~«»‘-‟、-〟！-／：-＠"
 _IDEOGRAPHS = r"⺀-⿟぀-鿿가-힣"
 _UNIT = re.compile(rf"([{_MARKS}])|[{_IDEOGRAPHS}]|[^\s{_MARKS}{_IDEOGRAPHS}]+")
@@ -70,6 +73,8 @@ class _Units:
     """(U,): 1 for a word, `MARK` for a mark."""
     known: npt.NDArray[np.bool_]
     """(U,): whether the gate read it."""
+    turns: Floats
+    """(U + 1,) cost of a beginning or end of the text before each of them, and behind the last one."""
 
     def chance(self, tag: int, first: int, last: int) -> float:
         """Mean probability of a tag over the words from ``first`` to ``last``; 0 without words."""
@@ -94,18 +99,17 @@ class _Run:
     """Mean probability of the tag over its words."""
 
 
-def asks_for_several(tags: npt.ArrayLike, names: Sequence[str]) -> bool:
-    """Whether two skills or more have a token that probably asks for them: a cheap test before `find_plan`.
+def may_be_split(names: Sequence[str], classes: Mapping[str, float]) -> bool:
+    """Whether two skills are likely enough for a plan: a cheap test before `find_plan`.
 
     Args:
-        tags: (T, N) probabilities.
-        names: the N tags.
+        names: the gate's tags.
+        classes: the gate's probability by skill.
     """
-    skills = [i for i, name in enumerate(names) if name not in (OTHER, TEXT, ANSWER, BASE)]
-    rows = np.asarray(tags, np.float64)
-    if TEXT not in names or len(skills) < 2 or not len(rows):
-        return False
-    return int((rows[:, skills].max(axis=0) >= SURE).sum()) >= 2
+    return (
+        TEXT in names
+        and sum(p >= LIKELY for name, p in classes.items() if name in names and name not in _NO_SKILL) >= 2
+    )
 
 
 def find_plan(
@@ -129,7 +133,7 @@ def find_plan(
     Returns:
         Two or three steps in the order in which they are carried out; empty if the message is answered as one.
     """
-    if not asks_for_several(tags, names):
+    if not may_be_split(names, classes):
         return ()
     units = _units(np.asarray(tags, np.float64), places, message)
     if not units.spans:
@@ -169,12 +173,22 @@ def _units(tags: Floats, places: Sequence[Span | None], message: str) -> _Units:
         kept.append(i)
     known = overlaps[kept] > 0
     rows = sums[kept] / np.where(known, overlaps[kept], 1)[:, None]
-    return _Units(spans, rows, np.asarray([MARK if found[i][1] else 1.0 for i in kept]), known)
+    weights = np.asarray([MARK if found[i][1] else 1.0 for i in kept])
+    return _Units(spans, rows, weights, known, _turns(message, spans))
+
+
+def _turns(message: str, spans: Sequence[Span]) -> Floats:
+    """How unlikely it is that a text begins or ends between two units: least at a new line."""
+    costs = [EDGE]
+    for (_, end), (following, _) in pairwise(spans):
+        beside = _BREAK.search(message[end - 1] + message[following])
+        costs.append(LINE if "\n" in message[end:following] else EDGE if beside else INSIDE)
+    return np.asarray([*costs, EDGE])
 
 
 def _runs(units: _Units, names: Sequence[str], blocks: int) -> list[_Run]:
     """The most probable reading with the text in so many places."""
-    path = best_path(units.rows, units.weights, units.known, list(names).index(TEXT), blocks)
+    path = best_path(units.rows, units.weights, units.known, units.turns, list(names).index(TEXT), blocks)
     runs, at = [], 0
     for tag, group in groupby(path.tolist()):
         last = at + len(list(group)) - 1
@@ -207,7 +221,7 @@ def _is_whole(units: _Units, names: Sequence[str], runs: Sequence[_Run]) -> bool
             outside[run.first : run.last + 1] = False
             if run.chance < SURE_TEXT or not (units.known[run.first] and units.known[run.last]):
                 return False
-            if units.longest_gap(text, run.first, run.last) > LOST_WORDS:
+            if units.longest_gap(text, run.first, run.last) > GAP_WORDS:
                 return False
     return float((units.rows[:, text] * outside * (units.weights == 1)).sum()) <= LOST_WORDS
 
@@ -218,10 +232,10 @@ def _steps(
     """The steps of the skills that are surely asked for, in order."""
     asked: dict[str, _Run] = {}
     for run in runs:
-        if run.name not in (OTHER, TEXT, ANSWER, BASE) and run.chance >= SURE:
+        likely = run.chance >= SURE and classes.get(run.name, 0.0) >= LIKELY
+        if likely and run.name not in _NO_SKILL:
             asked.setdefault(run.name, run)
-    likely = (classes.get(run.name, 0.0) >= LEAST_CLASS or run.chance >= VERY_SURE for run in asked.values())
-    if not 2 <= len(asked) <= MAX_STEPS or not all(likely):
+    if not 2 <= len(asked) <= MAX_STEPS:
         return ()
     steps = [Step(name, text, span) for name in asked]
     for place, run in enumerate(runs):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-CHANGE, TURN = 2.0, 3.0
-"""Cost, as negative log-probability, of another tag outside the text, and of the text's beginning or end."""
+CHANGE = 1.5
+"""Cost, as negative log-probability, of another tag outside the text."""
 _LEAST = 1e-4
 _NEVER = -1e9
 
@@ -17,13 +17,16 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
-def best_path(rows: Floats, weights: Floats, known: npt.NDArray[np.bool_], text: int, blocks: int) -> Ints:
+def best_path(
+    rows: Floats, weights: Floats, known: npt.NDArray[np.bool_], turns: Floats, text: int, blocks: int
+) -> Ints:
     """Find the most probable tags of a message in which the text stands at most ``blocks`` times, uninterrupted.
 
     Args:
         rows: (U, N) probabilities of the tags of each unit, U at least 1.
         weights: (U,) how much each unit counts.
         known: (U,) whether a unit has probabilities; one that has none belongs to the text.
+        turns: (U + 1,) cost of a beginning or end of the text before each unit, and behind the last one.
         text: number of the text's tag.
         blocks: how often the text may stand there.
 
@@ -33,15 +36,15 @@ def best_path(rows: Floats, weights: Floats, known: npt.NDArray[np.bool_], text:
     tags, phases = _states(rows.shape[1], text, blocks)
     score = np.log(np.maximum(rows, _LEAST))[:, tags] * weights[:, None]
     score[~known] = np.where(tags == text, 0.0, _NEVER)
-    costs = _costs(tags, phases)
+    within, turning = _costs(tags, phases)
     back = np.zeros(score.shape, np.int64)
-    edge = np.where(phases % 2, TURN, 0.0)  # a text at an edge of the message costs as much as one within
-    total = np.where(phases <= 1, score[0] - edge, _NEVER)
+    in_text = phases % 2
+    total = np.where(phases <= 1, score[0] - turns[0] * in_text, _NEVER)
     for i in range(1, len(score)):
-        ways = total[:, None] - costs
+        ways = total[:, None] - within - turns[i] * turning
         back[i] = ways.argmax(axis=0)
         total = ways.max(axis=0) + score[i]
-    state = int((total - edge).argmax())
+    state = int((total - turns[-1] * in_text).argmax())
     path = np.zeros(len(score), np.int64)
     for i in range(len(score) - 1, -1, -1):
         path[i] = tags[state]
@@ -57,9 +60,8 @@ def _states(count: int, text: int, blocks: int) -> tuple[Ints, Ints]:
     return tags, phases
 
 
-def _costs(tags: Ints, phases: Ints) -> Floats:
-    """(S, S) cost of each step from one state to another."""
+def _costs(tags: Ints, phases: Ints) -> tuple[Floats, Floats]:
+    """(S, S) cost of each step from one state to another, and (S, S) 1 where the text begins or ends, else 0."""
     same, step = tags[:, None] == tags, phases - phases[:, None]
-    within = np.where(same, 0.0, CHANGE)
-    costs: Floats = np.where(step == 0, within, np.where(step == 1, TURN, -_NEVER))
-    return costs
+    allowed = np.where((step == 0) | (step == 1), 0.0, -_NEVER)
+    return np.where((step == 0) & ~same, CHANGE, allowed), (step == 1).astype(np.float64)

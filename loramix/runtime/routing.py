@@ -8,7 +8,7 @@ from dataclasses import replace
 from loramix.errors import InvalidArtifact
 from loramix.models.early_head import EarlyHead
 from loramix.models.mixing import Mix
-from loramix.models.plan import Step
+from loramix.models.plan import ANSWER, Step
 from loramix.pack.pack import Pack
 from loramix.runtime.decoder import Decoder, DecodeRequest
 from loramix.runtime.gate_reader import EarlyReader, GateReader, Reading
@@ -82,6 +82,8 @@ class GateRouting:
             route = self.router.planned(reading.probabilities, plan)
         else:
             route = self.router.decide(reading.probabilities, options.policy)
+            if options.plans and self._knows_plans(reading, route):
+                route = replace(self.router.decide(reading.probabilities, "top1"), policy=options.policy)
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
         return replace(route, words=reading.words, timings=reading.timings)
@@ -89,6 +91,12 @@ class GateRouting:
     def _plan(self, reading: Reading, prompt: PreparedPrompt) -> tuple[Step, ...]:
         decoder = self._decoder
         return plan_of(reading, self.router.names, prompt, self._pack, decoder.model, decoder.n_ctx)
+
+    def _knows_plans(self, reading: Reading, route: Route) -> bool:
+        """Whether the gate was trained to split such a request: what it does not split is answered as one."""
+        skills = (self._pack.skill(name) for mix in route.steps for name in mix.scales)
+        known = reading.tags is not None and ANSWER in reading.tags.names
+        return known and all(skill.instruction is not None for skill in skills)
 
     def reread(self, prompt: PreparedPrompt, answer: Sequence[int], mix: Mix) -> tuple[dict[str, float], int]:
         """Read a growing answer, if its next reading is due.

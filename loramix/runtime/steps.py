@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loramix.models.plan import Step, asks_for_several, find_plan
+from loramix.models.plan import Step, find_plan, may_be_split
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, fill
 from loramix.runtime.gate_reader import Reading
@@ -38,11 +38,11 @@ def plan_of(
         step's prompt would not fit the context.
     """
     tags = reading.tags
-    if tags is None or not asks_for_several(tags.probabilities, tags.names):
+    classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
+    if tags is None or not may_be_split(tags.names, classes):
         return ()
     message = prompt.messages[-1]["content"]
     places = places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
-    classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
     free = [skill.name for skill in pack.skills if not skill.labels]
     plan = find_plan(tags.probabilities, tags.names, places, message, classes, free)
     if any(pack.skill(step.skill).instruction is None for step in plan):
