@@ -17,6 +17,7 @@ import numpy.typing as npt
 from loramix import Engine
 from loramix.cli import main
 from loramix.defaults import BASE, DEFAULT_PACK, DEFAULT_POLICY
+from loramix.models import plan as plans
 from loramix.models.mixing import FLOOR, SECOND
 from loramix.runtime.router import Route
 from loramix.runtime.sampling import Sampler
@@ -68,6 +69,8 @@ def route_margins(route: Route, threshold: float) -> list[tuple[str, float, floa
     found = [
         (f"all skills at {together:.3f}, threshold {threshold:g}", abs(together - threshold), ROUTE_MARGIN)
     ]
+    if route.plan:  # see `plan_margins`
+        return []
     if not route.mix:  # the reason says which is larger
         return [*found, (f"base at {base:.3f}, {first} at {best:.3f}", abs(base - best), RIVAL_MARGIN)]
     if route.policy in ("each", "top1") and others:
@@ -76,6 +79,24 @@ def route_margins(route: Route, threshold: float) -> list[tuple[str, float, floa
     floor = {"blend": FLOOR, "token": FLOOR, "each": SECOND}.get(route.policy)
     if floor is not None:
         found += [(f"{name} at {p:.3f}, floor {floor:g}", abs(p - floor), ROUTE_MARGIN) for p, name in others]
+    return found
+
+
+def plan_margins(engine: Engine, asked: Asked, route: Route) -> list[str]:
+    """What a plan's thresholds, moved by `ROUTE_MARGIN`, would make of a prompt's steps; empty where they stay.
+
+    Args:
+        engine: of the pack.
+        asked: the prompt.
+        route: its route.
+    """
+    found = []
+    for shift in (-ROUTE_MARGIN, ROUTE_MARGIN):
+        moved = {name: getattr(plans, name) + shift for name in ("SURE", "LIKELY", "SURE_TEXT")}
+        with patch.multiple(plans, **moved):
+            other = engine.route(asked.prompt, policy=route.policy).plan
+        if other != route.plan:
+            found.append(f"{len(route.plan)} steps, with thresholds moved by {shift:g} {len(other)}")
     return found
 
 
@@ -120,6 +141,8 @@ def offences(engine: Engine, asked: Asked) -> list[str]:
         for what, distance, least in route_margins(route, gate.info.threshold)
         if distance < least
     ]
+    if route.policy == "each" and route.probabilities:
+        found += [f"{asked.where}: {line}" for line in plan_margins(engine, asked, route)]
     if asked.answered:
         text, tokens = token_margins(engine, asked)
         found += [

@@ -198,7 +198,7 @@ class Display:
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare gates on several layers, and use the best.")
 @click.option(
-    "--continue", "further", is_flag=True, help="Begin with the pack's gate; a few passes at a lower rate."
+    "--continue", "further", is_flag=True, help="Begin with the pack's gate instead of random numbers."
 )
 @click.option(
     "--per-skill",

@@ -21,8 +21,8 @@ from loramix.train.gate_collect import collect_from
 from loramix.train.gate_run import Run
 from loramix.train.head_fit import FitSettings
 
-CONTINUED = FitSettings(passes=2.5, rate=5e-4, tag_weight=0.5)
-"""How a gate is trained further."""
+CONTINUED = FitSettings(passes=8, rate=1.2e-3, tag_weight=3.0, dropout=0.15, dropped=0.05)
+"""How a gate is trained further: mostly for the tags, which need many more steps than the classes."""
 DEV = 0.2
 """Requests per skill to choose on, for each that is trained on."""
 
@@ -59,7 +59,7 @@ def train_gate(
         none_files: files of requests in people's own words, see `loramix.train.gate_collect.read_requests`.
         out: directory for states and checkpoints, which are deleted at the end.
         search: compare the `candidates` and use the best.
-        further: begin with the pack's gate, and train for a few passes at a lower rate.
+        further: begin with the pack's gate, see `CONTINUED`.
         per_skill: requests made for each skill, see `loramix.train.gate_collect.collect_requests`; fewer are
             faster but less accurate.
         to: see `loramix.pack.own.target_of`.

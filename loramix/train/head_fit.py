@@ -70,12 +70,12 @@ def class_weights(targets: Floats, none_weight: float) -> torch.Tensor:
 
 
 def tag_weights(tags: npt.NDArray[np.int8], count: int) -> torch.Tensor:
-    """Weights (count,) by which a tag counts as the root of its number of tokens; of mean 1 over the tokens.
+    """Weights (count,) by which a rare tag's token counts more; of mean 1 over the tokens.
 
     Most tokens are text: without weights, words that few requests have, such as those for an answer, are not learned.
     """
     found = torch.bincount(torch.from_numpy(tags[tags >= 0].astype(np.int64)), minlength=count).float()
-    weight = found.clamp_min(1).rsqrt()
+    weight = found.clamp_min(1).pow(-0.25)
     mean: torch.Tensor = weight / (weight * found).sum().clamp_min(1e-9) * found.sum().clamp_min(1)
     return mean
 
