@@ -79,7 +79,7 @@ def test_everything_is_far_from_another_answer(default_engine: Any) -> None:
     "prompt, options, what",
     [
         (f"Is it positive or negative? And which emotion does it show? {TRAIN}", {"policy": "blend"}, "floor 0.15"),
-        (f"Give a one-line summary and the sentiment: {ROAD}", {"max_tokens": 1}, "floor 0.3"),
+        (f"Give a one-line summary and the sentiment: {ROAD}", {"max_tokens": 1}, "thresholds moved"),
         ("What is the capital of Portugal?", {"max_tokens": 24}, "Portugal"),
         ("translate: Hello", {"max_tokens": 1}, "threshold 0.7"),
     ],

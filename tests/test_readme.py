@@ -115,7 +115,9 @@ def test_another_output_is_told_apart(other: str) -> None:
 
 @pytest.mark.base
 def test_the_python_example_runs(default_base: Path, capsys: Any) -> None:
-    example = "\n".join(blocks("python", ROOT / "docs" / "python.md"))  # the second goes on where the first ends
+    example = "\n".join(
+        blocks("python", ROOT / "docs" / "python.md")
+    )  # the second goes on where the first ends
     exec(compile(example, "python.md", "exec"), {})
     assert capsys.readouterr().out.strip()
 
