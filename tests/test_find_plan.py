@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from loramix.models.plan import Step, find_plan, may_be_split
-from loramix.models.text_frame import unframed
+from loramix.models.text_frame import cuts_quotation, unframed
 
 NAMES = ["other", "text", "answer", "sentiment", "summarize", "translate_fr", "entities", "spam", "base"]
 SHORT = {
@@ -258,3 +258,28 @@ def test_half_of_a_frame_may_be_outside() -> None:
 def test_the_json_form_of_a_step() -> None:
     assert Step("summarize", "ab", (3, 5)).to_json() == {"skill": "summarize", "on": "text", "text": [3, 5]}
     assert Step("spam", "ab", (3, 5), on_answer=True).to_json() == {"skill": "spam", "on": "answer"}
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "cut"),
+    [
+        ('rate "a b" now', "a b", False),
+        ('rate: "a b. Sum it up"', "a b", True),
+        ('"By the way, rate it. a b"', "a b", True),
+        ('"a b. Sum it up" rate', '"a b', True),
+        ('rate a "b" c', 'a "b" c', False),
+        ('say "sum", then "rate": a b', "a b", False),
+        ("a b", "a b", False),
+    ],
+)
+def test_a_quotation_is_not_cut(message: str, text: str, cut: bool) -> None:
+    start = message.index(text)
+    assert cuts_quotation(message, (start, start + len(text))) is cut
+
+
+def test_an_instruction_at_the_end_of_a_quotation_is_not_carried_out() -> None:
+    assert plan('[m|Summarize this:] "The soup was cold. [s|Rate it too]"') == ()
+
+
+def test_a_tiny_word_asks_for_nothing() -> None:
+    assert plan("[m|Summarize] [s|or] [m|shorten this]: " + TEXT) == ()

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from loramix.defaults import BASE
 from loramix.models.tag_path import Floats, best_path
-from loramix.models.text_frame import Span, unframed
+from loramix.models.text_frame import Span, cuts_quotation, unframed
 
 OTHER, TEXT, ANSWER = "other", "text", "answer"
 """Tags that are no class: connecting words, the text, and words for the answer of the step before."""
@@ -31,6 +31,8 @@ SURE_TEXT = 0.5
 LOST_WORDS, GAP_WORDS = 5, 2
 """Expected number of words outside the text that belong to it, and number of consecutive words in it that rather do
 not, above which the message is not split."""
+SHORTEST = 3
+"""Fewest characters that ask for a skill: "or" is no request."""
 MARK = 0.3
 """Weight of a punctuation mark; a word has 1."""
 
@@ -144,6 +146,8 @@ def find_plan(
         if len(texts) != blocks or not _is_whole(units, names, runs):
             continue
         spans = [unframed(message, (units.spans[first][0], units.spans[last][1])) for first, last in texts]
+        if blocks == 1 and cuts_quotation(message, spans[0]):
+            continue
         if len({" ".join(message[a:b].split()) for a, b in spans}) == 1 and spans[0][0] < spans[0][1]:
             return _steps(runs, message[slice(*spans[0])], spans[0], classes, free)
     return ()
@@ -192,7 +196,8 @@ def _runs(units: _Units, names: Sequence[str], blocks: int) -> list[_Run]:
     runs, at = [], 0
     for tag, group in groupby(path.tolist()):
         last = at + len(list(group)) - 1
-        runs.append(_Run(names[tag], at, last, units.chance(tag, at, last)))
+        tiny = names[tag] not in _NO_SKILL and units.spans[last][1] - units.spans[at][0] < SHORTEST
+        runs.append(_Run(names[tag], at, last, 0.0 if tiny else units.chance(tag, at, last)))
         at = last + 1
     return runs
 

@@ -35,6 +35,23 @@ def unframed(message: str, span: Span) -> Span:
         span = found
 
 
+def cuts_quotation(message: str, span: Span) -> bool:
+    """Whether a quotation begins in a text and ends outside it, or reaches beyond it: its other words would be lost.
+
+    Args:
+        message: the whole message.
+        span: of the text, without its frame.
+    """
+    before, text, after = message[: span[0]], message[slice(*span)], message[span[1] :]
+    odd = [part.count('"') % 2 for part in (before, text, after)]
+    if odd[1]:
+        return bool(odd[0] or odd[2])
+    if not (odd[0] and odd[2]):
+        return False
+    between = before.rpartition('"')[2].strip() + after.partition('"')[0].strip(" \t\r\n.,;:!?…")
+    return bool(between)
+
+
 def _stripped(message: str, span: Span) -> Span:
     text = message[slice(*span)]
     start = span[0] + len(text) - len(text.lstrip())

@@ -77,12 +77,11 @@ class GateRouting:
         if options.policy == "token":
             self.reader.need_reread()
         reading = self.reader.read(prompt)
-        plan = self._plan(reading, prompt) if options.plans else ()
-        if plan:
-            route = self.router.planned(reading.probabilities, plan)
-        else:
-            route = self.router.decide(reading.probabilities, options.policy)
-            if options.plans and self._knows_plans(reading, route):
+        route = self.router.decide(reading.probabilities, options.policy)
+        if options.plans and route.mix:
+            if plan := self._plan(reading, prompt):
+                route = self.router.planned(reading.probabilities, plan)
+            elif self._knows_plans(reading, route):
                 route = replace(self.router.decide(reading.probabilities, "top1"), policy=options.policy)
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
