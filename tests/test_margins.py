@@ -20,7 +20,6 @@ TESTS = Path(__file__).parent
 ROAD = (
     "The road to the airport is closed because of an accident. Drivers should take the road along the river."
 )
-TRAIN = "The train was late, the seats were dirty, and the heating did not work."
 IN_PROCESS = {"route", "generate", "stream"}  # of `Engine`
 
 
@@ -78,10 +77,8 @@ def test_everything_is_far_from_another_answer(default_engine: Any) -> None:
 @pytest.mark.parametrize(
     "prompt, options, what",
     [
-        (f"Is it positive or negative? And which emotion does it show? {TRAIN}", {"policy": "blend"}, "floor 0.15"),
         (f"Give a one-line summary and the sentiment: {ROAD}", {"max_tokens": 1}, "thresholds moved"),
         ("What is the capital of Portugal?", {"max_tokens": 24}, "Portugal"),
-        ("translate: Hello", {"max_tokens": 1}, "threshold 0.7"),
     ],
 )  # fmt: skip
 def test_a_near_tie_is_named(default_engine: Any, prompt: str, options: dict[str, Any], what: str) -> None:
