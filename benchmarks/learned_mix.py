@@ -247,7 +247,9 @@ def cases_of(
 def compared(bench: Bench, kind: Kind, chosen: Sequence[Case]) -> dict[str, float]:
     """Mean of both parts' scores for the blend, the default policy and two requests."""
     ways = answers_of(bench, kind, {})
-    return {name: mean_of(bench, kind, chosen, ways[name]) for name in ("top1", "uniform", "plan", "sequence")}
+    return {
+        name: mean_of(bench, kind, chosen, ways[name]) for name in ("top1", "uniform", "plan", "sequence")
+    }
 
 
 def pinned(bench: Bench, kind: Kind, chosen: Sequence[Case], name: str) -> float:
