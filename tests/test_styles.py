@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,15 @@ def test_fonts_of_judge_base_and_styles_are_apart() -> None:
     assert fonts.four("A*.ttf", "1 - 2 ~b", "serif")[2] == fonts.cut("A b.ttf", "serif bold italic")
 
 
+def test_the_readme_lists_each_package_with_its_licence() -> None:
+    text = (STYLES / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| (fonts-[\w-]+) \| (.+) \|$", text, re.MULTILINE))
+    assert listed == fonts.LICENCES
+    assert f"trained on {len(fonts.JUDGE_FONTS)} cuts" in text
+    named = set(re.findall(r"\]\((\w+\.py)\)", text))
+    assert named == {path.name for path in STYLES.glob("*.py")} - {"__init__.py", "__main__.py"}
+
+
 def test_rank_correlation() -> None:
     scales = mixes.STEPS_OF_ALPHA
     assert mixes.rank_correlation(scales, [0, 0.1, 0.5, 0.6, 0.9]) == pytest.approx(1)
@@ -112,13 +122,13 @@ def test_a_verdict_counts_pictures_with_all_asked_styles() -> None:
 
 def test_the_search_takes_the_best_scales_and_those_near_1_on_ties() -> None:
     jobs = mixes.search_jobs(("bold", "italic"))
-    assert len(jobs) == len(set(jobs)) == 16 and {job.seeds for job in jobs} == {mixes.SEARCH_SEEDS}
+    assert len(jobs) == len(set(jobs)) == 9 and {job.seeds for job in jobs} == {mixes.SEARCH_SEEDS}
     assert not set(mixes.SEARCH_SEEDS) & set(mixes.TEST_SEEDS)
     verdict = mixes.verdict_of(np.array([True]), np.zeros((1, len(fonts.STYLES))), ())
     found = dict.fromkeys(jobs, verdict)
     assert dict(mixes.best(found).weights) == {"bold": 1.0, "italic": 1.0}
-    found[jobs[3]] = mixes.Verdict(1.0, {}, {}, 1.0, score=2.0)
-    assert mixes.best(found) == jobs[3]
+    found[jobs[2]] = mixes.Verdict(1.0, {}, {}, 1.0, score=2.0)
+    assert mixes.best(found) == jobs[2]
     assert {job.weights for job in mixes.search_jobs(mixes.TRIPLE)} == {
         tuple((style, scale) for style in mixes.TRIPLE) for scale in mixes.SEARCHED
     }

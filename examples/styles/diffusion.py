@@ -14,7 +14,7 @@ from . import model, training
 from .fonts import BASE_FONT, STYLE_FONTS, find
 from .glyphs import CHARACTERS, Pictures, render
 
-BASE_STEPS, ADAPTER_STEPS = 1000, 250
+BASE_STEPS, ADAPTER_STEPS = 1000, 200
 BASE_RATE, ADAPTER_RATE = 2e-3, 3e-3
 BATCH = 64
 VARIANTS = 48

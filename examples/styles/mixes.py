@@ -20,7 +20,7 @@ PAIRS = (
     ("bold", "hand"),
 )
 TRIPLE = ("bold", "italic", "serif")
-SEARCHED = (0.6, 0.8, 1.0, 1.2)
+SEARCHED = (0.7, 1.0, 1.3)
 """Scales that the search tries for each adapter."""
 STEPS_OF_ALPHA = (0.0, 0.25, 0.5, 0.75, 1.0)
 SEARCH_SEEDS, TEST_SEEDS = (1,), (101, 102, 103)
