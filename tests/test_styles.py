@@ -230,6 +230,6 @@ def test_what_is_committed_is_small() -> None:
     files = [path for path in RESULTS.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 10_000_000
     assert {path.stem for path in (RESULTS / "adapters").iterdir()} == set(fonts.STYLES)
-    assert {"grid.png", "grids.png", "sheet.png", "base.safetensors", "judge.safetensors"} <= {
+    assert {"grid.png", "grids.png", "sheet.png", "table.md", "base.safetensors"} <= {
         path.name for path in files
     }

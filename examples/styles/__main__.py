@@ -18,15 +18,16 @@ import numpy as np
 import torch
 
 from loramix.models.gate_numpy import NumpyGate
-from loramix.paths import write_text
+from loramix.paths import write_bytes, write_text
 
 from . import diffusion, fonts, grids, measure, mixes, model, table, words
 from . import judge as judging
 from .fonts import STYLES, UPPER_BOUNDS
 
 HERE = Path(__file__).parent
-RESULTS, WORK = HERE / "results", HERE.parent.parent / "build" / "styles"
-FONTS, CACHE = WORK / "fonts", WORK / "verdicts"
+PUBLISHED, WORK = HERE / "results", HERE.parent.parent / "build" / "styles"
+"""What is committed, and where `make` works and resumes."""
+RESULTS, FONTS, CACHE = WORK / "results", WORK / "fonts", WORK / "answers"
 GRID_LETTER, SHEET_TEXT, SEED = "R", "LORAMIX2026", 11
 USAGE = 'usage: python -m examples.styles make | draw "a bold italic R" [FILE.png]'
 
@@ -165,7 +166,15 @@ def make() -> None:
     draw_grids(studio, results)
     write_text(RESULTS / "results.json", json.dumps(results, indent=1) + "\n")
     write_text(RESULTS / "table.md", table.table(results))
-    say(f"done after {(time.monotonic() - began) / 60:.1f} minutes: {RESULTS / 'table.md'}")
+    publish()
+    say(f"done after {(time.monotonic() - began) / 60:.1f} minutes: {PUBLISHED / 'table.md'}")
+
+
+def publish() -> None:
+    """Copy everything but the judge to where it is committed."""
+    for name in ("*.png", "*.md", "*.npz", "results.json", "base.safetensors", "adapters/*.safetensors"):
+        for path in RESULTS.glob(name):
+            write_bytes(PUBLISHED / path.relative_to(RESULTS), path.read_bytes())
 
 
 def draw_grids(studio: measure.Studio, results: dict[str, Any]) -> None:
@@ -188,11 +197,11 @@ def draw(text: str, path: Path) -> None:
     letter = words.letter_of(text)
     if letter is None:
         raise SystemExit('error: the text names no letter or digit; write "a bold italic R".')
-    styles = words.styles_of(NumpyGate.load(RESULTS / "gate.npz"), text)
-    results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    styles = words.styles_of(NumpyGate.load(PUBLISHED / "gate.npz"), text)
+    results = json.loads((PUBLISHED / "results.json").read_text(encoding="utf-8"))
     searched = {tuple(sorted(k.split("+"))): v["searched"]["weights"] for k, v in results["blends"].items()}
     mix = searched.get(styles, dict.fromkeys(styles, 1.0))
-    studio = measure.Studio(RESULTS, FONTS, CACHE)
+    studio = measure.Studio(PUBLISHED, FONTS, CACHE)
     picture = studio.pictures(mixes.Job("draw", (), tuple(mix.items())), SEED, letter)
     grids.save(grids.sheet(picture.numpy(), zoom=8), path)
     print(f"{letter} under [{','.join(f'{k}={v:g}' for k, v in mix.items()) or 'base'}]: {path}")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class Studio:
     """Base, adapters and judge of a directory.
 
     Args:
-        results: directory with base.safetensors, judge.safetensors and adapters/.
+        results: directory with base.safetensors, adapters/ and, for judging, judge.safetensors.
         fonts: directory of `fonts.fetch`; only upper bounds need it.
         cache: where answers are kept.
     """
@@ -36,12 +37,21 @@ class Studio:
     def __init__(self, results: Path, fonts: Path, cache: Path) -> None:
         self.base, self.fonts, self.cache = results / "base.safetensors", fonts, cache
         self.adapters = {path.stem: path for path in sorted((results / "adapters").glob("*.safetensors"))}
-        files = {"base": self.base, "judge": results / "judge.safetensors", **self.adapters}
-        self.digests = {name: sha256_file(path) for name, path in files.items()}
-        self.judge = judging.load(results / "judge.safetensors")
+        self._judge = results / "judge.safetensors"
         self.unet = model.load_base(self.base, len(CHARACTERS))
         for name, path in self.adapters.items():
             model.load_adapter(self.unet, name, path)
+
+    @cached_property
+    def judge(self) -> judging.Judge:
+        """The judge; drawing alone needs none."""
+        return judging.load(self._judge)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the files of base, judge and adapters."""
+        files = {"base": self.base, "judge": self._judge, **self.adapters}
+        return {name: sha256_file(path) for name, path in files.items()}
 
     def pictures(self, job: Job, seed: int, text: str = CHARACTERS) -> torch.Tensor:
         """One picture of each character, (B, 1, 32, 32)."""

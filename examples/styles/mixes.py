@@ -134,4 +134,4 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
 
     a, b = ranks(x) - np.mean(ranks(x)), ranks(y) - np.mean(ranks(y))
     scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale else 0.0
+    return round(float(a @ b) / scale, 9) if scale else 0.0

@@ -22,8 +22,8 @@ from loramix.paths import atomic_path
 # several adapters on one model are meant here
 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 
-STEPS = 16
-"""Denoising steps."""
+STEPS = 20
+"""Denoising steps; they divide the 1,000 times of training, as DDIM's step back assumes."""
 RANK = 8
 TARGETS = ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out", "to_q", "to_k", "to_v", "to_out.0"]
 TARGETS += ["time_emb_proj", "linear_1", "linear_2"]
