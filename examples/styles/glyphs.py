@@ -80,7 +80,7 @@ def render(
     rng = np.random.default_rng(seed)
     large = -ImageFont.truetype(path, 200).getbbox("H", anchor="ls")[1]  # of 200 units
     found = np.empty((len(CHARACTERS), count, SIZE, SIZE), np.float32)
-    sizes = np.linspace(*scales, min(count, 8))
+    sizes = np.linspace(*scales, min(max(1, count // 2), 8))
     for i, size in enumerate(sizes):
         font = ImageFont.truetype(path, 200 * CAP_HEIGHT * size * FINE / large)
         for c, character in enumerate(CHARACTERS):
