@@ -151,7 +151,7 @@ JUDGE_FONTS = [
     *four("Courier Prime*.otf", "- ~Bold ~Italic ~Bold~Italic", "typewriter serif"),
     cut("Courier Prime.otf", "typewriter serif"),
     *four("GWMonospace*.ttf", "- Bold Oblique -", "typewriter serif"),
-    *four("LobsterTwo-*.otf", PLAIN, "", f"hand italic {SCRIPT}"),
+    *four("LobsterTwo-*.otf", "Regular Bold Italic -", "", f"hand italic {SCRIPT}"),
     *four("ComicNeue-*.otf", PLAIN, "", f"hand {SCRIPT}"),
     cut("Chilanka-Regular.otf", "", f"hand {SCRIPT}"),
     *four("dkg*.ttf", "- Bd It BI", "hand", SCRIPT),

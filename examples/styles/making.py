@@ -9,7 +9,7 @@ import json
 import multiprocessing
 import sys
 import time
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -98,8 +98,13 @@ def train_all() -> None:
         if not (RESULTS / "base.safetensors").exists():
             jobs[0].result()
         missing = [s for s in STYLES if not (RESULTS / "adapters" / f"{s}.safetensors").exists()]
-        for job in [*jobs, *(workers.submit(make_adapter, style) for style in missing)]:
-            job.result()
+        jobs += [workers.submit(make_adapter, style) for style in missing]
+        try:
+            for job in as_completed(jobs):
+                job.result()
+        except BaseException:
+            workers.shutdown(cancel_futures=True)  # what runs is finished, what waits is not begun
+            raise
 
 
 def measured() -> dict[str, Any]:
