@@ -55,7 +55,8 @@ def run(
     """
     optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.0)
     first, spent = _resumed(checkpoint, parameters, optimizer)
-    began, saved, total = time.process_time() - spent, time.monotonic(), 0.0
+    began, saved = time.process_time() - spent, time.monotonic()
+    losses: list[float] = []
     for step in range(first, steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps, peak)
@@ -64,12 +65,11 @@ def run(
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        total += float(loss.detach())
+        losses.append(float(loss.detach()))
         if (step + 1) % 100 == 0:
-            note(
-                f"step {step + 1} of {steps}: loss {total / 100:.4f}, {time.process_time() - began:.0f} CPU s"
-            )
-            total = 0.0
+            mean = sum(losses) / len(losses)
+            note(f"step {step + 1} of {steps}: loss {mean:.4f}, {time.process_time() - began:.0f} CPU s")
+            losses.clear()
         if time.monotonic() - saved > save_every_s and step + 1 < steps:
             _save(checkpoint, parameters, optimizer, step + 1, time.process_time() - began)
             saved = time.monotonic()
