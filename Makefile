@@ -20,7 +20,7 @@ BUILD_LOG := $(VENV)/llama-build.log
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pip processes must not change one environment at the same time
 .DELETE_ON_ERROR:
-.PHONY: help demo install base test test-kernels bench check docs format clean distclean
+.PHONY: help demo install base test test-kernels bench styles check docs format clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: $(VENV)/.train.stamp $(VENV)/.base.stamp ## compare speed with other prog
 	done; \
 	$(BIN)/python benchmarks/bench.py --llama-server "$$server" \
 	  --shape "$(SHAPES)/tinyllama-shape-Q4_K_M.gguf" --shape "$(SHAPES)/tinyllama-shape-Q4_0.gguf"
+
+styles: $(VENV)/.styles.stamp ## train, mix and measure styles of a small diffusion model, in examples/styles
+	@OMP_NUM_THREADS=1 $(BIN)/python -m examples.styles make
 
 check: $(VENV)/.dev.stamp ## check lint, format and types
 	$(BIN)/ruff check
@@ -116,6 +119,12 @@ $(VENV)/.dev.stamp: $(VENV)/.runtime.stamp
 $(VENV)/.docs.stamp: $(VENV)/.runtime.stamp
 	@echo "==> mkdocs"
 	@$(INSTALL) -e '.[docs]'
+	@touch $@
+
+$(VENV)/.styles.stamp: $(VENV)/.runtime.stamp
+	@echo "==> $(TORCH), diffusers and PEFT"
+	@$(PIP) install $(TORCH)
+	@$(INSTALL) -e '.[styles]'
 	@touch $@
 
 # PyTorch is installed separately, so that one variable selects its build

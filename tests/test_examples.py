@@ -30,7 +30,7 @@ def program(name: str) -> Callable[..., None]:
 
 def test_every_example_is_run_here() -> None:
     names = {path.name for path in EXAMPLES.iterdir()} - {"README.md", "__pycache__"}
-    assert names == {"chat.py", "openai_client.py", "own_skill", "blend.ipynb"}
+    assert names == {"chat.py", "openai_client.py", "own_skill", "blend.ipynb", "styles"}
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
     assert all(f"]({name}" in listed for name in names)
 

@@ -1,0 +1,235 @@
+"""The example of styles: rendering, mixes, table, resuming, judge and gate; nothing here needs diffusers."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_readme import ROOT
+
+sys.path.append(str(ROOT))  # `python -m pytest` does it as well
+
+from examples.styles import fonts, glyphs, grids, mixes, table
+
+STYLES = ROOT / "examples" / "styles"
+RESULTS = STYLES / "results"
+
+
+@pytest.fixture(scope="module")
+def dejavu() -> Path:
+    """The base's font, from matplotlib."""
+    matplotlib = pytest.importorskip("matplotlib")
+    return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / fonts.BASE_FONT
+
+
+@pytest.mark.train
+def test_glyphs_are_drawn_within_their_place_and_size(dejavu: Path) -> None:
+    drawn = glyphs.render(dejavu, 4)
+    assert drawn.shape == (36, 4, 32, 32) and drawn.dtype == np.float32
+    assert drawn.min() == -1 and drawn.max() > 0.9
+    ink = (drawn + 1) / 2
+    assert (ink.sum((2, 3)) > 20).all()
+    rows = np.flatnonzero(ink[glyphs.CHARACTERS.index("H"), 0].max(1) > 0.5)
+    # an H stands in the middle, as high as a capital
+    assert abs((rows[0] + rows[-1]) / 2 - 15.5) <= 2 and 0.88 * 19 - 1 <= len(rows) <= 1.06 * 19 + 1
+    assert np.array_equal(drawn, glyphs.render(dejavu, 4))
+    assert not np.array_equal(drawn, glyphs.render(dejavu, 4, seed=1))
+
+
+@pytest.mark.train
+def test_an_outline_is_hollow(dejavu: Path) -> None:
+    bold = dejavu.with_name("DejaVuSans-Bold.ttf")
+    full, hollow = (glyphs.render(bold, 1, outline=o, scales=(1, 1), shift=0)[:, 0] for o in (False, True))
+    inside = full > 0.99
+    assert inside.sum() > 36 * 20
+    assert hollow[inside].mean() < -0.9 and (hollow > 0).sum() > 36 * 20
+
+
+@pytest.mark.train
+def test_a_moved_glyph_is_the_same_elsewhere(dejavu: Path) -> None:
+    from PIL import ImageFont
+
+    whole = glyphs.canvas(ImageFont.truetype(dejavu, 100), "R", outline=False)
+    there, moved = glyphs.cropped(whole, 0, 0), glyphs.cropped(whole, 3, -2)
+    assert np.array_equal(np.roll(there, (-2, 3), (0, 1)), moved)
+
+
+@pytest.mark.train
+def test_grids_have_a_picture_for_each_pair_of_scales(tmp_path: Path) -> None:
+    from PIL import Image
+
+    asked = []
+
+    def draw(mix: Any, text: str) -> np.ndarray:
+        asked.append(dict(mix))
+        return np.full((len(text), 32, 32), 1.0 if sum(mix.values()) > 1 else -1.0, np.float32)
+
+    grid = grids.alpha_grid(draw, ("bold", "italic"), "R")
+    assert len(asked) == 25 and asked[0] == {"bold": 0.0, "italic": 0.0} and asked[4]["bold"] == 1.0
+    pixels = np.asarray(grid)
+    assert pixels[-10, -10] == 0 and pixels[40, 40] == 255
+    sheet = grids.style_sheet(draw, {"base": {}, "bold": {"bold": 2.0}}, "AB")
+    grids.save(grids.beside([grid, sheet]), tmp_path / "out.png")
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (grid.width + sheet.width + 8, max(grid.height, sheet.height))
+
+
+def test_fonts_of_judge_base_and_styles_are_apart() -> None:
+    judges = {cut.file for cut in fonts.JUDGE_FONTS}
+    checks = {cut.file for cut in fonts.CHECK_FONTS}
+    own = {cut.file for cut in (*fonts.STYLE_FONTS.values(), *fonts.UPPER_BOUNDS.values())}
+    assert len(judges) == len(fonts.JUDGE_FONTS) and len(checks) == len(fonts.CHECK_FONTS)
+    assert not judges & checks and not (judges | checks) & own
+    assert fonts.BASE_FONT not in judges | checks | own
+    for cut in (*fonts.JUDGE_FONTS, *fonts.CHECK_FONTS, *fonts.STYLE_FONTS.values()):
+        assert cut.has | cut.unknown <= set(fonts.STYLES)
+    assert fonts.four("A*.ttf", "1 - 2 ~b", "serif")[2] == fonts.cut("A b.ttf", "serif bold italic")
+
+
+def test_the_readme_lists_each_package_with_its_licence() -> None:
+    text = (STYLES / "README.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| (fonts-[\w-]+) \| (.+) \|$", text, re.MULTILINE))
+    assert listed == fonts.LICENCES
+    assert f"trained on {len(fonts.JUDGE_FONTS)} cuts" in text
+    named = set(re.findall(r"\]\((\w+\.py)\)", text))
+    assert named == {path.name for path in STYLES.glob("*.py")} - {"__init__.py", "__main__.py"}
+
+
+def test_rank_correlation() -> None:
+    scales = mixes.STEPS_OF_ALPHA
+    assert mixes.rank_correlation(scales, [0, 0.1, 0.5, 0.6, 0.9]) == pytest.approx(1)
+    assert mixes.rank_correlation(scales, [0.9, 0.6, 0.5, 0.1, 0]) == pytest.approx(-1)
+    assert mixes.rank_correlation(scales, [0, 0.5, 0.1, 0.6, 0.9]) == pytest.approx(0.9)
+    assert mixes.rank_correlation(scales, [0, 0, 0.5, 0.6, 0.9]) == pytest.approx(0.9747, abs=1e-4)
+    assert mixes.rank_correlation(scales, [1, 1, 1, 1, 1]) == 0
+
+
+def test_a_verdict_counts_pictures_with_all_asked_styles() -> None:
+    styles = np.zeros((4, len(fonts.STYLES)), np.float32)
+    styles[:, 0] = [0.9, 0.8, 0.2, 0.9]
+    styles[:, 1] = [0.7, 0.1, 0.9, 0.6]
+    found = mixes.verdict_of(np.array([True, True, True, False]), styles, ("bold", "italic"))
+    assert found.letter == 0.75 and found.seen["bold"] == 0.75 and found.seen["serif"] == 0
+    assert found.all_seen == 0.5  # the first and the last
+    assert found.score == pytest.approx((0.7 + 0.1 + 0.2) / 4)
+    assert mixes.verdict_of(np.array([True]), styles[:1], ()).all_seen == 1
+
+
+def test_the_search_takes_the_best_scales_and_those_near_1_on_ties() -> None:
+    jobs = mixes.search_jobs(("bold", "italic"))
+    assert len(jobs) == len(set(jobs)) == 9 and {job.seeds for job in jobs} == {mixes.SEARCH_SEEDS}
+    assert not set(mixes.SEARCH_SEEDS) & set(mixes.TEST_SEEDS)
+    verdict = mixes.verdict_of(np.array([True]), np.zeros((1, len(fonts.STYLES))), ())
+    found = dict.fromkeys(jobs, verdict)
+    assert dict(mixes.best(found).weights) == {"bold": 1.0, "italic": 1.0}
+    found[jobs[2]] = mixes.Verdict(1.0, {}, {}, 1.0, score=2.0)
+    assert mixes.best(found) == jobs[2]
+    assert {job.weights for job in mixes.search_jobs(mixes.TRIPLE)} == {
+        tuple((style, scale) for style in mixes.TRIPLE) for scale in mixes.SEARCHED
+    }
+
+
+def test_names_of_jobs_are_distinct() -> None:
+    names = [job.name for job in mixes.fixed_jobs()]
+    assert len(names) == len(set(names)) and "one bold=1 of bold+italic" in names and "base" in names
+
+
+@pytest.mark.train
+def test_training_that_was_stopped_gives_the_same_weights(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from examples.styles import training
+
+    def trained(checkpoint: Path, stop: int | None) -> list[float]:
+        weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+
+        def loss(step: int) -> Any:
+            if step == stop:
+                raise KeyboardInterrupt
+            target = torch.randn(2, generator=torch.Generator().manual_seed(step))
+            return ((weight - target) ** 2).sum()
+
+        training.run(
+            [weight], loss, steps=8, peak=0.1, checkpoint=checkpoint, note=lambda _: None, save_every_s=-1
+        )
+        found: list[float] = weight.tolist()
+        return found
+
+    whole = trained(tmp_path / "whole", None)
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "stopped", 5)
+    # step 5 is not run again from the start: the checkpoint says where to resume
+    assert trained(tmp_path / "stopped", 4) == whole
+
+
+@pytest.mark.train
+def test_the_judge_is_not_asked_what_is_unknown(dejavu: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from examples.styles import judge
+
+    cuts = [fonts.cut(dejavu.name), fonts.cut("DejaVuSans-Bold.ttf", "bold", "typewriter")]
+    files = {path.name: path for path in dejavu.parent.glob("*.ttf")}
+    data = judge.Glyphs(cuts, files, variants=1, seed=0)
+    assert len(data) == 3 * 36  # the bold cut as a contour as well
+    labels = dict(zip(fonts.STYLES, data.styles[-1].tolist(), strict=True))
+    assert labels == {"bold": -1, "italic": 0, "serif": 0, "outline": 1, "hand": 0, "typewriter": -1}
+    right, styles = judge.verdicts(judge.Judge(), data.pictures[:5], data.letters[:5])
+    assert right.shape == (5,) and styles.shape == (5, len(fonts.STYLES))
+    generator = torch.Generator().manual_seed(0)
+    for changed in (judge.bent(data.pictures[:5], generator), judge.worn(data.pictures[:5], generator)):
+        assert changed.shape == data.pictures[:5].shape and not torch.equal(changed, data.pictures[:5])
+        assert changed.min() >= -1 and changed.max() <= 1
+
+
+@pytest.mark.train
+def test_words_become_styles_through_the_gate(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from examples.styles import words
+    from loramix.models.gate_numpy import NumpyGate
+
+    gate = NumpyGate.load(RESULTS / "gate.npz")
+    for text, styles in {
+        "a bold italic R": ("bold", "italic"),
+        "a typewriter Q": ("typewriter",),
+        "please draw me an outlined 7": ("outline",),
+        "a plain G": (),
+    }.items():
+        assert words.styles_of(gate, text) == styles
+    assert words.letter_of("a bold italic R") == "R" and words.letter_of("draw a slanted g") == "G"
+    assert words.letter_of("a bold A") == "A" and words.letter_of("a bold letter") is None
+    words.train("0" * 64, steps=1).save(tmp_path / "gate.npz")
+    assert NumpyGate.load(tmp_path / "gate.npz").info.skills == list(fonts.STYLES)
+
+
+def test_the_table_is_that_of_the_results() -> None:
+    results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    assert (RESULTS / "table.md").read_text(encoding="utf-8") == table.table(results)
+    before_and_after = {
+        results["adapters"][style][key] for style in fonts.STYLES for key in ("base_before", "base_after")
+    }
+    assert before_and_after == {results["base_sha256"]}
+    assert results["fonts"].keys() == fonts.LICENCES.keys()
+
+
+def test_bars_take_the_worst() -> None:
+    results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
+    results["verdicts"]["base"]["letter"] = 0.5
+    results["rank"] = dict.fromkeys(fonts.STYLES, 1.0) | {"bold": 0.2}
+    results["merged"] = {"bold+italic": 1e-6, "bold+serif": 1e-3}
+    found = {name: (value, met) for name, _, value, met in table.bars(results)}
+    assert found["letter right, base"] == (0.5, False)
+    assert found["rank correlation of style with α"] == (0.2, False)
+    assert found["merged against `set_adapters`, a pixel"] == (1e-3, False)
+
+
+def test_what_is_committed_is_small() -> None:
+    files = [path for path in RESULTS.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 10_000_000
+    assert {path.stem for path in (RESULTS / "adapters").iterdir()} == set(fonts.STYLES)
+    assert {"grid.png", "grids.png", "sheet.png", "table.md", "base.safetensors"} <= {
+        path.name for path in files
+    }
