@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -14,10 +13,9 @@ from test_readme import ROOT
 
 sys.path.append(str(ROOT))  # `python -m pytest` does it as well
 
-from examples.styles import fonts, glyphs, grids, mixes, table
+from examples.styles import fonts, glyphs, grids, mixes
 
 STYLES = ROOT / "examples" / "styles"
-RESULTS = STYLES / "results"
 
 
 @pytest.fixture(scope="module")
@@ -183,53 +181,3 @@ def test_the_judge_is_not_asked_what_is_unknown(dejavu: Path) -> None:
     for changed in (judge.bent(data.pictures[:5], generator), judge.worn(data.pictures[:5], generator)):
         assert changed.shape == data.pictures[:5].shape and not torch.equal(changed, data.pictures[:5])
         assert changed.min() >= -1 and changed.max() <= 1
-
-
-@pytest.mark.train
-def test_words_become_styles_through_the_gate(tmp_path: Path) -> None:
-    pytest.importorskip("torch")
-    from examples.styles import words
-    from loramix.models.gate_numpy import NumpyGate
-
-    gate = NumpyGate.load(RESULTS / "gate.npz")
-    for text, styles in {
-        "a bold italic R": ("bold", "italic"),
-        "a typewriter Q": ("typewriter",),
-        "please draw me an outlined 7": ("outline",),
-        "a plain G": (),
-    }.items():
-        assert words.styles_of(gate, text) == styles
-    assert words.letter_of("a bold italic R") == "R" and words.letter_of("draw a slanted g") == "G"
-    assert words.letter_of("a bold A") == "A" and words.letter_of("a bold letter") is None
-    words.train("0" * 64, steps=1).save(tmp_path / "gate.npz")
-    assert NumpyGate.load(tmp_path / "gate.npz").info.skills == list(fonts.STYLES)
-
-
-def test_the_table_is_that_of_the_results() -> None:
-    results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
-    assert (RESULTS / "table.md").read_text(encoding="utf-8") == table.table(results)
-    before_and_after = {
-        results["adapters"][style][key] for style in fonts.STYLES for key in ("base_before", "base_after")
-    }
-    assert before_and_after == {results["base_sha256"]}
-    assert results["fonts"].keys() == fonts.LICENCES.keys()
-
-
-def test_bars_take_the_worst() -> None:
-    results = json.loads((RESULTS / "results.json").read_text(encoding="utf-8"))
-    results["verdicts"]["base"]["letter"] = 0.5
-    results["rank"] = dict.fromkeys(fonts.STYLES, 1.0) | {"bold": 0.2}
-    results["merged"] = {"bold+italic": 1e-6, "bold+serif": 1e-3}
-    found = {name: (value, met) for name, _, value, met in table.bars(results)}
-    assert found["letter right, base"] == (0.5, False)
-    assert found["rank correlation of style with α"] == (0.2, False)
-    assert found["merged against `set_adapters`, a pixel"] == (1e-3, False)
-
-
-def test_what_is_committed_is_small() -> None:
-    files = [path for path in RESULTS.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) <= 10_000_000
-    assert {path.stem for path in (RESULTS / "adapters").iterdir()} == set(fonts.STYLES)
-    assert {"grid.png", "grids.png", "sheet.png", "table.md", "base.safetensors"} <= {
-        path.name for path in files
-    }
