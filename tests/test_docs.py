@@ -33,7 +33,6 @@ NOT_RUN = {
     "make test": "is this test suite",
     "make install": "builds the environment with pip",
     "make check": "runs ruff and mypy; installs them with pip",
-    "make styles": "trains a diffusion model for half an hour; its parts are tested in test_styles.py",
     "make docs": "installs mkdocs with pip; that its navigation is whole is tested in test_architecture.py",
     "pip install": "needs an index; that the extra exists is checked",
     "loramix pull tinyllama-1.1b": "fetches 669 MB that must have a pinned digest; pulls run in test_hub.py",
