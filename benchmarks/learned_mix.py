@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from loramix import DEFAULT, Engine
 from loramix.eval.answers import AnswerStore
 from loramix.eval.composed import Bench, answers_of, scores
 from loramix.eval.composed_cases import Case, Kind, cases, kinds_of
+from loramix.eval.routing import read_held_out
 from loramix.formats.validate import read_base
 from loramix.models import bases
 from loramix.models.fuse import Part, fuse
@@ -48,8 +48,7 @@ BATCH, RATE = 4, 0.03
 
 def held_out() -> dict[str, list[str]]:
     """The held-out phrasings by the skills' names joined with ``+``."""
-    found: dict[str, list[str]] = tomllib.loads((HERE / "heldout.toml").read_text())["composed"]
-    return found
+    return read_held_out(HERE / "heldout.toml")["composed"]
 
 
 def kinds() -> list[Kind]:

@@ -104,6 +104,14 @@ def tiny_pack(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return write_pack(tmp_path_factory.mktemp("packs") / "tiny", tiny_base)
 
 
+@pytest.fixture(scope="session")
+def plan_pack(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pack with a gate that splits requests; see `planning`."""
+    from planning import write_plan_pack
+
+    return write_plan_pack(tiny_pack, tmp_path_factory.mktemp("planned") / "tiny")
+
+
 @pytest.fixture
 def pack(tiny_pack: Path, tmp_path: Path) -> Path:
     """A copy of the tiny pack that a test may change."""

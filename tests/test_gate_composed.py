@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from loramix.defaults import BASE
+from loramix.models.plan import ANSWER, TEXT
 from loramix.train.data import Row
 from loramix.train.gate_composed import alike, composed, parsed
-from loramix.train.gate_pieces import ANSWER, OTHER, TEXT, UNKNOWN, Piece, Request, plain
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, plain
 from loramix.train.gate_requests import Maker
 from loramix.train.gate_run import tag_names, turns_of
 from loramix.train.gate_wordings import load_wordings

@@ -17,11 +17,12 @@ from loramix.errors import NativeError
 from loramix.models.early_head import EarlyHead
 from loramix.models.gate_window import FIRST_TOKENS, LAST_TOKENS, READ_TOKENS
 from loramix.models.head_info import HeadInfo
+from loramix.models.plan import TEXT
 from loramix.runtime.children import token_states
 from loramix.runtime.state_parts import PART, Turns, part_file
 from loramix.runtime.token_states import token_tags
 from loramix.train import head_fit
-from loramix.train.gate_pieces import OTHER, TEXT, UNKNOWN, Piece, Request, Turn, user
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, Turn, user
 from loramix.train.gate_run import calibrated, difference, turns_of
 from loramix.train.head_fit import FitSettings, decide, fit, rate_at, tag_weights, unlike
 from loramix.train.head_model import TorchHead

@@ -23,11 +23,6 @@ from loramix.runtime.scheduler import Scheduler
 
 
 @pytest.fixture(scope="module")
-def plan_pack(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_plan_pack(tiny_pack, tmp_path_factory.mktemp("planned") / "tiny")
-
-
-@pytest.fixture(scope="module")
 def engine(plan_pack: Path) -> Iterator[Engine]:
     with Engine.open(plan_pack, n_ctx=512, n_threads=1) as opened:
         yield opened

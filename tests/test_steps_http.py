@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planning import CHAIN, ONE, TEXT, TWO, write_plan_pack
+from planning import CHAIN, ONE, TEXT, TWO
 from serving import Served, served
 from test_chat import chat
 from test_cli import refused, run
@@ -24,11 +24,6 @@ STEPS = [
     {"skill": "sentiment", "on": "answer"},
 ]
 SHOWN = [f'1. summarize on the text: "{TEXT}" ({len(TEXT)} characters)', "2. sentiment on answer 1"]
-
-
-@pytest.fixture(scope="module")
-def plan_pack(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_plan_pack(tiny_pack, tmp_path_factory.mktemp("planned") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -78,7 +78,7 @@ def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
 
 
 def to_json(checks: Sequence[Check]) -> str:
-    """Return the checks as a JSON list; the key of ``fix`` stays ``mend``, which scripts may read."""
+    """Return the checks as a JSON list, in which ``fix`` keeps its published key, ``mend``."""
     rows = [{"mend" if key == "fix" else key: value for key, value in asdict(c).items()} for c in checks]
     return json.dumps(rows, ensure_ascii=False, indent=1)
 

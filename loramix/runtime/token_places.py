@@ -7,8 +7,8 @@ from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from loramix.models.gate_window import original_span
+from loramix.models.text_frame import Span
 
-Span = tuple[int, int]
 _EDGE = 16  # bytes by which the cut end of a long message is found
 
 

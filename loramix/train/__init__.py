@@ -2,6 +2,7 @@
 
 import os
 
-# read when torch loads: threads that spin for each other made a gate's training four times as long beside another job
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from loramix.hardware import limit_spinning
+
+limit_spinning()
 os.environ.setdefault("TQDM_DISABLE", "1")  # read when torch imports tqdm; its bars would disturb ours

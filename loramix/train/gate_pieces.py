@@ -6,11 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loramix.models.gate_window import GAP, is_cut, limits
+from loramix.models.plan import TEXT
 
-TEXT = "text"
 OTHER = ""
-ANSWER = "answer"
-"""Tag of words that refer to the answer of the step before, in a request for several things."""
 UNKNOWN = "?"
 """Tag of a piece in which text and instruction cannot be told apart."""
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loramix.defaults import BASE
+from loramix.models.plan import TEXT
 from loramix.train.data import Row
 from loramix.train.frames import framed
 from loramix.train.gate_data import CROSSED, Phrasings, load_phrasings, templates_of
-from loramix.train.gate_pieces import OTHER, TEXT, UNKNOWN, Piece, Request, filled, plain, user
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, filled, plain, user
 from loramix.train.gate_styles import long_text, styled, words_of
 from loramix.train.gate_wordings import Wordings, is_dev, load_wordings, of_part, sentence
 from loramix.train.recipe import Recipe

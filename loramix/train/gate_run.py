@@ -17,7 +17,7 @@ import numpy.typing as npt
 from loramix.defaults import BASE
 from loramix.errors import SelfCheckFailed, UsageError
 from loramix.formats.validate import BaseShape
-from loramix.models import bases
+from loramix.models import bases, plan
 from loramix.models.early_head import EarlyHead
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_window import READ_TOKENS
@@ -26,7 +26,7 @@ from loramix.pack.edit import NewGate
 from loramix.paths import need_space
 from loramix.runtime.children import token_states
 from loramix.runtime.state_parts import Turns
-from loramix.train.gate_pieces import ANSWER, OTHER, TEXT, UNKNOWN, Request, read_turns
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Request, read_turns
 from loramix.train.gate_scores import Scores, probabilities_of, score, temperature_of, threshold_of
 from loramix.train.head_fit import FitSettings, decide, fit, unlike
 from loramix.train.head_model import TorchHead
@@ -84,7 +84,7 @@ def groups_of(requests: Sequence[Request]) -> npt.NDArray[np.int32]:
 
 def tag_names(skills: Sequence[str]) -> list[str]:
     """Names of the token tags: neither, text, an instruction of each class, and words for the answer before."""
-    return ["other", TEXT, *skills, BASE, ANSWER]
+    return [plan.OTHER, plan.TEXT, *skills, BASE, plan.ANSWER]
 
 
 def turns_of(request: Request, skills: Sequence[str]) -> Turns:

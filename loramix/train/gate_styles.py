@@ -6,7 +6,8 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
-from loramix.train.gate_pieces import OTHER, TEXT, Piece, plain
+from loramix.models.plan import TEXT
+from loramix.train.gate_pieces import OTHER, Piece, plain
 from loramix.train.gate_wordings import Styles, of_part
 
 Style = Callable[[tuple[Piece, ...], Styles, random.Random, bool], tuple[Piece, ...]]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from loramix.defaults import BASE
-from loramix.train.gate_pieces import TEXT, UNKNOWN, Piece, Request, Turn, filled, user
+from loramix.models.plan import TEXT
+from loramix.train.gate_pieces import UNKNOWN, Piece, Request, Turn, filled, user
 from loramix.train.gate_requests import SHORT, Maker
 from loramix.train.gate_styles import styled
 from loramix.train.gate_wordings import of_part

@@ -171,10 +171,9 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         places = [self.info.tags.index(name) for name in known]
         columns = [list(tags).index(name) for name in known]
         for name, part in self._named().items():
-            value = torch.from_numpy(np.array(arrays[name])) if name in arrays else None
-            if value is None:
+            if name not in arrays:
                 continue
-            value = value.T if name.endswith(".weight") and value.ndim == 2 else value
+            value = _turned(name, torch.from_numpy(np.array(arrays[name])))
             if name.startswith("out."):
                 value = value[classes]
             if name.startswith("tag."):
@@ -185,11 +184,7 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
     def arrays(self) -> dict[str, Floats]:
         """Copies of all arrays, float32, by the names of `loramix.models.early_head.expected`."""
         return {
-            name: np.array(
-                (part.T if name.endswith(".weight") and part.ndim == 2 else part).detach().numpy(),
-                np.float32,
-                order="C",
-            )
+            name: np.array(_turned(name, part).detach().numpy(), np.float32, order="C")
             for name, part in self._named().items()
         }
 
@@ -206,3 +201,8 @@ class TorchHead(nn.Module):  # type: ignore[misc]  # mypy does not follow torch
         for name, part in (linear | norms).items():
             found[f"{name}.weight"], found[f"{name}.bias"] = part.weight, part.bias
         return found
+
+
+def _turned(name: str, part: torch.Tensor) -> torch.Tensor:
+    """A tensor as `TorchHead.arrays` has it, or back: linear weights are transposed."""
+    return part.T if name.endswith(".weight") and part.ndim == 2 else part

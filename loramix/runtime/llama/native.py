@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
+from loramix.hardware import limit_spinning
 
-# spinning OpenMP threads starve each other on a busy machine: eight tokens took 26 s during a training run, 0.3 s
-# with this, without a loss on an idle machine; the library reads it when it loads
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-import llama_cpp.llama_cpp as C
+limit_spinning()
+import llama_cpp.llama_cpp as C  # noqa: E402  # reads the environment when it loads
 
 __all__ = ["C"]
