@@ -1,8 +1,11 @@
 """Test rows of the broad recipes by source, greedy, the skill named; resumes where it was stopped.
 
     python benchmarks/rows_by_source.py PACK OUT.jsonl --data DATA --rows 60 --skill sentiment --minutes 4
+    python benchmarks/rows_by_source.py PACK BARE.jsonl --data DATA --rows 12 --bare --five-shot
 
 Beside OUT.jsonl it writes OUT.json: each measure by skill and group of sources, with its 95 % interval.
+With --bare the pack's base answers alone; if its answer to a label skill names exactly one label, it counts as that
+label.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ import numpy as np
 
 from loramix import Engine
 from loramix.eval.everyday.checks import run_query
+from loramix.eval.skills import shots, tidy
 from loramix.paths import write_text
+from loramix.prompts import Message
 from loramix.train.data import Row, prompts, read_rows
 from loramix.train.metrics import bootstrap, estimate, is_sentence, measure, normal, share
 from loramix.train.recipe import Recipe, load_recipe, shipped
@@ -143,11 +148,31 @@ def scores(recipe: Recipe, answered: Sequence[tuple[Row, str]]) -> dict[str, Any
 @click.option("--rows", default=60, show_default=True, help="Most rows of a group.")
 @click.option("--skill", "skills", multiple=True, help="Only this skill; repeatable.")
 @click.option("--minutes", default=60.0, show_default=True, help="Stop asking after this time.")
-def main(pack: str, out: Path, data: Path, rows: int, skills: tuple[str, ...], minutes: float) -> None:
+@click.option("--bare", is_flag=True, help="Ask the pack's base alone.")
+@click.option("--five-shot", is_flag=True, help="With --bare: five solved rows of train before each request.")
+def main(
+    pack: str,
+    out: Path,
+    data: Path,
+    rows: int,
+    skills: tuple[str, ...],
+    minutes: float,
+    bare: bool,
+    five_shot: bool,
+) -> None:
     """Answer test rows and score all that is answered; groups take turns, so that each has some."""
     until = time.monotonic() + 60 * minutes
     recipes = {name: load_recipe(f"broad/{name}") for name in skills or shipped()}
     groups = {name: rows_of(recipe, data, rows) for name, recipe in recipes.items()}
+    solved = {
+        name: [r for rows in read_sources(recipe, data) for r in rows] for name, recipe in recipes.items()
+    }
+    row_of = {
+        (name, g, prompt): row
+        for name, found in groups.items()
+        for g, pairs in found.items()
+        for row, prompt in pairs
+    }
     known: dict[tuple[str, str, str], str] = {}
     if out.is_file():
         for line in out.read_text(encoding="utf-8").splitlines():
@@ -163,7 +188,15 @@ def main(pack: str, out: Path, data: Path, rows: int, skills: tuple[str, ...], m
         for _, name, group, prompt in sorted(jobs, key=lambda job: job[0]):
             if (name, group, prompt) in known or time.monotonic() > until:
                 continue
-            text = known[name, group, prompt] = engine.generate(prompt, mix=name).text
+            asked: list[Message] = [{"role": "user", "content": prompt}]
+            if five_shot:
+                asked = [*shots(recipes[name], solved[name], row_of[name, group, prompt])[:-1], *asked]
+            limit = max(24, recipes[name].max_tokens)  # a bare base may write a sentence around a label
+            if bare:
+                text = tidy(engine.generate(asked, policy="base", max_tokens=limit).text, recipes[name])
+            else:
+                text = engine.generate(prompt, mix=name).text
+            known[name, group, prompt] = text
             row = {"skill": name, "group": group, "prompt": prompt, "text": text}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
