@@ -3,6 +3,8 @@
 All modules but ``prepare`` and ``export`` need only PyTorch, NumPy, gguf and click, not Loramix.
 """
 
+import click
 
-class JointError(Exception):
+
+class JointError(click.ClickException):
     """A file or a setting that cannot be used; the message says what is needed."""

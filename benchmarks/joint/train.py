@@ -52,8 +52,8 @@ def check_rows(slot: Slot, skill: SkillRows, base_sha256: str, limit: int) -> No
         raise JointError(f"the rows of {slot.skill!r} are for another base; prepare them for this one.")
     if max(slot.passes) >= len(skill.passes):
         raise JointError(
-            f"slot {slot.name!r} needs pass {max(slot.passes)} of {slot.skill!r}, which has {len(skill.passes)} from 0; "
-            "prepare more passes."
+            f"slot {slot.name!r} needs pass {max(slot.passes)} of {slot.skill!r}, which has {len(skill.passes)}, counted "
+            "from 0; prepare more passes."
         )
     every = (*skill.passes, skill.dev, *([skill.test] if skill.test else []))
     if (longest := max(length for rows in every for length in rows.lengths)) > limit:
@@ -81,20 +81,7 @@ def share_of_steps(run: Run, trainings: list[SlotTraining], seconds: float | Non
 @click.option("--seconds", type=float, help="Shorten all slots by one factor to about this training time.")
 @click.option("--max-steps", type=int, help="Most steps of a slot.")
 @click.option("--deadline", type=float, help="Stop after this many seconds in all, and write what there is.")
-def main(**options: Any) -> None:
-    """Train the slots that have no finished result."""
-    began = time.monotonic()
-
-    def say(line: str) -> None:
-        click.echo(f"[{time.monotonic() - began:6.1f}] {line}")
-
-    try:
-        train(say=say, began=began, **options)
-    except JointError as error:
-        raise click.ClickException(str(error)) from None
-
-
-def train(
+def main(
     base: Path,
     data: Path,
     config: Path,
@@ -107,14 +94,13 @@ def train(
     seconds: float | None,
     max_steps: int | None,
     deadline: float | None,
-    say: Any,
-    began: float,
 ) -> None:
-    """See the command's options.
+    """Train the slots that have no finished result."""
+    began = time.monotonic()
 
-    Raises:
-        JointError: a file or a setting that cannot be used.
-    """
+    def say(line: str) -> None:
+        click.echo(f"[{time.monotonic() - began:6.1f}] {line}")
+
     slots = read_slots(config)
     skills = {name: read_skill(data / f"{name}.npz") for name in {slot.skill for slot in slots}}
     digest = hashlib.sha256(base.read_bytes()).hexdigest()
