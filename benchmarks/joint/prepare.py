@@ -97,7 +97,7 @@ def tokenized(
 
 
 def first_tokens(base: Path, labels: Sequence[str]) -> Any:
-    """Return the first token of each label, (N,) int32; empty if two labels share it, so that it cannot tell them apart."""
+    """Return the first token of each label, (N,) int32; empty if two labels share theirs."""
     if not labels:
         return np.zeros(0, np.int32)
     examples = token_ids(base, [("x", label) for label in labels])

@@ -52,8 +52,8 @@ def check_rows(slot: Slot, skill: SkillRows, base_sha256: str, limit: int) -> No
         raise JointError(f"the rows of {slot.skill!r} are for another base; prepare them for this one.")
     if max(slot.passes) >= len(skill.passes):
         raise JointError(
-            f"slot {slot.name!r} needs pass {max(slot.passes)} of {slot.skill!r}, which has {len(skill.passes)}, counted "
-            "from 0; prepare more passes."
+            f"slot {slot.name!r} needs pass {max(slot.passes)}, {slot.skill!r} has passes 0 to {len(skill.passes) - 1}; "
+            "prepare more."
         )
     every = (*skill.passes, skill.dev, *([skill.test] if skill.test else []))
     if (longest := max(length for rows in every for length in rows.lengths)) > limit:
