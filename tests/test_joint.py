@@ -6,7 +6,6 @@ import ast
 import hashlib
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from loramix.formats.validate import check_adapter, read_base
 from loramix.train import forward
 from loramix.train.data import Example
 from loramix.train.peft_model import attach
-from loramix.train.recipe import Lora, load_recipe
+from loramix.train.recipe import Lora
 
 pytestmark = pytest.mark.train
 LIMIT = 48
@@ -73,7 +72,7 @@ def random_rows(count: int, seed: int, n_labels: int = 2) -> dict[str, Any]:
     return {"ids": ids, "lengths": lengths, "answers": np.full(count, 2, np.int32), "labels": labels}
 
 
-def write_rows(path: Path, base: Path, *, count: int = 24, seed: int = 0, passes: int = 2) -> None:
+def write_rows(path: Path, base: Path, *, count: int = 60, seed: int = 0, passes: int = 2) -> None:
     """A file of prepared rows."""
     parts = {f"pass{i}": random_rows(count, seed + i) for i in range(passes)}
     for split in ("dev", "test"):
@@ -94,16 +93,30 @@ def write_slots(path: Path, *tables: str) -> Path:
 def joint(base: Path, run: Path, *more: str, code: int = 0) -> str:
     """Run ``joint.train`` on ``run/slots.toml`` and ``run/data``; return what it prints."""
     words = ["--base", str(base), "--data", str(run / "data"), "--config", str(run / "slots.toml")]
-    words += ["--out", str(run / "out"), "--length", str(LIMIT), "--sequences", "2", "--dtype", "float32", *more]
+    words += [
+        "--out",
+        str(run / "out"),
+        "--length",
+        str(LIMIT),
+        "--sequences",
+        "2",
+        "--dtype",
+        "float32",
+        *more,
+    ]
     found = CliRunner().invoke(command.main, words)
     assert found.exit_code == code, found.output
     return found.output
 
 
-def trained(run: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    found = results.load(run / "out", name)
+def result(out: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    found = results.load(out, name)
     assert found is not None
     return found
+
+
+def trained(run: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    return result(run / "out", name)
 
 
 @pytest.fixture
@@ -113,8 +126,8 @@ def run(bases: dict[str, Path], tmp_path: Path) -> Path:
     write_rows(tmp_path / "data" / "second.npz", bases["llama"], seed=20)
     write_slots(
         tmp_path / "slots.toml",
-        'name = "short"\nskill = "first"\nrate = 1e-2\nrank = 2',
-        'name = "long"\nskill = "second"\nrate = 5e-3\nrank = 4\npasses = [0, 1]\nmatrices = ["attn_q", "ffn_down"]',
+        'name = "short"\nskill = "first"\nrate = 3e-2\nrank = 2',
+        'name = "long"\nskill = "second"\nrate = 2e-2\nrank = 4\npasses = [0, 1]\nmatrices = ["attn_q", "ffn_down"]',
     )
     return tmp_path
 
@@ -278,7 +291,7 @@ def test_an_adapter_is_exported_and_continued(run: Path, bases: dict[str, Path])
     kinds = {name: tensor.type_name for name, tensor in read_gguf(path.read_bytes(), "").tensors.items()}
     assert all(kind == ("Q8_0" if name.endswith("a") else "F16") for name, kind in kinds.items())
     written = json.loads((run / "adapters" / "long.json").read_text())
-    assert written["slot"]["rate"] == 5e-3 and written["run"]["seed"] == 1
+    assert written["slot"]["rate"] == 2e-2 and written["run"]["seed"] == 1
     best = min(check["loss"] for check in written["checks"])
     # a larger rank and another matrix change nothing at the start
     (slot,) = read_slots(
@@ -321,7 +334,7 @@ def test_large_results_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.
     results.save(tmp_path, "x", arrays, {"finished": True})
     files = sorted(tmp_path.iterdir())
     assert [path.name for path in files] == [f"x.{i}.npz" for i in range(4)]
-    found, record = trained_in(tmp_path, "x")
+    found, record = result(tmp_path, "x")
     assert record == {"finished": True, "parts": 4} and found.keys() == arrays.keys()
     assert all((found[name] == array).all() for name, array in arrays.items())
     old = files[2].read_bytes()
@@ -330,13 +343,6 @@ def test_large_results_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.
     assert results.load(tmp_path, "x") is None
     files[2].write_bytes(old[:100])
     assert results.load(tmp_path, "x") is None and results.load(tmp_path, "y") is None
-    assert 15 * 2**20 - vars(sys.modules[results.__name__])["PART_BYTES"] > 0
-
-
-def trained_in(out: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    found = results.load(out, name)
-    assert found is not None
-    return found
 
 
 RECIPE = """
@@ -379,7 +385,6 @@ def test_rows_of_a_recipe_are_prepared(tiny_base: Path, tmp_path: Path) -> None:
         assert rows.labels is not None
         firsts = [row[-n] for row, n in zip(rows.ids, rows.answers, strict=True)]
         assert firsts == [skill.label_tokens[label] for label in rows.labels]
-    assert load_recipe(str(tmp_path / "mood.toml")).data.rows == 20
 
 
 @pytest.mark.parametrize(
@@ -439,4 +444,3 @@ def test_a_machine_without_loramix_can_train() -> None:
                 todo += [alias.name for alias in node.names] if node.level and not node.module else []
     assert {"model", "rows", "slots", "training", "evaluate", "results"} <= seen
     assert not seen & {"prepare", "export"}
-    assert replace(Slot("a", "b", 0.1), rank=2).matrices == MATRICES

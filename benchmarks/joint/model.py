@@ -138,7 +138,7 @@ class Base:
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         try:
             reader = gguf.GGUFReader(path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError) as error:
             raise JointError(f"{path} cannot be read as a GGUF ({error}); give the base's GGUF.") from None
         self.shape = read_shape(reader.fields)
         self.dtype = dtype

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,13 @@ def load(out: Path, name: str) -> tuple[dict[str, npt.NDArray[np.float16]], dict
             if record != first:
                 return None
             arrays |= more
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     return arrays, first
 
 
 def _read(path: Path) -> tuple[dict[str, npt.NDArray[np.float16]], dict[str, Any]]:
-    with np.load(path) as stored:  # never unpickles
+    with path.open("rb") as file, np.load(file) as stored:  # never unpickles
         arrays = {key: stored[key] for key in stored.files}
     record: dict[str, Any] = json.loads(str(arrays.pop("record")))
     return arrays, record

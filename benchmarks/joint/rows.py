@@ -6,6 +6,7 @@ The format of the file is written by ``prepare``; token ids are the runtime's. K
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def read_skill(path: Path) -> SkillRows:
     """
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        with np.load(path) as stored:  # never unpickles
+        with path.open("rb") as file, np.load(file) as stored:  # never unpickles
             arrays = {name: stored[name] for name in stored.files}
         count = sum(name.startswith("pass") and name.endswith(".ids") for name in arrays)
         return SkillRows(
@@ -82,7 +83,7 @@ def read_skill(path: Path) -> SkillRows:
             base_sha256=str(arrays["base_sha256"]),
             digest=digest,
         )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise JointError(f"{path} has no prepared rows ({error}); make it with joint.prepare.") from None
 
 

@@ -121,7 +121,7 @@ def read_start(path: Path) -> tuple[dict[str, npt.NDArray[np.float32]], str]:
         for name in [name for name in arrays if name.endswith(".lora_b")]:
             rank = arrays[name.removesuffix("b") + "a"].shape[0]
             arrays[name] *= np.float32(alpha / rank / SCALING)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise JointError(f"{path} is not a GGUF LoRA ({error}); give one to start from.") from None
     if wrong := [name for name in arrays if not re.fullmatch(r"blk\.\d+\.\w+\.weight\.lora_[ab]", name)]:
         raise JointError(f"{path} has {wrong[0]!r}, which cannot be trained; start from another adapter.")
