@@ -17,8 +17,7 @@ from tiny import write_base, write_peft
 pytest.importorskip("torch")
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT))  # benchmarks is not installed
+sys.path.append(str(Path(__file__).parent.parent))  # benchmarks is not installed
 from benchmarks.joint import JointError, results, training
 from benchmarks.joint import export as exporting
 from benchmarks.joint import prepare as preparing
@@ -28,7 +27,6 @@ from benchmarks.joint.model import MATRICES, Base
 from benchmarks.joint.rows import Rows, SkillRows, collate, pack, read_skill, training_sequences
 from benchmarks.joint.slots import Layout, Slot, read_slots
 from benchmarks.joint.training import Run, SlotTraining
-
 from loramix.convert.adapter import convert_adapter, to_gguf
 from loramix.convert.base_model import load_base
 from loramix.convert.peft_reader import PeftAdapter
@@ -40,6 +38,7 @@ from loramix.train.peft_model import attach
 from loramix.train.recipe import Lora
 
 pytestmark = pytest.mark.train
+ROOT = Path(__file__).parent.parent
 LIMIT = 48
 CPU = torch.device("cpu")
 MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -209,6 +208,8 @@ def test_packing_has_each_row_once() -> None:
 def test_adapters_trained_together_are_as_if_alone(run: Path, bases: dict[str, Path]) -> None:
     said = joint(bases["llama"], run)
     assert "2 of 2 slots to train" in said
+    rows = read_skill(run / "data" / "first.npz").passes[0]
+    assert trained(run, "short")[1]["tokens"] >= sum(rows.lengths), "each row once, the first ones again"
     tables = (run / "slots.toml").read_text().split("[[slots]]\n")[1:]
     for name, table in zip(("short", "long"), tables, strict=True):
         together, record = trained(run, name)

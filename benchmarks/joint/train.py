@@ -52,8 +52,8 @@ def check_rows(slot: Slot, skill: SkillRows, base_sha256: str, limit: int) -> No
         raise JointError(f"the rows of {slot.skill!r} are for another base; prepare them for this one.")
     if max(slot.passes) >= len(skill.passes):
         raise JointError(
-            f"slot {slot.name!r} needs pass {max(slot.passes)}, {slot.skill!r} has passes 0 to {len(skill.passes) - 1}; "
-            "prepare more."
+            f"slot {slot.name!r} needs pass {max(slot.passes)}, {slot.skill!r} has passes 0 to "
+            f"{len(skill.passes) - 1}; prepare more."
         )
     every = (*skill.passes, skill.dev, *([skill.test] if skill.test else []))
     if (longest := max(length for rows in every for length in rows.lengths)) > limit:
@@ -133,6 +133,8 @@ def main(
             f"{one.slot.name}: {len(one.sequences)} sequences, {one.steps} of {one.record['planned_steps']} steps"
         )
     run.train(trainings, math.inf if deadline is None else began + deadline)
+    if device.type == "cuda":
+        say(f"at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,10 @@ class SlotTraining:
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         }
 
+    def batch(self, step: int, count: int) -> list[PackedSequence]:
+        """Return the sequences of a step, counted from 0, of ``count`` sequences each."""
+        return [self.sequences[i % len(self.sequences)] for i in range(step * count, (step + 1) * count)]
+
     def update(self, step: int) -> None:
         """Change the adapter by its gradient.
 
@@ -125,8 +129,7 @@ class Run:
         Returns:
             (S,) float32, in nats a token.
         """
-        numbers = range(step * self.n_sequences, (step + 1) * self.n_sequences)
-        sequences = [one.sequences[i % len(one.sequences)] for one in trainings for i in numbers]
+        sequences = [sequence for one in trainings for sequence in one.batch(step, self.n_sequences)]
         batch = collate(sequences, self.limit, self.device)
         flat = torch.stack([one.parameter for one in trainings]).to(self.base.dtype)
         hidden = self.base.hidden(batch.ids, batch.positions, batch.segments, self.layout.adapters(flat))
@@ -193,6 +196,8 @@ class Run:
         checks.append({"step": step, **figures})
         one.record["finished"] = step >= one.steps
         one.record["seconds"] = round(time.monotonic() - self.began, 1)
+        spent = [part for number in range(step) for part in one.batch(number, self.n_sequences)]
+        one.record["tokens"] = sum(len(rows.ids[i]) for rows, numbers in spent for i in numbers)
         if one.record["finished"] and one.skill.test:
             one.record["test"] = self._figures(one, "test", one.best)
         results.save(self.out, one.slot.name, self.layout.arrays(one.best, one.slot), one.record)
