@@ -264,11 +264,11 @@ def test_an_interrupted_run_keeps_finished_slots(
 
 
 def test_a_deadline_and_limits(run: Path, bases: dict[str, Path]) -> None:
-    said = joint(bases["llama"], run, "--deadline", "0")
+    said = joint(bases["llama"], run, "--dtype", "bfloat16", "--deadline", "0")
     assert "deadline at step 1: short, long not finished" in said
     _, record = trained(run, "long")
     assert not record["finished"] and record["best_step"] == 1 and len(record["checks"]) == 1
-    joint(bases["llama"], run, "--max-steps", "3", "--seconds", "1000")
+    joint(bases["llama"], run, "--dtype", "bfloat16", "--max-steps", "3", "--seconds", "1000")
     for name in ("short", "long"):
         _, record = trained(run, name)
         assert record["finished"] and record["steps"] == record["planned_steps"] == 3
