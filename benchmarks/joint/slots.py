@@ -86,19 +86,20 @@ def _slot(entry: dict[str, Any], path: Path) -> Slot:
     passes = entry.get("passes", [0])
     if not isinstance(passes, list) or not passes or not all(isinstance(i, int) and i >= 0 for i in passes):
         raise bad("passes needs a list of numbers of passes, from 0")
-    start, arrays, digest = None, {}, ""
+    start, digest = None, ""
+    arrays: dict[str, npt.NDArray[np.float32]] = {}
     if "start" in entry:
         start = path.parent / str(entry["start"])
         arrays, digest = read_start(start)
     own = {name.split(".")[2] for name in arrays}
-    matrices = tuple(entry.get("matrices", own or MATRICES))
-    if not matrices or not set(matrices) <= set(MATRICES):
+    chosen = entry.get("matrices", list(own or MATRICES))
+    if not isinstance(chosen, list) or not chosen or not all(name in MATRICES for name in chosen):
         raise bad(f"matrices needs some of {', '.join(MATRICES)}")
-    if lost := own - set(matrices):
+    if lost := own - set(chosen):
         raise bad(f"its start has {min(lost)}; add it to matrices")
     if (most := max((a.shape[0] for name, a in arrays.items() if name.endswith("lora_a")), default=0)) > rank:
         raise bad(f"its start has rank {most}; set rank to at least that")
-    matrices = tuple(name for name in MATRICES if name in matrices)
+    matrices = tuple(name for name in MATRICES if name in chosen)
     return Slot(entry["name"], entry["skill"], rate, tuple(passes), rank, matrices, start, arrays, digest)
 
 

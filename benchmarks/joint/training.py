@@ -205,7 +205,7 @@ class Run:
     def _figures(self, one: SlotTraining, split: str, flat: torch.Tensor) -> dict[str, Any]:
         rows: Rows = getattr(one.skill, split)
         adapters = self.layout.adapters(flat.detach()[None].to(self.base.dtype))
-        figures = evaluate(self.base, adapters, rows, one.skill.label_tokens, self.limit)
+        figures: dict[str, Any] = evaluate(self.base, adapters, rows, one.skill.label_tokens, self.limit)
         plain = {key: round(value, 4) for key, value in figures.items() if isinstance(value, float)}
         self.say(f"{one.slot.name} {split}: " + ", ".join(f"{key} {value}" for key, value in plain.items()))
         return figures
