@@ -7,6 +7,7 @@ alpha and rank patterns) are folded into B, which is otherwise unchanged.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +64,78 @@ def convert_adapter(
         NotFound, InvalidArtifact, Unsupported: see `read_adapter`.
         WrongBase: the adapter's shapes do not match the base's.
     """
-    import gguf
-
     adapter = read_adapter(source)
     header, shape = read_base(base)
     check_copies(adapter, base, header)
-    kind = gguf.GGMLQuantizationType.F16 if outtype == "f16" else gguf.GGMLQuantizationType.F32
     tensors, alpha = to_gguf(adapter, shape)
+    write_adapter(
+        out,
+        tensors,
+        alpha,
+        shape,
+        types=dict.fromkeys(tensors, outtype.upper()),
+        name=name or adapter.name,
+        base_name=base_name,
+        base_sha256=base_sha256,
+        invocation=adapter.invocation,
+    )
+
+
+def write_adapter(
+    out: Path,
+    tensors: Mapping[str, npt.NDArray[np.float32]],
+    alpha: float,
+    base: BaseShape,
+    *,
+    types: Mapping[str, str],
+    name: str,
+    base_name: str | None = None,
+    base_sha256: str | None = None,
+    invocation: tuple[int, ...] = (),
+) -> None:
+    """Write a GGUF LoRA, and check it like a file from elsewhere.
+
+    Args:
+        out: file to write.
+        tensors: matrices by GGUF name, ``.lora_a`` (R, in) and ``.lora_b`` (out, R).
+        alpha: alpha for all of them.
+        base: shape of the base.
+        types: GGUF type of each tensor: ``F32``, ``F16`` or ``Q8_0``.
+        name: skill name for the metadata.
+        base_name: the base's name for the metadata.
+        base_sha256: the base's SHA-256; an adapter that has it is rejected on any other base.
+        invocation: invocation tokens of an activated LoRA; empty means always active.
+
+    Raises:
+        Unsupported: a value is too large for float16.
+        InvalidArtifact, WrongBase: see `check_adapter`.
+    """
+    import gguf
+
     with atomic_path(out) as temporary:
-        with gguf_output(temporary, shape.architecture.name, name=str(out)) as writer:
+        with gguf_output(temporary, base.architecture.name, name=str(out)) as writer:
             writer.add_type("adapter")
-            writer.add_name(name or adapter.name)
+            writer.add_name(name)
             writer.add_string("adapter.type", "lora")
             writer.add_float32("adapter.lora.alpha", alpha)
-            writer.add_string("adapter.lora.task_name", name or adapter.name)
-            if adapter.invocation:
+            writer.add_string("adapter.lora.task_name", name)
+            if invocation:
                 array, uint32 = gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.UINT32
-                writer.add_key_value(INVOCATION, list(adapter.invocation), array, sub_type=uint32)
+                writer.add_key_value(INVOCATION, list(invocation), array, sub_type=uint32)
             if base_name:
                 writer.add_string("loramix.base.name", base_name)
             if base_sha256:
                 writer.add_string("loramix.base.sha256", base_sha256)
             for key in sorted(tensors):
-                data = tensors[key].astype(np.float16 if outtype == "f16" else np.float32)
+                kind = gguf.GGMLQuantizationType[types[key]]
+                data = gguf.quants.quantize(tensors[key], kind)
                 if not np.isfinite(data).all():
                     raise Unsupported(f"{key} does not fit float16; convert with --outtype f32.")
                 writer.add_tensor(key, data, raw_dtype=kind)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
-        check_adapter(temporary.read_bytes(), shape, str(out), base_sha256=base_sha256)
+        check_adapter(temporary.read_bytes(), base, str(out), base_sha256=base_sha256)
 
 
 def to_gguf(adapter: PeftAdapter, base: BaseShape) -> tuple[dict[str, npt.NDArray[np.float32]], float]:
