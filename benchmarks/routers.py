@@ -13,8 +13,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from loramix.models.mixing import Mix
-
 MAX_ONGOING = 8
 """Requests that a replica accepts before a router of Serve tries another one (``max_ongoing_requests``)."""
 BOUND = 1.25
@@ -26,11 +24,11 @@ class Loaded(Protocol):
     """A replica as a router sees it."""
 
     ongoing: int
-    mixes: Counter[Mix]
+    mixes: Counter[str]
 
 
 Router = Callable[[Any, Sequence[Any]], int]
-Shares = Mapping[Mix, float]
+Shares = Mapping[str, float]
 
 
 def fewest(indices: Sequence[int], replicas: Sequence[Loaded]) -> int:
@@ -88,7 +86,7 @@ def session_hash(n: int, seed: int, shares: Shares) -> Router:
 def multiplexed(n: int, seed: int, shares: Shares) -> Router:
     """Serve's multiplexing with the mix as model: replicas that have it, else those with the fewest models."""
     rng = random.Random(seed)
-    models: list[OrderedDict[Mix, None]] = [OrderedDict() for _ in range(n)]
+    models: list[OrderedDict[str, None]] = [OrderedDict() for _ in range(n)]
 
     def choose(request: Any, replicas: Sequence[Loaded]) -> int:
         held = [i for i in range(n) if request.mix in models[i]]
@@ -123,7 +121,7 @@ def mix_affinity(n: int, seed: int, shares: Shares) -> Router:
 
 def mix_hash(n: int, seed: int, shares: Shares) -> Router:
     """Consistent hashing of the mix with bounded loads: the next replica of the ring that has room."""
-    return lambda request, replicas: _bounded(str(request.mix), replicas)
+    return lambda request, replicas: _bounded(request.mix, replicas)
 
 
 def prefix_hash(n: int, seed: int, shares: Shares) -> Router:

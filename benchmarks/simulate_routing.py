@@ -2,207 +2,34 @@
 
     python benchmarks/simulate_routing.py [--replicas 4 --replicas 32 --replicas 256] [--seeds 5]
 
-Replicas work like the server: answers of one mix share a decoding step, mixes take turns, one prompt is prefilled at
-a time, and KV of earlier turns is kept by mix. What each of these takes comes from "service times" in results.json
+The replicas are in replicas.py, the routers in routers.py; what work takes comes from "service times" in results.json
 (service_times.py). Writes "routing of requests" to results.json, with the times of each router in relation to those
-of Serve's default for the same arrivals.
+of Serve's default for the same arrivals, and prints the table of docs/scale.md.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import json
 import math
 import statistics
-from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import click
 import numpy as np
 from evaluate import RESULTS, save
-from routers import DEFAULT, ROUTERS, Router
-
-from loramix.models.mixing import Mix
-from loramix.runtime.mix_turns import Turns
+from replicas import Costs, Request, simulate
+from routers import DEFAULT, ROUTERS
 
 LOADS = (0.5, 0.8, 1.0)
 """Requests a second and replica, in relation to what a replica answers at most if mixes come at random."""
-TURNS, PAUSE_S = 4, 10.0
+TURNS, PAUSE_S = 4, 5.0
 """Mean number of turns of a conversation, and mean seconds between an answer and the next turn."""
-HORIZON_S, WARM_UP = 200.0, 0.3
+HORIZON_S, WARM_UP = 100.0, 0.3
 """Simulated seconds at 32 and more replicas, with fewer ones longer; the share of them that is not counted."""
 STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantile of Student's t by degrees of freedom."""
-
-
-class Costs(NamedTuple):
-    """What a replica's work takes, in seconds."""
-
-    prompt: float
-    """Routing and prefill of a prompt, apart from its tokens."""
-    prompt_token: float
-    single: float
-    """A token of the only answer of a mix."""
-    step: tuple[float, ...]
-    """A step of the batch, by number of answers; as many as there are run at once."""
-    change: float = 0.0
-    """A change of mix in the batch."""
-    contexts: int = 3
-    """Mixes whose only answer has a context of its own."""
-    cache_tokens: int = 0
-    """Tokens whose KV is kept."""
-
-    @classmethod
-    def measured(cls, found: Mapping[str, Any]) -> Costs:
-        """Costs from the results of service_times.py."""
-        slope, intercept = np.polyfit(
-            [int(n) for n in found["prefill_ms"]], list(found["prefill_ms"].values()), 1
-        )
-        rows = {int(n): ms for n, ms in found["step_ms"].items()}
-        steps = np.interp(range(max(rows) + 1), list(rows), list(rows.values()))
-        return cls(
-            prompt=(max(intercept, 0.0) + found["routing_ms"]) / 1000,
-            prompt_token=slope / 1000,
-            single=found["single_ms"] / 1000,
-            step=tuple(steps / 1000),
-            change=found["change_of_mix_ms"] / 1000,
-            cache_tokens=int(found["kv_store_tokens"]),
-        )
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One turn of a conversation; most have a single turn."""
-
-    arrival: float
-    mix: Mix
-    conversation: int
-    prompt: float
-    """Tokens, those of earlier turns included."""
-    answer: int
-    earlier: float = 0.0
-    """Tokens of earlier turns at the beginning of the prompt."""
-    pause: float = 0.0
-    """Seconds after this answer until the next turn."""
-    next: Request | None = None
-    start: float = 0.0
-    first: float = 0.0
-    """When the first token is there."""
-    end: float = 0.0
-    left: int = 0
-
-
-class Replica:
-    """An engine and its scheduler."""
-
-    def __init__(self, costs: Costs) -> None:
-        self.costs = costs
-        self.waiting: deque[Request] = deque()
-        self.answers: dict[Mix, list[Request]] = {}
-        self.ending: list[Request] = []
-        self.ongoing = 0
-        """Waiting and running requests."""
-        self.mixes: Counter[Mix] = Counter()
-        """The same by mix."""
-        self._turns = Turns()
-        self._mix: Mix | None = None
-        self._kv: OrderedDict[tuple[Mix, int], float] = OrderedDict()
-
-    def add(self, request: Request) -> bool:
-        """Add a request; return whether the replica was idle."""
-        self.waiting.append(request)
-        self.ongoing += 1
-        self.mixes[request.mix] += 1
-        return self.ongoing == 1
-
-    def step(self, now: float) -> float:
-        """Prefill one prompt, decode a token of each answer whose turn it is, and return the seconds of both."""
-        costs, seconds = self.costs, 0.0
-        self.ending, joining = [], None
-        if self.waiting and sum(map(len, self.answers.values())) < len(costs.step) - 1:
-            joining = self.waiting.popleft()
-            joining.start = now
-            new = joining.prompt - self._kv.get((joining.mix, joining.conversation), 0.0)
-            seconds += costs.prompt + costs.prompt_token * new
-            joining.first, joining.left = now + seconds, joining.answer
-            self._advance([joining])
-        sizes = {mix: len(group) for mix, group in self.answers.items()}
-        for mix in [mix for mix, size in sizes.items() if size == 1][: costs.contexts]:
-            del sizes[mix]
-            seconds += costs.single
-            self._advance(self.answers[mix])
-        if sizes:
-            mix = self._turns.next(sizes, self._mix)
-            seconds += costs.step[sizes[mix]] + costs.change * (mix != self._mix)
-            self._mix = mix
-            self._advance(self.answers[mix])
-        if joining is not None and joining.left:
-            self.answers.setdefault(joining.mix, []).append(joining)
-        return seconds
-
-    def _advance(self, group: Sequence[Request]) -> None:
-        for request in group:
-            request.left -= 1
-            if request.left <= 0:
-                self.ending.append(request)
-
-    def finish(self, now: float) -> list[Request]:
-        """End the answers that got their last token in the step that ends now."""
-        for request in self.ending:
-            request.end = now
-            self.ongoing -= 1
-            self.mixes[request.mix] -= 1
-            if request in (group := self.answers.get(request.mix, [])):
-                group.remove(request)
-                if not group:
-                    del self.answers[request.mix]
-            self._keep(request)
-        return self.ending
-
-    def _keep(self, request: Request) -> None:
-        key = (request.mix, request.conversation)
-        self._kv[key] = request.prompt + request.answer
-        self._kv.move_to_end(key)
-        while self._kv and sum(self._kv.values()) > self.costs.cache_tokens:
-            self._kv.popitem(last=False)
-
-
-def simulate(requests: Sequence[Request], costs: Costs, n_replicas: int, router: Router) -> list[Request]:
-    """Answer all requests and their later turns.
-
-    Args:
-        requests: first turns, by arrival.
-        costs: what work takes.
-        n_replicas: number of replicas.
-        router: chooses the replica, by index.
-
-    Returns:
-        All turns that were answered, with their times.
-    """
-    replicas = [Replica(costs) for _ in range(n_replicas)]
-    count, answered = itertools.count(), []
-    events: list[tuple[float, int, Request | None, int]] = [
-        (request.arrival, next(count), request, 0) for request in requests
-    ]
-    heapq.heapify(events)
-    while events:
-        now, _, arriving, index = heapq.heappop(events)
-        if arriving is not None:
-            index = router(arriving, replicas)
-            if not replicas[index].add(arriving):
-                continue
-        else:
-            for request in replicas[index].finish(now):
-                answered.append(request)
-                if (turn := request.next) is not None:
-                    turn.arrival = now + request.pause
-                    heapq.heappush(events, (turn.arrival, next(count), turn, 0))
-        if replicas[index].ongoing:
-            heapq.heappush(events, (now + replicas[index].step(now), next(count), None, index))
-    return answered
 
 
 class Traffic:
@@ -217,20 +44,19 @@ class Traffic:
     def __init__(self, tokens: Mapping[str, Sequence[tuple[int, int]]], seed: int, turns: float) -> None:
         self._rng, self._turns = np.random.default_rng(seed), turns
         names = [str(name) for name in self._rng.permutation(sorted(tokens))]
-        self.shares = {Mix.of({name: 1.0}): 1 / rank for rank, name in enumerate(names, 1)}
-        total = sum(self.shares.values())
-        self.shares = {mix: share / total for mix, share in self.shares.items()}
+        total = sum(1 / rank for rank in range(1, len(names) + 1))
+        self.shares = {name: 1 / rank / total for rank, name in enumerate(names, 1)}
         self._mixes, self._lengths = list(self.shares), [tokens[name] for name in names]
 
     def requests(self, rate: float, horizon: float) -> Iterator[Request]:
         """Yield first turns; with all later turns they arrive at ``rate`` a second."""
         rng, now = self._rng, 0.0
-        shares = list(self.shares.values())
+        shares = np.cumsum(list(self.shares.values()))[:-1]
         for conversation in itertools.count():
             now += rng.exponential(self._turns / rate)
             if now > horizon:
                 return
-            skill = int(rng.choice(len(shares), p=shares))
+            skill = int(np.searchsorted(shares, rng.random()))
             first = last = None
             earlier = 0.0
             for _ in range(rng.geometric(1 / self._turns)):
@@ -266,7 +92,11 @@ def times(answered: Sequence[Request], horizon: float) -> dict[str, float]:
     counted = [r for r in answered if WARM_UP * horizon < r.arrival < horizon]
     whole = np.array([r.end - r.arrival for r in counted])
     first = np.array([r.first - r.arrival for r in counted])
-    return {"mean_s": whole.mean(), "p99_s": float(np.quantile(whole, 0.99)), "first_s": first.mean()}
+    return {
+        "mean_s": float(whole.mean()),
+        "p99_s": float(np.quantile(whole, 0.99)),
+        "first_s": float(first.mean()),
+    }
 
 
 def interval(values: Sequence[float]) -> dict[str, float]:
@@ -276,22 +106,28 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     return {"mean": statistics.fmean(values), "half": half}
 
 
+def run(
+    found: Mapping[str, Any], name: str, n_replicas: int, load: float, turns: float, seed: int
+) -> dict[str, float]:
+    """Times under one router; the arrivals depend on the seed alone."""
+    costs = Costs.measured(found)
+    horizon = HORIZON_S * max(1.0, min(4.0, 32 / n_replicas))
+    rate = load * n_replicas * capacity(Traffic(found["tokens"], seed, turns), costs)
+    traffic = Traffic(found["tokens"], seed, turns)
+    router = ROUTERS[name](n_replicas, seed, traffic.shares)
+    return times(simulate(list(traffic.requests(rate, horizon)), costs, n_replicas, router), horizon)
+
+
 def compare(
     found: Mapping[str, Any], n_replicas: int, load: float, turns: float, seeds: int
 ) -> dict[str, Any]:
     """All routers at the same arrivals: figures by router, ratios to the default by seed."""
-    costs = Costs.measured(found)
-    horizon = HORIZON_S * max(1.0, 32 / n_replicas)
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in ROUTERS}
-    for seed, name in itertools.product(range(seeds), ROUTERS):
-        traffic = Traffic(found["tokens"], seed, turns)
-        rate = load * n_replicas * capacity(traffic, costs)
-        router = ROUTERS[name](n_replicas, seed, traffic.shares)
-        answered = simulate(list(traffic.requests(rate, horizon)), costs, n_replicas, router)
-        runs[name].append(times(answered, horizon))
+    runs = {
+        name: [run(found, name, n_replicas, load, turns, seed) for seed in range(seeds)] for name in ROUTERS
+    }
     return {
         name: {
-            **{what: statistics.fmean(run[what] for run in done) for what in done[0]},
+            **{what: statistics.fmean(row[what] for row in done) for what in done[0]},
             "ratio": interval([a["mean_s"] / b["mean_s"] for a, b in zip(done, runs[DEFAULT], strict=True)]),
             "ratio_p99": interval(
                 [a["p99_s"] / b["p99_s"] for a, b in zip(done, runs[DEFAULT], strict=True)]
@@ -299,6 +135,20 @@ def compare(
         }
         for name, done in runs.items()
     }
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """Lines of a table in Markdown for each kind of traffic: mean seconds, and the ratio to the default."""
+    for kind, cases in result.items():
+        yield f"\n{kind}\n"
+        yield "| router | " + " | ".join(cases) + " |"
+        yield "|---" * (len(cases) + 1) + "|"
+        for name in ROUTERS:
+            cells = (
+                f"{row['mean_s']:.2f} s, {row['ratio']['mean']:.2f} ± {row['ratio']['half']:.2f}"
+                for row in (figures[name] for figures in cases.values())
+            )
+            yield f"| {name} | " + " | ".join(cells) + " |"
 
 
 @click.command()
@@ -313,6 +163,7 @@ def main(replicas: tuple[int, ...], seeds: int) -> None:
             result.setdefault(kind, {})[f"{n} replicas, load {load}"] = compare(found, n, load, turns, seeds)
             click.echo(f"{kind}, {n} replicas, load {load}", err=True)
     save("routing of requests", result)
+    click.echo("\n".join(table(result)))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from replicas import Costs, Replica, Request, simulate
 from routers import ROUTERS, least_loaded, two_choices
-from simulate_routing import Costs, Replica, Request, Traffic, simulate
+from simulate_routing import Traffic
 
-from loramix.models.mixing import Mix
-
-ONE, OTHER = Mix.of({"one": 1.0}), Mix.of({"other": 1.0})
+ONE, OTHER = "one", "other"
 QUEUE = Costs(prompt=0.0, prompt_token=1.0, single=0.0, step=(0.0, 0.0))
 """A replica as a queue with one server: it works for as many seconds as the prompt has tokens, on one at a time."""
 SEEDS = range(4)
@@ -88,7 +87,7 @@ def test_two_choices_take_as_long_as_the_supermarket_model() -> None:
 COSTS = Costs(0.0, 0.01, 0.1, (0.0, 0.15, 0.2, 0.25), change=0.05, cache_tokens=1000)
 
 
-def batch(*mixes: Mix, answer: int = 3) -> list[Request]:
+def batch(*mixes: str, answer: int = 3) -> list[Request]:
     return [Request(0.0, mix, i, 10, answer) for i, mix in enumerate(mixes)]
 
 
