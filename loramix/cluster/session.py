@@ -18,6 +18,7 @@ from loramix.errors import LoramixError, MissingExtra, NotFound, UsageError
 LOCAL = "local"
 OBJECT_STORE_BYTES = 256 * 2**20
 """Shared memory of a cluster that is started here: prompts and answers are small."""
+_SYSTEM_ERRORS = (OSError, PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _CONNECT_S = 5.0
 _QUIET = {
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
@@ -84,25 +85,25 @@ def cpu_count() -> int:
     return max(1, min(hardware.cpu_count(), int(quota) if quota else hardware.cpu_count()))
 
 
-def as_loramix_error(error: BaseException) -> LoramixError | None:
+def unwrap(error: BaseException) -> LoramixError | OSError | None:
     """Find the error that Ray's exceptions wrap.
 
     Args:
         error: what a task or an actor raised, as the driver sees it.
 
     Returns:
-        The LoramixError or OSError behind it, or one sentence about a lost worker; None for a programming error.
+        The LoramixError or OSError (such as a full disk) behind it; None for any other.
     """
-    seen: set[int] = set()
+    seen: list[BaseException] = []
     open_: list[BaseException | None] = [error]
     while open_:
-        one = open_.pop()
-        if one is None or id(one) in seen:
+        one = open_.pop(0)
+        if one is None or one in seen:
             continue
-        seen.add(id(one))
-        if isinstance(one, LoramixError) and type(one).__module__ == LoramixError.__module__:
-            return one
-        open_ += [one.__context__, one.__cause__, getattr(one, "cause", None)]
+        seen.append(one)
+        if type(one).__module__ == LoramixError.__module__ or type(one) in _SYSTEM_ERRORS:
+            return one  # type: ignore[return-value]
+        open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
     return None
 
 
