@@ -16,20 +16,20 @@ REPORT_S = 5.0
 """Seconds between two lines of a trial in the table."""
 
 
-def on_cluster(out: Path, *, workers: int | None = None, cpus: int = 1) -> Trainer:
+def on_cluster(out: Path, *, workers: int | None = None, cpus_per_worker: int = 1) -> Trainer:
     """Return a trainer that trains several skills at a time on the cluster.
 
     Args:
         out: directory of the run directories, visible to all machines.
         workers: largest number of skills at a time; as many as there are free CPUs if None.
-        cpus: CPUs, and threads, of one training.
+        cpus_per_worker: CPUs, and threads, of one training.
     """
 
     def trainer(runs: Sequence[SkillRun]) -> Iterable[SkillRun]:
         if not all(run.is_done for run in runs):
             key = [part for run in runs for part in (run.recipe.name, run.key)]
             columns = ["step", "of", "loss", "dev_loss", "tokens_per_second"]
-            trials = Trials("training the pack", key, out / ".ray", columns, workers, cpus)
+            trials = Trials("training the pack", key, out / ".ray", columns, workers, cpus_per_worker)
             from ray import tune
 
             shared = {run.recipe.name: _absolute(run) for run in runs}

@@ -37,7 +37,7 @@ class Trials:
         directory: directory of Tune's own state, which is deleted at the end.
         columns: metrics of the table.
         workers: largest number of trials at a time; as many as there are free CPUs if None.
-        cpus: CPUs of a trial, which are its threads.
+        cpus_per_worker: CPUs of a trial, which are its threads.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Trials:
     directory: Path
     columns: Sequence[str]
     workers: int | None = None
-    cpus: int = 1
+    cpus_per_worker: int = 1
 
     def run(
         self, trial: Trial, shared: Any, space: Mapping[str, Any], **options: Any
@@ -69,8 +69,8 @@ class Trials:
         digest = hashlib.sha256("\0".join(self.key).encode()).hexdigest()[:16]
         place = self.directory.absolute() / digest
         work = tune.with_resources(
-            tune.with_parameters(_trainable, trial=trial, shared=shared, threads=self.cpus),
-            {"cpu": self.cpus},
+            tune.with_parameters(_trainable, trial=trial, shared=shared, threads=self.cpus_per_worker),
+            {"cpu": self.cpus_per_worker},
         )
         if tune.Tuner.can_restore(str(place)):
             tuner = tune.Tuner.restore(str(place), work, resume_unfinished=True, restart_errored=True)

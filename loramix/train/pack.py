@@ -91,9 +91,7 @@ def one_by_one(
     def trainer(runs: Sequence[SkillRun]) -> Iterator[SkillRun]:
         for number, run in enumerate(runs, 1):
 
-            def forward(
-                progress: Progress | None, name: str = run.recipe.name, number: int = number
-            ) -> None:
+            def forward(progress: Progress | None, name: str = run.recipe.name, number: int = number) -> None:
                 report(SkillProgress(name, number, len(runs), progress))
 
             if run.is_done:
