@@ -7,10 +7,13 @@ the replica nothing but its active answers.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -25,12 +28,16 @@ from loramix.server.access import AccessPolicy, host_of, origin_of
 from loramix.server.protocol import Settings
 from loramix.server.queued_request import Limits
 
+_log = logging.getLogger(__name__)
+
 NAME = "loramix"
 """Name of the application on the cluster."""
 HEALTH_S = 2.0
 """Seconds between health checks; three failures replace a replica."""
 SPARE = 16
 """Requests beyond those that answer or wait, so that /health and /metrics reach a full replica."""
+_CONTROLLER = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+"""A proxy on a busy machine starts in more than Serve's 5 seconds, after which it would be started again."""
 REPLICA_BYTES = 200 * 2**20
 """Memory of a replica besides its workers: Python, Ray, the application."""
 
@@ -147,33 +154,53 @@ def application(options: ServeOptions, policy: AccessPolicy) -> Any:
     return deployment.bind(servers, policy)
 
 
-def serve_on_cluster(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> None:
-    """Serve on the cluster of the current session until a signal, then drain.
+@contextmanager
+def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> Iterator[str]:
+    """Serve on the cluster of the current session; at the end, drain and stop.
 
     Args:
         options: packs, replicas and limits.
         policy: which requests are accepted.
         host: address that each machine's proxy listens on.
-        port: its port.
+        port: its port; 0 selects one that is free on this machine.
+
+    Yields:
+        The address, as ``http://HOST:PORT``.
 
     Raises:
-        RequestFailed: the replicas cannot start.
+        RequestFailed: proxies or replicas cannot start.
     """
     from ray import serve
 
-    stopped = threading.Event()
-    old = {one: signal.signal(one, lambda *_: stopped.set()) for one in (signal.SIGINT, signal.SIGTERM)}
-    built = application(options, policy)
+    built, port = application(options, policy), port or _free_port(host)
     try:
-        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-        serve.run(built, name=NAME, route_prefix="/")
-        print(f"running on http://{host}:{port}", flush=True)
-        while not stopped.wait(1.0):
-            pass
+        try:
+            serve.start(
+                proxy_location="EveryNode",
+                http_options={"host": host, "port": port},
+                controller_options={"runtime_env": {"env_vars": _CONTROLLER}},
+            )
+            serve.run(built, name=NAME, route_prefix="/")
+        except (RuntimeError, TimeoutError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise RequestFailed(f"the server cannot start on the cluster: {reason}", 500) from None
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         serve.delete(NAME)  # waits for the answers that run; a shutdown alone would close their connections
-    except RuntimeError as error:
-        raise RequestFailed(f"the replicas cannot start: {str(error).splitlines()[0]}", 500) from None
     finally:
         serve.shutdown()
-        for number, handler in old.items():
-            signal.signal(number, handler)
+
+
+def serve_on_cluster(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> None:
+    """Serve until a signal; see `deployed`."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    with deployed(options, policy, host=host, port=port) as url:
+        _log.info("running on %s (Ctrl-C to stop)", url)
+        while not stopped.wait(1.0):
+            pass
+
+
+def _free_port(host: str) -> int:
+    with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as found:
+        return int(found.getsockname()[1])

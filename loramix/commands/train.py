@@ -144,19 +144,21 @@ def train_pack(
 
 
 @contextmanager
-def _trainer(out: Path, ray: bool, *, address: str | None = None, **cluster: Any) -> Iterator[Trainer]:
+def _trainer(out: Path, ray: bool, **cluster: Any) -> Iterator[Trainer]:
     """Yield what trains the skills of a pack: this process, or a cluster."""
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
     if ray:
-        from loramix.cluster.session import session
         from loramix.cluster.training import on_cluster
 
-        with session(address):
-            yield on_cluster(out, **cluster)
+        yield on_cluster(out, say=say, **cluster)
     else:
         from loramix.train.pack import one_by_one
 
         with Display() as display:
-            yield one_by_one(display.update_pack, lambda line: click.echo(line, err=True))
+            yield one_by_one(display.update_pack, say)
 
 
 class Display:
