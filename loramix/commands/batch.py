@@ -11,9 +11,9 @@ from loramix.commands.options import answer_options, engine_options, open_engine
 
 
 @click.command()
-@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
-@click.option("--column", default="prompt", show_default=True, help="Key of the prompt, text or messages.")
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option("--column", default="prompt", show_default=True, help="Column of the prompt, text or messages.")
 @click.option(
     "--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Concurrent answers."
 )
@@ -29,9 +29,10 @@ def batch(
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Answer each line of IN.jsonl, routed; after an interruption, the same command resumes.
+    """Answer each row of SOURCE (JSONL, CSV or Parquet), routed; after an interruption, the same command resumes.
 
-    A line that cannot be answered becomes a row with its error.
+    OUT is JSONL or Parquet, by its suffix, and keeps the columns of SOURCE. A row that cannot be answered becomes a
+    row with its error.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
