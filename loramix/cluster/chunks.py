@@ -84,7 +84,9 @@ def find_files(source: str) -> list[SourceFile]:
     if _GLOB.search(path):
         fixed = path[: _GLOB.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
         infos = system.get_file_info(fs.FileSelector(fixed or "/", recursive=True, allow_not_found=True))
-        infos = [i for i in infos if fnmatch.fnmatchcase(i.path, path) and i.path.count("/") == path.count("/")]
+        infos = [
+            i for i in infos if fnmatch.fnmatchcase(i.path, path) and i.path.count("/") == path.count("/")
+        ]
         root = fixed
     elif (info := system.get_file_info(path)).type == fs.FileType.Directory:
         infos = system.get_file_info(fs.FileSelector(path, recursive=True))

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ _QUIET = {
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for each actor without a GPU
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own way to start actors is reported as an error
 }
 
 
@@ -68,7 +70,7 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     elif address != "auto":
         _need_answer(address)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _muted():
             warnings.simplefilter("ignore")
             ray.init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -105,6 +107,20 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
             return one  # type: ignore[return-value]
         open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
     return None
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Send what native code writes to stderr nowhere: Ray reports there that it reports errors only."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _need_answer(address: str) -> None:
