@@ -6,9 +6,11 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +26,8 @@ _QUIET = {
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for each actor without a GPU
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own is 15, so that any other program starves workers
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own way to start actors is reported as an error
 }
 
 
@@ -68,7 +72,7 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     elif address != "auto":
         _need_answer(address)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _muted():
             warnings.simplefilter("ignore")
             ray.init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -105,6 +109,20 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
             return one  # type: ignore[return-value]
         open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
     return None
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Send what native code writes to stderr nowhere: Ray reports there that it reports errors only."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _need_answer(address: str) -> None:
