@@ -119,19 +119,28 @@ def mix_affinity(n: int, seed: int, shares: Shares) -> Router:
     return choose
 
 
-def mix_hash(n: int, seed: int, shares: Shares) -> Router:
-    """Consistent hashing of the mix with bounded loads: the next replica of the ring that has room."""
-    return lambda request, replicas: _bounded(request.mix, replicas)
-
-
 def prefix_hash(n: int, seed: int, shares: Shares) -> Router:
     """Consistent hashing of the conversation with bounded loads."""
-    return lambda request, replicas: _bounded(request.conversation, replicas)
+
+    def choose(request: Any, replicas: Sequence[Loaded]) -> int:
+        room = _room(replicas)
+        return next(i for i in _ring(request.conversation, n) if replicas[i].ongoing < room)
+
+    return choose
 
 
-def _bounded(key: object, replicas: Sequence[Loaded]) -> int:
-    room = _room(replicas)
-    return next(i for i in _ring(key, len(replicas)) if replicas[i].ongoing < room)
+def sticky(n: int, seed: int, shares: Shares) -> Router:
+    """The replica of the conversation's last turn, if that accepts more; else, and at first, the least loaded."""
+    last: dict[int, int] = {}
+    fallback = least_loaded(n, seed, shares)
+
+    def choose(request: Any, replicas: Sequence[Loaded]) -> int:
+        chosen = last.get(request.conversation)
+        if chosen is None or replicas[chosen].ongoing >= MAX_ONGOING:
+            chosen = last[request.conversation] = fallback(request, replicas)
+        return chosen
+
+    return choose
 
 
 def _room(replicas: Sequence[Loaded]) -> int:
@@ -151,10 +160,10 @@ ROUTERS: dict[str, Callable[[int, int, Shares], Router]] = {
     DEFAULT: two_choices,
     "least loaded": least_loaded,
     "by mix": by_mix,
-    "mix hash, bounded load": mix_hash,
     "mix affinity": mix_affinity,
     "multiplexed by mix": multiplexed,
     "by prefix": by_prefix,
     "prefix hash, bounded load": prefix_hash,
     "session hash": session_hash,
+    "sticky, else least loaded": sticky,
 }

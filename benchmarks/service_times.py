@@ -1,11 +1,10 @@
-"""What a request costs one engine: the inputs of simulate_routing.py and docs/scale.md.
+"""What a request costs a replica of one core: the inputs of simulate_routing.py and docs/scale.md.
 
-    python benchmarks/service_times.py [--pack PACK] [--rounds 9]
+    python benchmarks/service_times.py [--pack PACK] [--rounds 5]
 
 Writes "service times" to benchmarks/results.json: times of one prefill, of one decoding step by number of answers
-that share it, of a change of mix in the batch; prompt and answer tokens of the everyday requests by skill; seconds
-for all of them as a batch, and for a batch of requests to one label skill. Of repeated times the shortest counts, as
-other programs on the machine only lengthen them; seconds of whole batches need an idle machine.
+that share it, of a change of mix in the batch; times and tokens of the everyday requests as a batch, and of a batch of
+requests to one label skill. All are seconds of CPU of one thread, which other programs on the machine hardly change.
 """
 
 from __future__ import annotations
@@ -15,17 +14,18 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 from evaluate import save
-from speed import TEXT, prefill
+from speed import TEXT
 
 from loramix import DEFAULT, Engine
 from loramix.defaults import KV_STORE_BYTES
-from loramix.eval.everyday.requests import DATA, SPLITS, Request, read_requests
+from loramix.eval.everyday.requests import DATA, SPLITS, read_requests
 from loramix.models.mixing import Mix
 from loramix.runtime.batch import run_batch
 from loramix.runtime.llama.batch_context import BatchContext
@@ -37,16 +37,63 @@ PROMPT, STEPS = 100, 16
 LABEL_SKILL = "sentiment"
 
 
+def ms(work: Callable[[], object]) -> float:
+    """CPU milliseconds of this thread."""
+    began = time.thread_time()
+    work()
+    return 1000 * (time.thread_time() - began)
+
+
 def prefill_ms(engine: Engine, rounds: int) -> dict[str, float]:
-    """Milliseconds to prefill a prompt under each skill in turn, by its number of tokens."""
-    ids = engine.model.tokenize(TEXT)
-    contexts = [engine.decoder.pool.get(Mix.of({skill.name: 1.0})) for skill in engine.pack.skills[:3]]
-    for context in contexts:
-        prefill(context, ids[:64])
-    return {
-        str(n): 1000 * min(prefill(context, ids[:n]) for _ in range(rounds) for context in contexts)
-        for n in PREFILLS
-    }
+    """Median milliseconds to prefill a prompt under a skill, by its number of tokens."""
+    ids, context = engine.model.tokenize(TEXT), engine.decoder.pool.get(mix_of(engine, 0))
+
+    def prefill(n: int) -> None:
+        context.truncate(0)
+        context.decode(ids[:n])
+
+    prefill(max(PREFILLS))
+    return {str(n): statistics.median(ms(partial(prefill, n)) for _ in range(rounds)) for n in PREFILLS}
+
+
+def single_ms(engine: Engine, rounds: int) -> float:
+    """Median milliseconds of a token of the only answer of a mix, in the engine's own context."""
+    ids, context = engine.model.tokenize(TEXT), engine.decoder.pool.get(mix_of(engine, 0))
+    context.truncate(0)
+    context.decode(ids[:PROMPT])
+    tokens = ids[PROMPT : PROMPT + STEPS * rounds]
+    return statistics.median(ms(partial(context.decode, [token])) for token in tokens)
+
+
+def step_ms(engine: Engine, rounds: int) -> dict[str, float]:
+    """Median milliseconds of a step of the batch by number of answers."""
+    found = {}
+    for rows in ROWS:
+        batch = engine.decoder.batch_context(rows, 4096)
+        sequences = fill(engine, batch, mix_of(engine, 0), rows)
+        batch.set_mix(mix_of(engine, 0), engine.decoder.adapters.get(mix_of(engine, 0)))
+        step = partial(batch.decode, dict.fromkeys(sequences, 1))
+        found[str(rows)] = statistics.median(ms(step) for _ in range(STEPS * rounds))
+        batch.close()
+    return found
+
+
+def change_ms(engine: Engine, rounds: int) -> float:
+    """Median of what a step of two answers takes longer after a change of mix than without one."""
+    batch = engine.decoder.batch_context(4, 4096)
+    groups = [(mix, fill(engine, batch, mix, 2)) for mix in (mix_of(engine, 0), mix_of(engine, 1))]
+    longer = []
+    for mix, sequences in groups * (3 * rounds):
+        step = partial(batch.decode, dict.fromkeys(sequences, 1))
+        change = ms(partial(batch.set_mix, mix, engine.decoder.adapters.get(mix)))
+        longer.append(change + ms(step) - ms(step))
+    batch.close()
+    return statistics.median(longer)
+
+
+def mix_of(engine: Engine, index: int) -> Mix:
+    """The mix of one of the pack's skills alone."""
+    return Mix.of({engine.pack.skills[index].name: 1.0})
 
 
 def fill(engine: Engine, batch: BatchContext, mix: Mix, rows: int) -> list[int]:
@@ -57,114 +104,55 @@ def fill(engine: Engine, batch: BatchContext, mix: Mix, rows: int) -> list[int]:
     return [batch.add(context, mix) for _ in range(rows)]
 
 
-def step_ms(engine: Engine, rounds: int) -> dict[str, Any]:
-    """Milliseconds of a step by number of answers, and what a step after a change of mix takes beyond it."""
-    first, second = (Mix.of({skill.name: 1.0}) for skill in engine.pack.skills[:2])
-    token = engine.model.tokenize(" and")[-1]
-
-    def step(sequences: Sequence[int]) -> float:
-        began = time.perf_counter()
-        batch.decode(dict.fromkeys(sequences, token))
-        return 1000 * (time.perf_counter() - began)
-
-    def turn(mix: Mix, sequences: Sequence[int]) -> Iterator[float]:
-        began = time.perf_counter()
-        batch.set_mix(mix, engine.decoder.adapters.get(mix))
-        yield 1000 * (time.perf_counter() - began) + step(sequences)
-        yield step(sequences)
-
-    found: dict[str, float] = {}
-    for rows in ROWS:
-        batch = engine.decoder.batch_context(rows, 4096)
-        sequences = fill(engine, batch, first, rows)
-        batch.set_mix(first, engine.decoder.adapters.get(first))
-        found[str(rows)] = min(step(sequences) for _ in range(STEPS * rounds))
-        batch.close()
-    batch = engine.decoder.batch_context(2, 4096)
-    groups = [(mix, fill(engine, batch, mix, 1)) for mix in (first, second)]
-    changes = []
-    for _ in range(3 * rounds):
-        for mix, sequences in groups:
-            after, same = turn(mix, sequences)
-            changes.append(after - same)
-    batch.close()
-    return {"step_ms": found, "change_of_mix_ms": statistics.median(changes)}
-
-
-def single_ms(engine: Engine, rounds: int) -> float:
-    """Milliseconds of a token of the only answer of a mix, in the engine's own context."""
-    context = engine.decoder.pool.get(Mix.of({engine.pack.skills[0].name: 1.0}))
-    ids = engine.model.tokenize(TEXT)
-    times = []
-    for _ in range(rounds):
-        context.truncate(0)
-        context.decode(ids[:PROMPT])
-        for token in ids[PROMPT : PROMPT + STEPS]:
-            began = time.perf_counter()
-            context.decode([token])
-            times.append(1000 * (time.perf_counter() - began))
-    return min(times)
-
-
-def one_by_one(engine: Engine, requests: Sequence[Request]) -> dict[str, Any]:
-    """Answer requests routed, one after another: tokens by skill, and medians of what routing takes."""
-    tokens: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    routing, seconds = [], 0.0
-    for request in requests:
-        answer = engine.generate(request.prompt, policy="top1")
-        tokens[request.skill].append((answer.usage["prompt_tokens"], answer.usage["completion_tokens"]))
-        routing.append(1000 * (answer.timings["features"] + answer.timings["gate"]))
-        seconds += answer.timings["total"]
-    return {
-        "tokens": {skill: tokens[skill] for skill in sorted(tokens)},
-        "routing_ms": statistics.median(routing),
-        "one_by_one_s": seconds,
-    }
-
-
-def batch_s(engine: Engine, prompts: Sequence[str], **options: Any) -> dict[str, float]:
-    """Answer prompts with `run_batch`; return seconds and tokens."""
+def answers(engine: Engine, prompts: Sequence[str], **options: Any) -> tuple[float, list[tuple[int, int]]]:
+    """Answer prompts with `run_batch`; return CPU seconds, and prompt and answer tokens of each."""
     with tempfile.TemporaryDirectory() as directory:
         source, out = Path(directory) / "in.jsonl", Path(directory) / "out.jsonl"
         source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
-        began = time.perf_counter()
-        assert run_batch(engine, source, out, **options)["errors"] == 0
-        seconds = time.perf_counter() - began
+        seconds = ms(partial(run_batch, engine, source, out, **options)) / 1000
         usage = [json.loads(line)["usage"] for line in out.read_text().splitlines()]
-    return {
-        "prompts": len(prompts),
-        "seconds": seconds,
-        "prompt_tokens": sum(row["prompt_tokens"] for row in usage),
-        "answer_tokens": sum(row["completion_tokens"] for row in usage),
-    }
+    return seconds, [(row["prompt_tokens"], row["completion_tokens"]) for row in usage]
+
+
+def batch(
+    engine: Engine, prompts: Sequence[str], **options: Any
+) -> tuple[dict[str, Any], list[tuple[int, int]]]:
+    """Figures of a batch, and the tokens of each of its prompts."""
+    seconds, tokens = answers(engine, prompts, **options)
+    prompt, answer = map(sum, zip(*tokens, strict=True))
+    figures = {"prompts": len(prompts), "s": seconds, "prompt_tokens": prompt, "answer_tokens": answer}
+    return figures, tokens
 
 
 @click.command()
 @click.option("--pack", default=DEFAULT, show_default=True)
-@click.option("--rounds", default=9, show_default=True)
+@click.option("--rounds", default=5, show_default=True)
 def main(pack: str, rounds: int) -> None:
     """Measure, and write the results to results.json."""
     requests = [request for split in SPLITS for request in read_requests(DATA / f"{split}.jsonl")]
     prompts = [request.prompt for request in requests]
     labels = [request.prompt for request in requests if request.skill == LABEL_SKILL]
-    reviews = [f"{i}. {text}" for i in range(10) for text in labels]
-    began = time.perf_counter()
-    with Engine.open(pack) as engine:
+    found: dict[str, Any] = {}
+    began = time.process_time()
+    with Engine.open(pack, n_threads=1) as engine:
         engine.generate(prompts[0])
-        found: dict[str, Any] = {"start_s": time.perf_counter() - began}
-    with Engine.open(pack) as engine:
-        found |= {"prefill_ms": prefill_ms(engine, rounds), "single_ms": single_ms(engine, rounds)}
-        context = engine.decoder.pool.get(Mix.of({engine.pack.skills[0].name: 1.0}))
+        found["start_s"] = time.process_time() - began
+        found["routing_ms"] = statistics.median(ms(partial(engine.route, text)) for text in prompts[:60])
+        found["prefill_ms"] = prefill_ms(engine, rounds)
+        context = engine.decoder.pool.get(mix_of(engine, 0))
         found["kv_store_tokens"] = KV_STORE_BYTES * len(context.tokens) // context.get_kv().nbytes
-        found |= step_ms(engine, rounds)
-    with Engine.open(pack) as engine:
-        found |= one_by_one(engine, requests)
-    for name, rows, options in (
-        ("batch", prompts, {"policy": "top1"}),
-        ("batch of one label skill", reviews, {"mix": LABEL_SKILL}),
-    ):
-        with Engine.open(pack) as engine:
-            found[name] = batch_s(engine, rows, **options)
+        found["single_ms"] = single_ms(engine, rounds)
+        found["step_ms"], found["change_of_mix_ms"] = step_ms(engine, rounds), change_ms(engine, rounds)
+    save("service times", found)
+    with Engine.open(pack, n_threads=1) as engine:
+        found["batch"], tokens = batch(engine, prompts, policy="top1")
+    by_skill = defaultdict(list)
+    for request, counts in zip(requests, tokens, strict=True):
+        by_skill[request.skill].append(counts)
+    found["tokens"] = dict(by_skill)
+    with Engine.open(pack, n_threads=1) as engine:
+        reviews = [f"{i}. {text}" for i in range(5) for text in labels]
+        found["batch of one label skill"], _ = batch(engine, reviews, mix=LABEL_SKILL)
     save("service times", found)
 
 

@@ -87,6 +87,14 @@ def capacity(traffic: Traffic, costs: Costs) -> float:
     return len(answered) / max(request.end for request in answered)
 
 
+def batch_seconds(found: Mapping[str, Any]) -> float:
+    """Simulated seconds of the batch that service_times.py measured: its prompts, sorted by mix."""
+    costs = Costs.measured(found)
+    lengths = ((mix, *pair) for mix, pairs in sorted(found["tokens"].items()) for pair in pairs)
+    requests = [Request(0.0, mix, i, prompt, answer) for i, (mix, prompt, answer) in enumerate(lengths)]
+    return max(request.end for request in simulate(requests, costs, 1, lambda *_: 0))
+
+
 def times(answered: Sequence[Request], horizon: float) -> dict[str, float]:
     """Mean and 99th percentile of seconds to the end, and mean seconds to the first token."""
     counted = [r for r in answered if WARM_UP * horizon < r.arrival < horizon]
@@ -157,12 +165,16 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 def main(replicas: tuple[int, ...], seeds: int) -> None:
     """Simulate, and write the results to results.json."""
     found = json.loads(RESULTS.read_text())["service times"]
+    simulated, measured = batch_seconds(found), found["batch"]["s"]
+    click.echo(
+        f"the batch of {found['batch']['prompts']}: simulated {simulated:.1f} s, measured {measured:.1f} s"
+    )
     result: dict[str, Any] = {}
     for kind, turns in (("single prompts", 1.0), ("conversations", float(TURNS))):
         for n, load in itertools.product(replicas, LOADS):
             result.setdefault(kind, {})[f"{n} replicas, load {load}"] = compare(found, n, load, turns, seeds)
             click.echo(f"{kind}, {n} replicas, load {load}", err=True)
-    save("routing of requests", result)
+    save("routing of requests", {**result, "batch": {"simulated_s": simulated, "measured_s": measured}})
     click.echo("\n".join(table(result)))
 
 
