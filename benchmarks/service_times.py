@@ -1,6 +1,6 @@
 """What a request costs a replica of one core: the inputs of simulate_routing.py and docs/scale.md.
 
-    python benchmarks/service_times.py [--pack PACK] [--rounds 5]
+    python benchmarks/service_times.py [--pack PACK] [--rounds 5] [--part steps|batches]
 
 Writes "service times" to benchmarks/results.json: times of one prefill, of one decoding step by number of answers
 that share it, of a change of mix in the batch; times and tokens of the everyday requests as a batch, and of a batch of
@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from evaluate import save
+from evaluate import RESULTS, save
 from speed import TEXT
 
 from loramix import DEFAULT, Engine
 from loramix.defaults import KV_STORE_BYTES
-from loramix.eval.everyday.requests import DATA, SPLITS, read_requests
+from loramix.eval.everyday.requests import DATA, read_requests
 from loramix.models.mixing import Mix
 from loramix.runtime.batch import run_batch
 from loramix.runtime.llama.batch_context import BatchContext
@@ -34,7 +34,7 @@ PREFILLS = (16, 32, 64, 128, 256)
 """Prompt tokens; longer prompts are prefilled in chunks of 256."""
 ROWS = (1, 2, 4, 8)
 PROMPT, STEPS = 100, 16
-LABEL_SKILL = "sentiment"
+SPLIT, LABEL_SKILL = "test", "sentiment"
 
 
 def ms(work: Callable[[], object]) -> float:
@@ -124,36 +124,49 @@ def batch(
     return figures, tokens
 
 
+def steps(engine: Engine, rounds: int) -> dict[str, Any]:
+    """Times of the parts of a request."""
+    began = time.process_time()
+    prompts = [request.prompt for request in read_requests(DATA / f"{SPLIT}.jsonl")]
+    engine.generate(prompts[0])
+    found: dict[str, Any] = {"first_answer_s": time.process_time() - began}
+    found["routing_ms"] = statistics.median(ms(partial(engine.route, text)) for text in prompts[:60])
+    found["prefill_ms"] = prefill_ms(engine, rounds)
+    context = engine.decoder.pool.get(mix_of(engine, 0))
+    found["kv_store_tokens"] = KV_STORE_BYTES * len(context.tokens) // context.get_kv().nbytes
+    found["single_ms"] = single_ms(engine, rounds)
+    found["step_ms"], found["change_of_mix_ms"] = step_ms(engine, rounds), change_ms(engine, rounds)
+    return found
+
+
+def batches(engine: Engine, rounds: int) -> dict[str, Any]:
+    """Times and tokens of batches: the everyday requests, routed, and requests to one label skill."""
+    requests = read_requests(DATA / f"{SPLIT}.jsonl")
+    by_skill = defaultdict(list)
+    everyday, tokens = batch(engine, [request.prompt for request in requests], policy="top1")
+    for request, counts in zip(requests, tokens, strict=True):
+        by_skill[request.skill].append(counts)
+    labels = [request.prompt for request in requests if request.skill == LABEL_SKILL]
+    reviews = [f"{i}. {text}" for i in range(rounds) for text in labels]  # new prompts: nothing is cached
+    one, _ = batch(engine, reviews, mix=LABEL_SKILL)
+    return {"batch": everyday, "tokens": dict(by_skill), "batch of one label skill": one}
+
+
+PARTS = {"steps": steps, "batches": batches}
+
+
 @click.command()
 @click.option("--pack", default=DEFAULT, show_default=True)
 @click.option("--rounds", default=5, show_default=True)
-def main(pack: str, rounds: int) -> None:
-    """Measure, and write the results to results.json."""
-    requests = [request for split in SPLITS for request in read_requests(DATA / f"{split}.jsonl")]
-    prompts = [request.prompt for request in requests]
-    labels = [request.prompt for request in requests if request.skill == LABEL_SKILL]
-    found: dict[str, Any] = {}
-    began = time.process_time()
-    with Engine.open(pack, n_threads=1) as engine:
-        engine.generate(prompts[0])
-        found["start_s"] = time.process_time() - began
-        found["routing_ms"] = statistics.median(ms(partial(engine.route, text)) for text in prompts[:60])
-        found["prefill_ms"] = prefill_ms(engine, rounds)
-        context = engine.decoder.pool.get(mix_of(engine, 0))
-        found["kv_store_tokens"] = KV_STORE_BYTES * len(context.tokens) // context.get_kv().nbytes
-        found["single_ms"] = single_ms(engine, rounds)
-        found["step_ms"], found["change_of_mix_ms"] = step_ms(engine, rounds), change_ms(engine, rounds)
-    save("service times", found)
-    with Engine.open(pack, n_threads=1) as engine:
-        found["batch"], tokens = batch(engine, prompts, policy="top1")
-    by_skill = defaultdict(list)
-    for request, counts in zip(requests, tokens, strict=True):
-        by_skill[request.skill].append(counts)
-    found["tokens"] = dict(by_skill)
-    with Engine.open(pack, n_threads=1) as engine:
-        reviews = [f"{i}. {text}" for i in range(5) for text in labels]
-        found["batch of one label skill"], _ = batch(engine, reviews, mix=LABEL_SKILL)
-    save("service times", found)
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, default=list(PARTS))
+def main(pack: str, rounds: int, parts: tuple[str, ...]) -> None:
+    """Measure, and write the results to results.json; those of other parts are kept."""
+    for part in parts:
+        began = time.process_time()
+        with Engine.open(pack, n_threads=1) as engine:
+            found = {"open_s": time.process_time() - began, **PARTS[part](engine, rounds)}
+        known = json.loads(RESULTS.read_text()).get("service times", {})
+        save("service times", {**known, **found})
 
 
 if __name__ == "__main__":

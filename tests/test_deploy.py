@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -19,7 +20,7 @@ import yaml
 
 from loramix import __version__
 from loramix.cli import main
-from loramix.cluster.serving import ServeOptions
+from loramix.cluster.serving import NAME, ServeOptions
 from loramix.defaults import DEFAULT_PACK
 from loramix.models.known_bases import BASES
 
@@ -137,6 +138,22 @@ def test_the_service_is_a_config_of_serve() -> None:
     config = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])
     found = ServeDeploySchema.model_validate(config)
     assert found.http_options.port == 8000 and found.proxy_location == "EveryNode"
+
+
+def test_the_router_for_conversations_is_one_that_serve_has() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'loramix[ray]'")
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
+    config = yaml.safe_load(read("rayservice.yaml")["spec"]["serveConfigV2"])
+    config["applications"][0].update(yaml.safe_load(block))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's, about the schema's own fields
+        from ray.serve.request_router import RequestRouter
+        from ray.serve.schema import ServeDeploySchema
+
+    (deployment,) = ServeDeploySchema.model_validate(config).applications[0].deployments
+    assert deployment.name == NAME
+    module, _, name = deployment.request_router_config["request_router_class"].partition(":")
+    assert issubclass(getattr(importlib.import_module(module), name), RequestRouter)
 
 
 def test_the_job_is_a_batch_that_its_cluster_can_run() -> None:
