@@ -103,7 +103,7 @@ class Replica:
         """Prefill one prompt, decode a token of each answer whose turn it is, and return the seconds of both."""
         costs, seconds = self.costs, 0.0
         self.ending, joining = [], None
-        if self.waiting and sum(map(len, self.answers.values())) < len(costs.step) - 1:
+        if self.waiting and self.ongoing - len(self.waiting) < len(costs.step) - 1:
             joining = self.waiting.popleft()
             joining.start = now
             new = joining.prompt - self._kv.get((joining.mix, joining.conversation), 0.0)

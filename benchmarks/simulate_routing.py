@@ -26,8 +26,9 @@ LOADS = (0.5, 0.8, 1.0)
 """Requests a second and replica, in relation to what a replica answers at most if mixes come at random."""
 TURNS, PAUSE_S = 4, 5.0
 """Mean number of turns of a conversation, and mean seconds between an answer and the next turn."""
-HORIZON_S, WARM_UP = 100.0, 0.3
-"""Simulated seconds at 32 and more replicas, with fewer ones longer; the share of them that is not counted."""
+HORIZON_S, HORIZON_TALK_S, WARM_UP = 20.0, 50.0, 0.4
+"""Simulated seconds of single prompts and of conversations, with fewer than 64 replicas up to 8 times as long, and
+the share of them that is not counted."""
 STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """The 97.5 % quantile of Student's t by degrees of freedom."""
 
@@ -119,7 +120,7 @@ def run(
 ) -> dict[str, float]:
     """Times under one router; the arrivals depend on the seed alone."""
     costs = Costs.measured(found)
-    horizon = HORIZON_S * max(1.0, min(4.0, 32 / n_replicas))
+    horizon = (HORIZON_S if turns == 1 else HORIZON_TALK_S) * max(1.0, min(8.0, 64 / n_replicas))
     rate = load * n_replicas * capacity(Traffic(found["tokens"], seed, turns), costs)
     traffic = Traffic(found["tokens"], seed, turns)
     router = ROUTERS[name](n_replicas, seed, traffic.shares)
