@@ -67,11 +67,6 @@ def by_mix(n: int, seed: int, shares: Shares) -> Router:
     )
 
 
-def by_prefix(n: int, seed: int, shares: Shares) -> Router:
-    """Always the same replica for a conversation."""
-    return lambda request, replicas: next(_ring(request.conversation, n))
-
-
 def session_hash(n: int, seed: int, shares: Shares) -> Router:
     """Serve's ConsistentHashRouter: a conversation's replica, or the next two where that accepts no more."""
 
@@ -162,8 +157,7 @@ ROUTERS: dict[str, Callable[[int, int, Shares], Router]] = {
     "by mix": by_mix,
     "mix affinity": mix_affinity,
     "multiplexed by mix": multiplexed,
-    "by prefix": by_prefix,
-    "prefix hash, bounded load": prefix_hash,
-    "session hash": session_hash,
-    "sticky, else least loaded": sticky,
+    "by prefix": session_hash,
+    "by prefix, bounded load": prefix_hash,
+    "by prefix, else least loaded": sticky,
 }

@@ -26,7 +26,7 @@ LOADS = (0.5, 0.8, 1.0)
 """Requests a second and replica, in relation to what a replica answers at most if mixes come at random."""
 TURNS, PAUSE_S = 4, 5.0
 """Mean number of turns of a conversation, and mean seconds between an answer and the next turn."""
-HORIZON_S, HORIZON_TALK_S, WARM_UP = 20.0, 50.0, 0.4
+HORIZON_S, HORIZON_TALK_S, WARM_UP = 12.0, 30.0, 0.4
 """Simulated seconds of single prompts and of conversations, with fewer than 64 replicas up to 8 times as long, and
 the share of them that is not counted."""
 STUDENT = (math.nan, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
