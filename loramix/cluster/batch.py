@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from loramix.models import bases
 from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
 from loramix.paths import sha256_file
+from loramix.runtime.options import GenerationOptions
 
 JOB = "_job.json"
 _READERS = 64
@@ -71,6 +71,8 @@ def run_cluster_batch(
         NativeError: workers died too often at one chunk.
     """
     need_ray()
+    options = {name: value for name, value in options.items() if value is not None}
+    GenerationOptions.of(**options)  # raises here rather than in a worker
     files = find_files(source)
     loaded = Pack.load(pack)
     job = Job(
@@ -82,7 +84,7 @@ def run_cluster_batch(
         parallel=parallel,
         n_ctx=n_ctx,
         n_threads=cpus_per_worker,
-        options={name: value for name, value in options.items() if value is not None},
+        options=options,
     )
     done = _open_output(job, files, rows_per_file)
     memory = make_plan(bases.resolve(loaded.manifest.base.name), n_ctx=n_ctx, pack=loaded).memory_bytes
@@ -111,9 +113,10 @@ def _answers(
     """Run the pipeline: files → chunks → counts of answers."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # Ray's wrapper loses it on the way to the driver
     context.target_max_block_size = 1  # one chunk is one block, so that chunks of one file go to all workers
 
     def chunks(row: dict[str, Any]) -> Iterator[dict[str, Chunk]]:
@@ -131,9 +134,7 @@ def _answers(
         num_cpus=job.n_threads,
         memory=memory,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on fewer chunks than workers
-        yield from answered.iter_rows()
+    yield from answered.iter_rows()
 
 
 def _workers_that_fit(cpus_per_worker: int, memory: int) -> int:

@@ -58,12 +58,23 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     need_ray()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's, about its own use of what it will remove
+        import ray
+
+        mine = not ray.is_initialized()
+        if mine:
+            _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, num_cpus)
+        try:
+            yield
+        finally:
+            if mine:
+                ray.shutdown()
+
+
+def _connect(address: str, num_cpus: int | None) -> None:
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         options.update(
@@ -72,15 +83,10 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     elif address != "auto":
         _need_answer(address)
     try:
-        with warnings.catch_warnings(), _muted():
-            warnings.simplefilter("ignore")
+        with _muted():
             ray.init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise NotFound(f"no Ray cluster could be used at {address}: {_first_line(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def cpu_count() -> int:
