@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from loramix.cluster import batch as cluster_batch
 from loramix.cluster.attempts import Attempt
 from loramix.cluster.batch import run_cluster_batch
 from loramix.cluster.chunks import find_files, read_chunks
-from loramix.cluster.output_files import OutputFiles
+from loramix.cluster.output_files import NOTE, OutputFiles
 from loramix.errors import InvalidData, LoramixError, NativeError, NotFound, UsageError, WrongBase
 from loramix.runtime.batch import run_batch
 from loramix.runtime.engine import Engine
@@ -55,7 +56,7 @@ def files_of(out: Path) -> list[str]:
 
 def rows_of(out: Path) -> list[dict[str, Any]]:
     """Rows of a file, or of a directory's files in the order of their names; without what depends on caches."""
-    files = sorted(out.glob("[!_]*.jsonl")) if out.is_dir() else [out]
+    files = sorted(out.glob("[!_.]*.jsonl")) if out.is_dir() else [out]
     rows = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     for row in rows:
         row.get("usage", {}).pop("cached_tokens", None)
@@ -144,12 +145,12 @@ def test_a_killed_driver_resumes_and_a_row_that_kills_its_worker_is_an_error(
     address = ray.get_runtime_context().gcs_address
     words = command(source, out, tiny_pack)
     for more in (1, 2):  # killed once a new file is there
-        had = len(list(out.glob("[!_]*"))) if out.is_dir() else 0
+        had = len([*out.glob("[!.]*.parquet")])
         driver = subprocess.Popen(
             [sys.executable, "-m", "loramix", *words, "--address", address], stderr=subprocess.PIPE
         )
-        while driver.poll() is None and (not out.is_dir() or len(list(out.glob("[!_]*"))) == had):
-            pass
+        while driver.poll() is None and len([*out.glob("[!.]*.parquet")]) == had:
+            time.sleep(0.02)
         driver.kill()
         driver.communicate()
         assert driver.returncode == -signal.SIGKILL, more
@@ -189,7 +190,7 @@ def test_a_killed_driver_resumes_and_a_row_that_kills_its_worker_is_an_error(
     assert [row["text"] for row in found if row["id"] != "22"] == [
         r["text"] for r in alone if r["id"] != "22"
     ]
-    assert not [name for name in files_of(out) if name.startswith((attempts.PREFIX, "."))]
+    assert not [name for name in files_of(out) if name.startswith((NOTE, "."))]
 
 
 def test_what_workers_lack_is_one_sentence_and_what_was_answered_is_kept(

@@ -98,6 +98,7 @@ def run_cluster_batch(
                 report(counts["rows"])
         except Exception as error:
             raise unwrap(error) or error from None
+    OutputFiles(job.out).tidy()
     return counts
 
 
