@@ -311,6 +311,22 @@ def test_an_output_that_is_something_else_is_refused(tmp_path: Path, tiny_pack: 
         assert result.exit_code == 2 and message in result.output
 
 
+def test_workers_that_do_not_fit_are_refused_where_no_machine_can_be_added(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "memory": 5e9})
+    size = cluster_batch._pool_size
+    assert [size(None, cpus, memory, True) for cpus, memory in ((1, 10**9), (2, 10**9), (1, 3 * 10**9))] == [
+        4,
+        2,
+        1,
+    ]
+    assert size(4, 1, 10**9, True) == 4 and size(9, 1, 10**9, False) == 9 and size(None, 8, 1, False) == 1
+    for workers, cpus, memory in ((5, 1, 1), (None, 8, 1), (1, 1, 10**10)):
+        with pytest.raises(UsageError, match="do not fit this machine, which has 4 CPUs and 5"):
+            size(workers, cpus, memory, True)
+
+
 def test_no_ray_or_no_cluster_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotFound, match=r"no Ray cluster answers at 127\.0\.0\.1:9"):
         session._need_answer("127.0.0.1:9")
