@@ -158,8 +158,8 @@ def _pool_size(workers: int | None, cpus: int, memory: int, started_here: bool) 
     if started_here and fit < (workers or 1):
         raise UsageError(
             f"{workers or 1} workers of {cpus} CPUs and {readable(memory)} do not fit this machine, which has "
-            f"{int(found.get('CPU', 0))} CPUs and {readable(int(found.get('memory', 0)))} for Ray: give fewer --workers "
-            "or --cpus-per-worker, or a smaller --ctx."
+            f"{int(found.get('CPU', 0))} CPUs and {readable(int(found.get('memory', 0)))} for Ray: give fewer "
+            "--workers or --cpus-per-worker, or a smaller --ctx."
         )
     return workers or max(1, fit)
 
