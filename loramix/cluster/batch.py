@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from loramix.cluster.chunks import ROWS, Chunk, SourceFile, find_files, read_chu
 from loramix.cluster.output_files import OutputFiles
 from loramix.cluster.session import need_ray, session, unwrap
 from loramix.diagnose.memory_plan import make_plan
+from loramix.diagnose.memory_plan import size as readable
 from loramix.errors import UsageError
 from loramix.formats.table_output import output_kind
 from loramix.models import bases
 from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
 from loramix.paths import sha256_file
+from loramix.runtime.options import GenerationOptions
 
 JOB = "_job.json"
 _READERS = 64
@@ -71,6 +72,8 @@ def run_cluster_batch(
         NativeError: workers died too often at one chunk.
     """
     need_ray()
+    options = {name: value for name, value in options.items() if value is not None}
+    GenerationOptions.of(**options)  # raises here rather than in a worker
     files = find_files(source)
     loaded = Pack.load(pack)
     job = Job(
@@ -82,13 +85,13 @@ def run_cluster_batch(
         parallel=parallel,
         n_ctx=n_ctx,
         n_threads=cpus_per_worker,
-        options={name: value for name, value in options.items() if value is not None},
+        options=options,
     )
     done = _open_output(job, files, rows_per_file)
     memory = make_plan(bases.resolve(loaded.manifest.base.name), n_ctx=n_ctx, pack=loaded).memory_bytes
     counts = {"rows": 0, "errors": 0, "files": sum(map(len, done.values()))}
-    with session(address):
-        size = workers or _workers_that_fit(cpus_per_worker, memory)
+    with session(address) as started_here:
+        size = _pool_size(workers, cpus_per_worker, memory, started_here)
         try:
             for row in _answers(source, files, job, done, rows_per_file, size, memory):
                 counts["rows"] += int(row["rows"])
@@ -96,6 +99,7 @@ def run_cluster_batch(
                 report(counts["rows"])
         except Exception as error:
             raise unwrap(error) or error from None
+    OutputFiles(job.out).tidy()
     return counts
 
 
@@ -111,9 +115,10 @@ def _answers(
     """Run the pipeline: files → chunks → counts of answers."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # Ray's wrapper loses it on the way to the driver
     context.target_max_block_size = 1  # one chunk is one block, so that chunks of one file go to all workers
 
     def chunks(row: dict[str, Any]) -> Iterator[dict[str, Chunk]]:
@@ -131,17 +136,32 @@ def _answers(
         num_cpus=job.n_threads,
         memory=memory,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # on fewer chunks than workers
-        yield from answered.iter_rows()
+    yield from answered.iter_rows()
 
 
-def _workers_that_fit(cpus_per_worker: int, memory: int) -> int:
+def _pool_size(workers: int | None, cpus: int, memory: int, started_here: bool) -> int:
+    """Return the number of workers: as wanted, or as many as fit the cluster.
+
+    Args:
+        workers: wanted; None for what fits.
+        cpus: CPUs of a worker.
+        memory: bytes of a worker.
+        started_here: whether nobody can add machines, so that what does not fit waits for ever.
+
+    Raises:
+        UsageError: they do not fit.
+    """
     import ray
 
     found = ray.cluster_resources()
-    by_memory = found.get("memory", memory) // memory
-    return max(1, int(min(found.get("CPU", 1) // cpus_per_worker, by_memory)))
+    fit = int(min(found.get("CPU", 0) // cpus, found.get("memory", 0) // memory))
+    if started_here and fit < (workers or 1):
+        raise UsageError(
+            f"{workers or 1} workers of {cpus} CPUs and {readable(memory)} do not fit this machine, which has "
+            f"{int(found.get('CPU', 0))} CPUs and {readable(int(found.get('memory', 0)))} for Ray: give fewer "
+            "--workers or --cpus-per-worker, or a smaller --ctx."
+        )
+    return workers or max(1, fit)
 
 
 def _open_output(job: Job, files: list[SourceFile], rows_per_file: int) -> dict[str, set[int]]:

@@ -42,7 +42,7 @@ def need_ray() -> None:
 
 
 @contextmanager
-def session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+def session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[bool]:
     """Connect to a Ray cluster, or start one on this machine; at the end disconnect, or stop it.
 
     A process that is connected already keeps its connection.
@@ -51,6 +51,9 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
         address: ``HOST:PORT`` or ``auto``; by default ``RAY_ADDRESS``, else a cluster is started here.
         num_cpus: CPUs of a cluster that is started here; by default all that the process may use.
 
+    Yields:
+        Whether the cluster was started here, so that nobody adds machines to it.
+
     Raises:
         MissingExtra: Ray is not installed.
         NotFound: no cluster answers at the address.
@@ -58,12 +61,24 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     need_ray()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's, about its own use of what it will remove
+        import ray
+
+        mine = not ray.is_initialized()
+        address = address or os.environ.get("RAY_ADDRESS") or LOCAL
+        if mine:
+            _connect(address, num_cpus)
+        try:
+            yield mine and address == LOCAL
+        finally:
+            if mine:
+                ray.shutdown()
+
+
+def _connect(address: str, num_cpus: int | None) -> None:
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         options.update(
@@ -72,15 +87,10 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     elif address != "auto":
         _need_answer(address)
     try:
-        with warnings.catch_warnings(), _muted():
-            warnings.simplefilter("ignore")
+        with _muted():
             ray.init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise NotFound(f"no Ray cluster could be used at {address}: {_first_line(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def cpu_count() -> int:

@@ -95,7 +95,9 @@ def batch(
 
 def _on_cluster(source: str, out: str, pack: str, **options: Any) -> None:
     from loramix.cluster.batch import run_cluster_batch
+    from loramix.cluster.session import need_ray
 
+    need_ray()
     fetch_base_of(pack)
     with _progress() as report:
         counts = run_cluster_batch(source, out, pack=pack, report=report, **options)
