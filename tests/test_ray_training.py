@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from ray_processes import libraries, titled
 from serving import PATIENCE_S, wait_until
 from test_train_pack import RECIPE
 
@@ -71,6 +72,8 @@ def test_adapters_equal_those_trained_one_by_one(
     command = words(data_dir, tiny_base, cluster, "--ray", "--address", address(), "--workers", "2")
     driver = subprocess.Popen([sys.executable, "-m", "loramix", *command], stderr=subprocess.PIPE)
     wait_until(lambda: any(cluster.glob("runs/*/checkpoints/step-*")) or driver.poll() is not None)
+    held = [libraries(pid) for pid in titled("ray::ImplicitFunc")]
+    assert {"torch"} in held and not any("llama" in found for found in held)
     driver.send_signal(signal.SIGKILL)
     _, errors = driver.communicate(timeout=PATIENCE_S)
     assert driver.returncode == -signal.SIGKILL, errors
