@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from loramix.cluster.batch_worker import Answerer, Job
-from loramix.cluster.chunks import ROWS, Chunk, SourceFile, file_system, find_files, read_chunks
+from loramix.cluster.chunks import ROWS, Chunk, SourceFile, find_files, read_chunks
+from loramix.cluster.output_files import OutputFiles
 from loramix.cluster.session import need_ray, session, unwrap
 from loramix.diagnose.memory_plan import make_plan
-from loramix.errors import NativeError, UsageError
+from loramix.errors import UsageError
 from loramix.formats.table_output import output_kind
 from loramix.models import bases
 from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
 from loramix.paths import sha256_file
+from loramix.runtime.options import GenerationOptions
 
 JOB = "_job.json"
-TASK_RETRIES = 5
-"""How often a chunk is begun again after its worker died."""
 _READERS = 64
 
 
@@ -68,9 +68,11 @@ def run_cluster_batch(
     Raises:
         NotFound: no input, no cluster, or no such pack.
         UsageError: the output belongs to another job, an input changed since, or an option is invalid.
-        NativeError: a worker died too often at one chunk.
+        NativeError: workers died too often at one chunk.
     """
     need_ray()
+    options = {name: value for name, value in options.items() if value is not None}
+    GenerationOptions.of(**options)  # raises here rather than in a worker
     files = find_files(source)
     loaded = Pack.load(pack)
     job = Job(
@@ -82,7 +84,7 @@ def run_cluster_batch(
         parallel=parallel,
         n_ctx=n_ctx,
         n_threads=cpus_per_worker,
-        options={name: value for name, value in options.items() if value is not None},
+        options=options,
     )
     done = _open_output(job, files, rows_per_file)
     memory = make_plan(bases.resolve(loaded.manifest.base.name), n_ctx=n_ctx, pack=loaded).memory_bytes
@@ -95,7 +97,7 @@ def run_cluster_batch(
                 counts["errors"] += int(row["errors"])
                 report(counts["rows"])
         except Exception as error:
-            raise _explained(error) from error
+            raise unwrap(error) or error from None
     return counts
 
 
@@ -111,9 +113,10 @@ def _answers(
     """Run the pipeline: files → chunks → counts of answers."""
     import ray.data
 
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised as well
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # Ray's wrapper loses it on the way to the driver
     context.target_max_block_size = 1  # one chunk is one block, so that chunks of one file go to all workers
 
     def chunks(row: dict[str, Any]) -> Iterator[dict[str, Chunk]]:
@@ -130,8 +133,6 @@ def _answers(
         compute=ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=2),
         num_cpus=job.n_threads,
         memory=memory,
-        max_restarts=-1,
-        max_task_retries=TASK_RETRIES,
     )
     yield from answered.iter_rows()
 
@@ -153,32 +154,21 @@ def _open_output(job: Job, files: list[SourceFile], rows_per_file: int) -> dict[
     Raises:
         UsageError: the output belongs to another job, or a file changed since.
     """
-    from pyarrow import fs
-
     what = [job.pack_digest, job.kind, job.column, job.n_ctx, rows_per_file, sorted(job.options.items())]
     digest = hashlib.sha256(json.dumps(what, default=str).encode()).hexdigest()
-    system, path = file_system(job.out)
-    info = system.get_file_info(path)
-    if info.type == fs.FileType.File:
+    output = OutputFiles(job.out)
+    if not output.create():
         raise UsageError(f"{job.out} is a file; name a directory, which is created.")
-    system.create_dir(path, recursive=True)
-    header = f"{path}/{JOB}"
+    found, old = output.names(), output.read_json(JOB)
     states = {file.name: file.state for file in files}
-    if system.get_file_info(header).type == fs.FileType.File:
-        with system.open_input_stream(header) as stream:
-            old = json.loads(stream.read())
-        if old["job"] != digest:
-            raise UsageError(
-                f"{job.out} is of another pack or other options; delete it, or name another output."
-            )
-        for name, state in old["files"].items():
-            if states.setdefault(name, state) != state:
-                raise UsageError(f"{name} has changed since {job.out} was begun; name another output.")
-    elif system.get_file_info(fs.FileSelector(path)):
+    if old is None and found:
         raise UsageError(f"{job.out} holds other files; name a directory that is new or empty.")
-    with system.open_output_stream(header) as stream:
-        stream.write(json.dumps({"loramix batch": 1, "job": digest, "files": states}).encode())
-    found = {info.base_name for info in system.get_file_info(fs.FileSelector(path))}
+    if old is not None and old["job"] != digest:
+        raise UsageError(f"{job.out} is of another pack or other options; delete it, or name another output.")
+    for name, state in old["files"].items() if old else ():
+        if states.setdefault(name, state) != state:
+            raise UsageError(f"{name} has changed since {job.out} was begun; name another output.")
+    output.write(JOB, json.dumps({"loramix batch": 1, "job": digest, "files": states}).encode())
     done: dict[str, set[int]] = {}
     for file in files:
         start = f"{file.chunk_prefix}-"
@@ -186,17 +176,3 @@ def _open_output(job: Job, files: list[SourceFile], rows_per_file: int) -> dict[
         if numbers:
             done[file.name] = numbers
     return done
-
-
-def _explained(error: Exception) -> Exception:
-    """Return the error behind Ray's, or one sentence on a worker that died again and again."""
-    import ray
-
-    if found := unwrap(error):
-        return found
-    if isinstance(error, ray.exceptions.RayActorError | ray.exceptions.WorkerCrashedError):
-        return NativeError(
-            f"a worker died {TASK_RETRIES + 1} times at the same rows; what was answered is kept, and the same command "
-            "resumes."
-        )
-    return error

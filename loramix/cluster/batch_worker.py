@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import io
-import secrets
+import socket
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from loramix.cluster.chunks import Chunk, file_system
+from loramix.cluster.attempts import Attempt
+from loramix.cluster.chunks import Chunk
+from loramix.cluster.output_files import OutputFiles
 from loramix.errors import InvalidData, NotFound, WrongBase
 from loramix.formats.table_output import output_row, write_rows
 from loramix.formats.tables import Kind
 from loramix.pack.manifest import MANIFEST
 from loramix.pack.pack import Pack
-from loramix.paths import sha256_file, write_bytes
+from loramix.paths import sha256_file
 from loramix.runtime.engine import Engine
 from loramix.runtime.row_answers import answer_rows
-
-TEMPORARY = "_tmp-"
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,11 @@ class Answerer:
 
     Args:
         job: what to answer, and where the files go.
-
-    Raises:
-        NotFound: the pack or its base is not on this machine.
-        WrongBase: the pack on this machine is another one.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._system, self._out = file_system(job.out)
+        self._files = OutputFiles(job.out)
         self._engine: Engine | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -61,46 +56,41 @@ class Answerer:
 
         Returns:
             ``rows`` and ``errors`` by chunk.
+
+        Raises:
+            NotFound: the pack or its base is not on this machine.
+            WrongBase: the pack on this machine is another one.
+            NativeError: the process died too often at a chunk.
         """
         counts = [self._answer(chunk) for chunk in batch["chunk"]]
         return {"rows": [rows for rows, _ in counts], "errors": [errors for _, errors in counts]}
 
-    def _open(self) -> Engine:
-        """Open the engine at the first chunk, where an error reaches the driver at once."""
-        import socket
-
-        job = self._job
-        try:
-            pack = Pack.load(job.pack)
-            if sha256_file(pack.directory / MANIFEST) != job.pack_digest:
-                raise WrongBase(f"pack {job.pack} is another one there: copy the driver's to each machine.")
-            return Engine(pack, n_ctx=job.n_ctx, n_threads=job.n_threads)
-        except (NotFound, WrongBase) as error:
-            raise type(error)(f"on the worker {socket.gethostname()}: {error}") from None
-
     def _answer(self, chunk: Chunk) -> tuple[int, int]:
         job = self._job
-        if self._engine is None:
-            self._engine = self._open()
+        attempt = Attempt(self._files, chunk.name)
+        attempt.begin()
+        if self._engine is None:  # not in the constructor, whose errors Ray repeats
+            self._engine = _open_engine(job)
         rows = [(n, InvalidData(row) if isinstance(row, str) else row) for n, row in chunk.rows]
-        answers = dict(answer_rows(self._engine, iter(rows), job.column, job.parallel, job.options))
+        answers: dict[int, dict[str, Any]] = {}
+        for group in attempt.groups(rows):
+            answers.update(answer_rows(self._engine, iter(group), job.column, job.parallel, job.options))
         columns = dict.fromkeys(name for _, row in rows if isinstance(row, dict) for name in row)
         if chunk.schema is not None:
             columns = dict.fromkeys(chunk.schema.names)
         file = io.BytesIO()
         merged = (output_row(number, row, answers[number]) for number, row in rows)
         write_rows(file, job.kind, merged, columns, chunk.schema)
-        self._write(f"{chunk.name}.{job.kind}", file.getvalue())
+        self._files.write(f"{chunk.name}.{job.kind}", file.getvalue())
+        attempt.end()
         return len(rows), sum("error" in answer for answer in answers.values())
 
-    def _write(self, name: str, content: bytes) -> None:
-        """Write a file of the output, whole or not at all."""
-        from pyarrow import fs
 
-        if isinstance(self._system, fs.LocalFileSystem):
-            write_bytes(Path(self._out, name), content)
-            return
-        temporary = f"{self._out}/{TEMPORARY}{secrets.token_hex(8)}"
-        with self._system.open_output_stream(temporary) as stream:
-            stream.write(content)
-        self._system.move(temporary, f"{self._out}/{name}")
+def _open_engine(job: Job) -> Engine:
+    try:
+        pack = Pack.load(job.pack)
+        if sha256_file(pack.directory / MANIFEST) != job.pack_digest:
+            raise WrongBase(f"pack {job.pack} is another one there: copy the driver's to each machine.")
+        return Engine(pack, n_ctx=job.n_ctx, n_threads=job.n_threads)
+    except (NotFound, WrongBase) as error:
+        raise type(error)(f"on the worker {socket.gethostname()}: {error}") from None

@@ -6,9 +6,11 @@ import importlib.util
 import logging
 import os
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +26,8 @@ _QUIET = {
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a FutureWarning for each actor without a GPU
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's own is 15, so that any other program starves workers
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's own way to start actors is reported as an error
 }
 
 
@@ -54,12 +58,23 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     need_ray()
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's, about its own use of what it will remove
+        import ray
+
+        mine = not ray.is_initialized()
+        if mine:
+            _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, num_cpus)
+        try:
+            yield
+        finally:
+            if mine:
+                ray.shutdown()
+
+
+def _connect(address: str, num_cpus: int | None) -> None:
     import ray
 
-    if ray.is_initialized():
-        yield
-        return
-    address = address or os.environ.get("RAY_ADDRESS") or LOCAL
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         options.update(
@@ -68,15 +83,10 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     elif address != "auto":
         _need_answer(address)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _muted():
             ray.init(address=address, **options)
     except (ConnectionError, OSError, RuntimeError, ValueError) as error:
         raise NotFound(f"no Ray cluster could be used at {address}: {_first_line(error)}") from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def cpu_count() -> int:
@@ -105,6 +115,20 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
             return one  # type: ignore[return-value]
         open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
     return None
+
+
+@contextmanager
+def _muted() -> Iterator[None]:
+    """Send what native code writes to stderr nowhere: Ray reports there that it reports errors only."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _need_answer(address: str) -> None:
