@@ -168,11 +168,18 @@ def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: in
         The address, as ``http://HOST:PORT``.
 
     Raises:
+        UsageError: the cluster serves something already.
         RequestFailed: proxies or replicas cannot start.
     """
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     built, port = application(options, policy), port or _free_port(host)
+    if serve.status().proxies:
+        raise UsageError(
+            "Ray Serve runs on this cluster already, with a port of its own: deploy loramix.cluster.serving:app there "
+            "with 'serve deploy', or end it with 'serve shutdown'."
+        )
     try:
         try:
             serve.start(
