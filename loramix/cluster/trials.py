@@ -7,6 +7,7 @@ trial that is started again resumes there. Run directories, data and base must b
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,10 @@ from loramix.errors import Busy, LoramixError, RequestFailed
 
 RETRIES = 3
 """How often a trial is started again after its process died."""
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # one table, not one more for each trial that starts or ends
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files for TensorBoard
+}
 FAILED = "failed"
 """Metric of a trial that cannot succeed: the message of its error."""
 
@@ -64,12 +69,13 @@ class Trials:
         Raises:
             RequestFailed: a trial failed; the others have ended.
         """
+        os.environ.update(_QUIET)
         from ray import tune
 
         digest = hashlib.sha256("\0".join(self.key).encode()).hexdigest()[:16]
         place = self.directory.absolute() / digest
         work = tune.with_resources(
-            tune.with_parameters(_trainable, trial=trial, shared=shared, threads=self.cpus_per_worker),
+            tune.with_parameters(training, trial=trial, shared=shared, threads=self.cpus_per_worker),
             {"cpu": self.cpus_per_worker},
         )
         if tune.Tuner.can_restore(str(place)):
@@ -101,14 +107,15 @@ class Trials:
         return found
 
     def _table(self, parameters: Sequence[str]) -> Any:
+        """Return the reporter of one table: a line for each trial."""
         from ray.tune import CLIReporter
 
         return CLIReporter(
-            metric_columns=list(self.columns), parameter_columns=list(parameters), max_report_frequency=10
+            metric_columns=list(self.columns), parameter_columns=list(parameters), max_report_frequency=30
         )
 
 
-def _trainable(config: dict[str, Any], trial: Trial, shared: Any, threads: int) -> None:
+def training(config: dict[str, Any], trial: Trial, shared: Any, threads: int) -> None:
     """Run a trial in its own process."""
     import torch
     from ray import tune
