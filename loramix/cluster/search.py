@@ -102,7 +102,7 @@ def search_recipe(
         The written recipe, ``OUT/NAME.toml``, and the table of all trials, best first.
 
     Raises:
-        RequestFailed: a trial failed.
+        LoramixError: a trial failed.
     """
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -115,7 +115,7 @@ def search_recipe(
     }
     files = data_files(recipe, data) if data.is_dir() else [data]
     key = [recipe.fingerprint(), *map(sha256_file, files), base.name, repr((space, max_rows, max_steps))]
-    trials = Trials("the search", key, out / ".ray", _COLUMNS[3:], workers, cpus_per_worker)
+    trials = Trials(key, out / ".ray", _COLUMNS[3:], workers, cpus_per_worker)
     found = trials.run(
         _train,
         _Search(recipe, data.absolute(), base.absolute(), out.absolute(), max_rows, max_steps),

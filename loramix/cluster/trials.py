@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loramix.errors import Busy, LoramixError, RequestFailed
+from loramix.errors import Busy, LoramixError
 
 RETRIES = 3
 """How often a trial is started again after its process died."""
@@ -37,7 +37,6 @@ class Trials:
     """How trials are run.
 
     Args:
-        name: what is trained, for messages.
         key: equal for a run that may resume an earlier one.
         directory: directory of Tune's own state, which is deleted at the end.
         columns: metrics of the table.
@@ -45,7 +44,6 @@ class Trials:
         cpus_per_worker: CPUs of a trial, which are its threads.
     """
 
-    name: str
     key: Sequence[str]
     directory: Path
     columns: Sequence[str]
@@ -67,7 +65,7 @@ class Trials:
             The last metrics of each trial, with its ``config``.
 
         Raises:
-            RequestFailed: a trial failed; the others have ended.
+            LoramixError: a trial failed; the others have ended.
         """
         os.environ.update(_QUIET)
         from ray import tune
@@ -98,13 +96,12 @@ class Trials:
         for result in results:
             if result.error is not None:
                 reason = (str(result.error).strip().splitlines() or ["no reason"])[-1]
-                raise RequestFailed(f"{self.name} failed {RETRIES + 1} times: {reason}", 500)
-        shutil.rmtree(place, ignore_errors=True)  # what has ended is not asked again
-        found = [{**(result.metrics or {}), "config": result.config} for result in results]
-        for metrics in found:
-            if FAILED in metrics:
-                raise RequestFailed(str(metrics[FAILED]), 500)
-        return found
+                raise LoramixError(f"{_words(result.config)} failed {RETRIES + 1} times: {reason}")
+        shutil.rmtree(place, ignore_errors=True)  # all have ended: the run directories say the rest
+        for result in results:
+            if FAILED in (result.metrics or {}):
+                raise LoramixError(f"{_words(result.config)}: {result.metrics[FAILED]}")
+        return [{**(result.metrics or {}), "config": result.config} for result in results]
 
     def _table(self, parameters: Sequence[str]) -> Any:
         """Return the reporter of one table: a line for each trial."""
@@ -113,6 +110,10 @@ class Trials:
         return CLIReporter(
             metric_columns=list(self.columns), parameter_columns=list(parameters), max_report_frequency=30
         )
+
+
+def _words(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.items())
 
 
 def training(config: dict[str, Any], trial: Trial, shared: Any, threads: int) -> None:
