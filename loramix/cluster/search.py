@@ -207,7 +207,7 @@ def _toml(recipe: Recipe, title: str, table: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Leave out None, which TOML does not have."""
+    """Leave out what is empty: a recipe's defaults, and None, which TOML does not have."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items() if one is not None}
+        return {key: _plain(one) for key, one in value.items() if one not in (None, "", (), [], {})}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
