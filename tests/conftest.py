@@ -184,9 +184,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("LORAMIX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         patch.setenv("LORAMIX_DATA", str(tmp_path_factory.getbasetemp() / "data"))
         patch.setenv("LORAMIX_EXTRA_BUFTS", "0")  # no trial run per base
-        patch.setenv(
-            "RAY_worker_niceness", "0"
-        )  # Ray gives way to everything else, which is slow on a busy machine
         patch.setattr(session, "OBJECT_STORE_BYTES", 150 * 2**20)
         patch.delenv("RAY_ADDRESS", raising=False)
         with session.session(num_cpus=2):

@@ -31,3 +31,9 @@ def titled(title: str) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
     return sorted(found)
+
+
+def libraries(pid: int) -> set[str]:
+    """Which of PyTorch and llama.cpp a process holds."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {name for name, file in (("torch", "libtorch_cpu"), ("llama", "libllama.so")) if file in maps}

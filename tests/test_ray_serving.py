@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
-from ray_processes import titled
+from ray_processes import libraries, titled
 from serving import ASK, PATIENCE_S, wait_until
 
 from loramix import Engine
@@ -84,13 +84,11 @@ def read_stream(client: httpx.Client, begun: threading.Barrier | None = None) ->
 
 def test_the_endpoints_and_both_packs(client: httpx.Client, packs: dict[str, Path]) -> None:
     with Engine.open(packs["tiny"], n_ctx=512, n_threads=1) as engine:
-        texts = {
-            model: engine.run(ASK["content"], mix={model: 1.0}, max_tokens=8).text for model in ("sentiment",)
-        }
+        text = engine.generate(ASK["content"], mix="sentiment", max_tokens=8).text
     for pack in packs:
         answer = chat(client, f"{pack}:sentiment", max_tokens=8)
         assert answer.status_code == 200, answer.text
-        assert answer.json()["choices"][0]["message"]["content"] == texts["sentiment"]
+        assert answer.json()["choices"][0]["message"]["content"] == text
     models = [model["id"] for model in client.get("/v1/models").json()["data"]]
     assert {"tiny", "tiny:base", "other", "other:summarize"} <= set(models)
     refused = chat(client, "third")
@@ -112,7 +110,7 @@ def test_a_reload_reaches_all_replicas(client: httpx.Client, packs: dict[str, Pa
 
 def test_a_dead_replica_costs_only_its_own_requests(client: httpx.Client) -> None:
     before = titled("ray::ServeReplica")
-    assert len(before) == 2
+    assert len(before) == 2 and not any(map(libraries, before))  # the engine is in a child process
     begun, health, stop = threading.Barrier(17), [], threading.Event()
 
     def watch() -> None:

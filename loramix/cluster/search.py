@@ -102,7 +102,7 @@ def search_recipe(
         The written recipe, ``OUT/NAME.toml``, and the table of all trials, best first.
 
     Raises:
-        RequestFailed: a trial failed.
+        LoramixError: a trial failed.
     """
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
@@ -115,7 +115,7 @@ def search_recipe(
     }
     files = data_files(recipe, data) if data.is_dir() else [data]
     key = [recipe.fingerprint(), *map(sha256_file, files), base.name, repr((space, max_rows, max_steps))]
-    trials = Trials("the search", key, out / ".ray", _COLUMNS[3:], workers, cpus_per_worker)
+    trials = Trials(key, out / ".ray", _COLUMNS[3:], workers, cpus_per_worker)
     found = trials.run(
         _train,
         _Search(recipe, data.absolute(), base.absolute(), out.absolute(), max_rows, max_steps),
@@ -207,7 +207,7 @@ def _toml(recipe: Recipe, title: str, table: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Leave out None, which TOML does not have."""
+    """Leave out what is empty: a recipe's defaults, and None, which TOML does not have."""
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items() if one is not None}
+        return {key: _plain(one) for key, one in value.items() if one not in (None, "", (), [], {})}
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import msgspec
@@ -156,7 +156,7 @@ def application(options: ServeOptions, policy: AccessPolicy) -> Any:
 
 @contextmanager
 def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> Iterator[str]:
-    """Serve on the cluster of the current session; at the end, drain and stop.
+    """Serve on the cluster of the current session; at the end, wait for answers for up to a minute, and stop.
 
     Args:
         options: packs, replicas and limits.
@@ -168,11 +168,18 @@ def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: in
         The address, as ``http://HOST:PORT``.
 
     Raises:
+        UsageError: the cluster serves something already.
         RequestFailed: proxies or replicas cannot start.
     """
     from ray import serve
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     built, port = application(options, policy), port or _free_port(host)
+    if serve.status().proxies:
+        raise UsageError(
+            "Ray Serve runs on this cluster already, with a port of its own: deploy loramix.cluster.serving:app there "
+            "with 'serve deploy', or end it with 'serve shutdown'."
+        )
     try:
         try:
             serve.start(
@@ -185,16 +192,22 @@ def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: in
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise RequestFailed(f"the server cannot start on the cluster: {reason}", 500) from None
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        serve.delete(NAME)  # waits for the answers that run; a shutdown alone would close their connections
+        with suppress(TimeoutError):  # a shutdown alone would close the connections of answers that run
+            serve.delete(NAME)
     finally:
         serve.shutdown()
 
 
 def serve_on_cluster(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> None:
-    """Serve until a signal; see `deployed`."""
+    """Serve until a signal, and drain; a second signal ends at once. See `deployed`."""
     stopped = threading.Event()
+
+    def stop(number: int, _frame: Any) -> None:
+        stopped.set()
+        signal.signal(number, signal.SIG_DFL)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, stop)
     with deployed(options, policy, host=host, port=port) as url:
         _log.info("running on %s (Ctrl-C to stop)", url)
         while not stopped.wait(1.0):

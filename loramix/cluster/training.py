@@ -43,7 +43,7 @@ def on_cluster(
         if open_:
             key = [part for run in runs for part in (run.recipe.name, run.key)]
             columns = ["step", "of", "loss", "dev_loss", "tokens_per_second"]
-            trials = Trials("training the pack", key, out / ".ray", columns, workers, cpus_per_worker)
+            trials = Trials(key, out / ".ray", columns, workers, cpus_per_worker)
             with session(address):
                 from ray import tune
 

@@ -7,6 +7,7 @@ trial that is started again resumes there. Run directories, data and base must b
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loramix.errors import Busy, LoramixError, RequestFailed
+from loramix.errors import Busy, LoramixError
 
 RETRIES = 3
 """How often a trial is started again after its process died."""
+_QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # one table, not one more for each trial that starts or ends
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files for TensorBoard
+}
 FAILED = "failed"
 """Metric of a trial that cannot succeed: the message of its error."""
 
@@ -32,7 +37,6 @@ class Trials:
     """How trials are run.
 
     Args:
-        name: what is trained, for messages.
         key: equal for a run that may resume an earlier one.
         directory: directory of Tune's own state, which is deleted at the end.
         columns: metrics of the table.
@@ -40,7 +44,6 @@ class Trials:
         cpus_per_worker: CPUs of a trial, which are its threads.
     """
 
-    name: str
     key: Sequence[str]
     directory: Path
     columns: Sequence[str]
@@ -62,14 +65,15 @@ class Trials:
             The last metrics of each trial, with its ``config``.
 
         Raises:
-            RequestFailed: a trial failed; the others have ended.
+            LoramixError: a trial failed; the others have ended.
         """
+        os.environ.update(_QUIET)
         from ray import tune
 
         digest = hashlib.sha256("\0".join(self.key).encode()).hexdigest()[:16]
         place = self.directory.absolute() / digest
         work = tune.with_resources(
-            tune.with_parameters(_trainable, trial=trial, shared=shared, threads=self.cpus_per_worker),
+            tune.with_parameters(training, trial=trial, shared=shared, threads=self.cpus_per_worker),
             {"cpu": self.cpus_per_worker},
         )
         if tune.Tuner.can_restore(str(place)):
@@ -92,23 +96,27 @@ class Trials:
         for result in results:
             if result.error is not None:
                 reason = (str(result.error).strip().splitlines() or ["no reason"])[-1]
-                raise RequestFailed(f"{self.name} failed {RETRIES + 1} times: {reason}", 500)
-        shutil.rmtree(place, ignore_errors=True)  # what has ended is not asked again
-        found = [{**(result.metrics or {}), "config": result.config} for result in results]
-        for metrics in found:
-            if FAILED in metrics:
-                raise RequestFailed(str(metrics[FAILED]), 500)
-        return found
+                raise LoramixError(f"{_words(result.config)} failed {RETRIES + 1} times: {reason}")
+        shutil.rmtree(place, ignore_errors=True)  # all have ended: the run directories say the rest
+        for result in results:
+            if FAILED in (result.metrics or {}):
+                raise LoramixError(f"{_words(result.config)}: {result.metrics[FAILED]}")
+        return [{**(result.metrics or {}), "config": result.config} for result in results]
 
     def _table(self, parameters: Sequence[str]) -> Any:
+        """Return the reporter of one table: a line for each trial."""
         from ray.tune import CLIReporter
 
         return CLIReporter(
-            metric_columns=list(self.columns), parameter_columns=list(parameters), max_report_frequency=10
+            metric_columns=list(self.columns), parameter_columns=list(parameters), max_report_frequency=30
         )
 
 
-def _trainable(config: dict[str, Any], trial: Trial, shared: Any, threads: int) -> None:
+def _words(config: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in config.items())
+
+
+def training(config: dict[str, Any], trial: Trial, shared: Any, threads: int) -> None:
     """Run a trial in its own process."""
     import torch
     from ray import tune
