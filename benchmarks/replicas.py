@@ -44,10 +44,10 @@ class Costs(NamedTuple):
         rows = {int(n): ms for n, ms in found["step_ms"].items()}
         steps = np.interp(range(max(rows) + 1), list(rows), list(rows.values()))
         return cls(
-            prompt=(max(intercept, 0.0) + found["routing_ms"]) / 1000,
-            prompt_token=slope / 1000,
+            prompt=(max(float(intercept), 0.0) + found["routing_ms"]) / 1000,
+            prompt_token=float(slope) / 1000,
             single=found["single_ms"] / 1000,
-            step=tuple(steps / 1000),
+            step=tuple((steps / 1000).tolist()),
             change=found["change_of_mix_ms"] / 1000,
             cache_tokens=int(found["kv_store_tokens"]),
         )

@@ -124,14 +124,14 @@ def batch(
     return figures, tokens
 
 
-def everyday() -> list[Request]:
-    """The everyday requests of both splits."""
-    return [request for split in SPLITS for request in read_requests(DATA / f"{split}.jsonl")]
+def everyday() -> list[tuple[str, Request]]:
+    """The everyday requests, each with its split."""
+    return [(split, request) for split in SPLITS for request in read_requests(DATA / f"{split}.jsonl")]
 
 
 def steps(engine: Engine, rounds: int) -> dict[str, Any]:
     """Times of the parts of a request."""
-    prompts = [request.prompt for request in everyday()]
+    prompts = [request.prompt for _, request in everyday()]
     engine.generate(prompts[0])
     found: dict[str, Any] = {
         "routing_ms": statistics.median(ms(partial(engine.route, text)) for text in prompts[:60]),
@@ -146,14 +146,15 @@ def steps(engine: Engine, rounds: int) -> dict[str, Any]:
 
 def batches(engine: Engine, rounds: int) -> dict[str, Any]:
     """Times and tokens of batches: the everyday requests, routed, and requests to one label skill."""
-    requests, by_skill = everyday(), defaultdict(list)
-    mixed, tokens = batch(engine, [request.prompt for request in requests], policy="top1")
-    for request, counts in zip(read_requests(DATA / "dev.jsonl"), tokens, strict=False):
-        by_skill[request.skill].append(counts)
-    labels = [request.prompt for request in requests if request.skill == LABEL_SKILL]
+    requests = everyday()
+    mixed, counts = batch(engine, [request.prompt for _, request in requests], policy="top1")
+    tokens: dict[str, dict[str, list[tuple[int, int]]]] = {split: defaultdict(list) for split in SPLITS}
+    for (split, request), pair in zip(requests, counts, strict=True):
+        tokens[split][request.skill].append(pair)
+    labels = [request.prompt for _, request in requests if request.skill == LABEL_SKILL]
     reviews = [f"{i}. {text}" for i in range(rounds) for text in labels]  # new prompts: nothing is cached
     one, _ = batch(engine, reviews, mix=LABEL_SKILL)
-    return {"batch": mixed, "tokens": dict(by_skill), "batch of one label skill": one}
+    return {"batch": mixed, "tokens": tokens, "batch of one label skill": one}
 
 
 PARTS = {"steps": steps, "batches": batches}

@@ -91,7 +91,9 @@ def capacity(traffic: Traffic, costs: Costs) -> float:
 def batch_seconds(found: Mapping[str, Any]) -> float:
     """Simulated seconds of the batch that service_times.py measured: its prompts, sorted by mix."""
     costs = Costs.measured(found)
-    lengths = ((mix, *pair) for mix, pairs in sorted(found["tokens"].items()) for pair in pairs)
+    lengths = [
+        (mix, *pair) for split in found["tokens"].values() for mix in sorted(split) for pair in split[mix]
+    ]
     requests = [Request(0.0, mix, i, prompt, answer) for i, (mix, prompt, answer) in enumerate(lengths)]
     return max(request.end for request in simulate(requests, costs, 1, lambda *_: 0))
 
@@ -121,8 +123,8 @@ def run(
     """Times under one router; the arrivals depend on the seed alone."""
     costs = Costs.measured(found)
     horizon = (HORIZON_S if turns == 1 else HORIZON_TALK_S) * max(1.0, min(8.0, 64 / n_replicas))
-    rate = load * n_replicas * capacity(Traffic(found["tokens"], seed, turns), costs)
-    traffic = Traffic(found["tokens"], seed, turns)
+    rate = load * n_replicas * capacity(Traffic(found["tokens"]["dev"], seed, turns), costs)
+    traffic = Traffic(found["tokens"]["dev"], seed, turns)
     router = ROUTERS[name](n_replicas, seed, traffic.shares)
     return times(simulate(list(traffic.requests(rate, horizon)), costs, n_replicas, router), horizon)
 
@@ -147,17 +149,19 @@ def compare(
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """Lines of a table in Markdown for each kind of traffic: mean seconds, and the ratio to the default."""
+    """Lines of a table in Markdown for each kind of traffic: mean seconds of the default, ratios of the others."""
     for kind, cases in result.items():
         yield f"\n{kind}\n"
         yield "| router | " + " | ".join(cases) + " |"
         yield "|---" * (len(cases) + 1) + "|"
-        for name in ROUTERS:
-            cells = (
-                f"{row['mean_s']:.2f} s, {row['ratio']['mean']:.2f} ± {row['ratio']['half']:.2f}"
-                for row in (figures[name] for figures in cases.values())
-            )
-            yield f"| {name} | " + " | ".join(cells) + " |"
+        yield (
+            f"| {DEFAULT} | "
+            + " | ".join(f"{case[DEFAULT]['mean_s']:.2f} s" for case in cases.values())
+            + " |"
+        )
+        for name in (name for name in ROUTERS if name != DEFAULT):
+            ratios = (case[name]["ratio"] for case in cases.values())
+            yield f"| {name} | " + " | ".join(f"{r['mean']:.2f} ± {r['half']:.2f}" for r in ratios) + " |"
 
 
 @click.command()
