@@ -22,10 +22,13 @@ from evaluate import RESULTS, save
 from replicas import Costs, Request, simulate
 from routers import DEFAULT, ROUTERS
 
+COUNTS = (4, 32, 256)
 LOADS = (0.5, 0.8, 1.0)
 """Requests a second and replica, in relation to what a replica answers at most if mixes come at random."""
-TURNS, PAUSE_S = 4, 5.0
-"""Mean number of turns of a conversation, and mean seconds between an answer and the next turn."""
+KINDS = {"single prompts": 1.0, "conversations": 4.0}
+"""Mean number of turns."""
+PAUSE_S = 5.0
+"""Mean seconds between an answer and the next turn."""
 HORIZON_S, HORIZON_TALK_S, WARM_UP = 12.0, 30.0, 0.4
 """Simulated seconds of single prompts and of conversations, with fewer than 64 replicas up to 8 times as long, and
 the share of them that is not counted."""
@@ -150,9 +153,13 @@ def compare(
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """Lines of a table in Markdown for each kind of traffic: mean seconds of the default, ratios of the others."""
-    for kind, cases in result.items():
-        yield f"\n{kind}\n"
-        yield "| router | " + " | ".join(cases) + " |"
+    for kind in KINDS:
+        cases = {
+            f"{n} at {load}": result[kind][key]
+            for n, load in itertools.product(sorted(COUNTS), LOADS)
+            if (key := f"{n} replicas, load {load}") in result[kind]
+        }
+        yield f"\n| {kind} | " + " | ".join(cases) + " |"
         yield "|---" * (len(cases) + 1) + "|"
         yield (
             f"| {DEFAULT} | "
@@ -165,21 +172,22 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 
 @click.command()
-@click.option("--replicas", multiple=True, type=int, default=(4, 32, 256), show_default=True)
+@click.option("--replicas", multiple=True, type=int, default=COUNTS, show_default=True)
 @click.option("--seeds", type=click.IntRange(2, len(STUDENT)), default=5, show_default=True)
 def main(replicas: tuple[int, ...], seeds: int) -> None:
-    """Simulate, and write the results to results.json."""
-    found = json.loads(RESULTS.read_text())["service times"]
+    """Simulate, and write the results to results.json; those of other numbers of replicas are kept."""
+    known = json.loads(RESULTS.read_text())
+    found, result = known["service times"], known.get("routing of requests", {})
     simulated, measured = batch_seconds(found), found["batch"]["s"]
     click.echo(
         f"the batch of {found['batch']['prompts']}: simulated {simulated:.1f} s, measured {measured:.1f} s"
     )
-    result: dict[str, Any] = {}
-    for kind, turns in (("single prompts", 1.0), ("conversations", float(TURNS))):
+    result["batch"] = {"simulated_s": simulated, "measured_s": measured}
+    for kind, turns in KINDS.items():
         for n, load in itertools.product(replicas, LOADS):
             result.setdefault(kind, {})[f"{n} replicas, load {load}"] = compare(found, n, load, turns, seeds)
             click.echo(f"{kind}, {n} replicas, load {load}", err=True)
-    save("routing of requests", {**result, "batch": {"simulated_s": simulated, "measured_s": measured}})
+    save("routing of requests", result)
     click.echo("\n".join(table(result)))
 
 
