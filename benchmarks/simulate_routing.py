@@ -117,7 +117,7 @@ def interval(values: Sequence[float]) -> dict[str, float]:
     """Mean of independent runs, and half the width of its 95 % interval."""
     n = len(values)
     half = STUDENT[n - 1] * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
-    return {"mean": statistics.fmean(values), "half": half}
+    return {"mean": round(statistics.fmean(values), 4), "half": round(half, 4)}
 
 
 def run(
@@ -141,7 +141,7 @@ def compare(
     }
     return {
         name: {
-            **{what: statistics.fmean(row[what] for row in done) for what in done[0]},
+            **{what: round(statistics.fmean(row[what] for row in done), 4) for what in done[0]},
             "ratio": interval([a["mean_s"] / b["mean_s"] for a, b in zip(done, runs[DEFAULT], strict=True)]),
             "ratio_p99": interval(
                 [a["p99_s"] / b["p99_s"] for a, b in zip(done, runs[DEFAULT], strict=True)]
