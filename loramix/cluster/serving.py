@@ -1,8 +1,8 @@
 """The server as replicas behind Ray Serve's proxy: each replica has the whole application and its own worker process.
 
 Serve spreads requests, starts replicas when requests queue up, replaces those that die and drains those that stop.
-As in `loramix.server`, the engine runs in a child process of the replica, so an abort of llama.cpp costs nothing but the
-answers that were active.
+As in `loramix.server`, a replica's engine runs in a child process, so an abort of llama.cpp costs nothing but the active
+answers.
 """
 
 from __future__ import annotations
