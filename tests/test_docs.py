@@ -41,6 +41,7 @@ NOT_RUN = {
     "loramix train pack my-pack": "trains twelve skills and a gate on 8,000 prompts; runs in test_train_pack.py",
     "loramix chat -p my-pack": "the pack of the line before",
     "loramix plan --base tinyllama-1.1b": "needs that base; runs in test_plan.py",
+    "loramix batch reviews.csv answers --ray": "starts a cluster; runs in test_ray_batch.py",
     "llm -m": "answers with the default base; runs in test_llm_plugin.py",
     "loramix run -p packs/qwen2.5-coder-0.5b": "needs that base; the pack answers in test_shipped_packs.py",
     "loramix serve": "runs until it is stopped; as a process in test_server.py",

@@ -10,11 +10,10 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loramix.cluster.output_files import OutputFiles
+from loramix.cluster.output_files import NOTE, OutputFiles
 from loramix.errors import InvalidData, NativeError
 from loramix.formats.tables import Row
 
-PREFIX = "_begun-"
 TOGETHER = 2
 """Attempts at a chunk as a whole."""
 PER_ROW = 2
@@ -32,7 +31,7 @@ class Attempt:
     """
 
     def __init__(self, files: OutputFiles, chunk: str) -> None:
-        self._files, self._chunk, self._name = files, chunk, f"{PREFIX}{chunk}.json"
+        self._files, self._chunk, self._name = files, chunk, f"{NOTE}{chunk}.json"
         self._state: dict[str, Any] = files.read_json(self._name) or {"begun": 0, "row": None, "deaths": {}}
 
     def begin(self) -> None:

@@ -1,6 +1,6 @@
 """The directory of a cluster batch's output: one file per finished chunk, each whole or not there at all.
 
-Names that begin with ``_`` are not of the output; readers of such directories leave them out.
+Names that begin with ``_`` or ``.`` are not of the output; readers of such directories leave them out.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from loramix.cluster.chunks import file_system
 from loramix.paths import write_bytes
 
 TEMPORARY = "_tmp-"
+NOTE = "_begun-"
+"""Beginning of the names of notes on work that has begun."""
 
 
 class OutputFiles:
@@ -36,10 +38,19 @@ class OutputFiles:
         return True
 
     def names(self) -> set[str]:
-        """Return the names of the files."""
+        """Return the names of the output's files."""
+        return {name for name in self._all() if not name.startswith(("_", "."))}
+
+    def tidy(self) -> None:
+        """Remove what killed processes left."""
+        for name in self._all():
+            if name.startswith((TEMPORARY, NOTE, ".")):
+                self.remove(name)
+
+    def _all(self) -> list[str]:
         from pyarrow import fs
 
-        return {info.base_name for info in self._system.get_file_info(fs.FileSelector(self._path))}
+        return [info.base_name for info in self._system.get_file_info(fs.FileSelector(self._path))]
 
     def read_json(self, name: str) -> Any:
         """Return a file's JSON; None if there is no such file."""

@@ -42,7 +42,7 @@ def need_ray() -> None:
 
 
 @contextmanager
-def session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[None]:
+def session(address: str | None = None, *, num_cpus: int | None = None) -> Iterator[bool]:
     """Connect to a Ray cluster, or start one on this machine; at the end disconnect, or stop it.
 
     A process that is connected already keeps its connection.
@@ -50,6 +50,9 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
     Args:
         address: ``HOST:PORT`` or ``auto``; by default ``RAY_ADDRESS``, else a cluster is started here.
         num_cpus: CPUs of a cluster that is started here; by default all that the process may use.
+
+    Yields:
+        Whether the cluster was started here, so that nobody adds machines to it.
 
     Raises:
         MissingExtra: Ray is not installed.
@@ -63,10 +66,11 @@ def session(address: str | None = None, *, num_cpus: int | None = None) -> Itera
         import ray
 
         mine = not ray.is_initialized()
+        address = address or os.environ.get("RAY_ADDRESS") or LOCAL
         if mine:
-            _connect(address or os.environ.get("RAY_ADDRESS") or LOCAL, num_cpus)
+            _connect(address, num_cpus)
         try:
-            yield
+            yield mine and address == LOCAL
         finally:
             if mine:
                 ray.shutdown()
