@@ -1,7 +1,7 @@
 """The server as replicas behind Ray Serve's proxy: each replica has the whole application and its own worker process.
 
 Serve spreads requests, starts replicas when requests queue up, replaces those that die and drains those that stop.
-As in `loramix.server`, a replica's engine runs in a child process, so an abort of llama.cpp costs nothing but the active
+As in `loramix.server`, a replica's engine runs in a child process, so an abort of llama.cpp costs only the active
 answers.
 """
 
