@@ -57,22 +57,26 @@ def prompts(count: int) -> list[dict[str, Any]]:
     return rows
 
 
-def run(words: list[str]) -> float:
-    """Run a command of loramix; return its seconds."""
-    started = time.perf_counter()
+def run(words: list[str]) -> dict[str, float]:
+    """Run a command of loramix; return its seconds, and those of CPU."""
+    started, before = time.perf_counter(), os.times()
     subprocess.run([sys.executable, "-m", "loramix", *words], check=True)
-    return time.perf_counter() - started
+    after = os.times()
+    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
+    return {"seconds": time.perf_counter() - started, "cpu_s": cpu_s}
 
 
 def answer_with_kills(words: list[str], out: Path, workers: int, drivers: int) -> dict[str, Any]:
     """Run a batch on a cluster; kill workers and the driver with SIGKILL, evenly over the run."""
     killed = {"workers": 0, "drivers": 0}
-    started, first, rows = time.perf_counter(), 0.0, 0
+    started, first = time.perf_counter(), 0.0
+    cpu_s: dict[int, float] = {}
     while True:
         driver = subprocess.Popen([sys.executable, "-m", "loramix", *words])
         seen = len(files_of(out))
         while driver.poll() is None:
-            time.sleep(0.2)
+            time.sleep(0.5)
+            cpu_s.update(cpu_of(driver.pid))
             now = len(files_of(out))
             if now and not first:
                 first = time.perf_counter() - started
@@ -90,7 +94,13 @@ def answer_with_kills(words: list[str], out: Path, workers: int, drivers: int) -
             break
         assert driver.returncode == -signal.SIGKILL, driver.returncode
     rows = sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files_of(out))
-    return {"seconds": time.perf_counter() - started, "first_file_s": first, "rows": rows, "killed": killed}
+    return {
+        "seconds": time.perf_counter() - started,
+        "first_file_s": first,
+        "cpu_s": sum(cpu_s.values()),
+        "rows": rows,
+        "killed": killed,
+    }
 
 
 def files_of(out: Path) -> list[Path]:
@@ -107,6 +117,18 @@ def workers_of(pid: int) -> list[int]:
                 found.append(process.pid)
         except psutil.Error:
             pass
+    return found
+
+
+def cpu_of(pid: int) -> dict[int, float]:
+    """Seconds of CPU of a process and all below it, by process id."""
+    found = {}
+    try:
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]:
+            times = process.cpu_times()
+            found[process.pid] = times.user + times.system
+    except psutil.Error:
+        pass
     return found
 
 
@@ -135,6 +157,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--driver-kills", type=int, default=0)
     parser.add_argument("--rows-per-file", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=2, help="of the batch on one machine")
     parser.add_argument("--max-tokens", type=int, default=8)
     parser.add_argument("--pack", default="smollm2-135m")
     args = parser.parse_args()
@@ -146,11 +169,11 @@ def main() -> None:
             one, out = Path(place, f"one{i}.jsonl"), Path(place, f"out{i}")
             both = ["-n", str(args.max_tokens), "-p", args.pack]
             on_ray = ["--ray", "--workers", "2", "--rows-per-file", str(args.rows_per_file)]
-            single_s = run(["batch", str(source), str(one), "--threads", "2", *both])
+            single = run(["batch", str(source), str(one), "--threads", str(args.threads), *both])
             ray = answer_with_kills(
                 ["batch", str(source), str(out), *on_ray, *both], out, args.kills, args.driver_kills
             )
-            result["rounds"].append({"single_s": single_s, "ray": ray, **compare(one, out)})
+            result["rounds"].append({"single": single, "ray": ray, **compare(one, out)})
             print(json.dumps(result["rounds"][-1]), file=sys.stderr, flush=True)
     print(json.dumps(result))
 

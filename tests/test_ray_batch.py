@@ -251,7 +251,7 @@ def test_files_of_a_source(tmp_path: Path) -> None:
         find_files("nowhere://bucket/x.jsonl")
 
 
-def test_chunks_are_the_same_whatever_is_done(tmp_path: Path) -> None:
+def test_chunks_are_the_same_whatever_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in.jsonl", [*prompts(5), b"", b"bad", *prompts(4)])
     file = find_files(str(source))[0]
     chunks = list(read_chunks(str(source), file, "prompt", 4, set()))
@@ -262,6 +262,15 @@ def test_chunks_are_the_same_whatever_is_done(tmp_path: Path) -> None:
     ]
     assert isinstance(chunks[1].rows[1][1], str)
     assert list(read_chunks(str(source), file, "prompt", 4, {0, 2})) == [chunks[1]]
+    monkeypatch.setattr("loramix.cluster.chunks.MAX_CHARACTERS", 60)
+    chunks = list(read_chunks(str(source), file, "prompt", 4, set()))
+    assert [[number for number, _ in chunk.rows] for chunk in chunks] == [
+        [1, 2],
+        [3, 4],
+        [5, 7],
+        [8, 9],
+        [10, 11],
+    ]
 
 
 def test_deaths_lead_to_the_row(tmp_path: Path) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -20,7 +19,11 @@ from loramix.formats.tables import Kind, kind_of, parquet_schema, read_rows
 
 ROWS = 256
 """Rows of a chunk: what a killed worker loses, a minute's work at most."""
+MAX_CHARACTERS = 8_000_000
+"""Text of a chunk; with long rows it has fewer of them, so that chunks fit into Ray's shared memory."""
 _GLOB = re.compile(r"[*?\[]")
+PlainRow = tuple[int, dict[str, Any] | str]
+"""A row's number, and the row or why it cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Chunk:
     """Consecutive rows of a file, with the error in place of a row that cannot be read."""
 
     name: str
-    rows: list[tuple[int, dict[str, Any] | str]]
+    rows: list[PlainRow]
     schema: Any
     """Arrow schema of a Parquet file."""
 
@@ -129,10 +132,20 @@ def read_chunks(
     options = {} if kind == "parquet" else {"compression": None}  # gzip is known by its content
     with opened(file.path, **options) as stream:
         rows = read_rows(stream, file.name, kind, column)
-        for number in count():
-            found = list(islice(rows, rows_per_chunk))
-            if not found:
-                return
+        plain = ((n, str(row) if isinstance(row, InvalidData) else row) for n, row in rows)
+        for number, found in enumerate(_groups(plain, rows_per_chunk)):
             if number not in done:
-                plain = [(n, str(row) if isinstance(row, InvalidData) else row) for n, row in found]
-                yield Chunk(f"{file.chunk_prefix}-{number:07}", plain, schema)
+                yield Chunk(f"{file.chunk_prefix}-{number:07}", found, schema)
+
+
+def _groups(rows: Iterable[PlainRow], most: int) -> Iterator[list[PlainRow]]:
+    group: list[PlainRow] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += len(str(row[1]))
+        if len(group) == most or size > MAX_CHARACTERS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
