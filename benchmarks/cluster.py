@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from ray_processes import titled
+from ray_processes import descendants, titled
 from tiny import write_base, write_pack
 
 N_SKILLS, N_CLIENTS, LOAD_S = 12, 16, 20.0
@@ -163,7 +163,7 @@ def _under_load(client: httpx.Client, states: Callable[[], list[str]]) -> dict[s
             time.sleep(0.05)
         while states() != ["RUNNING=2"]:
             time.sleep(0.05)
-        back = time.monotonic()
+        back, cpu_s = time.monotonic(), _cpu_seconds(max(titled("ray::ServeReplica")))
         time.sleep(LOAD_S / 4)
         stop.set()
     failed = [one for one in requests if one[2] != "200"]
@@ -173,10 +173,19 @@ def _under_load(client: httpx.Client, states: Callable[[], list[str]]) -> dict[s
         "failed": sorted(found for _, _, found in failed),
         "failed_begun_later": sum(began > killed for began, _, _ in failed),
         "back_s": round(back - killed, 1),
+        "start_cpu_s": round(cpu_s, 1),
         "health": len(health),
         "health_failed": [found for _, _, found in health if found != "200"],
         "health_slowest_s": round(max(ended - began for began, ended, _ in health), 2),
     }
+
+
+def _cpu_seconds(pid: int) -> float:
+    """CPU time that a replica and its worker process have used."""
+    fields = [
+        Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split() for one in (pid, *descendants(pid))
+    ]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

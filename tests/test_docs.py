@@ -39,6 +39,7 @@ NOT_RUN = {
     "loramix pull qwen2.5-coder-0.5b": "fetches 491 MB; six small wheels stand for it in test_wheels.py",
     "loramix pull OWNER/REPO:FILE --revision v1": "needs a file of that digest; runs in test_hub.py",
     "loramix train pack my-pack": "trains twelve skills and a gate on 8,000 prompts; runs in test_train_pack.py",
+    "loramix train search": "starts a cluster; runs in test_ray_training.py",
     "loramix chat -p my-pack": "the pack of the line before",
     "loramix plan --base tinyllama-1.1b": "needs that base; runs in test_plan.py",
     "loramix batch reviews.csv answers --ray": "starts a cluster; runs in test_ray_batch.py",

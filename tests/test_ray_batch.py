@@ -324,7 +324,7 @@ def test_workers_that_do_not_fit_are_refused_where_no_machine_can_be_added(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 4.0, "memory": 5e9})
-    size = cluster_batch._pool_size
+    size = session.pool_size
     assert [size(None, cpus, memory, True) for cpus, memory in ((1, 10**9), (2, 10**9), (1, 3 * 10**9))] == [
         4,
         2,

@@ -20,6 +20,7 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'loramix[ra
 import torch
 
 from loramix.cli import main
+from loramix.cluster.trials import _restored
 from loramix.train.recipe import load_recipe
 
 pytestmark = pytest.mark.train
@@ -97,6 +98,13 @@ def test_a_skill_that_cannot_be_trained(
     result = CliRunner().invoke(main, words(data_dir, tiny_base, tmp_path, "--ray", names=("taste",)))
     assert result.exit_code == 1 and "taste" in result.stderr.splitlines()[-1], result.stderr
     assert not any(tmp_path.glob("runs/.ray/*"))  # it is tried once, and again by the next command
+
+
+def test_a_state_of_tune_that_cannot_be_read(ray_cluster: None, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "tuner.pkl").write_bytes(b"cut off")
+    assert _restored(tmp_path / "state", lambda config: None) is None
+    assert not (tmp_path / "state").exists()
 
 
 def test_a_search(ray_cluster: None, data_dir: Path, tiny_base: Path, tmp_path: Path) -> None:

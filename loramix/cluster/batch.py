@@ -16,9 +16,8 @@ from typing import Any
 from loramix.cluster.batch_worker import Answerer, Job
 from loramix.cluster.chunks import ROWS, Chunk, SourceFile, find_files, read_chunks
 from loramix.cluster.output_files import OutputFiles
-from loramix.cluster.session import need_ray, session, unwrap
+from loramix.cluster.session import need_ray, pool_size, session, unwrap
 from loramix.diagnose.memory_plan import make_plan
-from loramix.diagnose.memory_plan import size as readable
 from loramix.errors import UsageError
 from loramix.formats.table_output import output_kind
 from loramix.models import bases
@@ -91,7 +90,7 @@ def run_cluster_batch(
     memory = make_plan(bases.resolve(loaded.manifest.base.name), n_ctx=n_ctx, pack=loaded).memory_bytes
     counts = {"rows": 0, "errors": 0, "files": sum(map(len, done.values()))}
     with session(address) as started_here:
-        size = _pool_size(workers, cpus_per_worker, memory, started_here)
+        size = pool_size(workers, cpus_per_worker, memory, started_here)
         try:
             for row in _answers(source, files, job, done, rows_per_file, size, memory):
                 counts["rows"] += int(row["rows"])
@@ -137,31 +136,6 @@ def _answers(
         memory=memory,
     )
     yield from answered.iter_rows()
-
-
-def _pool_size(workers: int | None, cpus: int, memory: int, started_here: bool) -> int:
-    """Return the number of workers: as wanted, or as many as fit the cluster.
-
-    Args:
-        workers: wanted; None for what fits.
-        cpus: CPUs of a worker.
-        memory: bytes of a worker.
-        started_here: whether nobody can add machines, so that what does not fit waits for ever.
-
-    Raises:
-        UsageError: they do not fit.
-    """
-    import ray
-
-    found = ray.cluster_resources()
-    fit = int(min(found.get("CPU", 0) // cpus, found.get("memory", 0) // memory))
-    if started_here and fit < (workers or 1):
-        raise UsageError(
-            f"{workers or 1} workers of {cpus} CPUs and {readable(memory)} do not fit this machine, which has "
-            f"{int(found.get('CPU', 0))} CPUs and {readable(int(found.get('memory', 0)))} for Ray: give fewer "
-            "--workers or --cpus-per-worker, or a smaller --ctx."
-        )
-    return workers or max(1, fit)
 
 
 def _open_output(job: Job, files: list[SourceFile], rows_per_file: int) -> dict[str, set[int]]:

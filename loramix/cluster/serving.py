@@ -1,8 +1,8 @@
 """The server as replicas behind Ray Serve's proxy: each replica has the whole application and its own worker process.
 
 Serve spreads requests, starts replicas when requests queue up, replaces those that die and drains those that stop.
-A replica holds no llama.cpp: as in `loramix.server`, the engine runs in a child process, so an abort of llama.cpp costs
-the replica nothing but its active answers.
+As in `loramix.server`, a replica's engine runs in a child process, so an abort of llama.cpp costs only the active
+answers.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from loramix.cluster.replica import PackServer, Replica
+from loramix.cluster.session import pool_size
 from loramix.defaults import DEFAULT_PACK, N_CTX, SERVER_CONTEXTS
 from loramix.diagnose.memory_plan import make_plan
 from loramix.errors import RequestFailed, UsageError
@@ -34,6 +36,8 @@ NAME = "loramix"
 """Name of the application on the cluster."""
 HEALTH_S = 2.0
 """Seconds between health checks; three failures replace a replica."""
+STARTS = 3
+"""How often replicas may fail to start until the server cannot."""
 SPARE = 16
 """Requests beyond those that answer or wait, so that /health and /metrics reach a full replica."""
 _CONTROLLER = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
@@ -116,17 +120,14 @@ def application(options: ServeOptions, policy: AccessPolicy) -> Any:
     """
     from ray import serve
 
-    packs = [Pack.load(name) for name in (options.pack, *options.also)]
+    # workers have directories of their own to start from
+    places = [str(Path(p).absolute()) if Path(p).is_dir() else p for p in (options.pack, *options.also)]
+    packs = [Pack.load(place) for place in places]
     names = [pack.name for pack in packs]
     if len(set(names)) != len(names):
         raise UsageError(
             f"two of the packs are named alike ({', '.join(names)}); rename one in its pack.toml."
         )
-    plans = [
-        make_plan(bases.resolve(pack.manifest.base.name), n_ctx=options.ctx, pack=pack) for pack in packs
-    ]
-    sizes = sorted((plan.memory_bytes for plan in plans[1:]), reverse=True)
-    memory = REPLICA_BYTES + plans[0].memory_bytes + sum(sizes[: options.packs_per_worker])
 
     class Multiplexed(Replica):
         load = serve.multiplexed(max_num_models_per_replica=options.packs_per_worker)(Replica.load)
@@ -134,7 +135,7 @@ def application(options: ServeOptions, policy: AccessPolicy) -> Any:
     deployment = serve.deployment(
         serve.ingress()(Multiplexed),
         name=NAME,
-        ray_actor_options={"num_cpus": options.cpus_per_worker, "memory": memory},
+        ray_actor_options={"num_cpus": options.cpus_per_worker, "memory": _memory_bytes(options, packs)},
         max_ongoing_requests=options.parallel + options.queue + SPARE,
         autoscaling_config={
             "min_replicas": min(options.min_workers, options.workers),
@@ -146,16 +147,28 @@ def application(options: ServeOptions, policy: AccessPolicy) -> Any:
         health_check_period_s=HEALTH_S,
         graceful_shutdown_wait_loop_s=0.5,
         graceful_shutdown_timeout_s=options.timeout,
+        max_constructor_retry_count=STARTS,
     )
     servers = [
-        PackServer(pack.name, options.settings(name), options.limits)
-        for pack, name in zip(packs, (options.pack, *options.also), strict=True)
+        PackServer(pack.name, options.settings(place), options.limits)
+        for pack, place in zip(packs, places, strict=True)
     ]
     return deployment.bind(servers, policy)
 
 
+def _memory_bytes(options: ServeOptions, packs: Sequence[Pack]) -> int:
+    """Return the memory of a replica that holds as many packs as it may."""
+    first, *others = (
+        make_plan(bases.resolve(pack.manifest.base.name), n_ctx=options.ctx, pack=pack).memory_bytes
+        for pack in packs
+    )
+    return REPLICA_BYTES + first + sum(sorted(others, reverse=True)[: options.packs_per_worker])
+
+
 @contextmanager
-def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> Iterator[str]:
+def deployed(
+    options: ServeOptions, policy: AccessPolicy, *, host: str, port: int, started_here: bool = False
+) -> Iterator[str]:
     """Serve on the cluster of the current session; at the end, wait for answers for up to a minute, and stop.
 
     Args:
@@ -163,17 +176,20 @@ def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: in
         policy: which requests are accepted.
         host: address that each machine's proxy listens on.
         port: its port; 0 selects one that is free on this machine.
+        started_here: see `loramix.cluster.session.session`.
 
     Yields:
         The address, as ``http://HOST:PORT``.
 
     Raises:
-        UsageError: the cluster serves something already.
+        UsageError: the cluster serves something already, or the smallest number of replicas does not fit.
         RequestFailed: proxies or replicas cannot start.
     """
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    memory = _memory_bytes(options, [Pack.load(name) for name in (options.pack, *options.also)])
+    pool_size(options.min_workers, options.cpus_per_worker, memory, started_here)
     built, port = application(options, policy), port or _free_port(host)
     if serve.status().proxies:
         raise UsageError(
@@ -189,8 +205,7 @@ def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: in
             )
             serve.run(built, name=NAME, route_prefix="/")
         except (RuntimeError, TimeoutError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise RequestFailed(f"the server cannot start on the cluster: {reason}", 500) from None
+            raise RequestFailed(f"the server cannot start on the cluster: {_reason(error)}", 500) from None
         yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
         with suppress(TimeoutError):  # a shutdown alone would close the connections of answers that run
             serve.delete(NAME)
@@ -198,7 +213,14 @@ def deployed(options: ServeOptions, policy: AccessPolicy, *, host: str, port: in
         serve.shutdown()
 
 
-def serve_on_cluster(options: ServeOptions, policy: AccessPolicy, *, host: str, port: int) -> None:
+def _reason(error: Exception) -> str:
+    """Return our own error in the tracebacks that Serve hands on, else the first line."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    own = [line.partition(": ")[2] for line in lines if line.startswith("loramix.errors.")]
+    return (own or lines[:1])[-1]
+
+
+def serve_on_cluster(options: ServeOptions, policy: AccessPolicy, **place: Any) -> None:
     """Serve until a signal, and drain; a second signal ends at once. See `deployed`."""
     stopped = threading.Event()
 
@@ -208,7 +230,7 @@ def serve_on_cluster(options: ServeOptions, policy: AccessPolicy, *, host: str, 
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    with deployed(options, policy, host=host, port=port) as url:
+    with deployed(options, policy, **place) as url:
         _log.info("running on %s (Ctrl-C to stop)", url)
         while not stopped.wait(1.0):
             pass

@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loramix import hardware
+from loramix.diagnose.memory_plan import size as readable
 from loramix.errors import LoramixError, MissingExtra, NotFound, UsageError
 
 LOCAL = "local"
@@ -97,6 +98,32 @@ def cpu_count() -> int:
     """Return the CPUs that this process may use, which is what a cluster started here has."""
     quota = hardware.cpu_quota()
     return max(1, min(hardware.cpu_count(), int(quota) if quota else hardware.cpu_count()))
+
+
+def pool_size(workers: int | None, cpus: int, memory: int, started_here: bool) -> int:
+    """Return the number of workers: as wanted, or as many as fit the cluster.
+
+    Args:
+        workers: wanted; None for what fits.
+        cpus: CPUs of a worker.
+        memory: bytes of a worker; 0 if that is not known.
+        started_here: whether nobody can add machines, so that what does not fit waits for ever.
+
+    Raises:
+        UsageError: they do not fit.
+    """
+    import ray
+
+    found = ray.cluster_resources()
+    fit = int(min(found.get("CPU", 0) // cpus, found.get("memory", 0) // max(1, memory)))
+    if started_here and fit < (workers or 1):
+        each = f"{cpus} CPUs" + (f" and {readable(memory)}" if memory else "")
+        raise UsageError(
+            f"{workers or 1} workers of {each} do not fit this machine, which has "
+            f"{int(found.get('CPU', 0))} CPUs and {readable(int(found.get('memory', 0)))} for Ray: give fewer "
+            "--workers or --cpus-per-worker, or a smaller --ctx."
+        )
+    return workers or max(1, fit)
 
 
 def unwrap(error: BaseException) -> LoramixError | OSError | None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loramix.cluster.session import session
+from loramix.cluster.session import pool_size, session
 from loramix.cluster.trials import Report, Trials
 from loramix.train.lora import Progress
 from loramix.train.pack import SkillRun, Trainer
@@ -44,9 +44,10 @@ def on_cluster(
             key = [part for run in runs for part in (run.recipe.name, run.key)]
             columns = ["step", "of", "loss", "dev_loss", "tokens_per_second"]
             trials = Trials(key, out / ".ray", columns, workers, cpus_per_worker)
-            with session(address):
+            with session(address) as started_here:
                 from ray import tune
 
+                pool_size(None, cpus_per_worker, 0, started_here)
                 shared = {run.recipe.name: _absolute(run) for run in runs}
                 trials.run(_train, shared, {"skill": tune.grid_search(list(shared))})
         return runs

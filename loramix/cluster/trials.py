@@ -20,9 +20,11 @@ from loramix.errors import Busy, LoramixError
 
 RETRIES = 3
 """How often a trial is started again after its process died."""
-_QUIET = {
+_SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # one table, not one more for each trial that starts or ends
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # no files for TensorBoard
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the command, it does not count as finished
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # `FAILED` comes without the others
 }
 FAILED = "failed"
 """Metric of a trial that cannot succeed: the message of its error."""
@@ -67,7 +69,7 @@ class Trials:
         Raises:
             LoramixError: a trial failed; the others have ended.
         """
-        os.environ.update(_QUIET)
+        os.environ.update(_SETTINGS)
         from ray import tune
 
         digest = hashlib.sha256("\0".join(self.key).encode()).hexdigest()[:16]
@@ -76,21 +78,18 @@ class Trials:
             tune.with_parameters(training, trial=trial, shared=shared, threads=self.cpus_per_worker),
             {"cpu": self.cpus_per_worker},
         )
-        if tune.Tuner.can_restore(str(place)):
-            tuner = tune.Tuner.restore(str(place), work, resume_unfinished=True, restart_errored=True)
-        else:
-            tuner = tune.Tuner(
-                work,
-                param_space=dict(space),
-                tune_config=tune.TuneConfig(max_concurrent_trials=self.workers, **options),
-                run_config=tune.RunConfig(
-                    name=digest,
-                    storage_path=str(place.parent),
-                    failure_config=tune.FailureConfig(max_failures=RETRIES),
-                    progress_reporter=self._table(list(space)),
-                    verbose=1,
-                ),
-            )
+        tuner = _restored(place, work) or tune.Tuner(
+            work,
+            param_space=dict(space),
+            tune_config=tune.TuneConfig(max_concurrent_trials=self.workers, **options),
+            run_config=tune.RunConfig(
+                name=digest,
+                storage_path=str(place.parent),
+                failure_config=tune.FailureConfig(max_failures=RETRIES),
+                progress_reporter=self._table(list(space)),
+                verbose=1,
+            ),
+        )
         with redirect_stdout(sys.stderr):
             results = tuner.fit()
         for result in results:
@@ -110,6 +109,21 @@ class Trials:
         return CLIReporter(
             metric_columns=list(self.columns), parameter_columns=list(parameters), max_report_frequency=30
         )
+
+
+def _restored(place: Path, work: Any) -> Any:
+    """Return the tuner of an interrupted run; None if there is none that can be read."""
+    from ray.tune import Tuner
+
+    if not Tuner.can_restore(str(place)):
+        return None
+    try:
+        return Tuner.restore(str(place), work, resume_unfinished=True, restart_errored=True)
+    except (
+        Exception
+    ):  # cut off while it was written, or by another version of Ray: run directories are enough
+        shutil.rmtree(place)
+        return None
 
 
 def _words(config: Mapping[str, Any]) -> str:

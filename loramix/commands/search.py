@@ -77,9 +77,10 @@ def train_search(
     base_path = Path(base) if Path(base).is_dir() else bases.resolve(base)
     with training_extra():
         from loramix.cluster.search import Space, search_recipe
-        from loramix.cluster.session import session
+        from loramix.cluster.session import pool_size, session
 
-        with session(address):
+        with session(address) as started_here:
+            pool_size(None, cluster.get("cpus_per_worker") or 1, 0, started_here)
             path, table = search_recipe(
                 loaded,
                 data,

@@ -196,10 +196,10 @@ def _on_cluster(policy: AccessPolicy, host: str, port: int, **options: Any) -> N
     from loramix.cluster.session import session
 
     address = options.pop("address", None)
-    with session(address), needs_extra("serve"):
+    with session(address) as started_here, needs_extra("serve"):
         from loramix.cluster.serving import ServeOptions, serve_on_cluster
 
-        serve_on_cluster(ServeOptions(**options), policy, host=host, port=port)
+        serve_on_cluster(ServeOptions(**options), policy, host=host, port=port, started_here=started_here)
 
 
 def read_key(file: Path | None) -> str | None:
