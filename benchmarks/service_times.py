@@ -132,7 +132,6 @@ def everyday() -> list[tuple[str, Request]]:
 def steps(engine: Engine, rounds: int) -> dict[str, Any]:
     """Times of the parts of a request."""
     prompts = [request.prompt for _, request in everyday()]
-    engine.generate(prompts[0])
     found: dict[str, Any] = {
         "routing_ms": statistics.median(ms(partial(engine.route, text)) for text in prompts[:60]),
         "prefill_ms": prefill_ms(engine, rounds),
@@ -169,7 +168,11 @@ def main(pack: str, rounds: int, parts: tuple[str, ...]) -> None:
     for part in parts:
         began = time.process_time()
         with Engine.open(pack, n_threads=1) as engine:
-            found = {"start_s": time.process_time() - began, **PARTS[part](engine, rounds)}
+            engine.generate("Is this review positive or negative? I liked it.")
+            start_s = time.process_time() - began
+            found = PARTS[part](engine, rounds)
+        if part == "steps":
+            found["start_s"] = start_s
         known = json.loads(RESULTS.read_text()).get("service times", {})
         save("service times", {**known, **found})
 
