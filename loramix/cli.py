@@ -81,6 +81,7 @@ def _add_commands() -> None:
         export,
         pack,
         plan,
+        search,
         serve,
         skill,
         train,
@@ -105,6 +106,7 @@ def _add_commands() -> None:
         serve.serve,
     ):
         main.add_command(command)
+    train.train.add_command(search.train_search)
 
 
 _add_commands()

@@ -174,6 +174,22 @@ def page_server(tiny_pack: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         yield server
 
 
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray cluster of two CPUs for all tests that need one; its workers have the tests' cache."""
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'loramix[ray]'")
+    from loramix.cluster import session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LORAMIX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        patch.setenv("LORAMIX_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+        patch.setenv("LORAMIX_EXTRA_BUFTS", "0")  # no trial run per base
+        patch.setattr(session, "OBJECT_STORE_BYTES", 150 * 2**20)
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with session.session(num_cpus=2):
+            yield
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium; of a module, since an event loop runs in this thread while it is open."""

@@ -81,14 +81,14 @@ DYING = """
 import os, signal, sys
 from loramix.cli import main
 from loramix.runtime import batch
-line, left = batch._line, int(sys.argv.pop(1))
+line, left = batch.json_line, int(sys.argv.pop(1))
 def dying(row):
     global left
     left -= 1
     if left < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     return line(row)
-batch._line = dying
+batch.json_line = dying
 main()
 """
 
@@ -125,7 +125,7 @@ def test_another_job_does_not_go_on_in_the_beginnings_of_one(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(batch, "_answers", stop)
+        patch.setattr(batch, "answer_rows", stop)
         with pytest.raises(KeyboardInterrupt):
             run_batch(tiny_engine, source, out, max_tokens=3)
     with pytest.raises(UsageError, match="another input, pack or options"):

@@ -33,6 +33,7 @@ LAYERS = (
     "eval",
     "diagnose",
     "server",
+    "cluster",
     "commands",
     "cli",
     "",  # loramix/__init__.py names what is public

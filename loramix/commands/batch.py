@@ -1,56 +1,118 @@
-"""The command ``loramix batch``: answer a file of prompts."""
+"""The command ``loramix batch``: answer files of prompts, on this machine or with a Ray cluster."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
+from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import answer_options, engine_options, open_engine
+from loramix.errors import UsageError
+
+_RAY_OPTIONS = ("address", "workers", "cpus_per_worker", "rows_per_file")
+
+
+def ray_options(command: Any) -> Any:
+    """Add the options of a batch on a cluster."""
+    for option in (
+        click.option(
+            "--rows-per-file", type=click.IntRange(1), help="Rows of a file of OUT.  [default: 256]"
+        ),
+        click.option(
+            "--cpus-per-worker", type=click.IntRange(1), help="CPUs and threads of a worker.  [default: 1]"
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(1),
+            help="Workers; by default what the cluster's CPUs and memory hold.",
+        ),
+        click.option(
+            "--address",
+            help="Cluster, HOST:PORT or auto; by default $RAY_ADDRESS, else one is started on this machine.",
+        ),
+        click.option(
+            "--ray",
+            is_flag=True,
+            help="Use the workers of a Ray cluster; SOURCE may be a directory, glob or URI, OUT is a directory.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 @click.command()
-@click.argument("source", metavar="IN.jsonl", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT.jsonl", type=click.Path(path_type=Path))
-@click.option("--column", default="prompt", show_default=True, help="Key of the prompt, text or messages.")
+@click.argument("source", metavar="SOURCE")
+@click.argument("out", metavar="OUT")
+@click.option("--column", default="prompt", show_default=True, help="Column of the prompt, text or messages.")
 @click.option(
-    "--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Concurrent answers."
+    "--parallel",
+    type=click.IntRange(1, 32),
+    default=8,
+    show_default=True,
+    help="Concurrent answers (of each worker).",
 )
+@ray_options
 @engine_options
 @answer_options
 def batch(
-    source: Path,
-    out: Path,
+    source: str,
+    out: str,
     column: str,
     parallel: int,
+    ray: bool,
     pack: str,
     ctx: int,
     threads: int | None,
     **options: Any,
 ) -> None:
-    """Answer each line of IN.jsonl, routed; after an interruption, the same command resumes.
+    """Answer each row of SOURCE (JSONL, CSV or Parquet), routed; after an interruption, the same command resumes.
 
-    A line that cannot be answered becomes a row with its error.
+    OUT is JSONL or Parquet, by its suffix, and keeps the columns of SOURCE. A row that cannot be answered becomes a
+    row with its error.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+    for_ray = {name: options.pop(name) for name in _RAY_OPTIONS}
+    given = {name: value for name, value in for_ray.items() if value is not None}
+    if ray:
+        if threads is not None:
+            raise UsageError("--threads is for one machine; with --ray give --cpus-per-worker.")
+        _on_cluster(source, out, pack, column=column, parallel=parallel, n_ctx=ctx, **given, **options)
+        return
+    if given:
+        raise UsageError(f"--{next(iter(given)).replace('_', '-')} needs --ray.")
 
     from loramix.runtime.batch import run_batch
 
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        open_engine(pack, ctx, threads) as engine,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        task = progress.add_task("answering", total=None)
+    with open_engine(pack, ctx, threads) as engine, _progress() as report:
         counts = run_batch(
-            engine,
-            source,
-            out,
-            column=column,
-            parallel=parallel,
-            report=lambda done, total: progress.update(task, completed=done, total=total),
-            **options,
+            engine, Path(source), Path(out), column=column, parallel=parallel, report=report, **options
         )
     click.echo(f"{out}: {counts['answered']} answers, {counts['errors']} errors", err=True)
+
+
+def _on_cluster(source: str, out: str, pack: str, **options: Any) -> None:
+    from loramix.cluster.batch import run_cluster_batch
+    from loramix.cluster.session import need_ray
+
+    need_ray()
+    fetch_base_of(pack)
+    with _progress() as report:
+        counts = run_cluster_batch(source, out, pack=pack, report=report, **options)
+    before = f"; {counts['files']} files of earlier runs" if counts["files"] else ""
+    answers = counts["rows"] - counts["errors"]
+    click.echo(f"{out}: {answers} answers, {counts['errors']} errors{before}", err=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """Yield a callback that shows the number of finished rows and, if it is known, of all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("answering", total=None)
+        yield lambda done, total=None: progress.update(task, completed=done, total=total)

@@ -13,6 +13,7 @@ import click
 
 from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import CTX, PACK, THREADS, needs_extra
+from loramix.commands.ray_options import need_flag, ray_options
 from loramix.defaults import SERVER_CONTEXTS
 from loramix.errors import NotFound, UsageError
 from loramix.formats.textfile import read_text
@@ -89,6 +90,21 @@ SECONDS = Seconds(0.1, 86_400)
     show_default=True,
     help="Mixes whose KV is kept.",
 )
+@ray_options(
+    "Serve with replicas on a Ray cluster, as many as the queue needs.",
+    "Largest number of replicas.  [default: 8]",
+)
+@click.option("--min-workers", type=click.IntRange(1), help="Smallest number of replicas.  [default: 1]")
+@click.option(
+    "--also",
+    multiple=True,
+    help="Further pack, loaded by a replica when a request names it; repeatable, with --ray.",
+)
+@click.option(
+    "--packs-per-worker",
+    type=click.IntRange(1),
+    help="Further packs that a replica holds at once.  [default: 2]",
+)
 def serve(
     pack: str,
     host: str,
@@ -96,15 +112,15 @@ def serve(
     api_key_file: Path | None,
     allow_host: tuple[str, ...],
     allow_origin: tuple[str, ...],
-    queue: int,
-    parallel: int,
-    queue_timeout: float,
-    first_token_timeout: float,
-    timeout: float,
     threads: int | None,
-    ctx: int,
-    cells: int,
-    contexts: int,
+    ray: bool,
+    address: str | None,
+    workers: int | None,
+    cpus_per_worker: int | None,
+    min_workers: int | None,
+    also: tuple[str, ...],
+    packs_per_worker: int | None,
+    **limits: Any,
 ) -> None:
     """Serve a pack to OpenAI's and Ollama's clients."""
     host = host_of(host, "--host")
@@ -117,12 +133,48 @@ def serve(
             f"listening on {host} lets other machines send requests, so an API key is needed: "
             "put one into a file and give --api-key-file FILE, or set LORAMIX_API_KEY."
         )
-    fetch_base_of(pack)
+    policy = AccessPolicy(hosts=hosts, origins=origins, api_key=key, any_address=not local)
+    cluster = need_flag(
+        ray,
+        address=address,
+        workers=workers,
+        cpus_per_worker=cpus_per_worker,
+        min_workers=min_workers,
+        also=also,
+        packs_per_worker=packs_per_worker,
+    )
+    for name in (pack, *also):
+        fetch_base_of(name)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    if not ray:
+        _here(pack, threads, policy, host, port, **limits)
+    elif threads is not None:
+        raise UsageError("--threads is for one machine; with --ray give --cpus-per-worker.")
+    else:
+        _on_cluster(policy, host, port, pack=pack, **cluster, **limits)
+
+
+def _here(
+    pack: str,
+    threads: int | None,
+    policy: AccessPolicy,
+    host: str,
+    port: int,
+    *,
+    queue: int,
+    parallel: int,
+    queue_timeout: float,
+    first_token_timeout: float,
+    timeout: float,
+    ctx: int,
+    cells: int,
+    contexts: int,
+) -> None:
+    """Serve in this process."""
     with needs_extra("serve"):
         from loramix.server.app import serve as work
         from loramix.server.protocol import Settings
         from loramix.server.queued_request import Limits
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     work(
         Settings(
             pack=pack,
@@ -133,10 +185,21 @@ def serve(
             n_cells=max(cells, ctx),
         ),
         Limits(queue=queue, queue_s=queue_timeout, first_token_s=first_token_timeout, total_s=timeout),
-        AccessPolicy(hosts=hosts, origins=origins, api_key=key, any_address=not local),
+        policy,
         host=host,
         port=port,
     )
+
+
+def _on_cluster(policy: AccessPolicy, host: str, port: int, **options: Any) -> None:
+    """Serve with Ray Serve, in a session of its own."""
+    from loramix.cluster.session import session
+
+    address = options.pop("address", None)
+    with session(address) as started_here, needs_extra("serve"):
+        from loramix.cluster.serving import ServeOptions, serve_on_cluster
+
+        serve_on_cluster(ServeOptions(**options), policy, host=host, port=port, started_here=started_here)
 
 
 def read_key(file: Path | None) -> str | None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loramix.commands.fetch_base import fetch_base, fetch_base_of
 from loramix.commands.options import PATH, training_extra
+from loramix.commands.ray_options import need_flag, ray_options
 from loramix.defaults import DEFAULT_PACK
 from loramix.errors import InvalidData
+
+if TYPE_CHECKING:
+    from loramix.train.pack import Trainer
 
 
 @click.group()
@@ -95,6 +101,10 @@ def train_skill(
 @click.option("--none", "none_files", type=PATH, multiple=True, help="JSONL of prompts that no skill fits.")
 @click.option("--description", default="", help="One line that describes a new pack.")
 @click.option("--gate/--no-gate", default=True, show_default=True, help="Train the gate at the end.")
+@ray_options(
+    "Train skills on a Ray cluster, several at a time; all paths must be visible to its machines.",
+    "Largest number of skills at a time; by default as many as the cluster's CPUs hold.",
+)
 def train_pack(
     directory: Path,
     data_dir: Path,
@@ -104,6 +114,8 @@ def train_pack(
     none_files: tuple[Path, ...],
     description: str,
     gate: bool,
+    ray: bool,
+    **cluster: Any,
 ) -> None:
     """Train the skills of the pack in DIRECTORY one after another, then its gate.
 
@@ -111,22 +123,16 @@ def train_pack(
     """
     from loramix.train.recipe import base_recipe, recipe_for, shipped
 
+    given = need_flag(ray, **cluster)
     recipes = [recipe_for(name, base) for name in skills or shipped()]
     if not description and (known := base_recipe(base)):
         description = known.description
     fetch_base(base)
-    with training_extra(), Display() as display:
+    with training_extra(), _trainer(out, ray, **given) as trainer:
         from loramix.train.pack import train_pack as work
 
         pack = work(
-            directory.absolute(),
-            recipes,
-            data_dir,
-            out,
-            base=base,
-            description=description,
-            report=display.update_pack,
-            say=lambda line: click.echo(line, err=True),
+            directory.absolute(), recipes, data_dir, out, base=base, description=description, trainer=trainer
         )
     if gate:
         with training_extra():
@@ -135,6 +141,24 @@ def train_pack(
             for line in work_gate(pack.directory, data_dir, none_files, out / "gate"):
                 click.echo(line, err=True)
     click.echo(str(directory))
+
+
+@contextmanager
+def _trainer(out: Path, ray: bool, **cluster: Any) -> Iterator[Trainer]:
+    """Yield what trains the skills of a pack: this process, or a cluster."""
+
+    def say(line: str) -> None:
+        click.echo(line, err=True)
+
+    if ray:
+        from loramix.cluster.training import on_cluster
+
+        yield on_cluster(out, say=say, **cluster)
+    else:
+        from loramix.train.pack import one_by_one
+
+        with Display() as display:
+            yield one_by_one(display.update_pack, say)
 
 
 class Display:

@@ -12,7 +12,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -99,20 +99,24 @@ def read_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[
             raise _undecodable(str(path), number, bad, error) from None
 
 
-def utf8_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[tuple[int, bytes]]:
+def utf8_lines(
+    path: Path | IO[bytes], error: type[LoramixError] = InvalidData, *, name: str | None = None
+) -> Iterator[tuple[int, bytes]]:
     """Yield the lines of a text file as UTF-8 bytes, including invalid ones, for readers that skip bad lines.
 
     Args:
-        path: an existing file.
+        path: an existing file, or an open one, which is left open.
         error: type of the error to raise for another kind of file, or for UTF-16 that cannot be decoded.
+        name: name of an open file, for messages.
 
     Yields:
         Line numbers from 1 with the lines; their ends are kept.
     """
-    with _opened(path, error) as file:
+    name = name or str(path)
+    with _opened(path, error, name) as file:
         head = file.peek(HEAD)[:HEAD]
         if found := wrong_file(head):
-            raise error(f"{path} cannot be read: {found}.")
+            raise error(f"{name} cannot be read: {found}.")
         encoding, mark = _encoding(head[:4])
         file.read(mark)
         number = 0
@@ -122,7 +126,7 @@ def utf8_lines(path: Path, error: type[LoramixError] = InvalidData) -> Iterator[
                     number += 1
                     yield number, line
         except UnicodeDecodeError as bad:
-            raise _undecodable(str(path), number + 1, bad, error) from None
+            raise _undecodable(name, number + 1, bad, error) from None
 
 
 def wrong_file(head: bytes) -> str:
@@ -156,15 +160,19 @@ def has_lone_surrogate(text: str) -> bool:
 
 
 @contextmanager
-def _opened(path: Path, error: type[LoramixError]) -> Iterator[Any]:
-    """Open a file; gzip is unpacked, whatever the file's name."""
-    with path.open("rb") as file:
+def _opened(path: Path | IO[bytes], error: type[LoramixError], name: str | None = None) -> Iterator[Any]:
+    """Open a file, or read an open one; gzip is unpacked, whatever the file's name."""
+    with path.open("rb") if isinstance(path, Path) else nullcontext(_peekable(path)) as file:
         packed = file.peek(2)[:2] == _GZIP
         try:
-            with io.BufferedReader(_unpacked(file)) if packed else file as content:
+            with io.BufferedReader(_unpacked(file)) if packed else nullcontext(file) as content:
                 yield content
         except (gzip.BadGzipFile, EOFError, zlib.error) as bad:
-            raise error(f"{path} is damaged gzip ({bad}); copy or compress it again.") from None
+            raise error(f"{name or path} is damaged gzip ({bad}); copy or compress it again.") from None
+
+
+def _peekable(file: Any) -> io.BufferedReader:
+    return file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
 
 
 def _encoded(file: io.BufferedReader, encoding: str) -> Iterator[bytes]:

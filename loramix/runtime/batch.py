@@ -1,6 +1,6 @@
-"""Answers a JSONL file of prompts, several prompts of a mix at once, and resumes after a kill.
+"""Answers a file of prompts (JSONL, CSV or Parquet), several prompts of a mix at once, and resumes after a kill.
 
-Answers are appended to ``OUT.part`` as they finish, each with its line number. A killed run resumes from this
+Answers are appended to ``OUT.part`` as they finish, each with its row's number. A killed run resumes from this
 partial output when it is called again. The complete output is written atomically, in input order.
 """
 
@@ -8,32 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from functools import partial
-from itertools import islice
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
-from loramix.errors import Busy, InvalidData, LoramixError, NotFound, UsageError
-from loramix.formats.textfile import utf8_lines
+from loramix.errors import Busy, NotFound, UsageError
+from loramix.formats.table_output import (
+    NUMBER,
+    json_line,
+    output_kind,
+    output_row,
+    write_rows,
+)
+from loramix.formats.tables import Kind, Row, kind_of, need_pyarrow, parquet_schema, read_rows
 from loramix.pack.manifest import MANIFEST
 from loramix.paths import atomic_write, open_lines, sha256_file, write_bytes
 from loramix.runtime.engine import Engine
-from loramix.runtime.options import GenerationOptions
-from loramix.runtime.prepared_prompt import PreparedPrompt
-from loramix.runtime.router import Route
-from loramix.runtime.scheduler import Scheduler
-from loramix.runtime.steps import answer_fields
-from loramix.runtime.stream import Stream
-
-WINDOW = 128  # lines that are routed, then answered grouped by mix
-MAX_LINE = 1 << 20
-
-Line = tuple[int, bytes]
-Routed = tuple[Route, dict[str, Any], PreparedPrompt]
+from loramix.runtime.row_answers import answer_rows
 
 
 def run_batch(
@@ -46,17 +39,18 @@ def run_batch(
     report: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> dict[str, int]:
-    """Answer every line of a JSONL file.
+    """Answer every row of a file.
 
     Args:
         engine: generates the answers.
-        source: JSONL input, one object per line.
-        out: JSONL output, one object per line: ``line`` (from 1), ``id`` if the input has one, ``text``, ``mix``,
-            ``reason``, ``finish_reason``, ``usage``, of a label skill ``labels``, of several mixes ``answers``, of a
-            plan ``steps``; or ``error`` for a line that could not be answered.
-        column: key of the prompt, which is text or OpenAI-style messages.
+        source: input by its suffix: ``.csv``, ``.tsv``, ``.parquet``, any other is JSONL, one object per line.
+        out: output, ``.parquet`` or JSONL, one row per row of the input: ``line`` (the row's number from 1), the
+            columns of the input, ``text``, ``mix``, ``reason``, ``finish_reason``, ``usage``, of a label skill
+            ``labels``, of several mixes ``answers``, of a plan ``steps``; or ``error`` for a row that could not be
+            answered. A column of the input whose name is taken is called ``input_text`` etc.
+        column: column of the prompt, which is text or OpenAI-style messages.
         parallel: maximum answers decoded at once; each needs memory for its KV.
-        report: progress callback with the number of finished lines and of all lines.
+        report: progress callback with the number of finished rows and of all rows.
         **options: see `Engine.stream`.
 
     Returns:
@@ -64,132 +58,62 @@ def run_batch(
 
     Raises:
         NotFound: the input does not exist.
+        InvalidData: the input is not of its kind, or has no such column.
+        MissingExtra: Parquet was asked for and pyarrow is not installed.
         UsageError: the output exists, the partial output belongs to another job, or an option is invalid.
         Busy: another process writes the output.
     """
     if not source.is_file():
-        raise NotFound(f"no file at {source}; name a JSONL file with one prompt per line.")
+        raise NotFound(f"no file at {source}; name a file with one prompt per row: JSONL, CSV or Parquet.")
     if out.exists():
         raise UsageError(f"{out} already exists; move it away, or name another file.")
+    kind = output_kind(out.name)
+    if kind == "parquet":
+        need_pyarrow()
+    total = sum(1 for _ in _rows_of(source, column))
     part = out.with_name(out.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(f"{part}.lock", timeout=0):
             part_file, given = _open_partial(part, _job_header(engine, source, column, options))
-            rows = [json.loads(line) for line in given]
-            done = {row["line"] for row in rows}
-            total = sum(1 for _, line in utf8_lines(source) if line.strip())
-            report(len(rows), total)
+            answers: dict[int, dict[str, Any]] = {row.pop(NUMBER): row for row in map(json.loads, given)}
+            report(len(answers), total)
             with part_file as file:
-                numbered = ((n, line) for n, line in utf8_lines(source) if line.strip() and n not in done)
-                for row in _answers(engine, numbered, column, parallel, options):
-                    file.write(_line(row))
+                left = (row for row in _rows_of(source, column) if row[0] not in answers)
+                for number, answer in answer_rows(engine, left, column, parallel, options):
+                    file.write(json_line({NUMBER: number, **answer}))
                     file.flush()
-                    rows.append(row)
-                    report(len(rows), total)
-            rows.sort(key=lambda row: int(row["line"]))
-            with atomic_write(out) as whole:
-                whole.writelines(map(_line, rows))
+                    answers[number] = answer
+                    report(len(answers), total)
+            _write_output(source, out, kind, column, answers)
             part.unlink()
     except Timeout:
         raise Busy(f"another process writes {out}; wait for it, or name another file.") from None
     Path(f"{part}.lock").unlink(missing_ok=True)
-    errors = sum("error" in row for row in rows)
-    return {"lines": len(rows), "answered": len(rows) - errors, "errors": errors}
+    errors = sum("error" in answer for answer in answers.values())
+    return {"lines": len(answers), "answered": len(answers) - errors, "errors": errors}
 
 
-def _answers(
-    engine: Engine, lines: Iterator[Line], column: str, parallel: int, options: Mapping[str, Any]
-) -> Iterator[dict[str, Any]]:
-    """Yield an output row for each line; each window is routed first, then answered grouped by mix."""
-    request = GenerationOptions.of(**{name: value for name, value in options.items() if value is not None})
-    if request.policy == "token":
-        parallel = 1  # the mix changes within an answer, so answers cannot share a batch
-    with closing(_BatchRunner(engine, parallel)) as runner:
-        while window := list(islice(lines, WINDOW)):
-            routed: list[Routed] = []
-            for number, line in window:
-                row: dict[str, Any] = {"line": number}
-                try:
-                    row, prompt = _read(number, line, column)
-                    prepared = engine.prepare(prompt)
-                    routed.append((engine.route(prepared, request), row, prepared))
-                except UsageError:  # caused by the options, not by the line
-                    raise
-                except LoramixError as error:
-                    yield {**row, "error": str(error)}
-            routed.sort(key=lambda item: (item[0].named, item[1]["line"]))
-            yield from runner.rows(routed, request)
+def _rows_of(source: Path, column: str) -> Iterator[Row]:
+    with source.open("rb") as file:
+        yield from read_rows(file, str(source), kind_of(source.name) or "jsonl", column)
 
 
-class _BatchRunner:
-    """Runs concurrent answers and collects their rows; an `AnswerListener`."""
-
-    def __init__(self, engine: Engine, parallel: int) -> None:
-        self._engine, self._parallel = engine, parallel
-        self._scheduler = Scheduler(engine, self, parallel=parallel)
-        self._finished: list[tuple[int, dict[str, Any]]] = []
-
-    def rows(self, routed: Sequence[Routed], options: GenerationOptions) -> Iterator[dict[str, Any]]:
-        """Yield the completed rows of routed prompts in the order in which answers end."""
-        rows = {row["line"]: row for _, row, _ in routed}
-        waiting = iter(routed)
-        while rows:
-            for route, row, prompt in islice(waiting, self._parallel - len(self._scheduler)):
-                open_stream = partial(self._engine.stream, prompt, options, route=route)
-                self._scheduler.add(row["line"], open_stream)
-            self._scheduler.step()
-            found, self._finished = self._finished, []
-            for number, more in found:
-                yield {**rows.pop(number), **more}
-
-    def close(self) -> None:
-        """Close the scheduler."""
-        self._scheduler.close()
-
-    def started(self, number: int, stream: Stream) -> None:
-        pass
-
-    def text_added(self, number: int, stream: Stream, text: str) -> None:
-        pass
-
-    def ended(self, number: int, stream: Stream) -> None:
-        answer = stream.answer
-        assert answer is not None
-        row = {
-            "text": answer.text,
-            "mix": answer.route.named,
-            "reason": answer.route.reason,
-            **({"steps": [step.to_json() for step in answer.route.plan]} if answer.route.plan else {}),
-            "finish_reason": answer.finish_reason,
-            "usage": answer.usage,
-            **answer_fields(answer.parts, answer.step_labels),
-        }
-        self._finished.append((number, row))
-
-    def failed(self, number: int, error: LoramixError) -> None:
-        if isinstance(error, UsageError):
-            raise error
-        self._finished.append((number, {"error": str(error)}))
-
-
-def _read(number: int, line: bytes, column: str) -> tuple[dict[str, Any], Any]:
-    """Parse an input line; return the first fields of its output row, and the prompt."""
-    if len(line) > MAX_LINE:
-        raise InvalidData(f"line {number} has {len(line)} bytes; at most {MAX_LINE} are read.")
-    try:
-        found = json.loads(line.decode())
-    except UnicodeDecodeError as error:
-        raise InvalidData(f"line {number} is not UTF-8 text (byte 0x{line[error.start]:02X}).") from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidData(f"line {number} is not JSON: {error}.") from None
-    if not isinstance(found, dict) or column not in found:
-        keys = ", ".join(map(repr, list(found)[:8])) if isinstance(found, dict) else type(found).__name__
-        raise InvalidData(f"line {number} has no {column!r} (it has {keys}); give --column.")
-    row: dict[str, Any] = {"line": number}
-    if isinstance(found.get("id"), str | int):
-        row["id"] = found["id"]
-    return row, found[column]
+def _write_output(
+    source: Path, out: Path, kind: Kind, column: str, answers: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Write the complete output: each row of the input with its answer."""
+    columns: dict[str, None] = {}
+    for _, row in _rows_of(source, column):
+        if isinstance(row, dict):
+            columns.update(dict.fromkeys(row))
+    schema = None
+    if kind == "parquet" and kind_of(source.name) == "parquet":
+        with source.open("rb") as file:
+            schema = parquet_schema(file, str(source))
+    rows = (output_row(number, row, answers[number]) for number, row in _rows_of(source, column))
+    with atomic_write(out) as whole:
+        write_rows(whole, kind, rows, columns, schema)
 
 
 def _job_header(engine: Engine, source: Path, column: str, options: Mapping[str, Any]) -> bytes:
@@ -208,7 +132,3 @@ def _open_partial(part: Path, job: bytes) -> tuple[IO[bytes], list[bytes]]:
     if part_file is None:
         raise UsageError(f"{part} is of another input, pack or options; delete it, or name another output.")
     return part_file
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"

@@ -79,6 +79,11 @@ class CollectedAnswer:
             self.ended = event
 
 
+def models_of(pack: Pack) -> list[str]:
+    """Return the model names that clients can use: the pack, each of its skills, the bare base."""
+    return [pack.name, *(f"{pack.name}:{skill.name}" for skill in pack.skills), f"{pack.name}:base"]
+
+
 class Service:
     """A served pack.
 
@@ -93,12 +98,13 @@ class Service:
         self.started = int(time.time())
         self.n_ctx = supervisor.settings.n_ctx
         self.base = BaseDetails.of(pack.manifest.base.name)
+        self.others: list[str] = []
+        """Models of other packs that are served at the same address."""
 
     @property
     def models(self) -> list[str]:
-        """Model names that clients can use: the pack, each of its skills, the bare base."""
-        name = self.pack.name
-        return [name, *(f"{name}:{skill.name}" for skill in self.pack.skills), f"{name}:base"]
+        """Model names of the pack; see `models_of`."""
+        return models_of(self.pack)
 
     def target(self, model: str, options: Options | None = None) -> tuple[str, dict[str, float] | None]:
         """Resolve a model name and the field ``loramix`` to a policy and a mix.
@@ -114,7 +120,9 @@ class Service:
         skills = {skill.name for skill in self.pack.skills}
         known = pack == self.pack.name and (part in skills or part in ("", "base", "latest"))
         if not known:
-            raise NotFound(f"no model {model[:80]!r} here; there are: {', '.join(self.models)}.")
+            raise NotFound(
+                f"no model {model[:80]!r} here; there are: {', '.join([*self.models, *self.others])}."
+            )
         named = {part: 1.0} if part in skills else {} if part == "base" else None
         options = options or Options()
         if named is not None and (options.mix is not None or options.policy is not None):

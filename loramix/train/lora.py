@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Progress:
     tokens_per_second: float
     seconds_per_step: float
     note: str = ""
+    best: Mapping[str, Any] | None = None
+    """The lowest ``loss`` on dev so far, with its ``exact`` and ``step``."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ class _Run:
                 self._save(done)
             elapsed = time.monotonic() - began
             rate = spent / elapsed
-            report(Progress(done, self.steps, loss, rate, elapsed / (done - start), note))
+            report(Progress(done, self.steps, loss, rate, elapsed / (done - start), note, self.best))
             self._log({"step": done, "loss": loss, "tokens_per_second": round(rate), "note": note})
         if digest(self.model) != before:
             raise AssertionError("a base weight changed in training")
@@ -285,9 +287,7 @@ class _Run:
         self.model.peft_config["default"].alora_invocation_tokens = self.header or None
         with quiet():
             self.model.save_pretrained(str(partial))
-        base = {"name": self.base.name}
-        if self.base.is_file():
-            base["sha256"] = sha256_file(self.base)
+        base = {"name": self.base.name} | ({"sha256": sha256_file(self.base)} if self.base.is_file() else {})
         write_text(
             partial / "loramix.json", json.dumps({"skill": self.recipe.name, "base": base, **self.best})
         )

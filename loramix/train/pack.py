@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,73 @@ class SkillProgress:
     """None if the adapter of an earlier run is used without training."""
 
 
+@dataclass(frozen=True, slots=True)
+class SkillRun:
+    """The training of one skill of a pack, in a run directory of its own."""
+
+    recipe: Recipe
+    data_dir: Path
+    directory: Path
+    base: Path
+    """GGUF file of the base."""
+    key: str
+    """Digest of recipe, data and base."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run directory has the adapter of this recipe, data and base."""
+        path = self.directory / DONE
+        return path.is_file() and json.loads(path.read_text()).get("key") == self.key
+
+    def train(
+        self,
+        report: Callable[[Progress], None] = lambda progress: None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """Train the adapter, or resume from the last checkpoint; see `train_skill`."""
+        rows = rows_of(self.recipe, self.data_dir)
+        result = train_skill(
+            self.recipe, rows, self.base, self.directory, resume=True, report=report, say=say
+        )
+        done = {
+            "key": self.key,
+            "rows": result.rows,
+            "dev_loss": result.dev_loss,
+            "dev_exact": result.dev_exact,
+        }
+        write_text(self.directory / DONE, json.dumps(done, indent=1) + "\n")
+
+
+Trainer = Callable[[Sequence[SkillRun]], Iterable[SkillRun]]
+"""Trains the runs that are not done, and yields each run when it is."""
+
+
+def one_by_one(
+    report: Callable[[SkillProgress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> Trainer:
+    """Return a trainer that trains in this process, one skill after another.
+
+    Args:
+        report: progress callback, called after each optimizer step.
+        say: callback for messages on rows that are dropped.
+    """
+
+    def trainer(runs: Sequence[SkillRun]) -> Iterator[SkillRun]:
+        for number, run in enumerate(runs, 1):
+
+            def forward(progress: Progress | None, name: str = run.recipe.name, number: int = number) -> None:
+                report(SkillProgress(name, number, len(runs), progress))
+
+            if run.is_done:
+                forward(None)
+            else:
+                run.train(forward, say)
+            yield run
+
+    return trainer
+
+
 def train_pack(
     directory: Path,
     recipes: Sequence[Recipe],
@@ -44,8 +111,7 @@ def train_pack(
     *,
     base: str,
     description: str = "",
-    report: Callable[[SkillProgress], None] = lambda progress: None,
-    say: Callable[[str], None] = lambda line: None,
+    trainer: Trainer | None = None,
 ) -> Pack:
     """Train the adapters of all recipes and add them to a pack.
 
@@ -59,8 +125,7 @@ def train_pack(
         out: directory of the run directories.
         base: name or GGUF file of the base.
         description: description of a new pack.
-        report: progress callback, called after each optimizer step.
-        say: callback for messages on rows that are dropped.
+        trainer: trains the skills; by default `one_by_one`.
 
     Returns:
         The pack; it has no gate if a skill is new. A retrained skill keeps its class in the gate.
@@ -77,26 +142,12 @@ def train_pack(
     check_template(base_path)
     base_digest = bases.digest(base_path)
     _open(directory, base, base_digest, description)
-    for number, (recipe, paths) in enumerate(zip(recipes, files, strict=True), 1):
-        run = out / recipe.name
-        key = _key(recipe, paths, base_digest)
-
-        def forward(progress: Progress, name: str = recipe.name, number: int = number) -> None:
-            report(SkillProgress(name, number, len(recipes), progress))
-
-        if not _is_done(run, key):
-            rows = rows_of(recipe, data_dir)
-            result = train_skill(recipe, rows, base_path, run, resume=True, report=forward, say=say)
-            done = {
-                "key": key,
-                "rows": result.rows,
-                "dev_loss": result.dev_loss,
-                "dev_exact": result.dev_exact,
-            }
-            write_text(run / DONE, json.dumps(done, indent=1) + "\n")
-        else:
-            report(SkillProgress(recipe.name, number, len(recipes), None))
-        _put(directory, recipe, data_dir, run, base, base_path, base_digest)
+    runs = [
+        SkillRun(recipe, data_dir, out / recipe.name, base_path, _key(recipe, paths, base_digest))
+        for recipe, paths in zip(recipes, files, strict=True)
+    ]
+    for run in (trainer or one_by_one())(runs):
+        _put(directory, run, base, base_digest)
     return Pack.load(directory)
 
 
@@ -117,25 +168,19 @@ def _key(recipe: Recipe, data: Sequence[Path], base_digest: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def _is_done(run: Path, key: str) -> bool:
-    path = run / DONE
-    return path.is_file() and json.loads(path.read_text()).get("key") == key
-
-
-def _put(
-    directory: Path, recipe: Recipe, data_dir: Path, run: Path, base: str, base_path: Path, digest: str
-) -> None:
+def _put(directory: Path, run: SkillRun, base: str, digest: str) -> None:
     """Convert a trained adapter and add it to the pack, unless the pack has the same bytes, labels and instruction."""
-    target = run / "adapter.gguf"
-    convert_adapter(run / "adapter", base_path, target, base_name=base, base_sha256=digest)
+    recipe = run.recipe
+    target = run.directory / "adapter.gguf"
+    convert_adapter(run.directory / "adapter", run.base, target, base_name=base, base_sha256=digest)
     content = target.read_bytes()
-    rows = label_rows(recipe, data_dir)
+    rows = label_rows(recipe, run.data_dir)
     known = {skill.name: skill for skill in Pack.load(directory).skills}.get(recipe.name)
     digest_now, labels = hashlib.sha256(content).hexdigest(), labels_of(recipe, rows)
     now = digest_now, labels, recipe.canonical
     if known is not None and (known.sha256, known.labels, known.instruction) == now:
         return
-    done = json.loads((run / DONE).read_text())
+    done = json.loads((run.directory / DONE).read_text())
     add_skill(
         directory,
         recipe.name,
@@ -145,7 +190,7 @@ def _put(
         example=recipe.example or None,
         instruction=recipe.canonical,
         card=write_card(recipe, base, done),
-        labels=calibrated(recipe, rows, base_path, target),
+        labels=calibrated(recipe, rows, run.base, target),
         replace_existing=True,
         keep_gate=True,
     )

@@ -120,7 +120,7 @@ def router(service: Service) -> APIRouter:
     @api.get("/models")
     async def models() -> dict[str, Any]:
         """List the models."""
-        return {"object": "list", "data": [card(name) for name in service.models]}
+        return {"object": "list", "data": [card(name) for name in (*service.models, *service.others)]}
 
     @api.get("/models/{name}")
     async def model(name: str) -> dict[str, Any]:
