@@ -350,12 +350,18 @@ def test_no_ray_or_no_cluster_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 
 
 def test_errors_behind_those_of_ray_are_found() -> None:
+    from ray.exceptions import RayActorError
+
     class Wrapper(Exception):
         cause: BaseException | None = None
 
     outer, inner = Wrapper("many lines"), Wrapper("task")
     outer.__cause__, inner.cause = inner, WrongBase("the pack is another one")
     assert session.unwrap(outer) is inner.cause
+    lost = RayActorError(
+        error_msg="The actor died.\n  File ...\nModuleNotFoundError: No module named 'loramix'\n"
+    )
+    assert str(session.unwrap(lost)).endswith("failed: ModuleNotFoundError: No module named 'loramix'")
     inner.cause = KeyError("x")
     assert session.unwrap(outer) is None
     assert isinstance(session.unwrap(LoramixError("x")), LoramixError)
