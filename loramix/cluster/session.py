@@ -118,8 +118,11 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
         if one is None or one in seen:
             continue
         seen.append(one)
-        if type(one).__module__ == LoramixError.__module__ or type(one) in _SYSTEM_ERRORS:
-            return one  # type: ignore[return-value]
+        # Ray adds advice of its own to the arguments
+        if isinstance(one, LoramixError) and type(one).__module__ == LoramixError.__module__:
+            return type(one)(*one.args[:1])
+        if type(one) in _SYSTEM_ERRORS and isinstance(one, OSError):
+            return OSError(one.errno, os.strerror(one.errno)) if one.errno else OSError(str(one))
         open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
     if isinstance(error, RayError) and not isinstance(error, RayTaskError):
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
