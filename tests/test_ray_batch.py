@@ -212,8 +212,13 @@ def test_what_workers_lack_is_one_sentence_and_what_was_answered_is_kept(
     with monkeypatch.context() as patch:
         patch.setattr(cluster_batch, "Answerer", Full)
         result = CliRunner().invoke(main, command(source, out, tiny_pack))
-    assert result.exit_code == 1 and "error: " in result.output and "Traceback" not in result.output
-    assert "disk is full" in result.output or "No space left" in result.output
+    last = result.output.splitlines()[-1]
+    assert (
+        result.exit_code == 1
+        and last.startswith("error: ")
+        and "No space left" in last
+        and "UDF" not in result.output
+    )
     csv = tmp_path / "in.csv"
     csv.write_text("text,id\na,1\n")
     with pytest.raises(InvalidData, match="no column 'prompt'"):
@@ -350,12 +355,20 @@ def test_no_ray_or_no_cluster_is_one_sentence(tmp_path: Path, monkeypatch: pytes
 
 
 def test_errors_behind_those_of_ray_are_found() -> None:
+    from ray.exceptions import RayActorError
+
     class Wrapper(Exception):
         cause: BaseException | None = None
 
     outer, inner = Wrapper("many lines"), Wrapper("task")
-    outer.__cause__, inner.cause = inner, WrongBase("the pack is another one")
-    assert session.unwrap(outer) is inner.cause
+    outer.__cause__, inner.cause = inner, WrongBase("the pack is another one", "advice of Ray")
+    assert repr(session.unwrap(outer)) == "WrongBase('the pack is another one')"
+    inner.cause = OSError(errno.ENOSPC, "No space left on device", "advice of Ray\nof many lines")
+    assert str(session.unwrap(outer)) == "[Errno 28] No space left on device"
+    lost = RayActorError(
+        error_msg="The actor died.\n  File ...\nModuleNotFoundError: No module named 'loramix'\n"
+    )
+    assert str(session.unwrap(lost)).endswith("failed: ModuleNotFoundError: No module named 'loramix'")
     inner.cause = KeyError("x")
     assert session.unwrap(outer) is None
     assert isinstance(session.unwrap(LoramixError("x")), LoramixError)

@@ -17,7 +17,7 @@ from typing import Any
 from loramix.errors import InvalidData, NotFound, UsageError
 from loramix.formats.tables import Kind, kind_of, parquet_schema, read_rows
 
-ROWS = 256
+ROWS = 128
 """Rows of a chunk: what a killed worker loses, a minute's work at most."""
 MAX_CHARACTERS = 8_000_000
 """Text of a chunk; with long rows it has fewer of them, so that chunks fit into Ray's shared memory."""

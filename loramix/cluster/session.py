@@ -133,8 +133,11 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
         error: what a task or an actor raised, as the driver sees it.
 
     Returns:
-        The LoramixError or OSError (such as a full disk) behind it; None for any other.
+        The LoramixError or OSError (such as a full disk) behind it, or one sentence on a cluster that failed; None for
+        a fault of the program.
     """
+    from ray.exceptions import RayError, RayTaskError
+
     seen: list[BaseException] = []
     open_: list[BaseException | None] = [error]
     while open_:
@@ -142,9 +145,15 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
         if one is None or one in seen:
             continue
         seen.append(one)
-        if type(one).__module__ == LoramixError.__module__ or type(one) in _SYSTEM_ERRORS:
-            return one  # type: ignore[return-value]
+        # Ray adds advice of its own to the arguments
+        if isinstance(one, LoramixError) and type(one).__module__ == LoramixError.__module__:
+            return type(one)(*one.args[:1])
+        if type(one) in _SYSTEM_ERRORS and isinstance(one, OSError):
+            return OSError(one.errno, os.strerror(one.errno)) if one.errno else OSError(str(one))
         open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
+    if isinstance(error, RayError) and not isinstance(error, RayTaskError):
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return LoramixError(f"the Ray cluster failed: {lines[-1] if lines else type(error).__name__}")
     return None
 
 

@@ -20,7 +20,7 @@ def ray_options(command: Any) -> Any:
     """Add the options of a batch on a cluster."""
     for option in (
         click.option(
-            "--rows-per-file", type=click.IntRange(1), help="Rows of a file of OUT.  [default: 256]"
+            "--rows-per-file", type=click.IntRange(1), help="Rows of a file of OUT.  [default: 128]"
         ),
         click.option(
             "--cpus-per-worker", type=click.IntRange(1), help="CPUs and threads of a worker.  [default: 1]"
