@@ -35,5 +35,8 @@ def titled(title: str) -> list[int]:
 
 def libraries(pid: int) -> set[str]:
     """Which of PyTorch and llama.cpp a process holds."""
-    maps = Path(f"/proc/{pid}/maps").read_text()
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        maps = ""  # it has ended
     return {name for name, file in (("torch", "libtorch_cpu"), ("llama", "libllama.so")) if file in maps}

@@ -29,11 +29,11 @@ NAMES = ("mood", "taste")
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
-    """Recipes and data of two skills, of 16 steps each."""
+    """Recipes and data of two skills, of 48 steps each."""
     directory = tmp_path / "data"
     directory.mkdir()
     for name in NAMES:
-        recipe = RECIPE.format(name=name).replace("batch_size = 4", "batch_size = 4\nepochs = 8")
+        recipe = RECIPE.format(name=name).replace("batch_size = 4", "batch_size = 4\nepochs = 24")
         (directory / f"{name}.toml").write_text(recipe)
         rows = [
             {"split": "dev" if i % 4 == 0 else "train", "input": f"{name} {word} {i}", "target": target}

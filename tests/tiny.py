@@ -200,7 +200,7 @@ def write_mlx(
     """Write a random LoRA as mlx-lm does, on the last layers; ``config`` overrides keys of adapter_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    tensors = {}
+    tensors: dict[str, Any] = {}
     for layer in layers:
         for module in modules:
             out, width = shapes(n_head_kv, head)[module.partition(".")[2]]
@@ -265,8 +265,8 @@ def random_head(
     skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1,), seed: int = 2, **info: Any
 ) -> bytes:
     """Content of a gate.npz of the current format that decides between skills by random weights."""
-    from loramix.models.early_head import EarlyHead, HeadInfo
-    from loramix.models.head_info import expected
+    from loramix.models.early_head import EarlyHead
+    from loramix.models.head_info import HeadInfo, expected
 
     fields = {"width": N_EMBD, "d": 16, "depth": 1, "tags": ["other", "text"], "threshold": 0.35, **info}
     described = HeadInfo(skills=skills, layers=list(layers), base_sha256=base_sha256, **fields)

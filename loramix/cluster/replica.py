@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -101,7 +101,9 @@ class Replica:
         policy: which requests are accepted.
     """
 
-    async def __init__(self, servers: Sequence[PackServer], policy: AccessPolicy) -> None:
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, servers: Sequence[PackServer], policy: AccessPolicy
+    ) -> None:
         AppStatus.enable_automatic_graceful_drain = False  # let streams finish on their own
         self._others = {server.name: server for server in servers[1:]}
         self._policy, self._exported = policy, ExportedMetrics()
@@ -208,7 +210,7 @@ class ExportedMetrics:
         """Copy the current values; counters and histograms become gauges of the same names."""
         from ray.serve.metrics import Gauge
 
-        totals: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+        totals: defaultdict[tuple[str, tuple[tuple[str, str], ...]], float] = defaultdict(float)
         for one in metrics:
             for family in one.registry.collect():
                 for sample in family.samples if family.name.startswith("loramix") else ():

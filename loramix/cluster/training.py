@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loramix.cluster.session import pool_size, session
+from loramix.cluster.session import need_ray, pool_size, session
 from loramix.cluster.trials import Report, Trials
 from loramix.train.lora import Progress
 from loramix.train.pack import SkillRun, Trainer
@@ -33,7 +33,11 @@ def on_cluster(
         workers: largest number of skills at a time; as many as there are free CPUs if None.
         cpus_per_worker: CPUs, and threads, of one training.
         say: callback for messages.
+
+    Raises:
+        MissingExtra: Ray is not installed.
     """
+    need_ray()
 
     def trainer(runs: Sequence[SkillRun]) -> Iterable[SkillRun]:
         open_ = [run for run in runs if not run.is_done]

@@ -11,37 +11,8 @@ import click
 
 from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import answer_options, engine_options, open_engine
+from loramix.commands.ray_options import need_flag, ray_options
 from loramix.errors import UsageError
-
-_RAY_OPTIONS = ("address", "workers", "cpus_per_worker", "rows_per_file")
-
-
-def ray_options(command: Any) -> Any:
-    """Add the options of a batch on a cluster."""
-    for option in (
-        click.option(
-            "--rows-per-file", type=click.IntRange(1), help="Rows of a file of OUT.  [default: 128]"
-        ),
-        click.option(
-            "--cpus-per-worker", type=click.IntRange(1), help="CPUs and threads of a worker.  [default: 1]"
-        ),
-        click.option(
-            "--workers",
-            type=click.IntRange(1),
-            help="Workers; by default what the cluster's CPUs and memory hold.",
-        ),
-        click.option(
-            "--address",
-            help="Cluster, HOST:PORT or auto; by default $RAY_ADDRESS, else one is started on this machine.",
-        ),
-        click.option(
-            "--ray",
-            is_flag=True,
-            help="Use the workers of a Ray cluster; SOURCE may be a directory, glob or URI, OUT is a directory.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command()
@@ -55,7 +26,11 @@ def ray_options(command: Any) -> Any:
     show_default=True,
     help="Concurrent answers (of each worker).",
 )
-@ray_options
+@ray_options(
+    "Use the workers of a Ray cluster; SOURCE may be a directory, glob or URI, OUT is a directory.",
+    "Workers; by default what the cluster's CPUs and memory hold.",
+)
+@click.option("--rows-per-file", type=click.IntRange(1), help="Rows of a file of OUT.  [default: 128]")
 @engine_options
 @answer_options
 def batch(
@@ -74,15 +49,13 @@ def batch(
     OUT is JSONL or Parquet, by its suffix, and keeps the columns of SOURCE. A row that cannot be answered becomes a
     row with its error.
     """
-    for_ray = {name: options.pop(name) for name in _RAY_OPTIONS}
-    given = {name: value for name, value in for_ray.items() if value is not None}
+    names = ("address", "workers", "cpus_per_worker", "rows_per_file")
+    given = need_flag(ray, **{name: options.pop(name) for name in names})
     if ray:
         if threads is not None:
             raise UsageError("--threads is for one machine; with --ray give --cpus-per-worker.")
         _on_cluster(source, out, pack, column=column, parallel=parallel, n_ctx=ctx, **given, **options)
         return
-    if given:
-        raise UsageError(f"--{next(iter(given)).replace('_', '-')} needs --ray.")
 
     from loramix.runtime.batch import run_batch
 
