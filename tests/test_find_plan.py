@@ -283,3 +283,28 @@ def test_an_instruction_at_the_end_of_a_quotation_is_not_carried_out() -> None:
 
 def test_a_tiny_word_asks_for_nothing() -> None:
     assert plan("[m|Summarize] [s|or] [m|shorten this]: " + TEXT) == ()
+
+
+@pytest.mark.parametrize(
+    ("marked", "found"),
+    [
+        ("[m|Summarize this] [o|and] [f|put it into French]: ", "summarize | translate_fr on answer"),
+        ("[m|Summary], [o|then] [f|French]: ", "summarize | translate_fr on answer"),
+        ("[m|Summarize this] [o|and] [f|translate the whole text into French]: ", "summarize | translate_fr"),
+        ("[m|The gist], [o|and] [f|the original in French]: ", "summarize | translate_fr"),
+        ("[f|French, please], [o|and] [m|the gist]: ", "translate_fr | summarize"),
+        ("[s|Is it good?] [o|And] [f|in French]: ", "sentiment | translate_fr"),
+        ("[m|The gist], [s|good or bad], [o|and] [f|in French]: ", "summarize | sentiment | translate_fr"),
+    ],
+)
+def test_a_skill_that_follows_another_works_on_its_answer(marked: str, found: str) -> None:
+    message, rows, places = tagged(marked + TEXT)
+    follows = {"translate_fr": ("summarize",)}
+    assert brief(find_plan(rows, NAMES, places, message, LIKELY, FREE, follows)) == found
+    assert "on answer" not in brief(find_plan(rows, NAMES, places, message, LIKELY, FREE))
+
+
+def test_a_skill_follows_none_whose_answers_are_labels() -> None:
+    message, rows, places = tagged("[s|Is it good?] [o|And] [f|in French]: " + TEXT)
+    steps = find_plan(rows, NAMES, places, message, LIKELY, FREE, {"translate_fr": ("sentiment",)})
+    assert brief(steps) == "sentiment | translate_fr"

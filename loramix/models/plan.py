@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from loramix.defaults import BASE
 from loramix.models.tag_path import Floats, best_path
-from loramix.models.text_frame import Span, cuts_quotation, unframed
+from loramix.models.text_frame import Span, cuts_quotation, names_text, unframed
 
 OTHER, TEXT, ANSWER = "other", "text", "answer"
 """Tags that are no class: connecting words, the text, and words for the answer of the step before."""
@@ -121,6 +121,7 @@ def find_plan(
     message: str,
     classes: Mapping[str, float],
     free: Collection[str],
+    follows: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[Step, ...]:
     """Split a message into steps.
 
@@ -131,6 +132,7 @@ def find_plan(
         message: the last message of the user.
         classes: the gate's probability by skill.
         free: skills that answer in free text: another step can work on their answers.
+        follows: for each skill those on whose answer it works if it is asked for right after them.
 
     Returns:
         Two or three steps in the order in which they are carried out; empty if the message is answered as one.
@@ -149,7 +151,8 @@ def find_plan(
         if blocks == 1 and cuts_quotation(message, spans[0]):
             continue
         if len({" ".join(message[a:b].split()) for a, b in spans}) == 1 and spans[0][0] < spans[0][1]:
-            return _steps(runs, message[slice(*spans[0])], spans[0], classes, free)
+            steps = _steps(runs, message[slice(*spans[0])], spans[0], classes, free)
+            return _following(steps, _asks(runs, units, message), free, follows or {})
     return ()
 
 
@@ -254,8 +257,7 @@ def _owner(runs: Sequence[_Run], place: int, asked: Collection[str]) -> str:
 
     Of two neighbours the later one; without a neighbour the next one on this side of the text, or the one before.
     """
-    beside = [run.name for run in runs[max(0, place - 1) : place + 2] if run.name in asked]
-    if beside:
+    if beside := [run.name for run in runs[max(0, place - 1) : place + 2] if run.name in asked]:
         return beside[-1]
     before = [run.name for run in runs[:place] if run.name in asked]
     behind = [run.name for run in runs[place:] if run.name in asked or run.name == TEXT]
@@ -273,3 +275,26 @@ def _let_follow(steps: list[Step], skill: str, free: Collection[str]) -> None:
     if place == 0:
         steps[0], steps[1], place = steps[1], steps[0], 1
     steps[place] = replace(steps[place], on_answer=True)
+
+
+def _asks(runs: Sequence[_Run], units: _Units, message: str) -> dict[str, str]:
+    """The words of each tag."""
+    found: dict[str, str] = {}
+    for run in runs:
+        words = message[units.spans[run.first][0] : units.spans[run.last][1]]
+        found[run.name] = f"{found.get(run.name, '')} {words}"
+    return found
+
+
+def _following(
+    steps: Sequence[Step],
+    asks: Mapping[str, str],
+    free: Collection[str],
+    follows: Mapping[str, Collection[str]],
+) -> tuple[Step, ...]:
+    """Let steps work on the answer before if their skill does so by itself: "summarize, then put it in French"."""
+    found = list(steps)
+    for i, (before, step) in enumerate(pairwise(steps), 1):
+        if before.skill in follows.get(step.skill, ()) and before.skill in free:
+            found[i] = replace(step, on_answer=step.on_answer or not names_text(asks[step.skill]))
+    return tuple(found)

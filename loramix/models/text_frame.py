@@ -1,4 +1,4 @@
-"""Takes the frame off a text in a message: quotation marks, lines of dashes, code fences, tags in angle brackets."""
+"""What stands around a text in a message: quotation marks, dashes, code fences, angle brackets; words that name it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,17 @@ _FENCE = re.compile(
 _TAIL = re.compile(r"[:;,.?!)\]*=>-]+(?=\s)")  # of the word before
 _END = re.compile(r"[.!?…。！？]+")
 _OPENING = re.compile(r"<([A-Za-z][\w-]*)>")
+
+_NAMES_TEXT = re.compile(
+    r"\b(?:texte?|original|whole|full|entire|everything|all|both|article|review|message|comment|passage|paragraph|post"
+    r"|letter|e-?mail|mail|note|story|document|tout|entier|entière)s?\b",
+    re.IGNORECASE,
+)
+
+
+def names_text(ask: str) -> bool:
+    """Whether words of a request, in English or French, say that they are about the text."""
+    return bool(_NAMES_TEXT.search(ask))
 
 
 def unframed(message: str, span: Span) -> Span:

@@ -130,6 +130,7 @@ def add_skill(
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
             instruction=instruction,
+            follows=next((skill.follows for skill in before.skills if skill.name == name), ()),
             labels=labels.texts if labels else (),
             label_temperature=labels.temperature if labels else None,
         )

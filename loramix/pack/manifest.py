@@ -80,6 +80,8 @@ class SkillEntry(_Table, frozen=True):
     """An example prompt."""
     instruction: Instruction | None = None
     """How the skill is asked, with ``{input}`` for the text; without it, it cannot be a step of a plan."""
+    follows: tuple[str, ...] = ()
+    """Skills on whose answer it works if it is asked for right after them, unless the request names the text."""
     labels: Annotated[tuple[Label, ...], Meta(max_length=MAX_LABELS)] = ()
     """All answers of a skill that classifies; empty for other skills."""
     label_temperature: Annotated[float, Meta(ge=0.05, le=100)] | None = None

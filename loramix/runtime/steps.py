@@ -44,7 +44,8 @@ def plan_of(
     message = prompt.messages[-1]["content"]
     places = places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
     free = [skill.name for skill in pack.skills if not skill.labels]
-    plan = find_plan(tags.probabilities, tags.names, places, message, classes, free)
+    follows = {skill.name: skill.follows for skill in pack.skills}
+    plan = find_plan(tags.probabilities, tags.names, places, message, classes, free, follows)
     if any(pack.skill(step.skill).instruction is None for step in plan):
         return ()
     prompts = StepPrompts(prompt, plan, pack, vocabulary)
