@@ -87,4 +87,6 @@ def test_the_pack_on_qwen_answers(qwen_base: Path) -> None:
             found = engine.generate(prompt)
             assert (found.text, found.route.mix) == (answer, {skill: 1.0})
         summary = engine.route("Summarize in one sentence: The factory in Leeds will close in March.")
-        assert summary.mix == {}  # the base answers what the pack has no skill for
+        assert summary.mix == {"summarize": 1.0}
+        nothing = engine.route("Write a poem about the sea at night.")
+        assert nothing.mix == {}  # the base answers what the pack has no skill for
