@@ -160,8 +160,8 @@ def make() -> None:
         name: studio.merged_difference(ways["searched"]["weights"])
         for name, ways in results["blends"].items()
     }
-    gate = words.train(studio.digests["base"])
-    gate.save(RESULTS / "gate.npz")
+    gate = words.train()
+    write_bytes(RESULTS / "gate.npz", gate.to_bytes())
     results["gate"] = {"all_named": words.all_named(gate)}
     results["cpu_s"] = {name: values["cpu_s"] for name, values in about.items()}
     results["cpu_s"]["measuring"] = round(studio.spent(results.pop("jobs")))
