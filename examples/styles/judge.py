@@ -21,7 +21,7 @@ from . import training
 from .fonts import CHECK_FONTS, JUDGE_FONTS, STYLES, Cut, find
 from .glyphs import CHARACTERS, Pictures, render
 
-STEPS, RATE, BATCH = 1600, 2e-3, 128
+STEPS, RATE, BATCH = 2000, 2e-3, 128
 VARIANTS = 8
 
 
@@ -98,10 +98,11 @@ def label_of(cut: Cut, *, outline: bool) -> list[float]:
 
 
 def bent(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Pictures as a hand might draw them: sheared, stretched and with crooked strokes."""
+    """Pictures as a hand might draw them: larger or smaller, sheared, stretched and with crooked strokes."""
     n = len(pictures)
     matrix = torch.eye(2, 3).repeat(n, 1, 1)
     matrix += torch.randn(n, 2, 3, generator=generator) * torch.tensor([[0.1, 0.15, 0.0], [0.08, 0.1, 0.0]])
+    matrix *= torch.exp(torch.rand(n, 1, 1, generator=generator) * 0.5 - 0.1)  # of the page: above 1 is smaller
     grid = F.affine_grid(matrix, list(pictures.shape), align_corners=False)
     crooked = torch.randn(n, 2, 5, 5, generator=generator) * 0.07
     grid = grid + F.interpolate(crooked, size=pictures.shape[2:], mode="bicubic").permute(0, 2, 3, 1)

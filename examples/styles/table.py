@@ -126,6 +126,11 @@ def table(results: Mapping[str, Any]) -> str:
             blends(results),
             "## The judge on fonts that it has not seen\n\nFor a style: mean of recall and specificity.\n",
             rows_of(["what", "right"], judge),
+            "## Words to styles\n",
+            rows_of(
+                ["made-up requests in wordings that the gate has not seen", "share"],
+                [["exactly the right styles are named", percent(results["gate"]["all_named"])]],
+            ),
             "## CPU seconds\n\nOne thread each, on a machine with other work.\n",
             rows_of(["step", "CPU s"], spent),
         ]
