@@ -16,7 +16,6 @@ from test_readme import ROOT
 sys.path.append(str(ROOT))  # `python -m pytest` does it as well
 
 from examples.styles import fonts, mixes, table, words
-
 from loramix.models.early_head import EarlyHead
 
 RESULTS = ROOT / "examples" / "styles" / "results"

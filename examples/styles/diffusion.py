@@ -19,8 +19,6 @@ BASE_RATE, ADAPTER_RATE = 2e-3, 3e-3
 BATCH = 32
 VARIANTS = 48
 """Pictures of each character."""
-SCALES, SHIFT = (0.94, 1.04), 1.0
-"""Sizes and moves of the characters; more of both, and so small a base draws wobbly lines in as many steps."""
 
 
 def loss_on(unet: model.StyleUNet, pictures: Pictures, seed: int) -> training.Loss:
@@ -55,7 +53,7 @@ def train_base(
     """Train the base and write it to ``out``; returns CPU seconds."""
     torch.manual_seed(0)
     unet = model.new_unet(len(CHARACTERS)).train()
-    pictures = render(find(fonts)[BASE_FONT], VARIANTS, scales=SCALES, shift=SHIFT)
+    pictures = render(find(fonts)[BASE_FONT], VARIANTS)
     checkpoint = work / "base.checkpoint.safetensors"
     spent = training.run(
         list(unet.parameters()),
@@ -85,7 +83,7 @@ def train_adapter(
     before = model.weights_sha256(unet)
     parameters = model.add_adapter(unet, style)
     font = find(fonts)[STYLE_FONTS[style].file]
-    pictures = render(font, VARIANTS, outline=style == "outline", scales=SCALES, shift=SHIFT)
+    pictures = render(font, VARIANTS, outline=style == "outline")
     checkpoint = work / f"{style}.checkpoint.safetensors"
     spent = training.run(
         parameters,

@@ -102,6 +102,9 @@ UPPER_BOUNDS = {
     ("bold", "italic", "serif"): cut("DejaVuSerif-BoldItalic.ttf", "bold italic serif"),
 }
 
+REAL = {(style,): one for style, one in STYLE_FONTS.items()} | UPPER_BOUNDS
+"""The real font of each style, and of each mix that has one."""
+
 
 def four(pattern: str, names: str, has: str = "", unknown: str = "") -> list[Cut]:
     """Regular, bold, italic and bold italic of a family.

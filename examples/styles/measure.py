@@ -20,7 +20,7 @@ from loramix.paths import sha256_file, write_bytes
 
 from . import judge as judging
 from . import model
-from .fonts import UPPER_BOUNDS, find
+from .fonts import REAL, STYLES, find
 from .glyphs import CHARACTERS, SIZE, render
 from .mixes import Job, Verdict, verdict_of
 
@@ -49,6 +49,12 @@ class Studio:
         return judging.load(self._judge)
 
     @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """Of each style, as the judge's check found them."""
+        about = json.loads((self._judge.parent / "about" / "judge.json").read_text(encoding="utf-8"))
+        return {style: about["check"][style]["threshold"] for style in STYLES}
+
+    @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the files of base, judge and adapters."""
         files = {"base": self.base, "judge": self._judge, **self.adapters}
@@ -74,7 +80,7 @@ class Studio:
             spent = np.float64(time.process_time() - began)
             write_bytes(path, npz_bytes({"right": right, "styles": styles, "cpu_s": spent}))
         with np.load(path, allow_pickle=False) as answers:
-            return verdict_of(answers["right"], answers["styles"], job.styles)
+            return verdict_of(answers["right"], answers["styles"], job.styles, self.thresholds)
 
     def spent(self, jobs: Iterable[Job]) -> float:
         """CPU seconds that the pictures of judged jobs took to make and judge."""
@@ -94,7 +100,7 @@ class Studio:
 
     def _all_pictures(self, job: Job) -> torch.Tensor:
         if job.kind == "font":
-            path = find(self.fonts)[UPPER_BOUNDS[job.styles].file]
+            path = find(self.fonts)[REAL[job.styles].file]
             drawn = render(path, len(job.seeds), outline="outline" in job.styles, seed=5)
             return torch.from_numpy(drawn.swapaxes(0, 1).reshape(-1, 1, SIZE, SIZE).copy())
         return torch.cat([self.pictures(job, seed) for seed in job.seeds])

@@ -38,7 +38,12 @@ FORMS = [
     "a {} {}", "draw a {} {}", "the letter {1} in {0}", "{1}, {0}", "please make {1} {0}", "write {1} {0}",
     "I want a {} {}", "{} {}", "show me the character {1}, {0}", "one {} {} please",
 ]  # fmt: skip
-HELD_OUT_FORMS = ["let me see a {} {}", "our logo needs its {1} {0}", "{0} would suit this {1}", "can you do {0} for {1}"]
+HELD_OUT_FORMS = [
+    "let me see a {} {}",
+    "our logo needs its {1} {0}",
+    "{0} would suit this {1}",
+    "can you do {0} for {1}",
+]
 PLAIN = ["plain", "normal", "", "simple", "ordinary", "nice", "regular"]
 JOINS = [" ", " and ", ", ", " but also "]
 
