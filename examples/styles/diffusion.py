@@ -14,7 +14,7 @@ from . import model, training
 from .fonts import BASE_FONT, STYLE_FONTS, find
 from .glyphs import CHARACTERS, Pictures, render
 
-BASE_STEPS, ADAPTER_STEPS = 2300, 300
+BASE_STEPS, ADAPTER_STEPS = 2300, 240
 BASE_RATE, ADAPTER_RATE = 2e-3, 3e-3
 BATCH = 32
 VARIANTS = 48
