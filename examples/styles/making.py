@@ -153,7 +153,7 @@ def make() -> None:
     train_all()
     say("measuring")
     results = measured()
-    torch.set_num_threads(2)
+    one_thread()  # small steps: two threads would wait for each other longer than they work
     studio = measure.Studio(RESULTS, FONTS, CACHE)
     about = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((RESULTS / "about").glob("*.json"))}
     results["adapters"] = {style: about[style] for style in STYLES}
