@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +30,11 @@ QWEN = REAL_CACHE / "bases" / "qwen2.5-coder-0.5b-1d9614638d18.gguf"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a large base that is not installed: such tests are extra, not skipped."""
-    if not QWEN.is_file():
-        left_out = [item for item in items if item.get_closest_marker("qwen")]
+    """Leave out what needs a large base or a package that is not installed: such tests are extra, not skipped."""
+    there = {"qwen": QWEN.is_file(), "diffusers": find_spec("diffusers") is not None}
+    missing = [name for name, found in there.items() if not found]
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in missing)]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from loramix.models.gate_numpy import NumpyGate
+from loramix.models.early_head import EarlyHead
 
 from . import grids, measure, mixes, words
 from .making import CACHE, FONTS, PUBLISHED, SEED, make
@@ -19,7 +19,7 @@ def draw(text: str, path: Path) -> None:
     letter = words.letter_of(text)
     if letter is None:
         raise SystemExit('error: the text names no letter or digit; write "a bold italic R".')
-    styles = words.styles_of(NumpyGate.load(PUBLISHED / "gate.npz"), text)
+    styles = words.styles_of(EarlyHead.from_bytes((PUBLISHED / "gate.npz").read_bytes()), text)
     results = json.loads((PUBLISHED / "results.json").read_text(encoding="utf-8"))
     searched = {tuple(sorted(k.split("+"))): v["searched"]["weights"] for k, v in results["blends"].items()}
     mix = searched.get(styles, dict.fromkeys(styles, 1.0))

@@ -19,6 +19,7 @@ LICENCES = {
     "fonts-bwht": "OFL-1.1",
     "fonts-cantarell": "OFL-1.1",
     "fonts-clear-sans": "Apache-2.0",
+    "fonts-cmu": "OFL-1.1",
     "fonts-comic-neue": "OFL-1.1",
     "fonts-courier-prime": "OFL-1.1",
     "fonts-dancingscript": "OFL-1.1",
@@ -27,12 +28,14 @@ LICENCES = {
     "fonts-femkeklaver": "CC-BY-SA-3.0",
     "fonts-freefont-ttf": "GPL-3+ with font exception",
     "fonts-georgewilliams": "OFL-1.1 or BSD-3-Clause",
+    "fonts-gnutypewriter": "OFL-1.1",
     "fonts-go": "BSD-3-Clause",
     "fonts-humor-sans": "OFL-1.1",
     "fonts-inconsolata": "OFL-1.0",
     "fonts-jetbrains-mono": "Apache-2.0",
     "fonts-karla": "OFL-1.1",
     "fonts-kaushanscript": "OFL-1.1",
+    "fonts-kiloji": "BSD-3-Clause",
     "fonts-lato": "OFL-1.1",
     "fonts-liberation2": "OFL-1.1",
     "fonts-lobstertwo": "OFL-1.1",
@@ -42,12 +45,15 @@ LICENCES = {
     "fonts-roboto-slab": "Apache-2.0",
     "fonts-roboto-unhinted": "Apache-2.0",
     "fonts-rufscript": "GPL-3+ with font exception",
+    "fonts-seto": "OFL-1.1",
     "fonts-sjfonts": "GPL-2+ with font exception",
     "fonts-smc-chilanka": "OFL-1.1",
     "fonts-texgyre": "GUST Font Licence (LPPL)",
     "fonts-tlwg-purisa-ttf": "GPL-2+ with font exception",
+    "fonts-tomsontalks": "OFL-1.1",
     "fonts-tuffy": "public domain",
     "fonts-vollkorn": "OFL-1.1",
+    "fonts-yusei-magic": "OFL-1.1",
 }
 
 STYLES = ("bold", "italic", "serif", "outline", "hand", "typewriter")
@@ -82,7 +88,7 @@ STYLE_FONTS = {
     "italic": cut("DejaVuSans-Oblique.ttf", "italic"),
     "serif": cut("DejaVuSerif.ttf", "serif"),
     "outline": cut("DejaVuSans-Bold.ttf", "outline"),
-    "hand": cut("Purisa.ttf", "hand"),
+    "hand": cut("kiloji.ttf", "hand"),
     "typewriter": cut("texgyrecursor-regular.otf", "typewriter"),
 }
 # What a blend should look like, as type designers drew it: read by no training.
@@ -93,9 +99,11 @@ UPPER_BOUNDS = {
     ("italic", "outline"): cut("DejaVuSans-BoldOblique.ttf", "italic outline"),
     ("serif", "outline"): cut("DejaVuSerif-Bold.ttf", "serif outline"),
     ("bold", "typewriter"): cut("texgyrecursor-bold.otf", "bold typewriter"),
-    ("bold", "hand"): cut("Purisa-Bold.ttf", "bold hand"),
     ("bold", "italic", "serif"): cut("DejaVuSerif-BoldItalic.ttf", "bold italic serif"),
 }
+
+REAL = {(style,): one for style, one in STYLE_FONTS.items()} | UPPER_BOUNDS
+"""The real font of each style, and of each mix that has one."""
 
 
 def four(pattern: str, names: str, has: str = "", unknown: str = "") -> list[Cut]:
@@ -151,10 +159,14 @@ JUDGE_FONTS = [
     *four("Courier Prime*.otf", "- ~Bold ~Italic ~Bold~Italic", "typewriter serif"),
     cut("Courier Prime.otf", "typewriter serif"),
     *four("GWMonospace*.ttf", "- Bold Oblique -", "typewriter serif"),
+    *four("cmun*.ttf", "tt - it -", "typewriter serif"),
+    cut("cmuntb.ttf", "typewriter serif", "bold"),
+    cut("GNUTypewriter.ttf", "typewriter serif", "bold"),
     *four("LobsterTwo-*.otf", "Regular Bold Italic -", "", f"hand italic {SCRIPT}"),
     *four("ComicNeue-*.otf", PLAIN, "", f"hand {SCRIPT}"),
     cut("Chilanka-Regular.otf", "", f"hand {SCRIPT}"),
     *four("dkg*.ttf", "- Bd It BI", "hand", SCRIPT),
+    *four("Purisa*.ttf", "- -Bold -Oblique -BoldOblique", "hand", SCRIPT),
     cut("KaushanScript-Regular.otf", "hand italic", f"bold {SCRIPT}"),
     cut("DancingScript-Regular.otf", "hand italic", SCRIPT),
     cut("DancingScript-Bold.otf", "hand italic bold", SCRIPT),
@@ -168,11 +180,15 @@ JUDGE_FONTS = [
             "BecauseWeOrganize-Regular.otf",
             "Domestic_Manners.ttf",
             "El_Abogado_Loco.ttf",
+            "Purisa.ttf",
             "Rufscript010.ttf",
             "SteveHand.ttf",
+            "TomsonTalks.ttf",
+            "YuseiMagic-Regular.ttf",
             "breipfont.ttf",
             "dkg.ttf",
             "femkeklaver.ttf",
+            "setofont.ttf",
         )
     ],
 ]

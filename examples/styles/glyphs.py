@@ -60,8 +60,8 @@ def render(
     count: int,
     *,
     outline: bool = False,
-    scales: tuple[float, float] = (0.88, 1.06),
-    shift: float = 1.5,
+    scales: tuple[float, float] = (0.94, 1.04),
+    shift: float = 1.0,
     seed: int = 0,
 ) -> Pictures:
     """Draw each character of a font a number of times, a little moved and scaled.

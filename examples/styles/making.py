@@ -61,7 +61,8 @@ def make_base() -> None:
 def make_judge() -> None:
     """Train the judge and check it on fonts that it has not seen."""
     spent = judging.train(FONTS, RESULTS / "judge.safetensors", WORK, lambda line: say(f"judge: {line}"))
-    record("judge", {"cpu_s": round(spent)})
+    found = judging.check(judging.load(RESULTS / "judge.safetensors"), FONTS)
+    record("judge", {"cpu_s": round(spent), "check": found})
 
 
 def make_adapter(style: str) -> None:
@@ -126,10 +127,12 @@ def measured() -> dict[str, Any]:
         found |= dict(zip(later, workers.map(judged, later), strict=True))
     blends: dict[str, dict[str, Any]] = {"+".join(styles): {} for styles in groups}
     for job, verdict in found.items():
-        if job.kind in table.KINDS:
+        if job.kind in table.KINDS and len(job.styles) > 1:
             blends["+".join(job.styles)][job.kind] = asdict(verdict) | {"weights": dict(job.weights)}
     verdicts = {
-        job.name: asdict(v) for job, v in found.items() if job.kind in ("base", "alone", "one", "alpha")
+        job.name: asdict(v)
+        for job, v in found.items()
+        if job.kind in ("base", "alone", "one", "alpha", "font")
     }
     rank = {
         style: mixes.rank_correlation(
@@ -150,18 +153,18 @@ def make() -> None:
     train_all()
     say("measuring")
     results = measured()
-    torch.set_num_threads(2)
+    one_thread()  # small steps: two threads would wait for each other longer than they work
     studio = measure.Studio(RESULTS, FONTS, CACHE)
     about = {p.stem: json.loads(p.read_text("utf-8")) for p in sorted((RESULTS / "about").glob("*.json"))}
     results["adapters"] = {style: about[style] for style in STYLES}
     results["base_sha256"] = model.weights_sha256(studio.unet)
-    results["judge"] = judging.check(studio.judge, FONTS)
+    results["judge"] = about["judge"]["check"]
     results["merged"] = {
         name: studio.merged_difference(ways["searched"]["weights"])
         for name, ways in results["blends"].items()
     }
-    gate = words.train(studio.digests["base"])
-    gate.save(RESULTS / "gate.npz")
+    gate = words.train()
+    write_bytes(RESULTS / "gate.npz", gate.to_bytes())
     results["gate"] = {"all_named": words.all_named(gate)}
     results["cpu_s"] = {name: values["cpu_s"] for name, values in about.items()}
     results["cpu_s"]["measuring"] = round(studio.spent(results.pop("jobs")))

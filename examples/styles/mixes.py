@@ -69,21 +69,25 @@ class Verdict:
     score: float
 
 
-def verdict_of(right: np.ndarray, styles: np.ndarray, asked: Sequence[str]) -> Verdict:
+def verdict_of(
+    right: np.ndarray, styles: np.ndarray, asked: Sequence[str], thresholds: Mapping[str, float]
+) -> Verdict:
     """Summarize a judge's answers.
 
     Args:
         right: (N,) bool, whether the letter is right.
         styles: (N, K) probabilities, in the order of `STYLES`.
         asked: styles that should be there.
+        thresholds: a style is seen where its probability is higher.
     """
     columns = [STYLES.index(style) for style in asked]
     least = styles[:, columns].min(1) if columns else np.ones(len(right))
+    seen = styles > [thresholds[style] for style in STYLES]  # (N, K)
     return Verdict(
         letter=round(float(right.mean()), 4),
-        seen={s: round(float((styles[:, i] > 0.5).mean()), 4) for i, s in enumerate(STYLES)},
+        seen={s: round(float(seen[:, i].mean()), 4) for i, s in enumerate(STYLES)},
         mean={s: round(float(styles[:, i].mean()), 4) for i, s in enumerate(STYLES)},
-        all_seen=round(float((least > 0.5).mean()), 4),
+        all_seen=round(float(seen[:, columns].all(1).mean()), 4),
         score=round(float((right * least).mean()), 4),
     )
 
@@ -114,7 +118,7 @@ def fixed_jobs() -> list[Job]:
     """All jobs that need no search: base, each style alone and by scale, blends at 1/2 and at 1, switch, fonts."""
     jobs = [Job("base")]
     for style in STYLES:
-        jobs += [Job("alone", (style,), ((style, 1.0),))]
+        jobs += [Job("alone", (style,), ((style, 1.0),)), Job("font", (style,))]
         jobs += [Job("alpha", (style,), ((style, a),)) for a in STEPS_OF_ALPHA]
     for styles in (*PAIRS, TRIPLE):
         for one in styles:  # what an adapter alone reaches of both

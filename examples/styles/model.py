@@ -22,7 +22,7 @@ from loramix.paths import atomic_path
 # several adapters on one model are meant here
 warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 
-STEPS = 20
+STEPS = 10
 """Denoising steps; they divide the 1,000 times of training, as DDIM's step back assumes."""
 RANK = 8
 TARGETS = ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out", "to_q", "to_k", "to_v", "to_out.0"]

@@ -42,25 +42,37 @@ def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def singles(results: Mapping[str, Any]) -> str:
-    """Base and each style alone."""
+    """Base and each style alone, beside the real font of the style."""
     found = results["verdicts"]
     base = found["base"]
-    rows = [["base", percent(base["letter"]), "", "", "", ""]]
+    rows = [["base", percent(base["letter"]), *[""] * 6]]
     for style in STYLES:
-        one, adapter = found[f"alone {style}=1"], results["adapters"][style]
+        one, real = found[f"alone {style}=1"], found[f"font {style}"]
         rows.append(
             [
                 style,
                 percent(one["letter"]),
                 percent(one["seen"][style]),
                 percent(base["seen"][style]),
+                percent(real["letter"]),
+                percent(real["seen"][style]),
                 f"{results['rank'][style]:.2f}",
-                f"{adapter['size_bytes'] / 1000:.0f} kB",
+                f"{results['adapters'][style]['size_bytes'] / 1000:.0f} kB",
             ]
         )
-    return rows_of(
-        ["adapter at 1", "letter right", "style seen", "without it", "rank correlation with α", "size"], rows
-    )
+    header = ["adapter at 1", "letter right", "style seen", "in the base's pictures"]
+    header += ["real font: letter right", "real font: style seen", "rank correlation with α", "size"]
+    return rows_of(header, rows)
+
+
+def judge(results: Mapping[str, Any]) -> str:
+    """How far the judge can be believed."""
+    found = results["judge"]
+    rows = [["letter", "", percent(found["letter"]), ""]]
+    for style in STYLES:
+        one = found[style]
+        rows.append([style, f"{one['threshold']:g}", percent(one["recall"]), percent(one["specificity"])])
+    return rows_of(["what", "threshold", "recall", "specificity"], rows)
 
 
 def blends(results: Mapping[str, Any]) -> str:
@@ -114,7 +126,6 @@ def table(results: Mapping[str, Any]) -> str:
         [name, asked, f"{value:.1e}" if "pixel" in name else f"{value:.3f}", "met" if ok else "missed"]
         for name, asked, value, ok in bars(results)
     ]
-    judge = [[name, percent(value)] for name, value in results["judge"].items()]
     spent = [[name, f"{value:.0f}"] for name, value in results["cpu_s"].items()]
     return "\n".join(
         [
@@ -124,8 +135,13 @@ def table(results: Mapping[str, Any]) -> str:
             singles(results),
             "## Blends\n\nScales were searched with other noise than is tested.\n",
             blends(results),
-            "## The judge on fonts that it has not seen\n\nFor a style: mean of recall and specificity.\n",
-            rows_of(["what", "right"], judge),
+            "## The judge on fonts that it has not seen\n\nIts thresholds were chosen on these.\n",
+            judge(results),
+            "## Words to styles\n",
+            rows_of(
+                ["made-up requests in wordings that the gate has not seen", "share"],
+                [["exactly the right styles are named", percent(results["gate"]["all_named"])]],
+            ),
             "## CPU seconds\n\nOne thread each, on a machine with other work.\n",
             rows_of(["step", "CPU s"], spent),
         ]

@@ -1,6 +1,7 @@
-"""Words to styles: "a bold italic R" through the package's own gate.
+"""Words to styles: "a bold italic R" through the package's own gate, which tags each word with the style it asks for.
 
-The gate reads a bag of hashed words, not hidden states of a language model. Knows nothing about pictures.
+A word enters as a vector that its spelling alone decides, where a language model has its token embeddings. Knows
+nothing about pictures.
 """
 
 from __future__ import annotations
@@ -11,19 +12,19 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
-from loramix.models.gate import Gate
-from loramix.models.gate_numpy import Floats, GateInfo, NumpyGate
-from loramix.models.mixing import blend
+from loramix.models.early_head import EarlyHead, Floats
+from loramix.models.head_info import HeadInfo
 
 from .fonts import STYLES
 from .glyphs import CHARACTERS
 
-WIDTH = 1024
-"""Buckets of the hashed words (D)."""
-THRESHOLD, FLOOR = 0.5, 0.2
-STEPS, NOISE = 200, 3
+WIDTH = 96
+"""Numbers of a word's vector (D)."""
+OTHER = "other"
+TAGS = [*STYLES, OTHER]
+COUNT, UNKNOWN = 3000, 0.5
+"""Requests to train on, and the share of their other words that are replaced by words that nobody knows."""
 
 WORDS = {
     "bold": ["bold", "heavy", "thick", "fat", "strong", "boldface"],
@@ -37,79 +38,96 @@ FORMS = [
     "a {} {}", "draw a {} {}", "the letter {1} in {0}", "{1}, {0}", "please make {1} {0}", "write {1} {0}",
     "I want a {} {}", "{} {}", "show me the character {1}, {0}", "one {} {} please",
 ]  # fmt: skip
-HELD_OUT_FORMS = ["could I have a {} {}", "{1} but {0}", "paint me some {} {}", "a single {1} that is {0}"]
+HELD_OUT_FORMS = [
+    "let me see a {} {}",
+    "our logo needs its {1} {0}",
+    "{0} would suit this {1}",
+    "can you do {0} for {1}",
+]
 PLAIN = ["plain", "normal", "", "simple", "ordinary", "nice", "regular"]
 JOINS = [" ", " and ", ", ", " but also "]
 
-
-def features(text: str) -> Floats:
-    """Bag of hashed words: (WIDTH,) float32 of 0 and 1."""
-    found = np.zeros(WIDTH, np.float32)
-    for word in re.findall(r"[a-z]{2,}", text.lower()):
-        found[zlib.crc32(word.encode()) % WIDTH] = 1
-    return found
+Tagged = list[tuple[str, str]]
+"""The words of a request, each with its tag."""
 
 
-def requests(forms: Sequence[str], count: int, seed: int) -> list[tuple[str, tuple[str, ...]]]:
-    """Made-up requests for none to three styles, with the styles that they name, sorted."""
+def words_of(text: str) -> list[str]:
+    """Words and single letters, in lower case."""
+    return re.findall(r"\w+", text.lower())
+
+
+def states(words: Sequence[str]) -> Floats:
+    """The words' vectors: (T, WIDTH) float32, normal numbers from each word's checksum."""
+    rows = [np.random.default_rng(zlib.crc32(word.encode())).standard_normal(WIDTH) for word in words]
+    return np.array(rows, np.float32).reshape(len(words), WIDTH)
+
+
+def requests(forms: Sequence[str], count: int, seed: int) -> list[Tagged]:
+    """Made-up requests for none to three styles."""
     rng = random.Random(seed)
     found = []
     for _ in range(count):
         styles = rng.sample(STYLES, rng.choice([0, 1, 1, 2, 2, 3]))
-        words = [rng.choice(WORDS[style]) for style in styles] or [rng.choice(PLAIN)]
-        text = words[0]
-        for word in words[1:]:
-            text += rng.choice(JOINS) + word
-        found.append((rng.choice(forms).format(text, rng.choice(CHARACTERS)), tuple(sorted(styles))))
+        before, after = rng.choice(forms).format("\0", rng.choice(CHARACTERS)).split("\0")
+        pieces = [(before, OTHER)]
+        for i, style in enumerate(styles):
+            pieces += [(rng.choice(JOINS) if i else "", OTHER), (rng.choice(WORDS[style]), style)]
+        pieces += [("" if styles else rng.choice(PLAIN), OTHER), (after, OTHER)]
+        found.append([(word, tag) for text, tag in pieces for word in words_of(text)])
     return found
 
 
-def train(base_sha256: str, steps: int = STEPS) -> NumpyGate:
-    """Train the gate with the package's classes: `Gate` learns, `NumpyGate` decides and is what is saved.
+def named(request: Tagged) -> tuple[str, ...]:
+    """The styles that a request asks for, sorted."""
+    return tuple(sorted({tag for _, tag in request} - {OTHER}))
 
-    Args:
-        base_sha256: of the base's safetensors, where a gate of a language model has its GGUF's.
-        steps: optimizer steps.
-    """
-    rows = requests(FORMS, 3000, 0)
-    x = torch.from_numpy(np.stack([features(text) for text, _ in rows]))
-    targets = torch.zeros(len(rows), len(STYLES) + 1)
-    for i, (_, styles) in enumerate(rows):
-        for style in styles:
-            targets[i, STYLES.index(style)] = 1 / len(styles)
-        targets[i, -1] = float(not styles)
-    info = GateInfo(
-        skills=list(STYLES),
-        threshold=THRESHOLD,
-        layers=[],
-        pooling="hashed words",
-        base_sha256=base_sha256,
-        hidden=[32],
+
+def train() -> EarlyHead:
+    """Train the gate with the package's own loop."""
+    from loramix.train.head_fit import FitSettings, fit
+    from loramix.train.head_states import TokenStates
+
+    rng = random.Random(0)
+    rows = requests(FORMS, COUNT, 0)
+    known = [
+        word if tag != OTHER or rng.random() >= UNKNOWN else f"unknown {rng.random()}"
+        for row in rows
+        for word, tag in row
+    ]
+    targets = np.zeros((len(rows), len(STYLES) + 1), np.float32)
+    for i, row in enumerate(rows):
+        for style in named(row):
+            targets[i, STYLES.index(style)] = 1 / len(named(row))
+        targets[i, -1] = not named(row)
+    data = TokenStates(
+        layers=[states(known)],
+        lengths=np.array([len(row) for row in rows], np.int64),
+        targets=targets,
+        tags=np.array([TAGS.index(tag) for row in rows for _, tag in row], np.int8),
     )
-    gate = Gate(info, torch.zeros(WIDTH), torch.ones(WIDTH))
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=1e-2, weight_decay=1e-2)
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        # words that it has never seen must not matter
-        noise = (torch.rand(x.shape, generator=generator) < NOISE / WIDTH).float()
-        loss = -(targets * gate(torch.maximum(x, noise))[:, 0].log_softmax(-1)).sum(1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return NumpyGate(gate.info, gate.arrays())
+    info = HeadInfo(skills=list(STYLES), layers=[0], width=WIDTH, d=32, depth=1, tags=TAGS)
+    # the tags alone name the styles: one probability cannot be shared by three of them
+    loop = fit(data, np.arange(len(rows)), info, FitSettings(dropped=0.0, tag_weight=1.0))
+    while True:
+        try:
+            next(loop)
+        except StopIteration as done:
+            return EarlyHead(info, done.value.arrays())
 
 
-def all_named(gate: NumpyGate) -> float:
+def all_named(gate: EarlyHead) -> float:
     """Share of requests in other words around the styles' own, whose styles are all named and no other."""
     asked = requests(HELD_OUT_FORMS, 500, 1)
-    return float(np.mean([styles_of(gate, text) == styles for text, styles in asked]))
+    return float(np.mean([styles_of(gate, " ".join(w for w, _ in row)) == named(row) for row in asked]))
 
 
-def styles_of(gate: NumpyGate, text: str) -> tuple[str, ...]:
-    """Styles that a text asks for, sorted: those of the blend policy's mix; its scales are not used."""
-    probabilities = gate.probabilities(features(text))
-    mix = blend(probabilities, gate.info.skills, threshold=gate.info.threshold, floor=FLOOR)
-    return tuple(sorted(mix.scales))
+def styles_of(gate: EarlyHead, text: str) -> tuple[str, ...]:
+    """Styles that a text asks for, sorted: those that the gate tags a word with."""
+    words = words_of(text)
+    if not words:
+        return ()
+    tags = gate(states(words)).tags.argmax(1)
+    return tuple(sorted({TAGS[tag] for tag in tags.tolist()} - {OTHER}))
 
 
 def letter_of(text: str) -> str | None:
