@@ -20,7 +20,7 @@ BUILD_LOG := $(VENV)/llama-build.log
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two pip processes must not change one environment at the same time
 .DELETE_ON_ERROR:
-.PHONY: help demo install base test test-kernels bench styles check docs format clean distclean
+.PHONY: help demo install base test test-long test-kernels bench styles check docs format clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ base: $(VENV)/.base.stamp ## fetch the default base
 
 test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs the training dependencies
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-long: $(VENV)/.train.stamp ## run the tests that are too long for make test: killed drivers and searches on a cluster
+	LORAMIX_LONG_TESTS=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 test-kernels: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run the numerical tests with other CPU kernels; builds llama.cpp twice the first time
 	@PYTEST_ADDOPTS="$(PYTEST_ARGS)" sh scripts/kernels.sh $(BIN)/python

@@ -30,8 +30,12 @@ QWEN = REAL_CACHE / "bases" / "qwen2.5-coder-0.5b-1d9614638d18.gguf"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a large base or a package that is not installed: such tests are extra, not skipped."""
-    there = {"qwen": QWEN.is_file(), "diffusers": find_spec("diffusers") is not None}
+    """Leave out what takes long or needs what is not installed: such tests are extra, not skipped."""
+    there = {
+        "qwen": QWEN.is_file(),
+        "diffusers": find_spec("diffusers") is not None,
+        "long": os.environ.get("LORAMIX_LONG_TESTS") == "1",
+    }
     missing = [name for name, found in there.items() if not found]
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in missing)]
     if left_out:

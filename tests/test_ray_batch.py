@@ -130,6 +130,7 @@ def test_rows_are_those_of_one_machine_and_finished_files_are_not_answered_again
         run_cluster_batch(str(source), str(out), **arguments)
 
 
+@pytest.mark.long
 def test_a_killed_driver_resumes_and_a_row_that_kills_its_worker_is_an_error(
     ray_cluster: None, tiny_pack: Path, tmp_path: Path, single: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_killed_driver_resumes_and_a_row_that_kills_its_worker_is_an_error(
     assert not [name for name in files_of(out) if name.startswith((NOTE, "."))]
 
 
+@pytest.mark.long
 def test_what_workers_lack_is_one_sentence_and_what_was_answered_is_kept(
     ray_cluster: None, tiny_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,6 +66,7 @@ def address() -> str:
     return str(ray.get_runtime_context().gcs_address)
 
 
+@pytest.mark.long
 def test_adapters_equal_those_trained_one_by_one(
     ray_cluster: None, data_dir: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_a_state_of_tune_that_cannot_be_read(ray_cluster: None, tmp_path: Path) 
     assert not (tmp_path / "state").exists()
 
 
+@pytest.mark.long
 def test_a_search(ray_cluster: None, data_dir: Path, tiny_base: Path, tmp_path: Path) -> None:
     command = ["train", "search", str(data_dir / "mood.toml"), "--data", str(data_dir / "mood.jsonl")]
     command += ["--base", str(tiny_base), "--out", str(tmp_path / "found"), "--trials", "2"]
