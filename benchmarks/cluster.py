@@ -24,6 +24,7 @@ import httpx
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from ray_processes import descendants, titled
 from tiny import write_base, write_pack
+from tiny_skill import write_skill
 
 N_SKILLS, N_CLIENTS, LOAD_S = 12, 16, 20.0
 RECIPE = """
@@ -51,14 +52,7 @@ def trainings(directory: Path) -> dict[str, Any]:
     """Train twelve skills on a cluster whose driver is killed, and one by one; compare the adapters."""
     base, words = write_base(directory / "tiny.gguf"), []
     for name in (f"skill{i:02}" for i in range(N_SKILLS)):
-        (directory / f"{name}.toml").write_text(RECIPE.format(name=name))
-        rows = [
-            {"split": "dev" if i % 4 == 0 else "train", "input": f"{name} {word} {i}", "target": target}
-            for i in range(6)
-            for word, target in (("sweet", "good"), ("sour", "bad"))
-        ]
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words += ["--skill", str(directory / f"{name}.toml")]
+        words += ["--skill", str(write_skill(directory, name, RECIPE))]
 
     def start(out: str, *more: str) -> subprocess.Popen[bytes]:
         command = [

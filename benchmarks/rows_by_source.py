@@ -165,7 +165,9 @@ def main(
     recipes = {name: load_recipe(f"broad/{name}") for name in skills or shipped()}
     groups = {name: rows_of(recipe, data, rows) for name, recipe in recipes.items()}
     solved = {
-        name: [r for rows in read_sources(recipe, data) for r in rows] for name, recipe in recipes.items()
+        name: [row for rows in read_sources(recipe, data) for row in rows]
+        for name, recipe in recipes.items()
+        if five_shot
     }
     row_of = {
         (name, g, prompt): row

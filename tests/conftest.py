@@ -6,6 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -187,14 +188,17 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'loramix[ray]'")
     from loramix.cluster import session
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LORAMIX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-        patch.setenv("LORAMIX_DATA", str(tmp_path_factory.getbasetemp() / "data"))
-        patch.setenv("LORAMIX_EXTRA_BUFTS", "0")  # no trial run per base
-        patch.setattr(session, "OBJECT_STORE_BYTES", 150 * 2**20)
-        patch.delenv("RAY_ADDRESS", raising=False)
-        with session.session(num_cpus=2):
-            yield
+    with ExitStack() as cluster:
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # for the cluster's processes, not for the tests that follow
+            patch.setenv("LORAMIX_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+            patch.setenv("LORAMIX_DATA", str(tmp_path_factory.getbasetemp() / "data"))
+            patch.setenv("LORAMIX_EXTRA_BUFTS", "0")  # no trial run per base
+            patch.setattr(session, "OBJECT_STORE_BYTES", 150 * 2**20)
+            patch.delenv("RAY_ADDRESS", raising=False)
+            cluster.enter_context(session.session(num_cpus=2))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 from ray_processes import libraries, titled
 from serving import PATIENCE_S, wait_until
-from test_train_pack import RECIPE
+from tiny_skill import RECIPE, write_skill
 
 pytest.importorskip("torch")
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'loramix[ray]'")
@@ -33,14 +32,7 @@ def data_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     directory.mkdir()
     for name in NAMES:
-        recipe = RECIPE.format(name=name).replace("batch_size = 4", "batch_size = 4\nepochs = 24")
-        (directory / f"{name}.toml").write_text(recipe)
-        rows = [
-            {"split": "dev" if i % 4 == 0 else "train", "input": f"{name} {word} {i}", "target": target}
-            for i in range(6)
-            for word, target in (("sweet", "good"), ("sour", "bad"))
-        ]
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_skill(directory, name, RECIPE.replace("batch_size = 4", "batch_size = 4\nepochs = 24"))
     return directory
 
 

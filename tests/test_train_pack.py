@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from click.testing import CliRunner, Result
+from tiny_skill import write_skill
 
 pytest.importorskip("torch")
 
@@ -21,28 +22,6 @@ from loramix.train.recipe import load_recipe, shipped
 
 pytestmark = pytest.mark.train
 
-RECIPE = """
-name = "{name}"
-description = "what {name} is"
-metrics = ["accuracy"]
-any_text = true
-labels = ["good", "bad"]
-max_tokens = 4
-[data]
-license = "none"
-how = "By hand."
-[lora]
-r = 2
-lora_alpha = 4
-[training]
-batch_size = 4
-evaluate_every = 4
-save_every = 2
-dev_rows = 4
-[instructions]
-any = ["{name} of {{input}}?", "{{input}} {name}"]
-"""
-
 
 @pytest.fixture
 def data_dir(tmp_path: Path) -> Path:
@@ -50,13 +29,7 @@ def data_dir(tmp_path: Path) -> Path:
     directory = tmp_path / "data"
     directory.mkdir()
     for name in ("mood", "taste"):
-        (directory / f"{name}.toml").write_text(RECIPE.format(name=name))
-        rows = [
-            {"split": "dev" if i % 4 == 0 else "train", "input": f"{name} {word} {i}", "target": target}
-            for i in range(6)
-            for word, target in (("sweet", "good"), ("sour", "bad"))
-        ]
-        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_skill(directory, name)
     return directory
 
 

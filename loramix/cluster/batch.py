@@ -162,10 +162,4 @@ def _open_output(job: Job, files: list[SourceFile], rows_per_file: int) -> dict[
         if states.setdefault(name, state) != state:
             raise UsageError(f"{name} has changed since {job.out} was begun; name another output.")
     output.write(JOB, json.dumps({"loramix batch": 1, "job": digest, "files": states}).encode())
-    done: dict[str, set[int]] = {}
-    for file in files:
-        start = f"{file.chunk_prefix}-"
-        numbers = {int(name[len(start) : len(start) + 7]) for name in found if name.startswith(start)}
-        if numbers:
-            done[file.name] = numbers
-    return done
+    return {file.name: numbers for file in files if (numbers := file.chunk_numbers(found))}

@@ -22,6 +22,7 @@ ROWS = 128
 MAX_CHARACTERS = 8_000_000
 """Text of a chunk; with long rows it has fewer of them, so that chunks fit into Ray's shared memory."""
 _GLOB = re.compile(r"[*?\[]")
+_DIGITS = 7  # of a chunk's number, so that names sort in its order
 PlainRow = tuple[int, dict[str, Any] | str]
 """A row's number, and the row or why it cannot be read."""
 
@@ -39,6 +40,15 @@ class SourceFile:
         """Beginning of the names of its chunks; sorted, these are in the order of the files' rows."""
         stem = re.sub(r"[^A-Za-z0-9.-]+", "-", PurePosixPath(self.name).name.split(".")[0]).strip("-.")[:40]
         return f"{stem or 'rows'}-{hashlib.sha256(self.name.encode()).hexdigest()[:8]}"
+
+    def chunk_name(self, number: int) -> str:
+        """Return the name of a chunk, counted from 0, and of its file without the suffix."""
+        return f"{self.chunk_prefix}-{number:0{_DIGITS}}"
+
+    def chunk_numbers(self, names: Iterable[str]) -> set[int]:
+        """Return the numbers of the chunks whose files are among some names."""
+        start = f"{self.chunk_prefix}-"
+        return {int(name[len(start) :][:_DIGITS]) for name in names if name.startswith(start)}
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,8 @@ def find_files(source: str) -> list[SourceFile]:
     from pyarrow import fs
 
     system, path = file_system(source)
-    if _GLOB.search(path):
-        fixed = path[: _GLOB.search(path).start()].rpartition("/")[0]  # type: ignore[union-attr]
+    if special := _GLOB.search(path):
+        fixed = path[: special.start()].rpartition("/")[0]
         infos = system.get_file_info(fs.FileSelector(fixed or "/", recursive=True, allow_not_found=True))
         infos = [
             i for i in infos if fnmatch.fnmatchcase(i.path, path) and i.path.count("/") == path.count("/")
@@ -135,7 +145,7 @@ def read_chunks(
         plain = ((n, str(row) if isinstance(row, InvalidData) else row) for n, row in rows)
         for number, found in enumerate(_groups(plain, rows_per_chunk)):
             if number not in done:
-                yield Chunk(f"{file.chunk_prefix}-{number:07}", found, schema)
+                yield Chunk(file.chunk_name(number), found, schema)
 
 
 def _groups(rows: Iterable[PlainRow], most: int) -> Iterator[list[PlainRow]]:

@@ -119,9 +119,8 @@ def _restored(place: Path, work: Any) -> Any:
         return None
     try:
         return Tuner.restore(str(place), work, resume_unfinished=True, restart_errored=True)
-    except (
-        Exception
-    ):  # cut off while it was written, or by another version of Ray: run directories are enough
+    except Exception:
+        # cut off while it was written, or by another version of Ray: run directories are enough
         shutil.rmtree(place)
         return None
 

@@ -70,7 +70,11 @@ def run_batch(
     kind = output_kind(out.name)
     if kind == "parquet":
         need_pyarrow()
-    total = sum(1 for _ in _rows_of(source, column))
+    total, columns = 0, dict[str, None]()
+    for _, row in _rows_of(source, column):
+        total += 1
+        if isinstance(row, dict):
+            columns.update(dict.fromkeys(row))
     part = out.with_name(out.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -85,7 +89,7 @@ def run_batch(
                     file.flush()
                     answers[number] = answer
                     report(len(answers), total)
-            _write_output(source, out, kind, column, answers)
+            _write_output(source, out, kind, column, columns, answers)
             part.unlink()
     except Timeout:
         raise Busy(f"another process writes {out}; wait for it, or name another file.") from None
@@ -100,13 +104,14 @@ def _rows_of(source: Path, column: str) -> Iterator[Row]:
 
 
 def _write_output(
-    source: Path, out: Path, kind: Kind, column: str, answers: Mapping[int, Mapping[str, Any]]
+    source: Path,
+    out: Path,
+    kind: Kind,
+    column: str,
+    columns: Mapping[str, None],
+    answers: Mapping[int, Mapping[str, Any]],
 ) -> None:
     """Write the complete output: each row of the input with its answer."""
-    columns: dict[str, None] = {}
-    for _, row in _rows_of(source, column):
-        if isinstance(row, dict):
-            columns.update(dict.fromkeys(row))
     schema = None
     if kind == "parquet" and kind_of(source.name) == "parquet":
         with source.open("rb") as file:
