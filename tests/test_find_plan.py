@@ -255,6 +255,22 @@ def test_half_of_a_frame_may_be_outside() -> None:
     assert unframed('say "no" to "a"', (4, 15)) == (4, 15)
 
 
+@pytest.mark.parametrize(
+    ("message", "end", "text"),
+    [
+        ("rate a b and sum it up", 12, "a b"),
+        ("rate a b, and then sum it up", 18, "a b"),
+        ("note a b puis résume", 13, "a b"),
+        ("rate a band and sum it up", 15, "a band"),
+        ("rate a b and", 12, "a b and"),
+        ("rate strand sum it up", 11, "strand"),
+        ('rate "a and" now', 12, "a and"),
+    ],
+)
+def test_a_word_that_joins_two_requests_is_not_text(message: str, end: int, text: str) -> None:
+    assert message[slice(*unframed(message, (5, end)))] == text
+
+
 def test_the_json_form_of_a_step() -> None:
     assert Step("summarize", "ab", (3, 5)).to_json() == {"skill": "summarize", "on": "text", "text": [3, 5]}
     assert Step("spam", "ab", (3, 5), on_answer=True).to_json() == {"skill": "spam", "on": "answer"}

@@ -13,6 +13,7 @@ _TAIL = re.compile(r"[:;,.?!)\]*=>-]+(?=\s)")  # of the word before
 _END = re.compile(r"[.!?…。！？]+")
 _OPENING = re.compile(r"<([A-Za-z][\w-]*)>")
 
+_JOINING = re.compile(r"(?:[\s,;]+(?:and|then|also|et|puis))+\Z", re.IGNORECASE)  # "... and translate it"
 _NAMES_TEXT = re.compile(
     r"\b(?:texte?|original|whole|full|entire|everything|all|both|article|review|message|comment|passage|paragraph|post"
     r"|letter|e-?mail|mail|note|story|document|tout|entier|entière)s?\b",
@@ -33,9 +34,11 @@ def unframed(message: str, span: Span) -> Span:
         span: where the text probably is; half of a frame may be outside.
 
     Returns:
-        The span without white space and marks around it, and with the full stop right behind it; a mark is dropped
-        only where its partner is there too.
+        The span without white space and marks around it, without a last "and" before more of the message, and with
+        the full stop right behind it; a mark is dropped only where its partner is there too.
     """
+    if message[span[1] :].strip() and (joining := _JOINING.search(message[slice(*span)].rstrip())):
+        span = span[0], span[0] + joining.start()
     if end_marks := _END.match(message, span[1]):
         span = span[0], end_marks.end()
     while True:
