@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 import numpy as np
+from msgspec import structs
 
 from loramix.models import bases
 from loramix.paths import atomic_write
@@ -28,6 +29,30 @@ from loramix.train.sources import dev_rows, read_sources, sample
 from . import JointError
 
 PATH = click.Path(path_type=Path)
+
+
+def shifted(recipe: Recipe, rows: int | None, made: float | None) -> Recipe:
+    """Return a recipe with another number of rows a pass, or another share of rows made by rule.
+
+    Args:
+        recipe: recipe with sources.
+        rows: rows of a pass; None: the recipe's.
+        made: share between 0 and 1; None: the recipe's.
+
+    Raises:
+        JointError: the recipe has no rows made by rule, or no others.
+    """
+    sources, data = recipe.data.sources, recipe.data
+    if made is not None:
+        by_rule = sum(source.weight for source in sources if source.made)
+        others = sum(source.weight for source in sources) - by_rule
+        if not (by_rule and others):
+            raise JointError(f"recipe {recipe.name!r} needs rows made by rule and others; leave --made out.")
+        factor = made / (1 - made) * others / by_rule
+        sources = tuple(
+            structs.replace(one, weight=one.weight * factor) if one.made else one for one in sources
+        )
+    return structs.replace(recipe, data=structs.replace(data, sources=sources, rows=rows or data.rows))
 
 
 def test_rows(recipe: Recipe, found: Sequence[Sequence[Row]], most: int) -> list[Row]:
@@ -159,6 +184,12 @@ def prepare(
     help="Shipped broad recipe, or a TOML file; repeatable.",
 )
 @click.option("--passes", default=2, show_default=True, help="Passes over the training rows.")
+@click.option("--rows", type=click.IntRange(min=1), help="Rows of a pass; by default the recipe's.")
+@click.option(
+    "--made",
+    type=click.FloatRange(0, 1, True, True),
+    help="Share of rows made by rule; by default the recipe's.",
+)
 @click.option("--length", default=512, show_default=True, help="Most tokens of a row.")
 @click.option("--dev-rows", default=480, show_default=True)
 @click.option("--test-rows", default=1000, show_default=True, help="Most test rows of each source.")
@@ -168,6 +199,8 @@ def main(
     out: Path,
     skills: tuple[str, ...],
     passes: int,
+    rows: int | None,
+    made: float | None,
     length: int,
     dev_rows: int,
     test_rows: int,
@@ -176,7 +209,7 @@ def main(
     path = bases.resolve(base)
     for skill in skills:
         recipe = load_recipe(skill if Path(skill).is_file() else f"broad/{skill}")
-        arrays = prepare(path, recipe, data, passes, length, dev_rows, test_rows)
+        arrays = prepare(path, shifted(recipe, rows, made), data, passes, length, dev_rows, test_rows)
         with atomic_write(out / f"{recipe.name}.npz") as file:
             np.savez_compressed(file, **arrays)
 
