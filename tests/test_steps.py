@@ -212,6 +212,38 @@ def test_a_label_skill_answers_its_step_with_a_label(tiny_pack: Path, tmp_path: 
         assert heard.answers[0].text == heard.answers[3].text == answer.text
 
 
+def test_a_label_skill_is_asked_about_the_last_text_alone(tiny_pack: Path, tmp_path: Path) -> None:
+    pack = set_labels(write_plan_pack(tiny_pack, tmp_path / "labels"), ["good", "bad"])
+    system = {"role": "system", "content": "be brief"}
+    before = [
+        {"role": "user", "content": "SSS: a lovely evening"},
+        {"role": "assistant", "content": "good"},
+    ]
+
+    def follows(message: str) -> list[Any]:
+        return [system, *before, {"role": "user", "content": message}]
+
+    with Engine.open(pack, n_ctx=512, n_threads=1) as engine:
+        message = f"SSS: {TEXT}"
+        answer = engine.generate(follows(message))
+        alone = engine.generate(
+            [system, {"role": "user", "content": asked("sentiment", message)}], mix="sentiment"
+        )
+        assert answer.prompts == alone.prompts and answer.labels == alone.labels and answer.text == alone.text
+        step = {"skill": "sentiment", "on": "text", "text": [0, len(message)]}
+        assert engine.route(follows(message)).to_json()["steps"] == [step]
+        # no earlier answer, no text of its own, a skill without labels, the skill named: the whole conversation
+        assert engine.route(message).plan == () and engine.route([system, *follows(message)[-1:]]).plan == ()
+        assert (
+            engine.route(follows("SSSSSS")).mix == {"sentiment": 1}
+            and engine.route(follows("SSSSSS")).plan == ()
+        )
+        assert engine.route(follows(ONE)).mix == {"summarize": 1} and engine.route(follows(ONE)).plan == ()
+        assert engine.route(follows(message), mix="sentiment").plan == ()
+        heard = run(engine, [(follows(message), {}), (message, {}), (follows(message), {})], parallel=3)
+        assert heard.answers[0].labels == heard.answers[2].labels == alone.labels
+
+
 def test_cancelled_in_the_second_step_others_go_on(engine: Engine) -> None:
     heard = Heard()
     scheduler = Scheduler(engine, heard, parallel=3)

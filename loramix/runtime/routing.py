@@ -16,7 +16,7 @@ from loramix.runtime.old_gate import OldReader
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import Route, Router
-from loramix.runtime.steps import plan_of
+from loramix.runtime.steps import follow_up, plan_of
 from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
@@ -83,6 +83,8 @@ class GateRouting:
                 route = self.router.planned(reading.probabilities, plan)
             elif self._knows_plans(reading, route):
                 route = replace(self.router.decide(reading.probabilities, "top1"), policy=options.policy)
+            if not (route.plan or route.then):
+                route = replace(route, plan=self._follow_up(reading, route, prompt))
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
         return replace(route, words=reading.words, timings=reading.timings)
@@ -90,6 +92,10 @@ class GateRouting:
     def _plan(self, reading: Reading, prompt: PreparedPrompt) -> tuple[Step, ...]:
         decoder = self._decoder
         return plan_of(reading, self.router.names, prompt, self._pack, decoder.model, decoder.n_ctx)
+
+    def _follow_up(self, reading: Reading, route: Route, prompt: PreparedPrompt) -> tuple[Step, ...]:
+        decoder = self._decoder
+        return follow_up(reading, route.mix, prompt, self._pack, decoder.model, decoder.n_ctx)
 
     def _knows_plans(self, reading: Reading, route: Route) -> bool:
         """Whether the gate was trained to split such a request: what it does not split is answered as one."""

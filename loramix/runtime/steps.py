@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loramix.models.plan import Step, find_plan, may_be_split
+import numpy as np
+
+from loramix.models.plan import TEXT, Step, find_plan, may_be_split
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, fill
 from loramix.runtime.gate_reader import Reading
@@ -13,6 +15,9 @@ from loramix.runtime.labels import label_fields
 from loramix.runtime.llama.vocabulary import Vocabulary
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.token_places import places_of
+
+TEXT_TOKENS = 4.0
+"""Tokens of text from which a message has a text of its own."""
 
 
 def plan_of(
@@ -50,6 +55,45 @@ def plan_of(
         return ()
     prompts = StepPrompts(prompt, plan, pack, vocabulary)
     return plan if all(len(prompts.of(i, "")) < n_ctx for i in range(len(plan))) else ()
+
+
+def follow_up(
+    reading: Reading,
+    mix: Mapping[str, float],
+    prompt: PreparedPrompt,
+    pack: Pack,
+    vocabulary: Vocabulary,
+    n_ctx: int,
+) -> tuple[Step, ...]:
+    """Ask a skill with labels about the last message alone if that message of a conversation has a text of its own.
+
+    With the earlier turns before it, such a skill tends to repeat its last label (docs/blending.md).
+
+    Args:
+        reading: what the gate says of the prompt.
+        mix: the mix that it chose.
+        prompt: the prompt that was read.
+        pack: the gate's pack.
+        vocabulary: vocabulary of the base.
+        n_ctx: maximum tokens of prompt and answer together.
+
+    Returns:
+        One step; none if the conversation is answered as a whole.
+    """
+    tags = reading.tags
+    if tags is None or TEXT not in tags.names or len(mix) != 1:
+        return ()
+    skill = pack.skill(next(iter(mix)))
+    answered = any(message["role"] == "assistant" for message in prompt.messages)
+    if not answered or not skill.labels or skill.instruction is None:
+        return ()
+    message = prompt.messages[-1]["content"]
+    places = places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
+    inside = np.asarray([place is not None for place in places])
+    if tags.probabilities[inside, tags.names.index(TEXT)].sum() < TEXT_TOKENS:
+        return ()
+    plan = (Step(skill.name, message, (0, len(message))),)
+    return plan if len(StepPrompts(prompt, plan, pack, vocabulary).of(0, "")) < n_ctx else ()
 
 
 class StepPrompts:
