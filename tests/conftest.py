@@ -42,6 +42,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+    for item in items:  # of several processes one runs a whole file, and one all that need the cluster
+        name = item.path.stem
+        item.add_marker(pytest.mark.xdist_group("ray" if name.startswith("test_ray") else name))
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
