@@ -30,8 +30,9 @@ REAL_CACHE = cache_dir()  # before any test turns it elsewhere
 QWEN = REAL_CACHE / "bases" / "qwen2.5-coder-0.5b-1d9614638d18.gguf"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes long or needs what is not installed: such tests are extra, not skipped."""
+    """Leave out what takes long or needs what is not installed, and group the others for several processes."""
     there = {
         "qwen": QWEN.is_file(),
         "diffusers": find_spec("diffusers") is not None,
