@@ -30,9 +30,21 @@ REAL_CACHE = cache_dir()  # before any test turns it elsewhere
 QWEN = REAL_CACHE / "bases" / "qwen2.5-coder-0.5b-1d9614638d18.gguf"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes one runs a whole file, and one all files that need the cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cluster" if Path(file).name.startswith("test_ray") else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what takes long or needs what is not installed, and group the others for several processes."""
+    """Leave out what takes long or needs what is not installed: such tests are extra, not skipped."""
     there = {
         "qwen": QWEN.is_file(),
         "diffusers": find_spec("diffusers") is not None,
@@ -43,9 +55,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
-    for item in items:  # of several processes one runs a whole file, and one all that need the cluster
-        name = item.path.stem
-        item.add_marker(pytest.mark.xdist_group("ray" if name.startswith("test_ray") else name))
 
 
 def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
