@@ -33,8 +33,8 @@ install: $(VENV)/.runtime.stamp ## install the runtime dependencies
 
 base: $(VENV)/.base.stamp ## fetch the default base
 
-test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests; installs the training dependencies
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.train.stamp $(VENV)/.base.stamp ## run all tests, in two processes; installs the training dependencies
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 test-long: $(VENV)/.train.stamp ## run the tests that are too long for make test: killed drivers and searches on a cluster
 	LORAMIX_LONG_TESTS=1 $(BIN)/python -m pytest -m long $(PYTEST_ARGS)

@@ -30,6 +30,19 @@ REAL_CACHE = cache_dir()  # before any test turns it elsewhere
 QWEN = REAL_CACHE / "bases" / "qwen2.5-coder-0.5b-1d9614638d18.gguf"
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Of several processes one runs a whole file, and one all files that need the cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "cluster" if Path(file).name.startswith("test_ray") else file
+
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what takes long or needs what is not installed: such tests are extra, not skipped."""
     there = {
