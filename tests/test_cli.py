@@ -79,6 +79,19 @@ def test_pack_commands(pack: Path, tiny_base: Path, tmp_path: Path) -> None:
     refused(run("pack", "remove", new, "mood"), code=2, says="no skill")
 
 
+def test_an_adapter_of_another_strength(pack: Path) -> None:
+    adapter = pack / "skills" / "sentiment.gguf"
+    add = ["pack", "add", pack, "mood", adapter, "--description", "x", "--max-tokens", 5]
+    assert run(*add, "--scale", 0.5).exit_code == 0
+    ask = ["run", "--pack", pack, "--ctx", 256, "-n", 12, "hi there"]
+    half = run(*ask, "--mix", "sentiment=0.5").stdout
+    assert run(*ask, "--mix", "mood").stdout == half != run(*ask, "--mix", "sentiment").stdout
+    refused(run(*add, "--replace", "--scale", 0), code=2, says="0")
+    bad = pack / "none.gguf"
+    bad.write_bytes(adapter.read_bytes().replace(b"adapter.lora.alpha", b"adapter.lora.other"))
+    refused(run(*add[:4], bad, *add[5:], "--replace", "--scale", 0.5), says="no alpha")
+
+
 @pytest.mark.parametrize(
     "words, code, says",
     [

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -132,6 +135,12 @@ def pack_copy(name: str, directory: Path) -> None:
     "--instruction", help="How the skill is asked, with '{input}'; by default the recipe's first one."
 )
 @click.option("--card", type=PATH, help="Markdown file on data, results and limits.")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 4, min_open=True),
+    default=1.0,
+    help="Strength of the adapter; below 1 the answers keep more of the base's.  [default: 1]",
+)
 @click.option("--replace", is_flag=True, help="Replace a skill of that name.")
 @click.option("--keep-gate", is_flag=True, help="With --replace: keep the gate as it is.")
 @TO
@@ -145,6 +154,7 @@ def pack_add(
     max_tokens: int | None,
     instruction: str | None,
     card: Path | None,
+    scale: float,
     replace: bool,
     keep_gate: bool,
     to: str,
@@ -180,8 +190,11 @@ def pack_add(
     base = bases.find(target.pack.manifest.base.name)
     if base is not None:
         _fits(adapter, base)
-    labels = _labels(loaded, data, base, adapter)
-    with target.changing() as directory:
+    with ExitStack() as stack:
+        if scale != 1:
+            adapter = stack.enter_context(_scaled(adapter, scale))
+        labels = _labels(loaded, data, base, adapter)
+        directory = stack.enter_context(target.changing())
         change = add_skill(
             directory,
             skill,
@@ -197,6 +210,18 @@ def pack_add(
         )
     click.echo(change.message)
     say_how_to_use(target)
+
+
+@contextmanager
+def _scaled(adapter: Path, scale: float) -> Iterator[Path]:
+    """Write an adapter of another strength, for a while."""
+    from loramix.formats.adapter_file import read_adapter_bytes, with_scale
+
+    content = with_scale(read_adapter_bytes(adapter), scale)
+    with TemporaryDirectory() as place:
+        path = Path(place, "adapter.gguf")
+        path.write_bytes(content)
+        yield path
 
 
 def _labels(recipe: Recipe | None, data: Path | None, base: Path | None, adapter: Path) -> Labels:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import stat
+import struct
 from pathlib import Path
 
 from loramix.errors import InvalidArtifact, NotFound
+from loramix.formats.gguf_reader import FLOAT32
 from loramix.formats.sniff import HEAD, sniff
 
 MAX_ADAPTER_BYTES = 512 * 2**20
@@ -38,6 +40,25 @@ def read_adapter_bytes(path: Path) -> bytes:
             f"{path} may be a pickle, which can run code: save it as safetensors and convert that."
         )
     return content
+
+
+def with_scale(content: bytes, scale: float) -> bytes:
+    """Return a GGUF LoRA file whose update has another strength: its alpha is multiplied.
+
+    Args:
+        content: a file that passed `check_adapter`.
+        scale: factor of the update.
+
+    Raises:
+        InvalidArtifact: the file has no alpha.
+    """
+    name = b"adapter.lora.alpha"
+    key = struct.pack("<Q", len(name)) + name + struct.pack("<I", FLOAT32)
+    place = content.find(key) + len(key)
+    if place < len(key):
+        raise InvalidArtifact("the adapter has no alpha to scale; convert it with 'loramix convert adapter'.")
+    (alpha,) = struct.unpack_from("<f", content, place)
+    return content[:place] + struct.pack("<f", alpha * scale) + content[place + 4 :]
 
 
 def embedding_adapted(target: str, tied: bool) -> str:
