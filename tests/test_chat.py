@@ -149,3 +149,8 @@ def test_a_paste_is_one_message(bracketed: bool, tiny_pack: Path, tmp_path: Path
         child.kill()
         child.wait()
         os.close(master)
+
+
+def test_a_piped_file_with_a_mark(tiny_pack: Path) -> None:
+    result = chat(tiny_pack, "\ufeffhello\n\ufeff/history\n")
+    assert "user: hello\nassistant: " in result.stdout and result.stderr.count("[base]") == 1
