@@ -207,7 +207,7 @@ def test_settings_that_ask_for_nothing_pass(tiny_server: Served) -> None:
         ("/v1/embeddings", "normalize", False, True),
         ("/v1/embeddings", "output_dimension", 8, None),
         ("/v1/embeddings", "output_dtype", "int8", "float"),
-        ("/api/chat", "max_tokens", 3, None),
+        ("/api/chat", "grammar", 'root ::= "a"', ""),
         ("/api/generate", "repetition_penalty", 1.3, None),
     ],
 )

@@ -53,8 +53,6 @@ class RunOptions(SamplerSettings):
         },
         "grammar": Refusal("is not supported here; use 'format', and leave it out."),
         "logit_bias": NO_BIAS,
-        "max_tokens": Refusal("is not known here; use 'num_predict'."),
-        "n_predict": Refusal("is not known here; use 'num_predict'."),
         "repetition_penalty": Refusal("is not known here; use 'repeat_penalty'."),
     }
     num_predict: (
