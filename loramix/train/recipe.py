@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
-from loramix.defaults import MAX_RANK, RANK
 from loramix.architectures import Module
+from loramix.defaults import MAX_RANK, RANK
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.formats.textfile import read_text
 from loramix.pack.manifest import usable_instruction
