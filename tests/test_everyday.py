@@ -246,7 +246,7 @@ def test_a_pack_and_its_base_are_asked(
         (["--bare"], "add --everyday"),
         (["--split", "dev"], "add --everyday"),
         (["--everyday", "--only", "routing"], "--only"),
-        (["--everyday", "--rows", "3"], "or --everyday out"),
+        (["--everyday", "--rows", "3"], "--everyday excludes"),
     ],
 )
 def test_options_that_belong_together(tiny_pack: Path, words: list[str], problem: str) -> None:

@@ -65,7 +65,7 @@ def evaluate(
         raise UsageError("--bare and --split apply to everyday requests: add --everyday, or leave them out.")
     if everyday and (data_dir or held_out or none_files or only or rows or peft):
         raise UsageError(
-            "--data-dir, --held-out, --none, --only, --rows and --peft apply to test rows: leave them or --everyday out."
+            "--everyday excludes --data-dir, --held-out, --none, --only, --rows and --peft: leave these or it out."
         )
     if data_dir is None and not everyday:
         raise UsageError(
