@@ -6,10 +6,12 @@ Contains only names and conventions; reads no files and does not import llama.cp
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from loramix.errors import Unsupported
 
+Module: TypeAlias = Literal["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+"""Name of a linear layer that an adapter can change."""
 LINEAR = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",

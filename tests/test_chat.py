@@ -149,3 +149,17 @@ def test_a_paste_is_one_message(bracketed: bool, tiny_pack: Path, tmp_path: Path
         child.kill()
         child.wait()
         os.close(master)
+
+
+def test_a_piped_file_with_a_mark(tiny_pack: Path) -> None:
+    result = chat(tiny_pack, "\ufeffhello\n\ufeff/history\n")
+    assert "user: hello\nassistant: " in result.stdout and result.stderr.count("[base]") == 1
+
+
+def test_a_message_that_begins_like_a_command_is_named(tiny_pack: Path) -> None:
+    said = chat(tiny_pack, "/etc/passwd is what?\n/policy nosuch\n/help\n").stderr
+    assert (
+        said.count("is no command") == 1
+        and "/etc/passwd is no command; put a message that begins with /" in said
+    )
+    assert said.count("/reset") == 3

@@ -165,3 +165,12 @@ def test_a_history_with_tools_is_answered(tiny_server: Served) -> None:
         "/api/chat", model="tiny", messages=history, stream=False, options={"num_predict": 4}
     )
     assert answer.json()["message"]["content"] == said
+
+
+@pytest.mark.parametrize("kind", ["thinking", "reasoning", "redacted_thinking"])
+def test_thoughts_of_another_model_are_left_out(kind: str) -> None:
+    parts = [{"type": kind, kind: "hm"}, {"type": "text", "text": "yes"}]
+    assert turns({"role": "assistant", "content": parts}, {"role": "user", "content": "x"}) == [
+        ("assistant", "yes"),
+        ("user", "x"),
+    ]

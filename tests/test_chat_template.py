@@ -285,3 +285,11 @@ def test_a_template_that_cuts_what_the_user_wrote_is_refused(cut: str) -> None:
     source = "{% for m in messages %}{{ m.content" + cut + " }}{% endfor %}"
     with pytest.raises(InvalidArtifact, match="never prints the user's text"):
         usable_template(source, {}, "base.gguf")
+
+
+@pytest.mark.parametrize("part", ["split('\\n')[0]", "split('\\n')[-1]", "splitlines() | first"])
+def test_a_template_that_prints_one_line_of_the_user_is_refused(part: str) -> None:
+    source = "{% for m in messages %}{{ m.content." + part + " }}{% endfor %}"
+    with pytest.raises(InvalidArtifact, match="never prints the user's text"):
+        usable_template(source, {}, "base.gguf")
+    usable_template("{{ messages | tojson }}", {}, "base.gguf")  # another spelling of the same lines

@@ -241,7 +241,13 @@ def test_a_pack_and_its_base_are_asked(
 
 @pytest.mark.parametrize(
     ("words", "problem"),
-    [([], "--everyday"), (["--bare"], "add --everyday"), (["--split", "dev"], "add --everyday")],
+    [
+        ([], "--everyday"),
+        (["--bare"], "add --everyday"),
+        (["--split", "dev"], "add --everyday"),
+        (["--everyday", "--only", "routing"], "--only"),
+        (["--everyday", "--rows", "3"], "--everyday excludes"),
+    ],
 )
 def test_options_that_belong_together(tiny_pack: Path, words: list[str], problem: str) -> None:
     said = CliRunner().invoke(main, ["eval", str(tiny_pack), *words])

@@ -244,3 +244,17 @@ def test_a_weak_key_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -
     file.write_text(f"{KEY}\n")
     assert read_key(file) == KEY
     assert CliRunner().invoke(main, ["serve", "--api-key-file", str(tmp_path / "none")]).exit_code == 1
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_body_with_a_byte_order_mark_is_read(encoding: str) -> None:
+    """As of ``curl -d @file`` with a file of Notepad or PowerShell."""
+    answer = ask(AccessPolicy(), "POST", content='{"é": 1}'.encode(encoding), headers=JSON)
+    assert answer.status_code == 200 and answer.content == '{"é": 1}'.encode()
+    broken = ask(AccessPolicy(), "POST", content=b"\xff\xfe{", headers=JSON)
+    assert broken.status_code == 400 and "not UTF-16" in broken.json()["error"]["message"]
+
+
+def test_a_compressed_body_is_named() -> None:
+    answer = ask(AccessPolicy(), "POST", content=b"\x1f\x8b", headers={**JSON, "content-encoding": "gzip"})
+    assert answer.status_code == 415 and "without Content-Encoding" in answer.json()["error"]["message"]

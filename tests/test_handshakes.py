@@ -240,3 +240,21 @@ def test_the_address_to_listen_on_is_read_as_well_as_it_is_written(monkeypatch: 
 def test_httpx_follows_no_redirect_for_the_root(tiny_server: Served) -> None:
     """Some clients probe the base URL with and without its last slash."""
     assert httpx.get(tiny_server.url).text == httpx.get(f"{tiny_server.url}/").text == "Ollama is running"
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/chat/completions", "send it to /v1/chat/completions."),
+        ("/v1/v1/chat/completions", "send it to /v1/chat/completions."),
+        ("/generate", "send it to /api/generate."),
+        ("/tokenize", "/openapi.json lists the endpoints."),
+        ("/", "/openapi.json lists the endpoints."),
+    ],
+)
+def test_a_base_url_with_another_prefix_gets_the_path_that_is_meant(
+    tiny_server: Served, path: str, words: str
+) -> None:
+    answer = tiny_server.post(path, model="tiny", messages=[])
+    assert answer.status_code == 404 and answer.json()["error"]["message"].endswith(words)
+    assert f"there is no POST {path} here" in answer.text

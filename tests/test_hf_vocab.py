@@ -518,3 +518,13 @@ def test_bad_tokenizer_models_are_refused(spm: Path) -> None:
         )
         with pytest.raises(Unsupported, match=sentence):
             read_vocabulary(spm, 500)
+
+
+def test_a_list_of_ends_beside_a_sentencepiece_model(spm: Path) -> None:
+    """The end of sequence is the tokenizer's, whatever else ends an answer."""
+    (spm / "config.json").write_text('{"eos_token_id": [7, 2]}')
+    write_settings(spm, bos_token="<s>", eos_token={"content": "</s>"})
+    found = read_vocabulary(spm, 500)
+    assert found.special.special_token_ids["eos"] == 2 and found.ends == (2, 7)
+    write_settings(spm, bos_token="<s>", eos_token=None)
+    assert read_vocabulary(spm, 500).ends == (7, 2)

@@ -43,3 +43,25 @@ def test_a_valid_token_without_the_right_is_named(
     refused(run("pull", NAME), says="the token in the environment variable HF_TOKEN lacks the permission")
     monkeypatch.delenv("HF_TOKEN")
     refused(run("pull", NAME), says="log in with 'hf auth login', or set HF_TOKEN")
+
+
+def test_a_token_with_an_odd_character_is_named_and_not_shown(
+    standin: Hub, gguf: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf})
+    monkeypatch.setenv("HF_TOKEN", "hf_s\u00e9cret")
+    result = run("pull", NAME)
+    assert (
+        result.exit_code == 2
+        and "the token in the environment variable HF_TOKEN has a character" in result.stderr
+    )
+    assert "cret" not in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_token_that_is_not_sent_is_not_blamed(
+    standin: Hub, gguf: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    standin.add("some/tiny-GGUF", **{"tiny.Q4_K_M.gguf": gguf}).private = True
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
+    refused(run("pull", NAME), says="unset HF_HUB_DISABLE_IMPLICIT_TOKEN")

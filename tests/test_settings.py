@@ -188,3 +188,38 @@ def test_settings_of_other_servers_are_refused_by_name(
 def test_settings_that_ask_for_nothing_pass(tiny_server: Served) -> None:
     quiet = {"xtc_probability": 0, "top_a": 0, "length_penalty": 1, "n_predict": -1}
     assert tiny_server.chat(max_tokens=2, **quiet).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "value", "harmless"),
+    [
+        ("/v1/chat/completions", "use_beam_search", True, False),
+        ("/v1/chat/completions", "lora", [{"id": 0, "scale": 0.5}], []),
+        ("/v1/chat/completions", "regex", "^a$", ""),
+        ("/v1/chat/completions", "best_of", 3, 1),
+        ("/v1/chat/completions", "allowed_token_ids", [5], []),
+        ("/v1/chat/completions", "top_n_sigma", 1, -1),
+        ("/v1/chat/completions", "chat_template_kwargs", {"date": "today"}, {"enable_thinking": False}),
+        ("/v1/chat/completions", "max_new_tokens", 3, None),
+        ("/v1/chat/completions", "stop_sequences", ["a"], []),
+        ("/v1/chat/completions", "format", "json", ""),
+        ("/v1/completions", "max_completion_tokens", 3, None),
+        ("/v1/embeddings", "normalize", False, True),
+        ("/v1/embeddings", "output_dimension", 8, None),
+        ("/v1/embeddings", "output_dtype", "int8", "float"),
+        ("/api/chat", "grammar", 'root ::= "a"', ""),
+        ("/api/generate", "repetition_penalty", 1.3, None),
+    ],
+)
+def test_names_of_other_servers_are_never_ignored(
+    tiny_server: Served, path: str, name: str, value: Any, harmless: Any
+) -> None:
+    least: dict[str, Any] = {"messages": [ASK], "prompt": "a dog", "input": "a dog", "stream": False}
+
+    def ask(given: Any) -> Any:
+        own = {"options": {name: given}} if path.startswith("/api") else {name: given}
+        return tiny_server.post(path, model="tiny", **least, **own)
+
+    answer = ask(value)
+    assert answer.status_code == 400 and f"{name} is not " in answer.text, answer.text
+    assert ask(harmless).status_code == 200

@@ -170,3 +170,17 @@ def test_a_pack_is_not_made_on_what_is_no_base(tmp_path: Path, tiny_pack: Path, 
         (tmp_path / "sentiment.jsonl").write_text("{}")
         result = CliRunner().invoke(main, [*command, "--base", str(note)])
         assert result.exit_code == 1 and "not a GGUF base" in result.stderr, result.output
+
+
+def test_a_directory_that_is_no_checkpoint_is_named(tmp_path: Path, tiny_base: Path) -> None:
+    for name, words in (
+        ("model.gguf", "model.gguf in it is a GGUF, which needs no conversion"),
+        ("adapter_config.json", "convert it with 'loramix convert adapter'"),
+        ("consolidated.safetensors", "consolidated.safetensors has other names"),
+        ("other", "download the whole checkpoint"),
+    ):
+        directory = write_checkpoint(tmp_path / name)
+        (directory / "model.safetensors").unlink()
+        (directory / name).write_text("{}")
+        with pytest.raises(LoramixError, match=words):
+            convert_base(directory, tmp_path / "out.gguf", "F32")

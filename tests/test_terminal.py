@@ -83,6 +83,12 @@ def test_output_replaces_what_it_cannot_write(encoding: str, tiny_pack: Path) ->
     assert "is not usable" in sentence(bad, 2)
 
 
+@pytest.mark.parametrize("columns", ["0", "1"])
+def test_a_table_needs_no_terminal_width(columns: str, tiny_pack: Path) -> None:
+    result = own_process("plan", "--pack", str(tiny_pack), COLUMNS=columns)
+    assert result.returncode == 0 and b"in all" in result.stdout
+
+
 def test_bytes_that_are_no_text_are_named(tiny_pack: Path, tmp_path: Path) -> None:
     assert "argument 2" in sentence(own_process("run", b"caf\xe9", "--pack", str(tiny_pack)), 2)
     assert "not UTF-8" in sentence(own_process("chat", "--system", b"\xff", "--pack", str(tiny_pack)), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from loramix.convert.hf.config import read_json
 from loramix.convert.peft_reader import read_config
 from loramix.errors import InvalidArtifact, InvalidData, InvalidRecipe, LoramixError, UsageError
 from loramix.eval.routing import read_held_out
+from loramix.formats import tables
 from loramix.formats.textfile import decode_text, has_lone_surrogate, read_lines, read_text, utf8_lines
 from loramix.pack.manifest import read_manifest
 from loramix.train.data import Row, read_rows
@@ -157,3 +159,13 @@ def test_an_adapter_config_with_a_mark_is_rewritten_for_peft(tmp_path: Path) -> 
     with as_peft(source) as plain:
         assert plain != source
         assert json.loads((plain / "adapter_config.json").read_text())["lora_alpha"] == 8
+
+
+def test_files_with_marks_behind_each_other(tmp_path: Path) -> None:
+    """As ``cat a.jsonl b.jsonl`` makes of two exports."""
+    row = b'\xef\xbb\xbf{"prompt": "a"}\n'
+    with io.BytesIO(row + row) as file:
+        assert [found for _, found in tables.read_rows(file, "x.jsonl", "jsonl", "prompt")] == [
+            {"prompt": "a"},
+            {"prompt": "a"},
+        ]

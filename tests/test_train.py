@@ -441,3 +441,9 @@ def test_recipes_change_with_the_base(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_unknown_recipe() -> None:
     with pytest.raises(LoramixError, match="sentiment"):
         load_recipe("nosuch")
+
+
+def test_a_module_that_no_base_has_is_refused_with_the_recipe(recipe: Path) -> None:
+    recipe.write_text(recipe.read_text().replace("[lora]", '[lora]\ntarget_modules = ["query"]'))
+    with pytest.raises(InvalidRecipe, match=r"'query'.*target_modules"):
+        load_recipe(str(recipe))

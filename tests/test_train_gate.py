@@ -143,3 +143,12 @@ def test_what_is_read_follows_the_base_and_the_pack() -> None:
         assert len(set(sets)) == len(sets) and all(len(set(layers)) == len(layers) for layers in sets)
         assert max(max(layers) for layers in sets) <= max(1, depth // 3)
     assert default_count(2) < default_count(6) < default_count(12) == default_count(60) == 700
+
+
+def test_a_pack_without_skills_has_nothing_to_choose(tiny_base: Path, tmp_path: Path) -> None:
+    from loramix.models import bases
+    from loramix.pack.edit import new_pack
+
+    pack = new_pack(tmp_path / "empty", str(tiny_base), bases.digest(tiny_base))
+    done = train_gate(pack.directory, tmp_path, tmp_path / "run")
+    assert done.exit_code == 2 and "'empty' has no skills" in done.stderr and "skill add" in done.stderr

@@ -26,7 +26,7 @@ def read_message(prompt: str = "> ") -> tuple[str, bool]:
         EOFError: the input has ended.
         KeyboardInterrupt: the user pressed Ctrl-C.
     """
-    line = input(prompt)
+    line = input(prompt).removeprefix("\ufeff")  # a piped file may begin with a byte-order mark
     if line.lstrip().startswith(QUOTES):
         return _quoted(line.lstrip()[len(QUOTES) :]), False
     lines = [line]

@@ -145,6 +145,10 @@ class Chat:
         elif name == "/reset":
             self.messages, self.last, self._full = [], None, False
         else:
+            if name != "/help" and name not in HELP.split():
+                click.echo(
+                    f'{name[:40]} is no command; put a message that begins with / between """.', err=True
+                )
             click.echo(HELP, err=True)
 
     def _why(self) -> None:

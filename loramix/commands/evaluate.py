@@ -63,6 +63,10 @@ def evaluate(
     """
     if (bare or split) and not everyday:
         raise UsageError("--bare and --split apply to everyday requests: add --everyday, or leave them out.")
+    if everyday and (data_dir or held_out or none_files or only or rows or peft):
+        raise UsageError(
+            "--everyday excludes --data-dir, --held-out, --none, --only, --rows and --peft: leave these or it out."
+        )
     if data_dir is None and not everyday:
         raise UsageError(
             "a pack is measured on test rows of --data-dir DIRECTORY, or with --everyday; give one."

@@ -86,4 +86,7 @@ def _show(made: Plan) -> None:
     for part in made.disk:
         table.add_row(f"disk: {part.name}", size(part.size_bytes), part.note)
     table.add_row("disk in all", size(made.disk_bytes), style="bold")
-    Console().print(table)
+    console = Console()
+    if console.width < 40:  # COLUMNS=0, as without a terminal, prints nothing
+        console.width = 80
+    console.print(table)

@@ -123,7 +123,7 @@ def push_pack(pack: Pack, text: str, *, skill: str = "", private: bool = False) 
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
         if not get_token():
-            raise NotFound(f"pushing to the hub needs a token: {hub_errors.LOG_IN}.")
+            raise NotFound(f"pushing to the hub needs a token: {hub_errors.log_in()}.")
         contents["README.md"] = write_card(manifest, place.repository, base_model, card).encode()
         api = HfApi()
         api.create_repo(place.repository, private=private or None, exist_ok=True)

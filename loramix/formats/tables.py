@@ -97,7 +97,7 @@ def _json_row(number: int, line: bytes, column: str) -> dict[str, Any]:
     if len(line) > MAX_ROW:
         raise InvalidData(f"line {number} has {len(line)} bytes; at most {MAX_ROW} are read.")
     try:
-        found = json.loads(line.decode())
+        found = json.loads(line.decode().removeprefix("\ufeff"))  # of files put behind each other
     except UnicodeDecodeError as error:
         raise InvalidData(f"line {number} is not UTF-8 text (byte 0x{line[error.start]:02X}).") from None
     except (ValueError, RecursionError) as error:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 from loramix.errors import InvalidArtifact, LoramixError, MissingExtra, NoSpace, NotFound, UsageError
 from loramix.models.hub_place import Place
 
-LOG_IN = "log in with 'hf auth login', or set HF_TOKEN"
 _FULL = (28, 122)  # ENOSPC, EDQUOT
 
 
@@ -46,6 +45,12 @@ def asking(place: Place) -> Iterator[None]:
         errors.OfflineModeIsEnabled,
     ) as error:
         raise _explained(error, place) from None
+    except UnicodeEncodeError:  # the token goes into a header
+        token = token_source()
+        what = f"the token in {token.place}" if token else f"the name {place!s:.200}"
+        raise UsageError(
+            f"{what} has a character that no {'token' if token else 'name'} has; copy it again."
+        ) from None
     except errors.FileMetadataError:
         raise NotFound(
             f"the server that answers for {place} is not a hub; check HF_ENDPOINT and the proxy."
@@ -64,6 +69,15 @@ def asking(place: Place) -> Iterator[None]:
         raise
 
 
+def log_in() -> str:
+    """Return how to give the hub's client a token that it sends, as an imperative."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return "unset HF_HUB_DISABLE_IMPLICIT_TOKEN, with which no token is sent"
+    return "log in with 'hf auth login', or set HF_TOKEN"
+
+
 def _explained(error: Exception, place: Place) -> LoramixError:
     """Convert an exception of the hub's client into an error with one sentence."""
     from huggingface_hub import errors
@@ -73,7 +87,7 @@ def _explained(error: Exception, place: Place) -> LoramixError:
         token = token_source()
         if token and _status(error) == 401:
             return NotFound(_stale(place, token))
-        then = f"with the account whose token is in {token.place}" if token else f"then {LOG_IN}"
+        then = f"with the account whose token is in {token.place}" if token else f"then {log_in()}"
         return NotFound(
             f"{name} is gated: accept its terms on its page on the hub, {then}, and run the command again."
         )
@@ -84,7 +98,7 @@ def _explained(error: Exception, place: Place) -> LoramixError:
             return NotFound(_stale(place, token))
         return NotFound(
             f"{name} does not exist on the hub, or it is private and this user has no access: "
-            f"check the name, or {LOG_IN}."
+            f"check the name, or {log_in()}."
         )
     if isinstance(error, errors.RevisionNotFoundError):
         return NotFound(f"{name} has no revision {place.revision!r}; give a branch, tag or commit of it.")
@@ -119,10 +133,10 @@ def _refused(error: Any, place: Place) -> NotFound:
         return NotFound(_stale(place, token))
     if token:
         return NotFound(
-            f"the hub refuses {place}{why}: the token in {token.place} lacks the permission; {LOG_IN}, "
+            f"the hub refuses {place}{why}: the token in {token.place} lacks the permission; {log_in()}, "
             "with a token that has it."
         )
-    return NotFound(f"the hub refuses {place}{why}: {LOG_IN}, with a token that has the permission.")
+    return NotFound(f"the hub refuses {place}{why}: {log_in()}, with a token that has the permission.")
 
 
 class Token(NamedTuple):
@@ -136,9 +150,11 @@ class Token(NamedTuple):
 
 
 def token_source() -> Token | None:
-    """Return the source of the hub client's token; None if it has none. The token itself is not read."""
+    """Return the source of the hub client's token; None if it has none, or sends none. The token itself is not read."""
     from huggingface_hub import constants
 
+    if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
+        return None
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         if os.environ.get(name, "").strip():
             return Token(f"the environment variable {name}", f"unset {name}", f"set {name} to a token")

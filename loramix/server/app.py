@@ -33,7 +33,7 @@ from loramix.server.ollama import routes as ollama_routes
 from loramix.server.openai import routes as openai_routes
 from loramix.server.page import PageMount
 from loramix.server.queued_request import Limits
-from loramix.server.request_table import BODIES
+from loramix.server.request_table import BODIES, table
 from loramix.server.service import Service
 from loramix.server.supervisor import Supervisor
 
@@ -90,7 +90,7 @@ def create_app(service: Service) -> FastAPI:
     async def http(request: Request, error: HTTPException) -> Response:
         target = f"{request.method} {request.url.path[:80]}"
         message = {
-            404: f"there is no {target} here; /openapi.json lists the endpoints.",
+            404: f"there is no {target} here; {_hint(request.url.path)}.",
             405: f"{target} is not allowed; send {(error.headers or {}).get('Allow', 'another method')}.",
         }.get(error.status_code, f"{target} failed: {error.detail}.")
         return _error(request, message, error.status_code)
@@ -101,6 +101,13 @@ def create_app(service: Service) -> FastAPI:
 
     app.router.routes.append(PageMount())
     return app
+
+
+def _hint(path: str) -> str:
+    """Name the endpoint that a path with another prefix means, as of a base URL without ``/v1`` or with it twice."""
+    path = path.rstrip("/")
+    meant = (known for known in table() if path and (known.endswith(path) or path.endswith(known)))
+    return f"send it to {found}" if (found := next(meant, "")) else "/openapi.json lists the endpoints"
 
 
 def _error(request: Request, message: str, status: int, field: str | None = None) -> Response:

@@ -25,6 +25,8 @@ _KINDS = {
     "video_url": "a video",
     "file": "a file",
 }
+_THOUGHTS = ("thinking", "reasoning", "redacted_thinking")
+"""Parts in which other models kept their reasoning; left out, like ``reasoning_content``."""
 
 
 def _text_of(content: Any) -> Any:
@@ -41,6 +43,8 @@ def _text_of(content: Any) -> Any:
         kind = part.get("type") if isinstance(part, dict) else None
         if isinstance(kind, str) and kind in _KINDS:
             raise invalid_field(f"is {_KINDS[kind]}, and only text is supported; leave it out.", number)
+        if isinstance(kind, str) and kind in _THOUGHTS:
+            continue
         text = part.get("refusal" if kind == "refusal" else "text") if isinstance(part, dict) else None
         if kind not in ("text", "input_text", "output_text", "refusal") or not isinstance(text, str):
             raise invalid_field('is not a text part; it must be {"type": "text", "text": "…"}.', number)

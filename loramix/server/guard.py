@@ -13,6 +13,8 @@ from typing import Any
 
 import msgspec
 
+from loramix.errors import UsageError
+from loramix.formats.textfile import decode_text
 from loramix.server.access import AccessPolicy, preflight, same_origin
 
 Message = MutableMapping[str, Any]
@@ -157,11 +159,18 @@ async def _body(scope: MutableMapping[str, Any], headers: dict[str, str], receiv
     except TimeoutError:
         raise Refusal(408, f"the body did not arrive within {BODY_S:g} s.") from None
     body = b"".join(pieces)
+    if headers.get("content-encoding", "identity").lower() != "identity":
+        raise Refusal(415, "the body is compressed; send it without Content-Encoding.")
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     # curl and some clients send JSON with these types; for pages, browsers send Origin or Sec-Fetch-Site
     loose = kind in ("", "application/x-www-form-urlencoded") and not _from_a_page(headers)
     if kind != "application/json" and (body or kind) and not loose:
         raise Refusal(415, "the body must be JSON: send 'Content-Type: application/json'.")
+    if body[:1] in (b"\xef", b"\xfe", b"\xff"):  # a byte-order mark; no JSON begins so
+        try:
+            body = decode_text(body, "the body", UsageError).encode()
+        except UsageError as error:
+            raise Refusal(400, str(error)) from None
     if body:
         check_json(body)
     return body

@@ -47,13 +47,13 @@ class Page(StaticFiles):
 
 
 class PageMount(Mount):
-    """Mount of the page that skips the API paths, so that a wrong method there gives 405, not 404."""
+    """Mount of the page that skips the API paths and other methods than GET, so that their errors are the API's."""
 
     def __init__(self) -> None:
         super().__init__("/", Page(), name="page")
 
     def matches(self, scope: MutableMapping[str, Any]) -> tuple[Match, MutableMapping[str, Any]]:
         """See `Mount`."""
-        if scope["path"].startswith(("/v1/", "/api/")):
+        if scope["path"].startswith(("/v1/", "/api/")) or scope.get("method") not in ("GET", "HEAD"):
             return Match.NONE, {}
         return super().matches(scope)

@@ -156,7 +156,8 @@ def usable_template(source: str, special: Mapping[str, str] | None, base: str) -
     """
     if not source:
         raise InvalidArtifact(f"{base} has no chat template, which every prompt needs; {GIVE_ONE}.")
-    user, again = {"role": "user", "content": _USER}, {"role": "user", "content": _AGAIN}
+    # of two lines, since a template may print the first one alone
+    user, again = ({"role": "user", "content": f"{text}\n{text[::-1]}"} for text in (_USER, _AGAIN))
     chats: list[list[Message]] = [
         [user],
         [user, {"role": "assistant", "content": _ANSWER}, again],
@@ -171,7 +172,7 @@ def usable_template(source: str, special: Mapping[str, str] | None, base: str) -
                 if number:  # many templates reject system messages
                     continue
                 raise InvalidArtifact(f"{refusal}.") from None
-            if chat[-1]["content"] not in text:
+            if not all(line in text for line in chat[-1]["content"].splitlines()):
                 raise InvalidArtifact("its chat template never prints the user's text.")
     except InvalidArtifact as error:
         raise InvalidArtifact(f"{base} cannot be used: {str(error).rstrip('.')}; {GIVE_ONE}.") from None

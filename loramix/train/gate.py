@@ -69,12 +69,16 @@ def train_gate(
         Progress messages, one line each.
 
     Raises:
-        UsageError: the pack has no gate that can be trained further, or a search is to begin with one.
+        UsageError: the pack has no skills, or no gate that can be trained further, or a search is to begin with one.
     """
     target = target_of(str(pack), to=to)
     found = target.pack
     if target.note:
         yield target.note
+    if not found.skills:
+        raise UsageError(
+            f"pack {found.name!r} has no skills, and a gate chooses among skills; add one with 'loramix skill add'."
+        )
     start = _start_of(found) if further else None
     if start and search:
         raise UsageError("--search compares new gates and cannot be used with --continue; give one of them.")

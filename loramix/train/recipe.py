@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta
 
+from loramix.architectures import Module
 from loramix.defaults import MAX_RANK, RANK
 from loramix.errors import InvalidRecipe, NotFound
 from loramix.formats.textfile import read_text
@@ -73,7 +74,7 @@ class Lora(_Table, frozen=True):
     lora_alpha: Annotated[float, Meta(gt=0)] = 32
     lora_dropout: Fraction = 0.0
     use_rslora: bool = False
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
+    target_modules: tuple[Module, ...] = ("q_proj", "k_proj", "v_proj", "o_proj")
     skip_lowest: Annotated[float, Meta(ge=0, lt=1)] = 0.0
     """Share of the base's layers, from the bottom, without matrices. No gradient passes through them: skipping a
     third of the layers saves a sixth of the work and a third of the file."""

@@ -62,7 +62,7 @@ class Checkpoint:
                         "get or save the checkpoint as safetensors."
                     )
                 lost = INDEX if any(directory.glob("model-*.safetensors")) else SINGLE
-                raise NotFound(f"no {lost} in {directory}; download the whole checkpoint.")
+                raise NotFound(f"no {lost} in {directory}; {_instead(directory)}.")
             file = self._stack.enter_context(SafetensorsFile(path))
             return dict.fromkeys(file.entries, file)
         index = read_json(directory / INDEX, _Index).weight_map
@@ -140,3 +140,14 @@ class Checkpoint:
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
+
+
+def _instead(directory: Path) -> str:
+    """Name what a directory without weights of a checkpoint holds, and what helps."""
+    if found := next(iter(sorted(directory.glob("*.gguf"))), None):
+        return f"{found.name} in it is a GGUF, which needs no conversion: give that file"
+    if (directory / "adapter_config.json").is_file():
+        return "it holds an adapter: convert it with 'loramix convert adapter'"
+    if any(directory.glob("consolidated*.safetensors")):
+        return "consolidated.safetensors has other names: download the files of transformers' format too"
+    return "download the whole checkpoint"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,30 @@ def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
     Raises:
         InvalidArtifact: an id is invalid.
     """
-    found = [eos]
+    return tuple(dict.fromkeys([eos, *_listed_ends(directory, n_vocab)]))
+
+
+def find_eos(directory: Path, tokens: Sequence[str]) -> int | None:
+    """Find the end of sequence that the tokenizer's settings name by its text, else the first listed in config.json.
+
+    Args:
+        directory: the checkpoint.
+        tokens: the vocabulary.
+
+    Raises:
+        InvalidArtifact: an id is invalid.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = directory / name
+        named = read_json(path, dict[str, Any]).get("eos_token") if path.is_file() else None
+        text = named.get("content") if isinstance(named, dict) else named
+        if isinstance(text, str) and text in tokens:
+            return tokens.index(text)
+    return next(iter(_listed_ends(directory, len(tokens))), None)
+
+
+def _listed_ends(directory: Path, n_vocab: int) -> list[int]:
+    found: list[int] = []
     for name in ("generation_config.json", "config.json"):
         path = directory / name
         if not path.is_file():
@@ -97,7 +121,7 @@ def read_end_tokens(directory: Path, eos: int, n_vocab: int) -> tuple[int, ...]:
                     "download the checkpoint again."
                 )
         found += ids
-    return tuple(dict.fromkeys(found))
+    return found
 
 
 def _text(path: Path) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from loramix.convert.hf.config import read_json
 from loramix.convert.hf.pretokenizer import listed, pre_tokenizer, space_prefix
 from loramix.convert.hf.spm_reader import BPE, Piece, read_sentencepiece
-from loramix.convert.hf.template import read_chat_template, read_end_tokens
+from loramix.convert.hf.template import find_eos, read_chat_template, read_end_tokens
 from loramix.convert.hf.view import plain_directory
 from loramix.errors import InvalidArtifact, NotFound, Unsupported
 from loramix.templates.end_tokens import END_TOKENS, end_tokens_text
@@ -109,7 +109,7 @@ def read_vocabulary(directory: Path, n_vocab: int, chat_template: str | None = N
     tokens, types, scores = _filled(found, n_vocab, path)
     _add(added, tokens, types, path)
     _check(found, tokens, types, path)
-    special = _special(directory, found.model, n_vocab)
+    special = _special(directory, found.model, tokens)
     ends = read_end_tokens(directory, special.special_token_ids["eos"], n_vocab)
     for key, token in zip(("eot", "eom"), ends[1:], strict=False):  # other programs read these keys
         special.special_token_ids.setdefault(key, token)
@@ -256,7 +256,7 @@ def _check(found: _Found, tokens: list[str], types: list[int], path: Path) -> No
             ) from None
 
 
-def _special(directory: Path, model: str, n_vocab: int) -> Any:
+def _special(directory: Path, model: str, tokens: Sequence[str]) -> Any:
     """Read merges and special tokens with ``gguf``.
 
     Raises:
@@ -267,16 +267,17 @@ def _special(directory: Path, model: str, n_vocab: int) -> Any:
     logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # its warnings are for authors of converters
     try:
         with plain_directory(directory) as plain:
-            special = gguf.SpecialVocab(plain, load_merges=model == "gpt2", n_vocab=n_vocab)
+            special = gguf.SpecialVocab(plain, load_merges=model == "gpt2", n_vocab=len(tokens))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise InvalidArtifact(
             f"the tokenizer's settings in {directory} cannot be used ({error}); download them again."
         ) from None
     ids = special.special_token_ids
-    if "eos" not in ids:
+    if (eos := ids.get("eos", find_eos(directory, tokens))) is None:
         raise InvalidArtifact(
             f"no end-of-sequence token in {directory}: tokenizer_config.json or config.json must name eos_token."
         )
+    ids["eos"] = eos
     if model == "gpt2" and not special.merges:
         raise InvalidArtifact(f"no merges in {directory / 'tokenizer.json'}; download it again.")
     special.chat_template = None  # read by `read_chat_template` instead

@@ -51,7 +51,9 @@ class RunOptions(SamplerSettings):
             name: TUNING[name]
             for name in ("dry_multiplier", "mirostat", "tfs_z", "typical_p", "xtc_probability")
         },
+        "grammar": Refusal("is not supported here; use 'format', and leave it out."),
         "logit_bias": NO_BIAS,
+        "repetition_penalty": Refusal("is not known here; use 'repeat_penalty'."),
     }
     num_predict: (
         Annotated[

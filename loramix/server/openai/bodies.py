@@ -37,34 +37,69 @@ NO_BIAS = Refusal("is not supported here; leave it out.")
 OTHERS = {
     name: Refusal("is not supported here; leave it out.")
     for name in (
+        "allowed_token_ids",
         "bad_words",
         "chat_template",
         "continue_final_message",
+        "documents",
+        "ebnf",
         "grammar",
         "guided_choice",
         "guided_grammar",
         "guided_json",
         "guided_regex",
         "ignore_eos",
+        "include_stop_str_in_output",
         "json_schema",
+        "logits_processors",
+        "lora",
+        "lora_path",
+        "prompt_logprobs",
+        "regex",
         "samplers",
         "stop_token_ids",
         "structured_outputs",
+        "truncate_prompt_tokens",
+        "use_beam_search",
+        "watermark",
     )
+} | {
+    "add_generation_prompt": Refusal("is not supported here; leave it out.", (True,)),
+    "chat_template_kwargs": Refusal(
+        "is not supported here; leave it out.", ({}, {"enable_thinking": False}, {"thinking": False})
+    ),
+    "skip_special_tokens": Refusal("is not supported here; leave it out.", (True,)),
 }
 """Fields of other servers that would change an answer."""
 TUNING = {
     "dry_multiplier": Refusal("is not supported here; use 'repeat_penalty', and leave it out.", (0,)),
     "dynatemp_range": Refusal("is not supported here; leave it out.", (0,)),
+    "epsilon_cutoff": Refusal("is not supported here; use 'min_p', and leave it out.", (0,)),
+    "eta_cutoff": Refusal("is not supported here; use 'min_p', and leave it out.", (0,)),
     "length_penalty": Refusal("is not supported here; leave it out.", (1,)),
     "min_tokens": Refusal("is not supported here; leave it out.", (0,)),
     "mirostat": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (0,)),
+    "mirostat_mode": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (0,)),
     "n_predict": Refusal("is not known here; use 'max_tokens'.", (-1,)),
+    "smoothing_factor": Refusal("is not supported here; leave it out.", (0,)),
     "tfs_z": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
     "top_a": Refusal("is not supported here; use 'min_p', and leave it out.", (0,)),
+    "top_n_sigma": Refusal("is not supported here; use 'min_p', and leave it out.", (0, -1)),
+    "typ_p": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
     "typical_p": Refusal("is not supported here; use 'top_p' or 'min_p', and leave it out.", (1,)),
     "xtc_probability": Refusal("is not supported here; leave it out.", (0,)),
 }
+
+ELSEWHERE = {
+    "format": Refusal("is not known here; use 'response_format'."),
+    "max_new_tokens": Refusal("is not known here; use 'max_tokens'."),
+    "max_output_tokens": Refusal("is not known here; use 'max_tokens'."),
+    "penalty_last_n": Refusal("is not known here; use 'repeat_last_n'."),
+    "random_seed": Refusal("is not known here; use 'seed'."),
+    "stop_sequences": Refusal("is not known here; use 'stop'."),
+    "system": Refusal("is not known here; send a message of role 'system' to /v1/chat/completions."),
+}
+"""Names that other protocols give to fields that are honoured here."""
 
 
 class JsonSchema(Body):
@@ -108,6 +143,7 @@ class Sampled(SamplerSettings):
     refusals: ClassVar = {
         **OTHERS,
         **TUNING,
+        **ELSEWHERE,
         "logit_bias": NO_BIAS,
     }
     model: Model
@@ -157,6 +193,8 @@ class ChatBody(Sampled):
         "functions": Refusal(
             f"{NO_TOOLS}, or send 'function_call': 'none'.", ([],), ("function_call", "none")
         ),
+        "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
+        "echo": Refusal("is not supported here; leave it out."),
         "audio": Refusal("requests audio, and answers are text; leave it out.", ({},)),
         "modalities": Refusal("requests more than text; leave it out.", ([], ["text"])),
         "web_search_options": Refusal("requests a web search, which is not supported; leave it out."),
@@ -180,6 +218,7 @@ class CompletionBody(Sampled):
         **Sampled.refusals,
         "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
         "echo": Refusal("is not supported here; leave it out."),
+        "max_completion_tokens": Refusal("is not known here; use 'max_tokens'."),
         "response_format": Refusal(
             "is not supported here; use /v1/chat/completions.", ({}, {"type": "text"})
         ),
@@ -189,10 +228,22 @@ class CompletionBody(Sampled):
     logprobs: Annotated[int, must_be("a whole number from 0 to 5", ge=0, le=5)] | None = None
 
 
+VECTORS = {
+    "embedding_types": Refusal("is not supported here; leave it out.", ([], ["float"])),
+    "normalize": Refusal("is not supported here: vectors always have length 1; leave it out.", (True,)),
+    "output_dimension": Refusal("is not known here; use 'dimensions'."),
+    "output_dtype": Refusal("is not supported here; leave it out.", ("float",)),
+    "pooling": Refusal("is not supported here; leave it out.", ("mean",)),
+    "truncate_prompt_tokens": Refusal("is not supported here; shorten the text."),
+}
+"""Fields of other servers that would change a vector."""
+
+
 class EmbeddingBody(Body):
     """Body of ``/v1/embeddings``."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"input_type", "user"})
+    refusals: ClassVar = VECTORS
     model: Model
     input: Texts
     encoding_format: Annotated[Literal["float", "base64"], must_be('"float" or "base64"')] = "float"
