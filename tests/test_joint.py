@@ -35,7 +35,7 @@ from loramix.formats.validate import check_adapter, read_base
 from loramix.train import forward
 from loramix.train.data import Example
 from loramix.train.peft_model import attach
-from loramix.train.recipe import Lora
+from loramix.train.recipe import Lora, load_recipe
 
 pytestmark = pytest.mark.train
 ROOT = Path(__file__).parent.parent
@@ -386,6 +386,21 @@ def test_rows_of_a_recipe_are_prepared(tiny_base: Path, tmp_path: Path) -> None:
         assert rows.labels is not None
         firsts = [row[-n] for row, n in zip(rows.ids, rows.answers, strict=True)]
         assert firsts == [skill.label_tokens[label] for label in rows.labels]
+
+
+def test_the_share_of_made_rows_is_chosen() -> None:
+    recipe = load_recipe("broad/spam")
+    for made in (0.2, 0.7):
+        sources = preparing.shifted(recipe, 500, made).data.sources
+        by_rule = sum(source.weight for source in sources if source.made)
+        assert by_rule / sum(source.weight for source in sources) == pytest.approx(made)
+        assert [one.weight for one in sources if not one.made] == [
+            one.weight for one in recipe.data.sources if not one.made
+        ]
+    assert preparing.shifted(recipe, 500, None).data.rows == 500
+    assert preparing.shifted(recipe, None, None) == recipe
+    with pytest.raises(JointError, match="leave --made out"):
+        preparing.shifted(load_recipe("broad/facts"), None, 0.5)
 
 
 @pytest.mark.parametrize(
