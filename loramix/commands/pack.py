@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -190,33 +190,34 @@ def pack_add(
     base = bases.find(target.pack.manifest.base.name)
     if base is not None:
         _fits(adapter, base)
-    with ExitStack() as stack:
-        if scale != 1:
-            adapter = stack.enter_context(_scaled(adapter, scale))
-        labels = _labels(loaded, data, base, adapter)
-        directory = stack.enter_context(target.changing())
-        change = add_skill(
-            directory,
-            skill,
-            adapter,
-            description=description,
-            max_tokens=max_tokens,
-            example=example,
-            instruction=instruction,
-            card=read_text(card) if card else None,
-            labels=labels,
-            replace_existing=replace,
-            keep_gate=keep_gate,
-        )
+    with _scaled(adapter, scale) as file:
+        labels = _labels(loaded, data, base, file)
+        with target.changing() as directory:
+            change = add_skill(
+                directory,
+                skill,
+                file,
+                description=description,
+                max_tokens=max_tokens,
+                example=example,
+                instruction=instruction,
+                card=read_text(card) if card else None,
+                labels=labels,
+                replace_existing=replace,
+                keep_gate=keep_gate,
+            )
     click.echo(change.message)
     say_how_to_use(target)
 
 
 @contextmanager
 def _scaled(adapter: Path, scale: float) -> Iterator[Path]:
-    """Write an adapter of another strength, for a while."""
+    """Write an adapter of another strength, for a while; at scale 1 the file itself serves."""
     from loramix.formats.adapter_file import read_adapter_bytes, with_scale
 
+    if scale == 1:
+        yield adapter
+        return
     content = with_scale(read_adapter_bytes(adapter), scale)
     with TemporaryDirectory() as place:
         path = Path(place, "adapter.gguf")
