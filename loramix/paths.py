@@ -111,7 +111,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Yields:
         The temporary path, for writers that open files by name.
+
+    Raises:
+        UsageError: the path is a directory.
     """
+    if path.is_dir():
+        raise UsageError(f"{path} is a directory; give the name of a file.")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name[:80]}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:

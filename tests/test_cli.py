@@ -79,6 +79,28 @@ def test_pack_commands(pack: Path, tiny_base: Path, tmp_path: Path) -> None:
     refused(run("pack", "remove", new, "mood"), code=2, says="no skill")
 
 
+def test_names_that_cannot_be(pack: Path, tmp_path: Path) -> None:
+    refused(run("pack", "new", tmp_path / "new", "--base", ""), code=2, says="empty name")
+    for what in ("adapter", "gguf"):
+        to = ["--pack", pack, "--mix", "sentiment", "-o", tmp_path]
+        refused(run("export", what, *to), code=2, says="is a directory; give the name of a file")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"question": "hi"}\n{"question": "ho"}\n')
+    out = tmp_path / "out.jsonl"
+    done = run("batch", source, out, "--pack", pack, "--ctx", 256)
+    assert (
+        done.exit_code == 1 and "0 answers, 2 errors" in done.stderr and "no row was answered" in done.stderr
+    )
+    assert len(out.read_text().splitlines()) == 2
+    assert (
+        run(
+            "batch", source, tmp_path / "b.jsonl", "--pack", pack, "--ctx", 256, "--column", "question"
+        ).exit_code
+        == 0
+    )
+
+
 def test_an_adapter_of_another_strength(pack: Path) -> None:
     adapter = pack / "skills" / "sentiment.gguf"
     add = ["pack", "add", pack, "mood", adapter, "--description", "x", "--max-tokens", 5]

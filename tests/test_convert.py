@@ -155,6 +155,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "token embeddings": ({"trainable_token_indices": [1]}, "embeddings"),
     "parameters": ({"target_parameters": ["x"]}, "parameters"),
     "IA3": ({"peft_type": "IA3"}, "only LoRA"),
+    "no type": ({"peft_type": None}, "has no peft_type"),
     "alpha": ({"lora_alpha": -1}, "positive"),
 }
 

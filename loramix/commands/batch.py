@@ -12,7 +12,7 @@ import click
 from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import answer_options, engine_options, open_engine
 from loramix.commands.ray_options import need_flag, ray_options
-from loramix.errors import UsageError
+from loramix.errors import InvalidData, UsageError
 
 
 @click.command()
@@ -64,6 +64,13 @@ def batch(
             engine, Path(source), Path(out), column=column, parallel=parallel, report=report, **options
         )
     click.echo(f"{out}: {counts['answered']} answers, {counts['errors']} errors", err=True)
+    _need_answers(counts["answered"], counts["errors"], out)
+
+
+def _need_answers(answered: int, errors: int, out: str) -> None:
+    """Fail if no row was answered: the column, the file or the pack is then probably another one."""
+    if errors and not answered:
+        raise InvalidData(f"no row was answered; the field 'error' of the rows in {out} says why.")
 
 
 def _on_cluster(source: str, out: str, pack: str, **options: Any) -> None:
@@ -77,6 +84,7 @@ def _on_cluster(source: str, out: str, pack: str, **options: Any) -> None:
     before = f"; {counts['files']} files of earlier runs" if counts["files"] else ""
     answers = counts["rows"] - counts["errors"]
     click.echo(f"{out}: {answers} answers, {counts['errors']} errors{before}", err=True)
+    _need_answers(answers, counts["errors"], out)
 
 
 @contextmanager

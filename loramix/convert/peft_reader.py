@@ -231,6 +231,10 @@ def _explain_tensor(key: str) -> str:
 
 def _refuse(config: Mapping[str, Any], directory: Path) -> None:
     kind = config.get("peft_type")
+    if kind is None:
+        raise InvalidArtifact(
+            f"{directory / 'adapter_config.json'} has no peft_type; save the adapter again with PEFT."
+        )
     if kind != "LORA":
         raise Unsupported(f"{directory} is a {kind} adapter; only LoRA runs in llama.cpp: train one.")
     for key, why in _REFUSED.items():

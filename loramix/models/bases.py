@@ -49,7 +49,12 @@ def resolve(name_or_path: str) -> Path:
     Raises:
         NotFound: the base is not on this machine; the message has the command that pulls it.
         InvalidArtifact: the file is not a GGUF.
+        UsageError: an empty name.
     """
+    if not name_or_path.strip():
+        raise UsageError(
+            "the base has an empty name; give a name that 'loramix bases' lists, or a GGUF file."
+        )
     found = find(name_or_path)
     if found:
         if name_or_path not in BASES:
