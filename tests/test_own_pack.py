@@ -45,8 +45,7 @@ def shipped(tiny_pack: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found
     manifest.write_text(f'{first}{found}\ncard = "skills/sentiment.md"{rest}')
     (directory / "skills" / "sentiment.md").write_text("# Sentiment\n")
-    for module in ("pack.pack", "pack.own", "convert.pack_hub"):
-        monkeypatch.setattr(f"loramix.{module}.SHIPPED", root)
+    monkeypatch.setattr("loramix.pack.pack.SHIPPED", root)
     monkeypatch.setenv("LORAMIX_DATA", str(tmp_path / "data"))
     return directory
 

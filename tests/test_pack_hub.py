@@ -230,8 +230,7 @@ def test_one_skill_of_a_pack_alone_or_into_another(
     )
     assert not (data_dir() / "packs" / "my-smollm2-135m").exists()
     edit.new_pack(tmp_path / "ship" / "ours", BASE, bases.digest(bases.resolve(BASE)))
-    for module in ("pack.pack", "pack.own", "convert.pack_hub"):
-        monkeypatch.setattr(f"loramix.{module}.SHIPPED", tmp_path / "ship")
+    monkeypatch.setattr("loramix.pack.pack.SHIPPED", tmp_path / "ship")
     done = run("pack", "pull", REPO, "--skill", "sentiment", "--into", "ours")
     assert "stays as it is; this changes a copy of it, my-ours" in done.stdout, done.output
     assert not Pack.load("ours").skills and Pack.load("my-ours").skills[0].name == "sentiment"

@@ -21,10 +21,11 @@ from loramix.models import bases, hub, hub_errors
 from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote
 from loramix.models.known_bases import BASES
+from loramix.pack import pack as packs
 from loramix.pack.edit import Change, add_skill, put_pack
 from loramix.pack.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_manifest, write_manifest
 from loramix.pack.own import Target, target_of
-from loramix.pack.pack import MAX_FEATURES_BYTES, SHIPPED, Pack
+from loramix.pack.pack import MAX_FEATURES_BYTES, Pack
 from loramix.paths import data_dir, safe_join, safe_name, write_text
 
 MAX_CARD_BYTES = 2**20
@@ -62,9 +63,9 @@ def pull_pack(text: str, *, skill: str = "", name: str = "", into: str = "", rev
             "'loramix skill import'."
         )
     _bounded(found.files, MANIFEST, MAX_MANIFEST_BYTES, place)
-    packs = data_dir() / "packs"
-    packs.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=packs, prefix=".pull-") as temporary:
+    directory = data_dir() / "packs"
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory, prefix=".pull-") as temporary:
         staging = Path(temporary)
         manifest = decode_manifest(hub.fetch(place._replace(file=MANIFEST)).path.read_bytes(), staging)
         if skill:
@@ -159,7 +160,7 @@ def _repository(text: str, revision: str) -> Place:
 def _target(name: str, place: Place) -> Path:
     """Return the directory for a pulled pack; reject a name that a pack of another origin has."""
     target = data_dir() / "packs" / safe_name(name, "pack")
-    if (SHIPPED / name).is_dir():
+    if (packs.SHIPPED / name).is_dir():
         raise UsageError(
             f"{name} is a pack that ships with Loramix; give the pulled pack another name with --name."
         )
