@@ -75,13 +75,22 @@ def test_everything_is_far_from_another_answer(default_engine: Any) -> None:
 
 @pytest.mark.base
 @pytest.mark.parametrize(
-    "prompt, options, what",
+    "prompt, options, margin, what",
     [
-        (f"Give a one-line summary and the sentiment: {ROAD}", {"max_tokens": 1}, "thresholds moved"),
-        ("What is the capital of Portugal?", {"max_tokens": 24}, "Portugal"),
+        # near within a wide margin, so that this test itself rests on no near tie
+        (f"Give a one-line summary and the sentiment: {ROAD}", {"max_tokens": 1}, 0.3, "thresholds moved"),
+        ("What is the capital of Portugal?", {"max_tokens": 24}, 0.1, "Portugal"),
     ],
 )  # fmt: skip
-def test_a_near_tie_is_named(default_engine: Any, prompt: str, options: dict[str, Any], what: str) -> None:
+def test_a_near_tie_is_named(
+    default_engine: Any,
+    prompt: str,
+    options: dict[str, Any],
+    margin: float,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("margins.ROUTE_MARGIN", margin)
     lines = offences(default_engine, Asked("here", prompt, options))
     assert lines and all(line.startswith("here: ") for line in lines)
     assert any(what in line for line in lines), lines
