@@ -21,11 +21,10 @@ from loramix.models import bases, hub, hub_errors
 from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.models.hub import Place, Remote
 from loramix.models.known_bases import BASES
-from loramix.pack import pack as packs
 from loramix.pack.edit import Change, add_skill, put_pack
 from loramix.pack.manifest import MANIFEST, MAX_MANIFEST_BYTES, Manifest, decode_manifest, write_manifest
 from loramix.pack.own import Target, target_of
-from loramix.pack.pack import MAX_FEATURES_BYTES, Pack
+from loramix.pack.pack import MAX_FEATURES_BYTES, Pack, is_shipped_name
 from loramix.paths import data_dir, safe_join, safe_name, write_text
 
 MAX_CARD_BYTES = 2**20
@@ -160,7 +159,7 @@ def _repository(text: str, revision: str) -> Place:
 def _target(name: str, place: Place) -> Path:
     """Return the directory for a pulled pack; reject a name that a pack of another origin has."""
     target = data_dir() / "packs" / safe_name(name, "pack")
-    if (packs.SHIPPED / name).is_dir():
+    if is_shipped_name(name):
         raise UsageError(
             f"{name} is a pack that ships with Loramix; give the pulled pack another name with --name."
         )

@@ -78,7 +78,7 @@ def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
 
 
 def to_json(checks: Sequence[Check]) -> str:
-    """Return the checks as a JSON list; ``fix`` is written as ``mend``, so that programs that read it keep working."""
+    """Return the checks as a JSON list, with the key ``mend`` for ``fix``, which existing programs read."""
     rows = [{"mend" if key == "fix" else key: value for key, value in asdict(c).items()} for c in checks]
     return json.dumps(rows, ensure_ascii=False, indent=1)
 

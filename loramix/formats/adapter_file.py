@@ -54,8 +54,9 @@ def with_scale(content: bytes, scale: float) -> bytes:
     """
     name = b"adapter.lora.alpha"
     key = struct.pack("<Q", len(name)) + name + struct.pack("<I", FLOAT32)
-    place = content.find(key) + len(key)
-    if place < len(key):
+    start = content.find(key)
+    place = start + len(key)
+    if start < 0 or len(content) < place + 4:
         raise InvalidArtifact("the adapter has no alpha to scale; convert it with 'loramix convert adapter'.")
     (alpha,) = struct.unpack_from("<f", content, place)
     return content[:place] + struct.pack("<f", alpha * scale) + content[place + 4 :]

@@ -22,10 +22,9 @@ from loramix.errors import Busy, InvalidArtifact, NotFound, UsageError
 from loramix.formats.validate import read_base
 from loramix.models import bases
 from loramix.models.known_bases import BASES
-from loramix.pack import pack as packs
 from loramix.pack.files import digests
 from loramix.pack.manifest import MANIFEST, BaseReference, Manifest, write_manifest
-from loramix.pack.pack import Pack, is_directory
+from loramix.pack.pack import Pack, is_directory, is_shipped, is_shipped_name
 from loramix.paths import (
     atomic_directory,
     data_dir,
@@ -202,7 +201,7 @@ def _fill(source: Pack, directory: Path, name: str) -> None:
 
 def _why_kept(directory: Path) -> str:
     """Return why a pack is read-only; empty if it is not."""
-    if directory.resolve().is_relative_to(packs.SHIPPED.resolve()):
+    if is_shipped(directory):
         return "ships with Loramix"
     return "" if os.access(directory, os.W_OK | os.X_OK) else "is in a directory that cannot be written"
 
@@ -213,7 +212,7 @@ def _place(to: str) -> Path:
         directory = Path(to).absolute()
         safe_name(directory.name, "pack")
         return directory
-    if (packs.SHIPPED / safe_name(to, "pack")).is_dir():
+    if is_shipped_name(to):
         raise UsageError(f"{to} is a pack that ships with Loramix; give the copy another name with --to.")
     return (data_dir() / "packs" / to).absolute()
 
@@ -227,8 +226,7 @@ def _check_free(directory: Path) -> None:
 
 def _identity(pack: Pack) -> str:
     """Return the name of a pack in `ORIGIN`; a shipped pack may move with an upgrade, so it has no path."""
-    shipped = pack.directory.resolve().is_relative_to(packs.SHIPPED.resolve())
-    return pack.directory.name if shipped else str(pack.directory.resolve())
+    return pack.directory.name if pack.is_shipped else str(pack.directory.resolve())
 
 
 def _origin(directory: Path) -> str:

@@ -81,7 +81,7 @@ class Pack:
     @property
     def is_shipped(self) -> bool:
         """Whether it is part of Loramix, so that users do not change it."""
-        return self.directory.resolve().is_relative_to(SHIPPED.resolve())
+        return is_shipped(self.directory)
 
     @property
     def skills(self) -> tuple[SkillEntry, ...]:
@@ -272,6 +272,16 @@ def check_gate(gate: Gate, manifest: Manifest, directory: Path) -> None:
             f"the gate of {directory} is for a base with SHA-256 {gate.info.base_sha256[:12]}…, "
             f"the pack needs {manifest.base.sha256[:12]}…; run 'loramix train gate'."
         )
+
+
+def is_shipped(directory: Path) -> bool:
+    """Whether a directory is part of Loramix."""
+    return directory.resolve().is_relative_to(SHIPPED.resolve())
+
+
+def is_shipped_name(name: str) -> bool:
+    """Whether a pack of that name ships with Loramix."""
+    return (SHIPPED / safe_name(name, "pack")).is_dir()
 
 
 def _roots() -> tuple[Path, Path]:

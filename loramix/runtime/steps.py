@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from loramix.models.plan import TEXT, Step, find_plan, may_be_split
+from loramix.models.text_frame import Span
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, fill
-from loramix.runtime.gate_reader import Reading
+from loramix.runtime.gate_reader import Reading, TokenTags
 from loramix.runtime.labels import label_fields
 from loramix.runtime.llama.vocabulary import Vocabulary
 from loramix.runtime.prepared_prompt import PreparedPrompt
@@ -46,15 +47,13 @@ def plan_of(
     classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
     if tags is None or not may_be_split(tags.names, classes):
         return ()
-    message = prompt.messages[-1]["content"]
-    places = places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
+    message, places = _last_message(tags, prompt, vocabulary)
     free = [skill.name for skill in pack.skills if not skill.labels]
     follows = {skill.name: skill.follows for skill in pack.skills}
     plan = find_plan(tags.probabilities, tags.names, places, message, classes, free, follows)
     if any(pack.skill(step.skill).instruction is None for step in plan):
         return ()
-    prompts = StepPrompts(prompt, plan, pack, vocabulary)
-    return plan if all(len(prompts.of(i, "")) < n_ctx for i in range(len(plan))) else ()
+    return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
 
 
 def follow_up(
@@ -87,13 +86,28 @@ def follow_up(
     answered = any(message["role"] == "assistant" for message in prompt.messages)
     if not answered or not skill.labels or skill.instruction is None:
         return ()
-    message = prompt.messages[-1]["content"]
-    places = places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
+    message, places = _last_message(tags, prompt, vocabulary)
     inside = np.asarray([place is not None for place in places])
     if tags.probabilities[inside, tags.names.index(TEXT)].sum() < TEXT_TOKENS:
         return ()
     plan = (Step(skill.name, message, (0, len(message))),)
-    return plan if len(StepPrompts(prompt, plan, pack, vocabulary).of(0, "")) < n_ctx else ()
+    return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
+
+
+def _last_message(
+    tags: TokenTags, prompt: PreparedPrompt, vocabulary: Vocabulary
+) -> tuple[str, list[Span | None]]:
+    """Return the last message, and for each tagged token its characters in it."""
+    message = prompt.messages[-1]["content"]
+    return message, places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
+
+
+def _fits(
+    plan: Sequence[Step], prompt: PreparedPrompt, pack: Pack, vocabulary: Vocabulary, n_ctx: int
+) -> bool:
+    """Whether each step's prompt fits the context; an answer that a step works on is not known yet."""
+    prompts = StepPrompts(prompt, plan, pack, vocabulary)
+    return all(len(prompts.of(i, "")) < n_ctx for i in range(len(plan)))
 
 
 class StepPrompts:

@@ -43,6 +43,7 @@ OTHERS = {
         "continue_final_message",
         "documents",
         "ebnf",
+        "echo",
         "grammar",
         "guided_choice",
         "guided_grammar",
@@ -72,6 +73,7 @@ OTHERS = {
 }
 """Fields of other servers that would change an answer."""
 TUNING = {
+    "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
     "dry_multiplier": Refusal("is not supported here; use 'repeat_penalty', and leave it out.", (0,)),
     "dynatemp_range": Refusal("is not supported here; leave it out.", (0,)),
     "epsilon_cutoff": Refusal("is not supported here; use 'min_p', and leave it out.", (0,)),
@@ -193,8 +195,6 @@ class ChatBody(Sampled):
         "functions": Refusal(
             f"{NO_TOOLS}, or send 'function_call': 'none'.", ([],), ("function_call", "none")
         ),
-        "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
-        "echo": Refusal("is not supported here; leave it out."),
         "audio": Refusal("requests audio, and answers are text; leave it out.", ({},)),
         "modalities": Refusal("requests more than text; leave it out.", ([], ["text"])),
         "web_search_options": Refusal("requests a web search, which is not supported; leave it out."),
@@ -216,8 +216,6 @@ class CompletionBody(Sampled):
 
     refusals: ClassVar = {
         **Sampled.refusals,
-        "best_of": Refusal("is not supported here; use 'n', and leave it out.", (1,)),
-        "echo": Refusal("is not supported here; leave it out."),
         "max_completion_tokens": Refusal("is not known here; use 'max_tokens'."),
         "response_format": Refusal(
             "is not supported here; use /v1/chat/completions.", ({}, {"type": "text"})
