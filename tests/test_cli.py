@@ -19,6 +19,8 @@ from click.testing import CliRunner, Result
 from tiny import write_base, write_peft
 
 from loramix.cli import main
+from loramix.errors import InvalidArtifact
+from loramix.formats.adapter_file import with_scale
 
 
 def run(*words: Any, stdin: str | bytes | None = None) -> Result:
@@ -112,6 +114,10 @@ def test_an_adapter_of_another_strength(pack: Path) -> None:
     bad = pack / "none.gguf"
     bad.write_bytes(adapter.read_bytes().replace(b"adapter.lora.alpha", b"adapter.lora.other"))
     refused(run(*add[:4], bad, *add[5:], "--replace", "--scale", 0.5), says="no alpha")
+    content = adapter.read_bytes()
+    cut = content.index(b"adapter.lora.alpha") + len(b"adapter.lora.alpha") + 6  # within the value
+    with pytest.raises(InvalidArtifact, match="no alpha"):
+        with_scale(content[:cut], 0.5)
 
 
 @pytest.mark.parametrize(
