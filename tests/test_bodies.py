@@ -45,6 +45,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
         {"loramix": {"policy": "all"}}, {"loramix": {"mix": {"nobody": 1}}}, {"loramix": {"mix": {"sentiment": -1}}},
         {"loramix": {"mix": {"sentiment": 1e9}}}, {"loramix": {"mix": {"base": 1}}}, {"loramix": {"path": "/etc"}},
         {"loramix": {"mix": {f"s{i}": 1 for i in range(99)}}},
+        {"top_logprobs": 2}, {"top_logprobs": 2, "logprobs": False}, {"options": {"temperature": 1}},
+        {"num_predict": -3}, {"num_predict": "all"},
     )),
     *(("/v1/completions", {**COMPLETION, **change}) for change in (
         {"prompt": []}, {"prompt": ["a"] * 9}, {"prompt": [[1, 2]]}, {"prompt": ["a"] * 3, "n": 4},
@@ -57,7 +59,11 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *(("/api/generate", {**GENERATE, **change}) for change in (
         {"options": {"num_predict": -3}}, {"options": {"temperature": -1}}, {"options": {"top_k": -2}},
         {"options": []}, {"format": "xml"}, {"raw": True}, {"images": ["aGk="]}, {"model": 3}, {"stream": "no no"},
+        {"top_logprobs": 2}, {"max_tokens": 4}, {"max_completion_tokens": 4}, {"n": 2},
+        {"response_format": {"type": "json_object"}}, {"temperature": -1}, {"mirostat": 2}, {"grammar": "root"},
+        {"options": {"max_tokens": 4}},
     )),
+    ("/api/chat", {"model": "tiny", "messages": [ASK], "system": "Be brief."}),
     ("/api/chat", {"model": "tiny", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}),
     ("/api/show", {}), ("/api/show", {"model": "nobody"}), ("/api/embed", {"model": "tiny"}),
 ]  # fmt: skip

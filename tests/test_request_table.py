@@ -218,3 +218,39 @@ def test_bodies_that_are_no_objects(tiny_server: Served, content: bytes, words: 
         error = answer.json()["error"]
         text = error if path.startswith("/api") else error["message"]
         assert answer.status_code == 400 and words in text and is_sentence(text), text
+
+
+def test_settings_of_ollama_at_the_top_level_count_unless_options_hold_the_same() -> None:
+    for path in ("/api/chat", "/api/generate"):
+        least = {key: value for key, value in LEAST[path].items() if key != "options"}
+        for given, expected in (
+            ({"num_predict": 3, "temperature": 0.5, "stop": "x"}, (3, 0.5, ["x"])),
+            ({"num_predict": 3, "options": {"temperature": 0.5}}, (3, 0.5, None)),
+            ({"num_predict": 3, "options": {"num_predict": 4}}, (4, None, None)),
+            ({"num_predict": 3, "options": {"num_predict": None}}, (3, None, None)),
+            ({"num_predict": 3, "options": None}, (3, None, None)),
+            ({"temperature": None, "num_ctx": 512}, (None, None, None)),
+        ):
+            options = BODIES[path].model_validate({**least, **given}).options  # type: ignore[attr-defined]
+            assert (options.num_predict, options.temperature, options.stop) == expected, given
+
+
+def test_the_limit_of_ollama_counts_in_bodies_of_openai() -> None:
+    for path in ("/v1/chat/completions", "/v1/completions"):
+        least = {key: value for key, value in LEAST[path].items() if key != "max_tokens"}
+        for given, expected in (
+            ({"num_predict": 3}, 3),
+            ({"num_predict": 0}, 0),
+            ({"num_predict": -2}, -2),
+            ({"num_predict": 3, "max_tokens": 5}, 5),
+            ({"num_predict": None}, None),
+        ):
+            assert BODIES[path].model_validate({**least, **given}).limit == expected  # type: ignore[attr-defined]
+
+
+def test_scores_of_other_tokens_need_the_scores_to_be_on() -> None:
+    for path in ("/v1/chat/completions", "/api/chat", "/api/generate"):
+        said = read(path, {**LEAST[path], "top_logprobs": 2})
+        assert said == "top_logprobs needs 'logprobs': true; set it, or leave it out."
+        for fine in ({"top_logprobs": 0}, {"top_logprobs": None}, {"top_logprobs": 2, "logprobs": True}):
+            assert not isinstance(read(path, {**LEAST[path], **fine}), str)

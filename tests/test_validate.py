@@ -340,6 +340,15 @@ BAD_SAFETENSORS = {
 }
 
 
+@pytest.mark.parametrize("dtype", ["I32", "U8", "I8", "F8_E4M3", "F8_E5M2", "F4"])
+def test_weights_that_are_quantized_already_are_named_as_such(dtype: str, tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(header({"a": entry(dtype=dtype, shape=(8,))}, TWO))
+    with pytest.raises(
+        InvalidArtifact, match=f"is {dtype}, as in weights that are quantized already .* full"
+    ):
+        read_safetensors(tmp_path / "a.safetensors")
+
+
 @pytest.mark.parametrize("name", BAD_SAFETENSORS)
 def test_malformed_safetensors_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArtifact) as whole:

@@ -20,6 +20,8 @@ MAX_HEADER = 100 * 10**6
 MAX_TENSORS = 100_000
 AGAIN = "copy or download it again"
 TRAIN_AGAIN = "training has diverged: use an earlier checkpoint, or train with a lower learning rate"
+_QUANTIZED = ("I8", "I32", "U8", "U32", "F4", "F6", "F8")
+"""Starts of the types of packed and 8-bit weights."""
 _DTYPES = {"F64": ("<f8", 8), "F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
 
 
@@ -144,8 +146,8 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
         name: name of the file, for messages.
     """
 
-    def bad(why: str) -> InvalidArtifact:
-        return _bad(name, why)
+    def bad(why: str, advice: str = "save it again") -> InvalidArtifact:
+        return _bad(name, why, advice)
 
     if size == 0 or data[8:9] != b"{":
         if wrong := sniff(data[:HEAD], size):
@@ -201,6 +203,11 @@ def _entry(key: str, value: Any, bad: Any) -> tuple[str, str, tuple[int, ...], i
     numbers = [*shape, start, stop] if isinstance(shape, list) else [None]
     if not all(isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**48 for n in numbers):
         raise bad(f"tensor {key!r} has a shape or offsets that are not integers")
+    if isinstance(dtype, str) and dtype.startswith(_QUANTIZED):
+        raise bad(
+            f"tensor {key!r} is {dtype}, as in weights that are quantized already (GPTQ, AWQ, bitsandbytes, FP8)",
+            "use the original in full precision",
+        )
     if not isinstance(dtype, str) or dtype not in _DTYPES or len(shape) > 8 or stop < start:
         raise bad(
             f"tensor {key!r} is {dtype!r} of {len(shape)} dimensions; F64, F32, F16 and BF16 are supported"

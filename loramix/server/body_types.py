@@ -59,6 +59,9 @@ Limit = Annotated[
     AfterValidator(_limit),
     must_be(f"a whole number from 1 to {NO_LIMIT}, or -1 for no limit", ge=-1, le=NO_LIMIT),
 ]
+NumPredict = Annotated[
+    int, must_be(f"a whole number from -2 to {NO_LIMIT}, 0 and less for no limit", ge=-2, le=NO_LIMIT)
+]
 StopText = Annotated[str, must_be("a text of 1 to 256 characters", min_length=1, max_length=256)]
 Stop = Annotated[
     list[StopText],

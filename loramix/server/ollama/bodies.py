@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from loramix.server.body_types import (
-    NO_LIMIT,
     Dimensions,
     Flag,
     Model,
+    NumPredict,
     SamplerSettings,
     Text,
     Texts,
@@ -18,7 +18,7 @@ from loramix.server.body_types import (
 )
 from loramix.server.chat_messages import MAX_MESSAGES, ChatMessage
 from loramix.server.fields import Body, Refusal, invalid_field, must_be, preview
-from loramix.server.openai.bodies import NO_BIAS, NO_TOOLS, TUNING
+from loramix.server.openai.bodies import NO_BIAS, NO_LOGPROBS, NO_TOOLS, TUNING
 from loramix.server.service import Options
 
 
@@ -53,14 +53,10 @@ class RunOptions(SamplerSettings):
         },
         "grammar": Refusal("is not supported here; use 'format', and leave it out."),
         "logit_bias": NO_BIAS,
+        "max_tokens": Refusal("is not known here; use 'num_predict'."),
         "repetition_penalty": Refusal("is not known here; use 'repeat_penalty'."),
     }
-    num_predict: (
-        Annotated[
-            int, must_be(f"a whole number from -2 to {NO_LIMIT}, 0 and less for no limit", ge=-2, le=NO_LIMIT)
-        ]
-        | None
-    ) = None
+    num_predict: NumPredict | None = None
     temperature: (
         Annotated[float, must_be("a number from 0 to 100", ge=0, le=100, allow_inf_nan=False)] | None
     ) = None
@@ -73,12 +69,17 @@ def _format(value: Any) -> Any:
 
 
 class Generated(Body):
-    """Fields shared by chat and generate."""
+    """Fields shared by chat and generate; settings at the top level count unless ``options`` holds the same."""
 
     # a prompt that is too long is always refused, never truncated
     ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "shift", "truncate"})
     refusals: ClassVar = {
+        "max_completion_tokens": Refusal("is not known here; use 'options.num_predict'."),
+        "max_tokens": Refusal("is not known here; use 'options.num_predict'."),
+        "n": Refusal("is not supported here; use /v1/chat/completions.", (1,)),
+        "response_format": Refusal("is not known here; use 'format'.", ({}, {"type": "text"})),
         "think": Refusal("requests reasoning, which these models do not have; leave it out."),
+        "top_logprobs": NO_LOGPROBS,
     }
     model: Model
     stream: Flag = True
@@ -87,6 +88,19 @@ class Generated(Body):
     logprobs: Flag = False
     top_logprobs: TopLogprobs = 0
     loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _move_settings(cls, value: Any) -> Any:
+        """Move settings at the top level into ``options``, where Ollama has them."""
+        if not isinstance(value, dict) or not isinstance(value.get("options") or {}, dict):
+            return value
+        known = (RunOptions.model_fields.keys() | RunOptions.refusals.keys()) - cls.refusals.keys()
+        moved = {name: held for name, held in value.items() if name in known and held is not None}
+        if not moved:
+            return value
+        given = {name: held for name, held in (value.get("options") or {}).items() if held is not None}
+        return {**{k: v for k, v in value.items() if k not in moved}, "options": {**moved, **given}}
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
         """Return the JSON schema for the answer, if any."""
@@ -100,6 +114,7 @@ class ChatBody(Generated):
 
     refusals: ClassVar = {
         **Generated.refusals,
+        "system": Refusal("is not known here; send a message of role 'system'."),
         "tools": Refusal(f"{NO_TOOLS}.", ([],)),
     }
     messages: Annotated[

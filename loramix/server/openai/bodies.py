@@ -17,6 +17,7 @@ from loramix.server.body_types import (
     Flag,
     Limit,
     Model,
+    NumPredict,
     RepeatPenalty,
     SamplerSettings,
     Text,
@@ -34,6 +35,7 @@ NO_TOOLS = (
     "switch tools off in the client (Open WebUI: set Function Calling to Legacy)"
 )
 NO_BIAS = Refusal("is not supported here; leave it out.")
+NO_LOGPROBS = Refusal("needs 'logprobs': true; set it, or leave it out.", (0,), ("logprobs", True))
 OTHERS = {
     name: Refusal("is not supported here; leave it out.")
     for name in (
@@ -96,6 +98,7 @@ ELSEWHERE = {
     "format": Refusal("is not known here; use 'response_format'."),
     "max_new_tokens": Refusal("is not known here; use 'max_tokens'."),
     "max_output_tokens": Refusal("is not known here; use 'max_tokens'."),
+    "options": Refusal("is not known here; send its settings at the top level of the body."),
     "penalty_last_n": Refusal("is not known here; use 'repeat_last_n'."),
     "random_seed": Refusal("is not known here; use 'seed'."),
     "stop_sequences": Refusal("is not known here; use 'stop'."),
@@ -156,6 +159,7 @@ class Sampled(SamplerSettings):
         None
     )
     n: Annotated[int, must_be(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
+    num_predict: NumPredict | None = None
     repetition_penalty: RepeatPenalty | None = None
     loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
 
@@ -168,8 +172,8 @@ class Sampled(SamplerSettings):
 
     @property
     def limit(self) -> int | None:
-        """Requested limit of the answer in tokens."""
-        return self.max_tokens
+        """Requested limit of the answer in tokens; Ollama's ``num_predict`` counts where no other is given."""
+        return self.num_predict if self.max_tokens is None else self.max_tokens
 
 
 class ChatBody(Sampled):
@@ -197,6 +201,7 @@ class ChatBody(Sampled):
         ),
         "audio": Refusal("requests audio, and answers are text; leave it out.", ({},)),
         "modalities": Refusal("requests more than text; leave it out.", ([], ["text"])),
+        "top_logprobs": NO_LOGPROBS,
         "web_search_options": Refusal("requests a web search, which is not supported; leave it out."),
     }
     messages: Messages
@@ -208,7 +213,7 @@ class ChatBody(Sampled):
     @property
     def limit(self) -> int | None:
         """Requested limit of the answer in tokens; ``max_completion_tokens`` takes precedence."""
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+        return super().limit if self.max_completion_tokens is None else self.max_completion_tokens
 
 
 class CompletionBody(Sampled):
