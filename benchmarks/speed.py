@@ -152,7 +152,7 @@ def pack_mixes(pack: Pack) -> dict[str, bytes]:
     return found
 
 
-def switches(engine: Any, rounds: int) -> dict[str, Any]:
+def switches(engine: Engine, rounds: int) -> dict[str, Any]:
     """Measure milliseconds to switch to a mix used before, and to a new blend."""
     names = [skill.name for skill in engine.pack.skills]
     prompt = engine.model.chat([{"role": "user", "content": "One, two, three, four."}])
@@ -179,7 +179,7 @@ def switches(engine: Any, rounds: int) -> dict[str, Any]:
     }
 
 
-def requests(plain: Any, late: Any, rounds: int) -> dict[str, Any]:
+def requests(plain: Engine, late: Engine, rounds: int) -> dict[str, Any]:
     """Measure the time to first token of a 100-token prompt with the gate, and after a switch in a 1,000-token chat."""
     names = [skill.name for skill in plain.pack.skills]
     count = 0
@@ -189,15 +189,15 @@ def requests(plain: Any, late: Any, rounds: int) -> dict[str, Any]:
         count += 1  # each prompt is new, so that no cache helps
         return f"{count} is the number. " + "All good things come to an end. " * (words // 8)
 
-    def first(engine: Any, gate: bool) -> float:
+    def first(engine: Engine, gate: bool) -> float:
         prompt = text(85)
         began = time.perf_counter()
         if gate:
-            engine._features([{"role": "user", "content": prompt}])
+            engine.route(prompt)
         engine.generate(prompt, mix=names[0], max_tokens=1)
         return time.perf_counter() - began
 
-    def switch(engine: Any) -> float:
+    def switch(engine: Engine) -> float:
         chat = [{"role": "user", "content": text(950)}]
         answer = engine.generate(chat, mix=names[0], max_tokens=4)
         chat += [{"role": "assistant", "content": answer.text}, {"role": "user", "content": "And so?"}]
@@ -234,7 +234,7 @@ ANSWER = (
 )
 
 
-def tokenwise(engine: Any, rounds: int) -> dict[str, Any]:
+def tokenwise(engine: Engine, rounds: int) -> dict[str, Any]:
     """Measure milliseconds per token if the mix may change at each, compared with the same tokens under top-1.
 
     The last variant has a gate that is certain of one skill for eight tokens and then of the other, so that the mix
