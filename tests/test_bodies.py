@@ -59,9 +59,9 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     *(("/api/generate", {**GENERATE, **change}) for change in (
         {"options": {"num_predict": -3}}, {"options": {"temperature": -1}}, {"options": {"top_k": -2}},
         {"options": []}, {"format": "xml"}, {"raw": True}, {"images": ["aGk="]}, {"model": 3}, {"stream": "no no"},
-        {"top_logprobs": 2}, {"max_tokens": 4}, {"max_completion_tokens": 4}, {"n": 2},
+        {"top_logprobs": 2}, {"max_tokens": "all", "options": {}}, {"n": 2},
         {"response_format": {"type": "json_object"}}, {"temperature": -1}, {"mirostat": 2}, {"grammar": "root"},
-        {"options": {"max_tokens": 4}},
+        {"options": {"max_tokens": -5}},
     )),
     ("/api/chat", {"model": "tiny", "messages": [ASK], "system": "Be brief."}),
     ("/api/chat", {"model": "tiny", "messages": [{"role": "user", "content": "x", "images": ["aGk="]}]}),

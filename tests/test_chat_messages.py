@@ -139,13 +139,7 @@ def test_what_cannot_be_read_is_named(tiny_server: Served, message: dict[str, An
 def test_a_request_for_tools_gets_a_sentence(
     tiny_server: Served, path: str, field: dict[str, Any], free: dict[str, Any]
 ) -> None:
-    least = {
-        "model": "tiny",
-        "messages": [ASK],
-        "stream": False,
-        "max_tokens": 1,
-        "options": {"num_predict": 1},
-    }
+    least = {"model": "tiny", "messages": [ASK], "stream": False, "max_tokens": 1}
     answer = tiny_server.post(path, **{**least, **field})
     assert answer.status_code == 400
     assert f"{next(iter(field))} requests tools, which these models cannot call" in answer.text

@@ -75,7 +75,7 @@ def test_all_settings_of_the_panel(tiny_server: Served, path: str) -> None:
 
 def test_repeat_last_n_is_honoured_in_both_protocols(tiny_server: Served) -> None:
     def said(**panel: Any) -> str:
-        asked = {"num_predict": 12, **panel}
+        asked = {"max_tokens": 12, "num_predict": 12, **panel}
         first, second = (text(path, ask(tiny_server, path, panel=asked)) for path in CHATS)
         assert first == second
         return first

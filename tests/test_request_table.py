@@ -57,6 +57,8 @@ FIELDS = [(path, names, row) for path, found in table().items() for names, row i
 def with_value(path: str, names: tuple[str, ...], value: Any) -> dict[str, Any]:
     """The least body of an endpoint, with a field set; lists of objects get one."""
     body: dict[str, Any] = {**LEAST[path]}
+    if names == ("top_logprobs",):
+        body["logprobs"] = True
     inside = body
     for name in names[:-1]:
         known = {
@@ -230,6 +232,10 @@ def test_settings_of_ollama_at_the_top_level_count_unless_options_hold_the_same(
             ({"num_predict": 3, "options": {"num_predict": None}}, (3, None, None)),
             ({"num_predict": 3, "options": None}, (3, None, None)),
             ({"temperature": None, "num_ctx": 512}, (None, None, None)),
+            ({"max_tokens": 3}, (3, None, None)),
+            ({"max_completion_tokens": 3, "max_tokens": 5}, (3, None, None)),
+            ({"options": {"max_tokens": 3}}, (3, None, None)),
+            ({"max_tokens": 3, "options": {"num_predict": 4}}, (4, None, None)),
         ):
             options = BODIES[path].model_validate({**least, **given}).options  # type: ignore[attr-defined]
             assert (options.num_predict, options.temperature, options.stop) == expected, given

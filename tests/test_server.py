@@ -124,7 +124,7 @@ def test_clients_that_leave_make_room(small: Served) -> None:
     """Case L5: the worker has one place and would need it for each."""
     for i in range(10):
         link = (
-            open_stream(small, path="/api/chat", options={"num_predict": 400})
+            open_stream(small, path="/api/chat", response_format=None, format=SCHEMA["schema"])
             if i % 2
             else open_stream(small)
         )

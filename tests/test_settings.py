@@ -144,7 +144,8 @@ def test_ollama_gives_log_probabilities(tiny_server: Served) -> None:
     lines = tiny_server.post("/api/generate", **asked, prompt=ASK["content"]).text.splitlines()
     streamed = [score for line in lines for score in json.loads(line).get("logprobs", [])]
     assert streamed == own
-    without = tiny_server.post("/api/chat", **{**asked, "logprobs": None}, messages=[ASK], stream=False)
+    nulls = {"logprobs": None, "top_logprobs": None}
+    without = tiny_server.post("/api/chat", **{**asked, **nulls}, messages=[ASK], stream=False)
     assert without.status_code == 200 and "logprobs" not in without.json()
 
 

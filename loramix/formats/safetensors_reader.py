@@ -20,7 +20,7 @@ MAX_HEADER = 100 * 10**6
 MAX_TENSORS = 100_000
 AGAIN = "copy or download it again"
 TRAIN_AGAIN = "training has diverged: use an earlier checkpoint, or train with a lower learning rate"
-_QUANTIZED = ("I8", "I32", "U8", "U32", "F4", "F6", "F8")
+_QUANTIZED = ("I8", "I32", "U8", "U32", "F4", "F6_", "F8_")
 """Starts of the types of packed and 8-bit weights."""
 _DTYPES = {"F64": ("<f8", 8), "F32": ("<f4", 4), "F16": ("<f2", 2), "BF16": ("<u2", 2)}
 

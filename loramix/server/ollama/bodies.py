@@ -53,7 +53,6 @@ class RunOptions(SamplerSettings):
         },
         "grammar": Refusal("is not supported here; use 'format', and leave it out."),
         "logit_bias": NO_BIAS,
-        "max_tokens": Refusal("is not known here; use 'num_predict'."),
         "repetition_penalty": Refusal("is not known here; use 'repeat_penalty'."),
     }
     num_predict: NumPredict | None = None
@@ -68,14 +67,16 @@ def _format(value: Any) -> Any:
     raise invalid_field(f'is {preview(value)}; it must be "json" or a JSON schema.')
 
 
+LIMITS = ("max_completion_tokens", "max_tokens")
+"""OpenAI's names of ``num_predict``."""
+
+
 class Generated(Body):
     """Fields shared by chat and generate; settings at the top level count unless ``options`` holds the same."""
 
     # a prompt that is too long is always refused, never truncated
     ignored: ClassVar[frozenset[str]] = frozenset({"keep_alive", "shift", "truncate"})
     refusals: ClassVar = {
-        "max_completion_tokens": Refusal("is not known here; use 'options.num_predict'."),
-        "max_tokens": Refusal("is not known here; use 'options.num_predict'."),
         "n": Refusal("is not supported here; use /v1/chat/completions.", (1,)),
         "response_format": Refusal("is not known here; use 'format'.", ({}, {"type": "text"})),
         "think": Refusal("requests reasoning, which these models do not have; leave it out."),
@@ -92,15 +93,19 @@ class Generated(Body):
     @model_validator(mode="before")
     @classmethod
     def _move_settings(cls, value: Any) -> Any:
-        """Move settings at the top level into ``options``, where Ollama has them."""
-        if not isinstance(value, dict) or not isinstance(value.get("options") or {}, dict):
+        """Move settings at the top level into ``options``, where Ollama has them; OpenAI's limit is ``num_predict``."""
+        if not isinstance(value, dict) or not isinstance(value.get("options"), dict | None):
             return value
-        known = (RunOptions.model_fields.keys() | RunOptions.refusals.keys()) - cls.refusals.keys()
+        known = (
+            RunOptions.model_fields.keys() | RunOptions.refusals.keys() | set(LIMITS)
+        ) - cls.refusals.keys()
         moved = {name: held for name, held in value.items() if name in known and held is not None}
-        if not moved:
-            return value
         given = {name: held for name, held in (value.get("options") or {}).items() if held is not None}
-        return {**{k: v for k, v in value.items() if k not in moved}, "options": {**moved, **given}}
+        options = {**moved, **given}
+        limits = [options.pop(name) for name in LIMITS if name in options]
+        if limits:
+            options.setdefault("num_predict", limits[0])
+        return {**{name: held for name, held in value.items() if name not in known}, "options": options}
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
         """Return the JSON schema for the answer, if any."""
