@@ -223,7 +223,7 @@ def test_what_workers_lack_is_one_sentence_and_what_was_answered_is_kept(
     )
     csv = tmp_path / "in.csv"
     csv.write_text("text,id\na,1\n")
-    with pytest.raises(InvalidData, match="no column 'prompt'"):
+    with pytest.raises(InvalidData, match=r"no column 'prompt' \(it has 'text', 'id'\); give --column\.$"):
         run_cluster_batch(str(csv), str(tmp_path / "csv"), pack=str(tiny_pack), **arguments)
     result = CliRunner().invoke(main, command(source, out, tiny_pack))
     assert result.exit_code == 0 and " 0 errors" in result.output
@@ -365,6 +365,8 @@ def test_errors_behind_those_of_ray_are_found() -> None:
     outer, inner = Wrapper("many lines"), Wrapper("task")
     outer.__cause__, inner.cause = inner, WrongBase("the pack is another one", "advice of Ray")
     assert repr(session.unwrap(outer)) == "WrongBase('the pack is another one')"
+    inner.cause = InvalidData("no such column.\nFailed to apply UDF after 1/1 attempts.\nTo change retry …")
+    assert repr(session.unwrap(outer)) == "InvalidData('no such column.')"
     inner.cause = OSError(errno.ENOSPC, "No space left on device", "advice of Ray\nof many lines")
     assert str(session.unwrap(outer)) == "[Errno 28] No space left on device"
     lost = RayActorError(

@@ -145,9 +145,9 @@ def unwrap(error: BaseException) -> LoramixError | OSError | None:
         if one is None or one in seen:
             continue
         seen.append(one)
-        # Ray adds advice of its own to the arguments
+        # Ray adds arguments of its own, or lines of advice to the first one; ours has one line
         if isinstance(one, LoramixError) and type(one).__module__ == LoramixError.__module__:
-            return type(one)(*one.args[:1])
+            return type(one)(str(one.args[0]).partition("\n")[0] if one.args else "")
         if type(one) in _SYSTEM_ERRORS and isinstance(one, OSError):
             return OSError(one.errno, os.strerror(one.errno)) if one.errno else OSError(str(one))
         open_ += [getattr(one, "cause", None), one.__cause__, one.__context__]
