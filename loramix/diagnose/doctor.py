@@ -78,7 +78,10 @@ def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
 
 
 def to_json(checks: Sequence[Check]) -> str:
-    """Return the checks as a JSON list, with the key ``mend`` for ``fix``, which existing programs read."""
+    """Return the checks as a JSON list.
+
+    The field ``fix`` is written under the key ``mend``, because existing programs rely on that name.
+    """
     rows = [{"mend" if key == "fix" else key: value for key, value in asdict(c).items()} for c in checks]
     return json.dumps(rows, ensure_ascii=False, indent=1)
 

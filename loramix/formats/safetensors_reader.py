@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -145,20 +146,15 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
         size: the file's size in bytes.
         name: name of the file, for messages.
     """
-
-    def bad(why: str, advice: str = "save it again") -> InvalidArtifact:
-        return _bad(name, why, advice)
-
+    bad = partial(_bad, name)
     if size == 0 or data[8:9] != b"{":
         if wrong := sniff(data[:HEAD], size):
             raise InvalidArtifact(f"{name} is not a usable safetensors file: {wrong}.")
         raise bad("it is too short" if len(data) < 8 else "its header is invalid")
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER or length > size - 8:
-        raise _bad(
-            name,
-            f"its header claims {length} bytes and the file has {size}: it is truncated or damaged",
-            AGAIN,
+        raise bad(
+            f"its header claims {length} bytes and the file has {size}: it is truncated or damaged", AGAIN
         )
     try:
         header = json.loads(data[8 : 8 + length].decode("utf-8"), object_pairs_hook=_unique)
@@ -175,7 +171,7 @@ def _layout(data: bytes, size: int, name: str) -> list[Entry]:
         if start != end or stop > size - 8 - length:
             cut = start == end and size < 8 + length + max(entry[4] for entry in entries)
             if cut:
-                raise _bad(name, f"it ends inside tensor {key!r}: it is truncated", AGAIN)
+                raise bad(f"it ends inside tensor {key!r}: it is truncated", AGAIN)
             raise bad(
                 f"tensor {key!r} leaves a gap, overlaps another tensor or ends after the end of the file"
             )

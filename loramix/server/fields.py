@@ -83,6 +83,11 @@ def invalid_field(sentence: str, *path: str | int) -> PydanticCustomError:
     return PydanticCustomError(REFUSED, "{sentence}", {"sentence": sentence, "path": path})
 
 
+def without_nulls(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an object that are not null; null counts as absent."""
+    return {name: held for name, held in value.items() if held is not None}
+
+
 class Body(BaseModel):
     """A request object: declared fields are honoured, the class variables list the others; unknown ones are ignored."""
 
@@ -98,7 +103,7 @@ class Body(BaseModel):
         """Drop nulls and refuse fields that the server cannot honour."""
         if not isinstance(value, dict):
             return value
-        kept = {name: held for name, held in value.items() if held is not None}
+        kept = without_nulls(value)
         for name, refusal in cls.refusals.items():
             if name in kept and not refusal.allows(kept[name], kept):
                 raise invalid_field(refusal.why, name)

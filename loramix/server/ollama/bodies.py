@@ -17,7 +17,7 @@ from loramix.server.body_types import (
     TopLogprobs,
 )
 from loramix.server.chat_messages import MAX_MESSAGES, ChatMessage
-from loramix.server.fields import Body, Refusal, invalid_field, must_be, preview
+from loramix.server.fields import Body, Refusal, invalid_field, must_be, preview, without_nulls
 from loramix.server.openai.bodies import NO_BIAS, NO_LOGPROBS, NO_TOOLS, TUNING
 from loramix.server.service import Options
 
@@ -68,7 +68,9 @@ def _format(value: Any) -> Any:
 
 
 LIMITS = ("max_completion_tokens", "max_tokens")
-"""OpenAI's names of ``num_predict``."""
+"""OpenAI's names of ``num_predict``; the first one given is used."""
+SETTINGS = frozenset(RunOptions.model_fields) | RunOptions.refusals.keys() | set(LIMITS)
+"""Fields of ``options`` that a body may also hold at its top level."""
 
 
 class Generated(Body):
@@ -96,16 +98,13 @@ class Generated(Body):
         """Move settings at the top level into ``options``, where Ollama has them; OpenAI's limit is ``num_predict``."""
         if not isinstance(value, dict) or not isinstance(value.get("options"), dict | None):
             return value
-        known = (
-            RunOptions.model_fields.keys() | RunOptions.refusals.keys() | set(LIMITS)
-        ) - cls.refusals.keys()
-        moved = {name: held for name, held in value.items() if name in known and held is not None}
-        given = {name: held for name, held in (value.get("options") or {}).items() if held is not None}
-        options = {**moved, **given}
-        limits = [options.pop(name) for name in LIMITS if name in options]
-        if limits:
-            options.setdefault("num_predict", limits[0])
-        return {**{name: held for name, held in value.items() if name not in known}, "options": options}
+        kept = without_nulls(value)
+        moved = {name: kept.pop(name) for name in SETTINGS if name in kept}
+        options = {**moved, **without_nulls(kept.get("options", {}))}
+        for name in LIMITS:
+            if name in options:
+                options.setdefault("num_predict", options.pop(name))
+        return {**kept, "options": options}
 
     def schema_for_grammar(self) -> dict[str, Any] | None:
         """Return the JSON schema for the answer, if any."""
