@@ -154,6 +154,10 @@ REFUSALS: list[tuple[Any, str]] = [
     ({"properties": {"p": {"type": "string", "pattern": "^[a[b]$"}}}, "$.properties.p.pattern"),
     ({"properties": {"p": {"type": "string", "pattern": "^(a)\\1$"}}}, "$.properties.p.pattern"),
     ({"properties": {"p": {"type": "string", "pattern": "(a"}}}, "$.properties.p.pattern"),
+    ({"properties": {"p": {"type": "string", "pattern": "^(?=a(?!b)).+$"}}}, "$.properties.p.pattern"),
+    ({"allOf": [{"type": "string", "pattern": "^(?=.*x)(?<!y)z$"}]}, "$.allOf[0].pattern"),
+    ({"type": "string", "pattern": "^(?=a)b(?=c)$", "allOf": [{"minLength": 3}]}, "$.pattern"),
+    ({"type": "string", "format": "date", "pattern": "^(?=.*\\d).{4}$"}, "$.pattern"),
     ({"properties": {"p": {"type": "string", "format": "regex"}}}, "$.properties.p.format"),
     ({"oneOf": [{"type": "number"}, {"type": "integer"}]}, "$.oneOf"),
     (

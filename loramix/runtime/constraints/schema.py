@@ -71,6 +71,8 @@ def _blame(reader: Reader, reason: str) -> None:
         ):  # "type" last, because a schema without it allows any value
             rest = {name: node[name] for name in node if name != word}
             if not _error(_grammar(rest, reader.definitions)):
+                if word == "allOf" and path in reader.split:
+                    word = "pattern"
                 refuse(at(path, word), f"cannot be enforced: {inner}")
         refuse(path, f"cannot be enforced: {inner}")
     refuse("$", f"cannot be enforced: {reason}")

@@ -49,6 +49,8 @@ class Reader:
         """Definitions of the rewritten schema, by name."""
         self.nodes: list[tuple[str, dict[str, Any]]] = []
         """All objects of the rewritten schema with their paths, inner ones first."""
+        self.split: set[str] = set()
+        """Paths of schemas whose pattern or format became several patterns under ``allOf``."""
 
     def read(self, node: Any, path: str = "$", *, closed: bool = True, depth: int = 0) -> Any:
         """Rewrite a schema.
@@ -73,6 +75,9 @@ class Reader:
             return False
         combined = [word for word in (*_ALTERNATIVES, "$ref") if word in node]
         out = read_values(node, path)
+        if "allOf" in out:
+            self.split.add(path)
+            self.nodes += [(path, part) for part in out["allOf"]]
         alone = closed and not combined
         self._arrays(node, path, out, closed=alone, depth=depth + 1)
         self._objects(node, path, out, closed=alone, depth=depth + 1)
