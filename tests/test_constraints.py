@@ -25,7 +25,7 @@ def too_new(pinned: dict[str, str]) -> dict[str, str]:
             about = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        required = about.metadata["Requires-Python"] or ""
+        required = (about.metadata.get_all("Requires-Python") or [""])[0]
         if about.version == version and f"{OLDEST}.0" not in SpecifierSet(required):
             found[name] = required
     return found
