@@ -20,6 +20,9 @@ DEFAULT_POLICY: Policy = "each"
 BASE = "base"
 """Name of the mix without skills."""
 
+LLAMA_CPP = "llama-cpp-python==0.3.36"
+"""The release that the runtime is written for: its ctypes structs and graphs change between releases."""
+
 N_CTX = 2048
 """Tokens of a context, prompt and answer together."""
 MIN_CTX = 64
@@ -38,6 +41,19 @@ MIX_PARTS = 4
 """Skills whose matrices are cached, 1 to 4 MB each, so that a new blend does not read their files."""
 KV_STORE_BYTES = 64 * 2**20
 """Maximum bytes of KV saved from evicted contexts."""
+
+N_CELLS = 4096
+"""KV cells that all concurrent answers of a server share."""
+PARALLEL = 8
+"""Maximum answers that a server or a batch decodes at once."""
+QUEUE = 16
+"""Maximum requests that wait at a server, not counting those at the worker."""
+QUEUE_S: float = 60
+"""Maximum seconds that a request waits."""
+FIRST_TOKEN_S: float = 60
+"""Maximum seconds until the first token of an answer."""
+ANSWER_S: float = 300
+"""Maximum seconds until the end of an answer."""
 
 DEFAULT_QUANT = "Q4_K_M"
 """Default if a hub repository has several, and for bases converted from checkpoints."""

@@ -24,6 +24,9 @@ A message has one or two sentences: what was found, what is needed, and the comm
 
 from __future__ import annotations
 
+REFUSED = 3
+"""Exit code of a child process that failed because of its input; the last line on stderr is the reason."""
+
 
 class LoramixError(Exception):
     """Base of all errors shown to a user without a traceback."""

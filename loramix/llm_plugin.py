@@ -10,7 +10,7 @@ import llm
 from pydantic import Field
 
 from loramix import DEFAULT, Engine
-from loramix.defaults import POLICIES
+from loramix.defaults import BASE, POLICIES
 from loramix.pack.pack import list_packs
 
 
@@ -56,5 +56,5 @@ def register_models(register: Any) -> None:
     for name, pack in ((listing.name, listing.pack) for listing in list_packs() if listing.pack):
         top = "loramix" if name == DEFAULT else f"loramix/{name}"
         register(Loramix(top, name))
-        for mix in ("base", *(skill.name for skill in pack.skills)):
+        for mix in (BASE, *(skill.name for skill in pack.skills)):
             register(Loramix(f"{top}/{mix}", name, mix))

@@ -24,6 +24,22 @@ PARAMETERS = {
     "rank": "RANK",
     "--rank": "RANK",
     "--pack": "DEFAULT_PACK",
+    "n_cells": "N_CELLS",
+    "cells": "N_CELLS",
+    "--cells": "N_CELLS",
+    "parallel": "PARALLEL",
+    "--parallel": "PARALLEL",
+    "queue": "QUEUE",
+    "--queue": "QUEUE",
+    "queue_s": "QUEUE_S",
+    "queue_timeout": "QUEUE_S",
+    "--queue-timeout": "QUEUE_S",
+    "first_token_s": "FIRST_TOKEN_S",
+    "first_token_timeout": "FIRST_TOKEN_S",
+    "--first-token-timeout": "FIRST_TOKEN_S",
+    "total_s": "ANSWER_S",
+    "timeout": "ANSWER_S",
+    "--timeout": "ANSWER_S",
     "--base": "DEFAULT_PACK",
 }
 
@@ -54,7 +70,7 @@ def test_no_other_module_defines_one_of_these_names() -> None:
     assert not again
 
 
-def test_no_other_module_repeats_a_list_or_the_default_pack() -> None:
+def test_no_other_module_repeats_a_list_the_default_pack_or_a_pin() -> None:
     lists = {frozenset(value) for value in NAMES.values() if isinstance(value, tuple)}
     assert len(lists) == 3
     again = []
@@ -64,8 +80,9 @@ def test_no_other_module_repeats_a_list_or_the_default_pack() -> None:
                 found = [literal(item) for item in node.elts]
                 if all(isinstance(item, str) for item in found) and frozenset(found) in lists:
                     again.append(f"{name}:{node.lineno}")
-            elif isinstance(node, ast.Constant) and node.value == defaults.DEFAULT_PACK:
-                again.append(f"{name}:{node.lineno}")
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                if node.value == defaults.DEFAULT_PACK or defaults.LLAMA_CPP.partition("==")[2] in node.value:
+                    again.append(f"{name}:{node.lineno}")
     assert not again
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from loramix.errors import InvalidArtifact, LoramixError, NativeError, NotFound, SelfCheckFailed
-from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.models.head_info import MAX_GATE_BYTES
 from loramix.models.mixing import top1
+from loramix.models.old_gate import GateInfo, NumpyGate
 
 
 def gate_info(**changes: Any) -> GateInfo:
@@ -135,7 +135,7 @@ def test_a_decision_is_fast() -> None:
 
 def test_numpy_side_never_imports_torch() -> None:
     code = (
-        "import sys, loramix.models.gate_numpy, loramix.models.mixing, loramix.pack.edit, "
+        "import sys, loramix.models.old_gate, loramix.models.mixing, loramix.pack.edit, "
         "loramix.convert.gate; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -342,7 +342,7 @@ def test_arrays_are_checked_without_a_file_too(key: str, value: Any) -> None:
 def torch_gate() -> Any:
     torch = pytest.importorskip("torch")
     pytest.importorskip("safetensors")
-    from loramix.models.gate import Gate
+    from loramix.models.old_gate_torch import Gate
 
     arrays = gate_arrays(gate_info(), 40)
     gate = Gate(
@@ -378,7 +378,7 @@ def test_torch_and_numpy_agree(torch_gate: Any, tmp_path: Path) -> None:
 def test_torch_gate_saves_and_loads(torch_gate: Any, tmp_path: Path) -> None:
     import torch
 
-    from loramix.models.gate import Gate
+    from loramix.models.old_gate_torch import Gate
 
     torch_gate.calibrate(gate_temperature=0.7, threshold=0.4, metrics={"ece": 0.02})
     torch_gate.save(tmp_path)
@@ -452,7 +452,9 @@ def test_a_gate_that_decides_otherwise_is_not_written(
 
     torch_gate.save(tmp_path)
     # another approximation of GELU: a mistake of some 1e-2
-    monkeypatch.setattr("loramix.models.gate.F.gelu", lambda x, approximate: x * (1.702 * x).sigmoid())
+    monkeypatch.setattr(
+        "loramix.models.old_gate_torch.F.gelu", lambda x, approximate: x * (1.702 * x).sigmoid()
+    )
     with pytest.raises(SelfCheckFailed, match="nothing was written"):
         convert_gate(tmp_path, tmp_path / "gate.npz")
     assert not (tmp_path / "gate.npz").exists()

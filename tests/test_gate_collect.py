@@ -13,7 +13,7 @@ import pytest
 from loramix.defaults import BASE
 from loramix.errors import InvalidData, NotFound
 from loramix.train.data import Row
-from loramix.train.gate_collect import collect_from, collect_requests, people_s, read_requests
+from loramix.train.gate_collect import collect_from, collect_requests, read_requests, requests_of_people
 from loramix.train.gate_requests import Maker
 from loramix.train.recipe import load_recipe
 
@@ -61,7 +61,7 @@ def test_a_line_says_who_serves_it(tmp_path: Path) -> None:
 
 
 def test_wordings_fall_whole_into_one_part(people: Path) -> None:
-    seen, held = people_s(maker(), people), people_s(maker(dev=True), people)
+    seen, held = requests_of_people(maker(), people), requests_of_people(maker(dev=True), people)
     assert seen and held and len(seen) > 3 * len(held)
     assert not {r.group for r in seen} & {r.group for r in held}
     assert len(seen) + len(held) == 120, "a request for a skill that is not known is no request for none"
@@ -71,9 +71,9 @@ def test_wordings_fall_whole_into_one_part(people: Path) -> None:
 def test_a_file_s_own_splits_count(tmp_path: Path) -> None:
     rows = [{"text": f"{split} {i}", "split": split} for split in ("train", "val", "test") for i in range(30)]
     path = written(tmp_path / "c.jsonl", rows)
-    seen = " ".join(r.text for r in people_s(maker(), path)).casefold()
-    assert len(people_s(maker(), path)) == 30 and "train" in seen and "val " not in seen
-    assert {r.text.split()[0] for r in people_s(maker(dev=True), path)} == {"val"}
+    seen = " ".join(r.text for r in requests_of_people(maker(), path)).casefold()
+    assert len(requests_of_people(maker(), path)) == 30 and "train" in seen and "val " not in seen
+    assert {r.text.split()[0] for r in requests_of_people(maker(dev=True), path)} == {"val"}
 
 
 @pytest.mark.parametrize(

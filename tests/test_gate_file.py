@@ -21,8 +21,8 @@ from loramix.errors import InvalidArtifact, WrongBase
 from loramix.formats.npz import npz_bytes
 from loramix.models.early_head import EarlyHead, HeadInfo
 from loramix.models.gate_file import read_gate
-from loramix.models.gate_numpy import NumpyGate
 from loramix.models.head_info import MAX_GATE_BYTES
+from loramix.models.old_gate import NumpyGate
 from loramix.pack.edit import remove_skill, set_gate
 from loramix.pack.pack import Pack
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import msgspec
 import numpy as np
 import pytest
 
 from loramix.train.data import Row
-from loramix.train.metrics import NAMES, bootstrap, estimate, kept, measure, share
-from loramix.train.recipe import load_recipe
+from loramix.train.metrics import bootstrap, estimate, kept, measure, share
+from loramix.train.recipe import MeasureName, load_recipe
 
 
 def value(name: str, pairs: list[tuple[str, str]], labels: tuple[str, ...] = ()) -> float:
@@ -104,7 +105,7 @@ def test_bootstrap_interval() -> None:
     assert bootstrap(counts, share) == found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", get_args(MeasureName))
 def test_perfect_answers_score_highest(name: str) -> None:
     targets = {
         "entity_f1": "person: Ann",

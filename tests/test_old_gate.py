@@ -12,8 +12,8 @@ from tiny import random_gate
 
 from loramix import Engine
 from loramix.errors import InvalidArtifact, Unsupported
-from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.models.mixing import Mix
+from loramix.models.old_gate import GateInfo, NumpyGate
 from loramix.pack.edit import set_gate
 from loramix.pack.pack import Pack
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from loramix.defaults import LLAMA_CPP
 from loramix.errors import NativeError, UsageError
 from loramix.runtime import probe, probe_child
 
@@ -252,8 +253,8 @@ def test_the_rebuild_command_drops_amx_only_where_there_is_amx(monkeypatch: pyte
 
 def test_the_pinned_version_is_that_of_the_project() -> None:
     root = Path(__file__).parent.parent
-    assert f'"{probe.LLAMA_CPP}"' in (root / "pyproject.toml").read_text()
-    assert probe.LLAMA_CPP in (root / "constraints.txt").read_text().splitlines()
+    assert f'"{LLAMA_CPP}"' in (root / "pyproject.toml").read_text()
+    assert LLAMA_CPP in (root / "constraints.txt").read_text().splitlines()
 
 
 def test_logits_agree_but_for_rounding() -> None:

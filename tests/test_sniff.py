@@ -26,7 +26,7 @@ from loramix.formats.safetensors_reader import read_safetensors
 from loramix.formats.sniff import sniff
 from loramix.formats.validate import read_base
 from loramix.models import bases
-from loramix.models.gate_numpy import NumpyGate
+from loramix.models.old_gate import NumpyGate
 from loramix.pack.pack import Pack
 from loramix.train.skill import check_import
 

@@ -234,7 +234,7 @@ def random_gate(
     skills: list[str], base_sha256: str, *, layers: tuple[int, ...] = (1, 2), seed: int = 3
 ) -> bytes:
     """Content of a gate.npz of the old format that decides between skills by random weights."""
-    from loramix.models.gate_numpy import GateInfo, NumpyGate
+    from loramix.models.old_gate import GateInfo, NumpyGate
 
     rng = np.random.default_rng(seed)
     width = len(layers) * N_EMBD

@@ -17,6 +17,7 @@ from loramix.cluster.batch_worker import Answerer, Job
 from loramix.cluster.chunks import ROWS, Chunk, SourceFile, find_files, read_chunks
 from loramix.cluster.output_files import OutputFiles
 from loramix.cluster.session import need_ray, pool_size, session, unwrap
+from loramix.defaults import PARALLEL
 from loramix.diagnose.memory_plan import make_plan
 from loramix.errors import UsageError
 from loramix.formats.table_output import output_kind
@@ -37,7 +38,7 @@ def run_cluster_batch(
     pack: str,
     n_ctx: int,
     column: str = "prompt",
-    parallel: int = 8,
+    parallel: int = PARALLEL,
     address: str | None = None,
     workers: int | None = None,
     cpus_per_worker: int = 1,

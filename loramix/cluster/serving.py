@@ -21,7 +21,17 @@ import msgspec
 
 from loramix.cluster.replica import PackServer, Replica
 from loramix.cluster.session import pool_size
-from loramix.defaults import DEFAULT_PACK, N_CTX, SERVER_CONTEXTS
+from loramix.defaults import (
+    ANSWER_S,
+    DEFAULT_PACK,
+    FIRST_TOKEN_S,
+    N_CELLS,
+    N_CTX,
+    PARALLEL,
+    QUEUE,
+    QUEUE_S,
+    SERVER_CONTEXTS,
+)
 from loramix.diagnose.memory_plan import make_plan
 from loramix.errors import RequestFailed, UsageError
 from loramix.models import bases
@@ -59,13 +69,13 @@ class ServeOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Largest number of replicas."""
     cpus_per_worker: int = 1
     ctx: int = N_CTX
-    cells: int = 4096
+    cells: int = N_CELLS
     contexts: int = SERVER_CONTEXTS
-    parallel: int = 8
-    queue: int = 16
-    queue_timeout: float = 60
-    first_token_timeout: float = 60
-    timeout: float = 300
+    parallel: int = PARALLEL
+    queue: int = QUEUE
+    queue_timeout: float = QUEUE_S
+    first_token_timeout: float = FIRST_TOKEN_S
+    timeout: float = ANSWER_S
     allow_host: tuple[str, ...] = ()
     allow_origin: tuple[str, ...] = ()
 

@@ -12,6 +12,7 @@ import click
 from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import answer_options, engine_options, open_engine
 from loramix.commands.ray_options import need_flag, ray_options
+from loramix.defaults import PARALLEL
 from loramix.errors import InvalidData, UsageError
 
 
@@ -22,7 +23,7 @@ from loramix.errors import InvalidData, UsageError
 @click.option(
     "--parallel",
     type=click.IntRange(1, 32),
-    default=8,
+    default=PARALLEL,
     show_default=True,
     help="Concurrent answers (of each worker).",
 )

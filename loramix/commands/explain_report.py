@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from jinja2 import Environment
 
+from loramix.defaults import BASE
 from loramix.errors import MissingExtra
 from loramix.paths import atomic_write
 
@@ -78,7 +79,7 @@ def to_html(prompt: str, answer: Answer, found: Contributions) -> str:
     ]
     hue = dict(zip(found.skills, COLOURS, strict=False))
     tokens = [
-        {"text": piece, "skill": skill or "base", "mix": str(mix), "colour": hue.get(skill or "")}
+        {"text": piece, "skill": skill or BASE, "mix": str(mix), "colour": hue.get(skill or "")}
         for piece, skill, mix in zip(found.pieces, found.strongest, found.mixes, strict=True)
     ]
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(

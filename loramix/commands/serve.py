@@ -14,7 +14,7 @@ import click
 from loramix.commands.fetch_base import fetch_base_of
 from loramix.commands.options import CTX, PACK, THREADS, needs_extra
 from loramix.commands.ray_options import need_flag, ray_options
-from loramix.defaults import SERVER_CONTEXTS
+from loramix.defaults import ANSWER_S, FIRST_TOKEN_S, N_CELLS, PARALLEL, QUEUE, QUEUE_S, SERVER_CONTEXTS
 from loramix.errors import NotFound, UsageError
 from loramix.formats.textfile import read_text
 from loramix.server.access import AccessPolicy, host_of, origin_of
@@ -56,30 +56,42 @@ SECONDS = Seconds(0.1, 86_400)
 @click.option("--allow-host", multiple=True, help="Further name in the Host header; repeatable.")
 @click.option("--allow-origin", multiple=True, help="Further web origin to accept; repeatable.")
 @click.option(
-    "--queue", type=click.IntRange(0, 10_000), default=16, show_default=True, help="Requests that may wait."
+    "--queue",
+    type=click.IntRange(0, 10_000),
+    default=QUEUE,
+    show_default=True,
+    help="Requests that may wait.",
 )
 @click.option(
-    "--parallel", type=click.IntRange(1, 32), default=8, show_default=True, help="Concurrent answers."
+    "--parallel", type=click.IntRange(1, 32), default=PARALLEL, show_default=True, help="Concurrent answers."
 )
 @click.option(
-    "--queue-timeout", type=SECONDS, default=60, show_default=True, help="Seconds that a request may wait."
+    "--queue-timeout",
+    type=SECONDS,
+    default=QUEUE_S,
+    show_default=True,
+    help="Seconds that a request may wait.",
 )
 @click.option(
     "--first-token-timeout",
     type=SECONDS,
-    default=60,
+    default=FIRST_TOKEN_S,
     show_default=True,
     help="Seconds until the first token.",
 )
 @click.option(
-    "--timeout", type=SECONDS, default=300, show_default=True, help="Seconds until the end of the answer."
+    "--timeout",
+    type=SECONDS,
+    default=ANSWER_S,
+    show_default=True,
+    help="Seconds until the end of the answer.",
 )
 @THREADS
 @CTX
 @click.option(
     "--cells",
     type=click.IntRange(64),
-    default=4096,
+    default=N_CELLS,
     show_default=True,
     help="Tokens of all concurrent answers together.",
 )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loramix.errors import MissingExtra, SelfCheckFailed
-from loramix.models.gate_numpy import Floats, NumpyGate
+from loramix.models.old_gate import Floats, NumpyGate
 from loramix.paths import write_bytes
 
 if TYPE_CHECKING:
-    from loramix.models.gate import Gate
+    from loramix.models.old_gate_torch import Gate
 
 TOLERANCE = 1e-5
 _TIE = 1e-6  # two classes closer than this are a tie in float32, and either may win
@@ -40,7 +40,7 @@ def convert_gate(source: Path, out: Path) -> float:
         MissingExtra: torch is not installed.
     """
     try:
-        from loramix.models.gate import Gate
+        from loramix.models.old_gate_torch import Gate
     except ImportError as error:
         raise MissingExtra(f"converting a gate needs {error.name}: pip install 'loramix[train]'.") from None
     gate = Gate.load(source)

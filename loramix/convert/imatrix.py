@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidData, NativeError, NotFound
+from loramix.errors import REFUSED, InvalidData, NativeError, NotFound
 from loramix.formats.textfile import read_text
 from loramix.formats.validate import read_base
 from loramix.paths import atomic_write
@@ -32,7 +32,6 @@ INPUTS = {
     "ffn_norm": ("ffn_gate", "ffn_up"),
     "ffn_swiglu": ("ffn_down",),
 }
-_REFUSED = 3  # exit code for invalid input; the message is on stderr
 
 
 def importance(base: Path, text: Path, out: Path) -> None:
@@ -53,7 +52,7 @@ def importance(base: Path, text: Path, out: Path) -> None:
     command = [sys.executable, "-P", "-m", "loramix.convert.imatrix", str(base), str(text), str(out)]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     said = (child.stderr.strip().splitlines() or [f"exit code {child.returncode}"])[-1]
-    if child.returncode == _REFUSED:
+    if child.returncode == REFUSED:
         raise InvalidData(said)
     if child.returncode or not out.is_file():
         raise NativeError(f"llama.cpp could not run {base.name} on {text}: {said}.")
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
         content = read_text(text)
     except InvalidData as error:
         print(error, file=sys.stderr)
-        return _REFUSED
+        return REFUSED
     _, shape = read_base(base)
     observer = Observer({name: columns for name, (_, columns) in shape.tensors.items()})
     with Model(base, use_extra_bufts=False) as model:
@@ -115,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
                 f"{text} has {len(ids)} tokens; at least {CHUNK} are needed for an importance matrix.",
                 file=sys.stderr,
             )
-            return _REFUSED
+            return REFUSED
         threads = default_threads()
         context = Context(model, n_ctx=CHUNK, n_threads=threads, observe=observer.callback, all_tokens=True)
         for chunk in chunks:

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.convert.reference import torch_logits
-from loramix.errors import InvalidArtifact, SelfCheckFailed
+from loramix.errors import REFUSED, InvalidArtifact, SelfCheckFailed
 from loramix.formats.textfile import read_text
 from loramix.formats.validate import BaseShape, check_adapter, read_adapter_bytes, read_base
 from loramix.models.softmax import log_softmax
-from loramix.runtime.children import REFUSED
 from loramix.templates.chat_template import Segment
 
 PROBES = (

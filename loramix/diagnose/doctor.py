@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from loramix import hardware
-from loramix.defaults import DEFAULT_PACK
+from loramix.defaults import DEFAULT_PACK, LLAMA_CPP
 from loramix.errors import LoramixError
 from loramix.models import bases
 from loramix.models.known_bases import BASES
@@ -158,7 +158,7 @@ def _llama() -> Check:
         how = probe.signal_name(child.returncode) if child.returncode < 0 else f"exit code {child.returncode}"
         return Check("llama.cpp", "fail", f"the library cannot be loaded: {how} ({reason})", fix)
     detail = f"llama-cpp-python {version}; {' '.join(str(features).split())}"
-    if version != (wanted := probe.LLAMA_CPP.partition("==")[2]):
+    if version != (wanted := LLAMA_CPP.partition("==")[2]):
         # the ctypes structs match one version of the library
         return Check("llama.cpp", "fail", f"{detail}; {wanted} is needed", fix)
     return Check("llama.cpp", "ok", detail)

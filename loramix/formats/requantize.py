@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.formats.gguf_output import gguf_output
+from loramix.formats.gguf_reader import BLOCK
 from loramix.paths import atomic_path
 
-BLOCK = 32
 _STEPS = np.linspace(0.80, 1.12, 17, dtype=np.float32)  # candidate widths of the Q4_0 grid, 1 = full range
 
 

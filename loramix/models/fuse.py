@@ -16,9 +16,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from loramix.formats.gguf_reader import ARRAY, FLOAT32, STRING, UINT32, GGUFFile, read_gguf, tensor_values
+from loramix.formats.gguf_reader import (
+    ARRAY,
+    BLOCK,
+    FLOAT32,
+    STRING,
+    UINT32,
+    GGUFFile,
+    read_gguf,
+    tensor_values,
+)
 
-BLOCK = 32  # values per scale in Q8_0; ranks are padded to a multiple
 BLOCK_BYTES = 34
 Q8_0 = 8
 _ALIGNMENT = 32

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidArtifact
 
 COMPONENTS = 144  # more would not fit the default pack, see docs/gate.md
@@ -192,7 +193,7 @@ class Bank:
                 and matrix.shape[1] == width == len(scale)
                 and targets.shape == (rows, len(classes))
                 and all(isinstance(text, str) for text in classes)
-                and classes[-1] == "base"
+                and classes[-1] == BASE
                 and bool((std > 0).all())
                 and max(rows, width, len(mean)) <= LIMIT
             )

@@ -11,8 +11,8 @@ from loramix.errors import InvalidArtifact
 from loramix.formats.npz import read_described
 from loramix.formats.validate import BaseShape
 from loramix.models.early_head import EarlyHead
-from loramix.models.gate_numpy import GateInfo, NumpyGate
 from loramix.models.head_info import MAX_GATE_BYTES, HeadInfo, refused
+from loramix.models.old_gate import GateInfo, NumpyGate
 
 Gate: TypeAlias = EarlyHead | NumpyGate
 OLD_FORMAT = (

@@ -1,6 +1,6 @@
 """Computes a mix from the gate's probabilities: top-1, blend, several in turn, or none.
 
-Pure NumPy, independent of prompts, packs and llama.cpp; the router selects the policy.
+Pure NumPy, independent of prompts, packs and llama.cpp.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from loramix.defaults import POLICIES
+from loramix.defaults import BASE, POLICIES
 from loramix.errors import InvalidMix
 from loramix.paths import is_safe_name
 
@@ -86,7 +86,7 @@ class Mix:
         Raises:
             InvalidMix: the text cannot be parsed; see also `Mix`.
         """
-        if text.strip() in ("", "base"):
+        if text.strip() in ("", BASE):
             return cls.EMPTY
         entries = []
         for part in text.split(","):
@@ -112,7 +112,7 @@ class Mix:
 
     def __str__(self) -> str:
         # 8 digits hold any multiple of 1/64 up to 4 exactly, so parse() gives the same mix back
-        return ",".join(f"{name}={scale:.8g}" for name, scale in self.entries) or "base"
+        return ",".join(f"{name}={scale:.8g}" for name, scale in self.entries) or BASE
 
 
 Mix.EMPTY = Mix()
@@ -203,6 +203,26 @@ def each(probabilities: npt.ArrayLike, skills: Sequence[str], *, threshold: floa
     found = blend(probabilities, skills, threshold=threshold, floor=SECOND).scales
     p = dict(zip(skills, np.asarray(probabilities, np.float64), strict=False))
     return [Mix(((name, 1.0),)) for name in sorted(found, key=lambda name: -p[name])] or [Mix.EMPTY]
+
+
+def choose(policy: str, probabilities: npt.ArrayLike, skills: Sequence[str], threshold: float) -> list[Mix]:
+    """Return the mixes that answer in turn under a policy; see `top1`, `blend` and `each` for the arguments.
+
+    Raises:
+        ValueError: an unknown policy, shapes that do not fit, or probabilities that are not finite.
+    """
+    match policy:
+        case "each":
+            return each(probabilities, skills, threshold=threshold)
+        case "top1":
+            return [top1(probabilities, skills, threshold)]
+        case "blend":
+            return [blend(probabilities, skills, threshold=threshold)]
+        case "token":  # until the gate reads the answer
+            return [blend(probabilities, skills, threshold=threshold, top_k=2)]
+        case "base":
+            return [Mix.EMPTY]
+    raise ValueError(f"policy {policy!r} is unknown")
 
 
 def blend_rows(

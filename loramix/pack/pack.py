@@ -16,8 +16,8 @@ from loramix.errors import InvalidArtifact, LoramixError, NotFound, UnknownSkill
 from loramix.formats.adapter_file import MAX_ADAPTER_BYTES
 from loramix.formats.sniff import HEAD, sniff
 from loramix.models.gate_file import OLD_FORMAT, Gate, read_gate
-from loramix.models.gate_numpy import NumpyGate
 from loramix.models.head_info import MAX_GATE_BYTES
+from loramix.models.old_gate import NumpyGate
 from loramix.pack.manifest import MANIFEST, Manifest, SkillEntry, read_manifest
 from loramix.paths import data_dir, is_safe_name, safe_join, safe_name, sha256_file
 

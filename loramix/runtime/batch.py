@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
+from loramix.defaults import PARALLEL
 from loramix.errors import Busy, NotFound, UsageError
 from loramix.formats.table_output import (
     NUMBER,
@@ -35,7 +36,7 @@ def run_batch(
     out: Path,
     *,
     column: str = "prompt",
-    parallel: int = 8,
+    parallel: int = PARALLEL,
     report: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> dict[str, int]:

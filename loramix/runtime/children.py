@@ -16,13 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from loramix.errors import InvalidArtifact, InvalidData, NativeError, SelfCheckFailed
+from loramix.errors import REFUSED, InvalidArtifact, InvalidData, NativeError, SelfCheckFailed
 from loramix.paths import sha256_file
 from loramix.runtime.state_parts import Turns
 from loramix.templates.base_template import check_template
-
-REFUSED = 3
-"""Exit code of a child that failed because of its input; the last line on stderr is the reason."""
 
 
 def token_states(

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import LLAMA_CPP
 from loramix.errors import Unsupported
 from loramix.models.mixing import Mix
 from loramix.runtime.answer import Answer
@@ -27,7 +28,7 @@ from loramix.runtime.llama.model import C, ggml
 if TYPE_CHECKING:
     from loramix.runtime.engine import Engine
 
-# offsets in struct ggml_tensor of its shape and first operand: 64 bit, llama-cpp-python 0.3.36
+# offsets in struct ggml_tensor of its shape and first operand: 64 bit, in the release of `LLAMA_CPP`
 _NE, _SRC = 16, 152
 _TARGET = re.compile(r"blk\.(\d+)\.(.+)\.weight(\.lora_b)?\Z")
 
@@ -206,9 +207,7 @@ class _NodeWatcher:
             Unsupported: no product of an active skill was found in the graph.
         """
         if owner and not any(part.matrix for part in self.products):
-            raise Unsupported(
-                "this llama.cpp shows no adapter in its graph; install llama-cpp-python==0.3.36."
-            )
+            raise Unsupported(f"this llama.cpp shows no adapter in its graph; install {LLAMA_CPP}.")
         base = {(part.layer, part.target): part.square for part in self.products if not part.matrix}
         skill_squares = {name: np.zeros(n_layer) for name in owner.values()}
         base_squares = {name: np.zeros(n_layer) for name in owner.values()}

@@ -18,11 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import N_CTX
-from loramix.errors import LoramixError
+from loramix.errors import REFUSED, LoramixError
 from loramix.models.mixing import Mix
 from loramix.models.softmax import log_softmax
 from loramix.prompts import as_messages
-from loramix.runtime.children import REFUSED
 from loramix.runtime.decoder import Decoder, DecodeRequest
 from loramix.runtime.labels import LabelTrie
 

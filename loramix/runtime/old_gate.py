@@ -1,6 +1,6 @@
 """Reads prompts with a gate of the old format, which needs a whole pass of the bare base.
 
-Only for packs whose gate was trained by version 0.1; deleted together with that format.
+Only for packs whose gate file has format 1; deleted together with that format.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.errors import Unsupported
-from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
+from loramix.models.old_gate import NumpyGate
 from loramix.runtime.decoder import Decoder, DecodeRequest
 from loramix.runtime.features import pool
 from loramix.runtime.gate_reader import Reading

@@ -12,7 +12,7 @@ from loramix.models.mixing import Mix
 from loramix.runtime.router import MixLike, as_mix
 from loramix.runtime.sampling import Sampling
 
-MAX_STOPS = 16
+MAX_STOPS, MAX_TOP_LOGPROBS = 16, 20
 GREEDY = Sampling()
 
 
@@ -53,7 +53,7 @@ class GenerationOptions:
         if self.max_tokens is not None:
             check_range("max_tokens", self.max_tokens, 1, 1_000_000)
         if self.top_logprobs is not None:
-            check_range("top_logprobs", self.top_logprobs, 0, 20)
+            check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
 
     @property
     def plans(self) -> bool:

@@ -21,12 +21,11 @@ from pathlib import Path
 
 import msgspec
 
-from loramix.errors import NativeError, UsageError
+from loramix.defaults import LLAMA_CPP
+from loramix.errors import REFUSED, NativeError, UsageError
 from loramix.hardware import cpu_flags, cpu_model
 from loramix.paths import cache_dir, sha256_file, write_text
-from loramix.runtime.probe_child import REFUSED
 
-LLAMA_CPP = "llama-cpp-python==0.3.36"
 ENVIRONMENT = "LORAMIX_EXTRA_BUFTS"
 TIMEOUT_S = 60.0
 _MAX_ENTRIES = 32  # entries of each kind

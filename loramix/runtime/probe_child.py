@@ -10,13 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loramix.errors import LoramixError
+from loramix.errors import REFUSED, LoramixError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-REFUSED = 3  # exit code for a `LoramixError`, whose message is on stderr
 WRONG = 4  # exit code for wrong logits
 
 

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.defaults import BASE, POLICIES
-from loramix.errors import InvalidArtifact, InvalidMix, UsageError
+from loramix.defaults import BASE
+from loramix.errors import InvalidArtifact, InvalidMix
 from loramix.formats.validate import BaseShape
 from loramix.models import mixing
 from loramix.models.gate_file import OLD_FORMAT, Gate, check_fits
-from loramix.models.gate_numpy import NumpyGate
 from loramix.models.mixing import Mix
+from loramix.models.old_gate import NumpyGate
 from loramix.models.plan import Step
 from loramix.pack.pack import Pack
 
+NO_GATE = "the pack has no gate: name a skill with --mix, or run 'loramix train gate'."
 _log = logging.getLogger(__name__)
 MixLike = Mix | str | Mapping[str, float]
 
@@ -151,29 +152,16 @@ class Router:
 
         Args:
             probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
-            policy: ``each``: the most probable skill, followed by a second probable one on its own line;
-                ``top1``: the most probable skill only; ``blend``: the probable skills in proportion;
-                ``token``: two skills, with the mix updated by the gate as the answer grows.
+            policy: one of `loramix.defaults.POLICIES`; see `loramix.models.mixing.choose`.
 
         Raises:
             InvalidArtifact: the pack has no gate.
-            UsageError: an unknown policy.
+            ValueError: an unknown policy.
         """
         if self.gate is None:
-            raise InvalidArtifact(
-                "the pack has no gate: name a skill with --mix, or run 'loramix train gate'."
-            )
+            raise InvalidArtifact(NO_GATE)
         names, threshold = self.gate.info.skills, self.gate.info.threshold
-        then: list[Mix] = []
-        if policy == "top1":
-            mix = mixing.top1(probabilities, names, threshold)
-        elif policy in ("blend", "token"):
-            top_k = mixing.GATE_TOP_K if policy == "blend" else 2
-            mix = mixing.blend(probabilities, names, threshold=threshold, top_k=top_k)
-        elif policy == "each":
-            mix, *then = mixing.each(probabilities, names, threshold=threshold)
-        else:
-            raise UsageError(f"policy {policy!r} is unknown; use one of {', '.join(POLICIES)}.")
+        mix, *then = mixing.choose(policy, probabilities, names, threshold)
         table = dict(zip([*names, BASE], map(float, probabilities), strict=True))
         reason = _reason(mix, then, table, threshold)
         if policy == "token" and len(mix.scales) > 1:

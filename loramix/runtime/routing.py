@@ -15,7 +15,7 @@ from loramix.runtime.gate_reader import EarlyReader, GateReader, Reading
 from loramix.runtime.old_gate import OldReader
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
-from loramix.runtime.router import Route, Router
+from loramix.runtime.router import NO_GATE, Route, Router
 from loramix.runtime.steps import follow_up, plan_of
 from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
@@ -71,9 +71,7 @@ class GateRouting:
         if options.policy == "base" or not self.router.skills:
             return self.router.fixed(Mix.EMPTY)
         if self.reader is None:
-            raise InvalidArtifact(
-                "the pack has no gate: name a skill with --mix, or run 'loramix train gate'."
-            )
+            raise InvalidArtifact(NO_GATE)
         if options.policy == "token":
             self.reader.need_reread()
         reading = self.reader.read(prompt)

@@ -14,6 +14,19 @@ from loramix.errors import UsageError
 PARTIAL_SORT = 1024
 """Number of tokens sorted first; the sampled token is nearly always among them."""
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0.0, 100.0),
+    "top_k": (0, 1_000_000),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 100.0),
+    "repeat_last_n": (0, 1_000_000),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+    "seed": (0, 2**63 - 1),
+}
+"""Least and greatest value of each setting."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -45,17 +58,7 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("temperature", 0.0, 100.0),
-            ("top_k", 0, 1_000_000),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("repeat_penalty", 0.01, 100.0),
-            ("repeat_last_n", 0, 1_000_000),
-            ("presence_penalty", -2.0, 2.0),
-            ("frequency_penalty", -2.0, 2.0),
-            ("seed", 0, 2**63 - 1),
-        ):
+        for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
             if value is None and name == "seed":
                 continue

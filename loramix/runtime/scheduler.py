@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 
+from loramix.defaults import N_CELLS
 from loramix.errors import Interrupted
 from loramix.models.mixing import Mix
 from loramix.runtime.decoder import DecodeRequest, DecodeResult
@@ -33,7 +34,7 @@ class Scheduler:
     """
 
     def __init__(
-        self, engine: Engine, listener: AnswerListener, *, parallel: int, n_cells: int = 4096
+        self, engine: Engine, listener: AnswerListener, *, parallel: int, n_cells: int = N_CELLS
     ) -> None:
         self._engine, self._listener = engine, listener
         self._decoder, self._interrupt = engine.decoder, engine.model.interrupt
@@ -86,8 +87,7 @@ class Scheduler:
             return
         del self._pending[number]
         self._listener.started(number, stream)
-        request = self._deliver(number, stream, stream.advance())
-        if request is not None:
+        if (request := self._deliver(number, stream, stream.advance())) is not None:
             self._jobs[number] = ScheduledAnswer(number, stream, request)
 
     def cancel(self, number: int) -> None:

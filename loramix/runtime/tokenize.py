@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from loramix.errors import LoramixError
+from loramix.errors import REFUSED, LoramixError
 from loramix.paths import atomic_write
 from loramix.prompts import as_messages
-from loramix.runtime.children import REFUSED
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from loramix.server import protocol as m
 from loramix.server.body_types import Model
 from loramix.server.chat_messages import Messages, engine_messages
 from loramix.server.fields import Body, must_be
-from loramix.server.service import Options, Service, cancel_on_exit, report, until_disconnect
+from loramix.server.service import LoramixField, Service, cancel_on_exit, report, until_disconnect
 
 EXPLAINED_TOKENS = 512
 """Longest answer that is measured; each token yields one number per skill and layer."""
@@ -27,7 +27,7 @@ class ExplainBody(Body):
         Annotated[int, must_be(f"a whole number from 1 to {EXPLAINED_TOKENS}", ge=1, le=EXPLAINED_TOKENS)]
         | None
     ) = None
-    loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
+    loramix: LoramixField = None
 
 
 def router(service: Service) -> APIRouter:

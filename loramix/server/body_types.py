@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator
 
+from loramix.runtime.options import MAX_STOPS, MAX_TOP_LOGPROBS
+from loramix.runtime.sampling import BOUNDS
 from loramix.server.fields import Body, invalid_field, must_be
 from loramix.server.service import Name
 
@@ -13,20 +15,30 @@ NO_LIMIT = 2**31 - 1
 """Largest token limit that is accepted; the context bounds every answer."""
 MAX_TEXTS = 256
 
+MOST = int(BOUNDS["top_k"][1])
+"""Largest number of tokens in `TopK` and `RepeatLast`."""
+
+
+def number(setting: str) -> Any:
+    """Declare the bounds of a `Sampling` setting."""
+    low, high = BOUNDS[setting]
+    return must_be(f"a number from {low:g} to {high:g}", ge=low, le=high, allow_inf_nan=False)
+
+
 Model = Annotated[Name, must_be("a model's name, as /v1/models lists them")]
 Flag = Annotated[bool, must_be("true or false")]
 Text = Annotated[str, must_be("text")]
-Share = Annotated[float, must_be("a number from 0 to 1", ge=0, le=1, allow_inf_nan=False)]
-Penalty = Annotated[float, must_be("a number from -2 to 2", ge=-2, le=2, allow_inf_nan=False)]
-RepeatPenalty = Annotated[float, must_be("a number from 0.01 to 100", ge=0.01, le=100, allow_inf_nan=False)]
-TopK = Annotated[
-    int, must_be("a whole number from 1 to 1000000, or 0 or -1 for all tokens", ge=-1, le=1_000_000)
-]
+Share = Annotated[float, number("top_p")]
+Penalty = Annotated[float, number("presence_penalty")]
+RepeatPenalty = Annotated[float, number("repeat_penalty")]
+TopK = Annotated[int, must_be(f"a whole number from 1 to {MOST}, or 0 or -1 for all tokens", ge=-1, le=MOST)]
 RepeatLast = Annotated[
-    int, must_be("a whole number from 0 to 1000000, or -1 for the context", ge=-1, le=1_000_000)
+    int, must_be(f"a whole number from 0 to {MOST}, or -1 for the context", ge=-1, le=MOST)
 ]
 Seed = Annotated[int, must_be("a whole number of 64 bits, or -1 for a random seed", ge=-(2**63), lt=2**63)]
-TopLogprobs = Annotated[int, must_be("a whole number from 0 to 20", ge=0, le=20)]
+TopLogprobs = Annotated[
+    int, must_be(f"a whole number from 0 to {MAX_TOP_LOGPROBS}", ge=0, le=MAX_TOP_LOGPROBS)
+]
 Dimensions = Annotated[
     int, must_be("a whole number from 1 to the length of the base's vectors", ge=1, le=NO_LIMIT)
 ]
@@ -66,7 +78,7 @@ StopText = Annotated[str, must_be("a text of 1 to 256 characters", min_length=1,
 Stop = Annotated[
     list[StopText],
     BeforeValidator(_stops),
-    must_be("a text or a list of at most 16, of 1 to 256 characters each", max_length=16),
+    must_be(f"a text or a list of at most {MAX_STOPS}, of 1 to 256 characters each", max_length=MAX_STOPS),
 ]
 Texts = Annotated[
     list[str],
@@ -96,22 +108,11 @@ def sampling_of(body: SamplerSettings, choice: int = 0) -> dict[str, int | float
         body: request body; fields that it lacks are not set.
         choice: index of the choice, added to the seed so that choices differ.
     """
-    names = (
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "repeat_penalty",
-        "repeat_last_n",
-        "presence_penalty",
-        "frequency_penalty",
-        "seed",
-    )
-    found = {name: value for name in names if (value := getattr(body, name, None)) is not None}
+    found = {name: value for name in BOUNDS if (value := getattr(body, name, None)) is not None}
     if found.get("top_k") == -1:
         found["top_k"] = 0
     if found.get("repeat_last_n") == -1:
-        found["repeat_last_n"] = 1_000_000  # more than any context holds
+        found["repeat_last_n"] = MOST  # more than any context holds
     if found.get("seed") == -1:
         del found["seed"]
     elif "seed" in found:

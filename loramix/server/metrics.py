@@ -15,6 +15,7 @@ from prometheus_client import (
 )
 from prometheus_client.process_collector import ProcessCollector
 
+from loramix.defaults import BASE
 from loramix.server.supervisor import Supervisor
 
 PHASES = ("queue", "features", "gate", "first_token", "total")
@@ -46,7 +47,7 @@ class Metrics:
 
     def routed(self, route: Mapping[str, Any]) -> None:
         """Count a route once for each skill of its mixes."""
-        skills = {name for mix in (route["mix"], *route["then"]) for name in mix} or {"base"}
+        skills = {name for mix in (route["mix"], *route["then"]) for name in mix} or {BASE}
         for skill in skills:
             self.routes.labels(skill, route["policy"]).inc()
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from loramix.defaults import N_CTX, SERVER_CONTEXTS
+from loramix.defaults import N_CELLS, N_CTX, PARALLEL, SERVER_CONTEXTS
 from loramix.runtime.options import GenerationOptions
 
 LENGTH = struct.Struct(">I")
@@ -24,9 +24,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     n_ctx: int = N_CTX
     n_threads: int | None = None
     contexts: int = SERVER_CONTEXTS
-    parallel: int = 8
+    parallel: int = PARALLEL
     """Largest number of answers in a batch."""
-    n_cells: int = 4096
+    n_cells: int = N_CELLS
     """KV cells that the answers of a batch share."""
 
 

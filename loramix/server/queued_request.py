@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from loramix.defaults import ANSWER_S, FIRST_TOKEN_S, QUEUE, QUEUE_S
 from loramix.errors import RequestFailed
 from loramix.models.mixing import Mix
 from loramix.server import protocol as m
@@ -16,11 +17,11 @@ from loramix.server import protocol as m
 class Limits(NamedTuple):
     """Limits of the queue; times in seconds."""
 
-    queue: int = 16
+    queue: int = QUEUE
     """Largest number of waiting requests, not counting those at the worker."""
-    queue_s: float = 60.0
-    first_token_s: float = 60.0
-    total_s: float = 300.0
+    queue_s: float = QUEUE_S
+    first_token_s: float = FIRST_TOKEN_S
+    total_s: float = ANSWER_S
 
 
 @dataclass(eq=False)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Request
 from pydantic import ConfigDict, Field
 
-from loramix.defaults import DEFAULT_POLICY, POLICIES, Policy
+from loramix.defaults import BASE, DEFAULT_POLICY, POLICIES, Policy
 from loramix.errors import NotFound, RequestFailed, UsageError
 from loramix.models.mixing import MAX_ACTIVE, MAX_SCALE, Mix
 from loramix.pack.pack import Pack
@@ -40,7 +40,7 @@ PolicyName = Annotated[Policy, must_be(" or ".join(f'"{name}"' for name in POLIC
 
 
 class Options(Body):
-    """Routing options: the field ``loramix`` of a body."""
+    """Routing options; see `LoramixField`."""
 
     model_config = ConfigDict(extra="forbid")
     policy: PolicyName | None = None
@@ -57,6 +57,10 @@ class Options(Body):
     """Fixed mix ``{skill: scale}`` instead of the gate's choice."""
     labels: Annotated[bool, must_be("true or false")] | None = None
     """Whether a skill that classifies answers with one of its labels only; by default it does."""
+
+
+LoramixField = Annotated[Options | None, must_be("an object with policy, mix or labels")]
+"""The field ``loramix`` of a body."""
 
 
 @dataclass
@@ -118,12 +122,12 @@ class Service:
         """
         pack, _, part = model.partition(":")
         skills = {skill.name for skill in self.pack.skills}
-        known = pack == self.pack.name and (part in skills or part in ("", "base", "latest"))
+        known = pack == self.pack.name and (part in skills or part in ("", BASE, "latest"))
         if not known:
             raise NotFound(
                 f"no model {model[:80]!r} here; there are: {', '.join([*self.models, *self.others])}."
             )
-        named = {part: 1.0} if part in skills else {} if part == "base" else None
+        named = {part: 1.0} if part in skills else {} if part == BASE else None
         options = options or Options()
         if named is not None and (options.mix is not None or options.policy is not None):
             raise UsageError(f"model {model!r} names what answers; give 'loramix' with model {pack!r} only.")

@@ -55,7 +55,7 @@ def read_requests(path: Path) -> list[tuple[str, str, str, str]]:
     return found
 
 
-def people_s(maker: Maker, path: Path) -> list[Request]:
+def requests_of_people(maker: Maker, path: Path) -> list[Request]:
     """The requests of a file for training, or those that training does not see.
 
     Rows of split ``test`` are left out; in a file with a split ``val`` or ``dev``, that one is kept from training,
@@ -101,7 +101,7 @@ def collect_requests(
         NotFound, InvalidData: see `read_requests`.
     """
     maker = Maker(recipes, rows, dev=dev, seed=seed)
-    found = [request for path in files for request in people_s(maker, path)]
+    found = [request for path in files for request in requests_of_people(maker, path)]
     for name in maker.skills:
         found += [maker.skill(name) for _ in range(per_skill)]
         found += [maker.embedded(name) for _ in range(round(per_skill * EMBEDDED))]

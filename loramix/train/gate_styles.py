@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from loramix.models.plan import TEXT
 from loramix.train.gate_pieces import OTHER, Piece, plain
 from loramix.train.gate_wordings import Styles, of_part
 
-Style = Callable[[tuple[Piece, ...], Styles, random.Random, bool], tuple[Piece, ...]]
 NEIGHBOURS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _WORD = re.compile(r"[A-Za-z]{4,}")
 _MARKS = re.compile(r"[.,;:!?\"'`*#<>()\[\]{}|=_-]+")

@@ -17,6 +17,7 @@ from loramix.errors import InvalidRecipe
 from loramix.formats.textfile import read_text
 from loramix.train.data import Row
 from loramix.train.made_sql import MADE, sql_rows
+from loramix.train.recipe import MadeName
 
 _PLACE = re.compile(r"\{([a-z]+)(_\d)?(?:\.(\w+))?\}")
 Value = str | dict[str, str]
@@ -80,7 +81,7 @@ def filled(
     return [_PLACE.sub(value, text) for text in texts]
 
 
-def made_rows(name: str) -> list[Row]:
+def made_rows(name: MadeName) -> list[Row]:
     """Generate the rows of one kind, all of split ``train``.
 
     Args:
@@ -89,7 +90,7 @@ def made_rows(name: str) -> list[Row]:
     return KINDS[name](name)
 
 
-KINDS: dict[str, Callable[[str], list[Row]]] = {
+KINDS: dict[MadeName, Callable[[str], list[Row]]] = {
     "sentiment": template_rows,
     "shell": template_rows,
     "spam": template_rows,

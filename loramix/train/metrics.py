@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.train.data import Row
-from loramix.train.recipe import Recipe
+from loramix.train.recipe import MeasureName, Recipe
 
 Floats = npt.NDArray[np.float64]
 
@@ -249,7 +249,7 @@ def _slot_recall(answer: str, row: Row) -> Sequence[float]:
     return (said, len(pairs))
 
 
-MEASURES: dict[str, Measure] = {
+MEASURES: dict[MeasureName, Measure] = {
     "accuracy": Measure(_accuracy, share),
     "exact": Measure(_exact, share),
     "first_word": Measure(_first_word, share),
@@ -261,14 +261,13 @@ MEASURES: dict[str, Measure] = {
     "slot_recall": Measure(_slot_recall, share),
     "chrf": Measure(_chrf_counts, _chrf_value),
 }
-NAMES = (*MEASURES, "macro_f1", "positive_f1")
 
 
-def measure(name: str, labels: Sequence[str] = ()) -> Measure:
+def measure(name: MeasureName, labels: Sequence[str] = ()) -> Measure:
     """Return a measure by name.
 
     Args:
-        name: one of `NAMES`; ``positive_f1`` is the F1 of the last label.
+        name: its name in a recipe; ``positive_f1`` is the F1 of the last label.
         labels: the recipe's labels, for measures over classes.
     """
     if name == "macro_f1":

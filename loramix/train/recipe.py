@@ -22,6 +22,8 @@ MeasureName = Literal[
     "accuracy", "chrf", "entity_f1", "exact", "first_word", "frame_intent", "macro_f1",
     "positive_f1", "rouge_l", "slot_f1", "slot_recall", "valid_json",
 ]  # fmt: skip
+MadeName = Literal["emotion", "sentiment", "shell", "spam", "sql", "summarize", "title", "translate_fr"]
+"""Rows that `loramix.train.made_rows` generates."""
 
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -33,9 +35,7 @@ class DataSource(_Table, frozen=True):
 
     file: str = ""
     """Path relative to the data directory, without ``.jsonl.gz``."""
-    made: Literal[
-        "", "emotion", "sentiment", "shell", "spam", "sql", "summarize", "title", "translate_fr"
-    ] = ""
+    made: MadeName | Literal[""] = ""
     """Name of generated rows, instead of a file (see `loramix.train.made_rows`)."""
     take: tuple[str, ...] = ()
     """Values of ``source`` of the rows to use; by default all."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from loramix.defaults import LLAMA_CPP
 from loramix.errors import Interrupted, InvalidPrompt, NativeError
 from loramix.models.gate_window import READ_TOKENS
 from loramix.runtime.llama.hidden_states import NodeTaps
@@ -93,7 +94,7 @@ class EarlyPass(NativeContext):
         if len(states) != len(tokens):
             raise NativeError(
                 f"llama.cpp gave states of {len(states)} tokens instead of {len(tokens)}; "
-                "install llama-cpp-python==0.3.36."
+                f"install {LLAMA_CPP}."
             )
         if not np.isfinite(states).all():
             raise NativeError(

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from loramix.architectures import ARCHITECTURES
+from loramix.defaults import LLAMA_CPP
 from loramix.errors import NativeError
 from loramix.runtime.llama.model import C, ggml
 
@@ -22,7 +24,7 @@ def _extension(names: tuple[str, ...], arguments: list[Any], result: Any) -> Any
         if (function := getattr(C._lib, name, None)) is not None:
             function.argtypes, function.restype = arguments, result
             return function
-    raise NativeError("this llama.cpp has no layer tap; install llama-cpp-python==0.3.36.")
+    raise NativeError(f"this llama.cpp has no layer tap; install {LLAMA_CPP}.")
 
 
 def tap(context: Any, layer: int) -> None:
@@ -54,7 +56,8 @@ class NodeTaps:
     ) -> None:
         self._layers = {f"l_out-{layer - 1}".encode(): layer for layer in layers if layer}
         if 0 in layers:
-            self._layers |= {b"embd": 0, b"inp_scaled": 0}  # Gemma scales its embeddings, in this order
+            # of a base that scales its embeddings, the node after the scaling comes last and stays
+            self._layers |= {about.embedding_node.encode(): 0 for about in ARCHITECTURES.values()}
         top = max(layers)
         self._last = (f"l_out-{top - 1}".encode() if top else embedding) if stop else None
         self._n_embd = n_embd
@@ -77,8 +80,7 @@ class NodeTaps:
         found = self._rows.get(layer)
         if found is None:
             raise NativeError(
-                f"this llama.cpp computes no input of layer {layer} by its known name; "
-                "install llama-cpp-python==0.3.36."
+                f"this llama.cpp computes no input of layer {layer} by its known name; install {LLAMA_CPP}."
             )
         return found
 

@@ -15,11 +15,12 @@ from loramix.server.body_types import (
     Text,
     Texts,
     TopLogprobs,
+    number,
 )
 from loramix.server.chat_messages import MAX_MESSAGES, ChatMessage
 from loramix.server.fields import Body, Refusal, invalid_field, must_be, preview, without_nulls
 from loramix.server.openai.bodies import NO_BIAS, NO_LOGPROBS, NO_TOOLS, TUNING
-from loramix.server.service import Options
+from loramix.server.service import LoramixField
 
 
 class RunOptions(SamplerSettings):
@@ -56,9 +57,7 @@ class RunOptions(SamplerSettings):
         "repetition_penalty": Refusal("is not known here; use 'repeat_penalty'."),
     }
     num_predict: NumPredict | None = None
-    temperature: (
-        Annotated[float, must_be("a number from 0 to 100", ge=0, le=100, allow_inf_nan=False)] | None
-    ) = None
+    temperature: Annotated[float, number("temperature")] | None = None
 
 
 def _format(value: Any) -> Any:
@@ -90,7 +89,7 @@ class Generated(Body):
     options: Annotated[RunOptions, must_be("an object with settings")] = RunOptions()
     logprobs: Flag = False
     top_logprobs: TopLogprobs = 0
-    loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
+    loramix: LoramixField = None
 
     @model_validator(mode="before")
     @classmethod

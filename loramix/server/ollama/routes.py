@@ -14,6 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from loramix.defaults import __version__
 from loramix.errors import LoramixError, UsageError
+from loramix.runtime.answer import ScoredToken
 from loramix.server import protocol as m
 from loramix.server.body_types import limit_of, sampling_of
 from loramix.server.chat_messages import engine_messages
@@ -25,7 +26,7 @@ from loramix.server.ollama.bodies import (
     Generated,
     ShowBody,
 )
-from loramix.server.openai.replies import Score, score_list
+from loramix.server.openai.replies import score_list
 from loramix.server.queued_request import QueuedRequest
 from loramix.server.service import (
     CollectedAnswer,
@@ -201,7 +202,7 @@ def _head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(UTC).isoformat()}
 
 
-def _scores(scores: Sequence[Score]) -> dict[str, Any]:
+def _scores(scores: Sequence[ScoredToken]) -> dict[str, Any]:
     return {"logprobs": score_list(scores)} if scores else {}
 
 

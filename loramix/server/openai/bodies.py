@@ -27,7 +27,7 @@ from loramix.server.body_types import (
 )
 from loramix.server.chat_messages import Messages
 from loramix.server.fields import Body, Refusal, must_be
-from loramix.server.service import Name, Options, PolicyName
+from loramix.server.service import LoramixField, Name, PolicyName
 
 MAX_CHOICES = 8
 NO_TOOLS = (
@@ -161,7 +161,7 @@ class Sampled(SamplerSettings):
     n: Annotated[int, must_be(f"a whole number from 1 to {MAX_CHOICES}", ge=1, le=MAX_CHOICES)] | None = None
     num_predict: NumPredict | None = None
     repetition_penalty: RepeatPenalty | None = None
-    loramix: Annotated[Options | None, must_be("an object with policy, mix or labels")] = None
+    loramix: LoramixField = None
 
     def sampling(self, choice: int) -> Sampling:
         """Return the sampling settings for one of ``n`` choices."""

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 import msgspec
 
 from loramix.errors import LoramixError
+from loramix.runtime.answer import ScoredToken
 from loramix.server import protocol as m
 from loramix.server.guard import error_body
 from loramix.server.queued_request import QueuedRequest
 from loramix.server.service import CollectedAnswer, Event, Events, Service, report
-
-Score = tuple[bytes, float, list[tuple[bytes, float]]]
 
 
 class Form(Protocol):
@@ -31,7 +30,7 @@ class Form(Protocol):
         """Return a complete choice."""
 
     def piece_choice(
-        self, index: int, text: str | None, scores: Sequence[Score], offset: int
+        self, index: int, text: str | None, scores: Sequence[ScoredToken], offset: int
     ) -> dict[str, Any]:
         """Return the choice of a chunk; text None marks the first one. ``offset``: characters before it."""
 
@@ -57,7 +56,7 @@ class Chat:
         return {"index": index, "message": message, "finish_reason": _finish(answer), "logprobs": scores}
 
     def piece_choice(
-        self, index: int, text: str | None, scores: Sequence[Score], offset: int
+        self, index: int, text: str | None, scores: Sequence[ScoredToken], offset: int
     ) -> dict[str, Any]:
         """See `Form`."""
         delta = {"role": "assistant", "content": ""} if text is None else {"content": text}
@@ -84,7 +83,7 @@ class Completion:
         return {"index": index, "text": answer.text, "finish_reason": _finish(answer), "logprobs": scores}
 
     def piece_choice(
-        self, index: int, text: str | None, scores: Sequence[Score], offset: int
+        self, index: int, text: str | None, scores: Sequence[ScoredToken], offset: int
     ) -> dict[str, Any]:
         """See `Form`."""
         found = _completion_scores(scores, offset)
@@ -95,16 +94,16 @@ class Completion:
         return {"index": index, "text": "", "finish_reason": _finish(answer), "logprobs": None}
 
 
-def _chat_scores(scores: Sequence[Score]) -> dict[str, Any] | None:
+def _chat_scores(scores: Sequence[ScoredToken]) -> dict[str, Any] | None:
     return {"content": score_list(scores), "refusal": None} if scores else None
 
 
-def score_list(scores: Sequence[Score]) -> list[dict[str, Any]]:
+def score_list(scores: Sequence[ScoredToken]) -> list[dict[str, Any]]:
     """Format log-probabilities for the chat endpoints of both protocols."""
     return [{**_token(t, p), "top_logprobs": [_token(*pair) for pair in top]} for t, p, top in scores]
 
 
-def _completion_scores(scores: Sequence[Score], offset: int) -> dict[str, Any] | None:
+def _completion_scores(scores: Sequence[ScoredToken], offset: int) -> dict[str, Any] | None:
     if not scores:
         return None
     tokens = [token.decode("utf-8", "replace") for token, _, _ in scores]

@@ -1,4 +1,4 @@
-"""The gate in torch, for training; `gate_numpy` has the same forward pass for serving.
+"""The gate of format 1 in torch, for `loramix convert gate`; `old_gate` has the same forward pass for serving.
 
 Independent of prompts, losses and packs. Saved as gate.safetensors and gate.json, without pickle.
 """
@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 
 from loramix.errors import InvalidArtifact, NotFound
-from loramix.models.gate_numpy import Floats, GateInfo, check_arrays
 from loramix.models.head_info import MAX_GATE_BYTES
+from loramix.models.old_gate import Floats, GateInfo, check_arrays
 from loramix.paths import write_bytes
 
 

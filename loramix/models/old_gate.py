@@ -1,4 +1,4 @@
-"""The gate in NumPy: probabilities per skill and for the base from a prompt's features; and its file, gate.npz.
+"""The gate of format 1 in NumPy: probabilities per skill and for the base from a prompt's features; and its file.
 
 Independent of prompts and packs, and never imports torch. A gate file is untrusted: it is validated before use,
 and nothing in it is evaluated or unpickled.
