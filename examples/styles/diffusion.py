@@ -15,10 +15,12 @@ from .fonts import BASE_FONT, STYLE_FONTS, find
 from .glyphs import CHARACTERS, Pictures, render
 
 BASE_STEPS = 2300
-ADAPTER_STEPS = {"bold": 240, "italic": 240, "serif": 700, "outline": 700, "hand": 700, "typewriter": 700}
+ADAPTER_STEPS = {"bold": 240, "italic": 240, "serif": 700, "outline": 700, "hand": 1200, "typewriter": 700}
 """Width and slant of the lines are learned sooner than new lines."""
 BASE_RATE, ADAPTER_RATE = 2e-3, 3e-3
 BATCH = 32
+UNNAMED = 0.1
+"""Share of pictures that are learned without their letter, for guidance."""
 VARIANTS = 48
 """Pictures of each character."""
 
@@ -39,6 +41,7 @@ def loss_on(unet: model.StyleUNet, pictures: Pictures, seed: int) -> training.Lo
         classes = torch.randint(len(CHARACTERS), (BATCH,), generator=generator)
         variant = torch.randint(data.shape[1], (BATCH,), generator=generator)
         x = model.planes(data[classes, variant][:, None])
+        classes = classes.where(torch.rand(BATCH, generator=generator) >= UNNAMED, len(CHARACTERS))
         noise = torch.randn(x.shape, generator=generator)
         # one time in each of B equal parts: less variance than independent times
         t = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) * (1000 / BATCH)

@@ -95,7 +95,7 @@ class Studio:
         weights = [(name, scale) for name, scale in job.weights if scale]
         how = [job.kind, job.styles] if job.kind in ("switch", "font") else weights
         names = ["judge", "base", *(job.styles if job.kind == "switch" else [name for name, _ in weights])]
-        parts = [how, job.seeds, model.STEPS, [self.digests[name] for name in names]]
+        parts = [how, job.seeds, model.STEPS, model.GUIDANCE, [self.digests[name] for name in names]]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _all_pictures(self, job: Job) -> torch.Tensor:

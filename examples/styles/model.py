@@ -24,6 +24,8 @@ warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 
 STEPS = 10
 """Denoising steps; they divide the 1,000 times of training, as DDIM's step back assumes."""
+GUIDANCE = 1.4
+"""How far a step goes from the prediction without a letter (0) to the one with it (1), and beyond."""
 RANK = 8
 TARGETS = ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out", "to_q", "to_k", "to_v", "to_out.0"]
 TARGETS += ["time_emb_proj", "linear_1", "linear_2"]
@@ -37,7 +39,7 @@ class StyleUNet(UNet2DModel, PeftAdapterMixin):
 
 
 def new_unet(n_classes: int) -> StyleUNet:
-    """An untrained base of 0.9 million weights."""
+    """An untrained base of 0.9 million weights; class ``n_classes`` means that no letter is named."""
     return StyleUNet(
         sample_size=16,
         in_channels=4,
@@ -48,7 +50,7 @@ def new_unet(n_classes: int) -> StyleUNet:
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=16,
         norm_num_groups=8,
-        num_class_embeds=n_classes,
+        num_class_embeds=n_classes + 1,
     )
 
 
@@ -139,8 +141,9 @@ def sample(
     seed: int,
     mix_of_step: Callable[[int], Weights] | Weights,
     steps: int = STEPS,
+    guidance: float = GUIDANCE,
 ) -> torch.Tensor:
-    """Draw pictures by DDIM, without noise after the first.
+    """Draw pictures by DDIM without noise after the first, guided to the letter (arXiv 2207.12598).
 
     Args:
         unet: base with its adapters.
@@ -148,6 +151,7 @@ def sample(
         seed: of the first noise; the same seed and batch give the same noise under every mix.
         mix_of_step: the mix, or the mix of each step (LoRA Switch, arXiv 2402.16843).
         steps: denoising steps.
+        guidance: see `GUIDANCE`; the mix acts on both predictions.
 
     Returns:
         (B, 1, 32, 32) float32 in [-1, 1].
@@ -155,12 +159,15 @@ def sample(
     scheduler = new_scheduler()
     scheduler.set_timesteps(steps)
     x = torch.randn(len(classes), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
+    no_letter = torch.full_like(classes, unet.config["num_class_embeds"] - 1)
+    both = torch.cat([classes, no_letter])
     if not callable(mix_of_step):
         use(unet, mix_of_step)
     for i, t in enumerate(scheduler.timesteps):
         if callable(mix_of_step):
             use(unet, mix_of_step(i))
-        v = unet(x, t.expand(len(classes)), class_labels=classes).sample
+        named, free = unet(x.repeat(2, 1, 1, 1), t.expand(len(both)), class_labels=both).sample.chunk(2)
+        v = free + guidance * (named - free)
         x = scheduler.step(v, t, x).prev_sample
     return F.pixel_shuffle(x, 2).clamp(-1, 1)
 
