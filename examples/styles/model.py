@@ -25,7 +25,7 @@ warnings.filterwarnings("ignore", message="Already found a `peft_config`")
 STEPS = 10
 """Denoising steps; they divide the 1,000 times of training, as DDIM's step back assumes."""
 GUIDANCE = 1.4
-"""How far a step goes from the prediction without a letter (0) to the one with it (1), and beyond."""
+"""Factor of the difference between the predictions with and without a letter; 1 is no guidance."""
 RANK = 8
 TARGETS = ["conv1", "conv2", "conv_shortcut", "conv_in", "conv_out", "to_q", "to_k", "to_v", "to_out.0"]
 TARGETS += ["time_emb_proj", "linear_1", "linear_2"]

@@ -80,7 +80,7 @@ def report(pack: str = DEFAULT_PACK, base: str = DEFAULT_PACK) -> list[Check]:
 def to_json(checks: Sequence[Check]) -> str:
     """Return the checks as a JSON list.
 
-    The field ``fix`` is written under the key ``mend``, because existing programs rely on that name.
+    The JSON key of ``fix`` keeps its former name, because existing programs rely on it.
     """
     rows = [{"mend" if key == "fix" else key: value for key, value in asdict(c).items()} for c in checks]
     return json.dumps(rows, ensure_ascii=False, indent=1)

@@ -16,9 +16,9 @@ from typing import NamedTuple
 from loramix import hardware
 from loramix.defaults import CONTEXTS, KV_STORE_BYTES, MIX_PARTS, N_BATCH, N_CTX, NATIVE_ADAPTERS, RANK
 from loramix.errors import NoSpace
-from loramix.formats.gguf_reader import BLOCK, ArrayInfo, GGUFFile, read_gguf
+from loramix.formats.gguf_reader import BLOCK, BLOCK_BYTES, ArrayInfo, GGUFFile, read_gguf
 from loramix.formats.validate import BaseShape, read_base
-from loramix.models.fuse import BLOCK_BYTES, padded
+from loramix.models.fuse import padded
 from loramix.models.gate_file import Gate
 from loramix.models.old_gate import NumpyGate
 from loramix.pack.pack import Pack

@@ -59,8 +59,8 @@ TYPES: dict[int, tuple[str, int, int]] = {
     35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17),
 }
-BLOCK = TYPES[8][1]
-"""Values per block of Q8_0 and Q4_0."""
+BLOCK, BLOCK_BYTES = TYPES[8][1:]
+"""Values of a block of Q8_0 or Q4_0, and bytes of one of Q8_0."""
 _SCALARS = {
     0: "<B",
     1: "<b",

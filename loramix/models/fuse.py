@@ -19,6 +19,7 @@ import numpy.typing as npt
 from loramix.formats.gguf_reader import (
     ARRAY,
     BLOCK,
+    BLOCK_BYTES,
     FLOAT32,
     STRING,
     UINT32,
@@ -27,7 +28,6 @@ from loramix.formats.gguf_reader import (
     tensor_values,
 )
 
-BLOCK_BYTES = 34
 Q8_0 = 8
 _ALIGNMENT = 32
 _GGML_TYPES = {"float32": 0, "float16": 1, "uint8": Q8_0}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -83,14 +83,8 @@ class HeadInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return info
 
     def to_json(self) -> bytes:
-        """JSON form: UTF-8, indented, ending with a newline.
-
-        Raises:
-            InvalidArtifact: a value that `from_json` would refuse, such as a metric that is NaN.
-        """
-        data = encode_info(self)
-        HeadInfo.from_json(data, "the gate")
-        return data
+        """JSON form; see `encode_info`."""
+        return encode_info(self)
 
 
 def expected(info: HeadInfo) -> dict[str, tuple[int, ...]]:
@@ -147,9 +141,23 @@ def decode_info(data: bytes, kind: type[Info], name: str) -> Info:
         raise refused(name, f"its info is not usable: {error}") from None
 
 
-def encode_info(info: msgspec.Struct) -> bytes:
-    """JSON form of a gate's description: UTF-8, indented, ending with a newline."""
-    return msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
+class _Info(Protocol):
+    """A description of a gate, of either format."""
+
+    @classmethod
+    def from_json(cls, data: bytes, name: str) -> Any:
+        """Read and check the JSON form."""
+
+
+def encode_info(info: _Info) -> bytes:
+    """JSON form of a gate's description: UTF-8, indented, ending with a newline.
+
+    Raises:
+        InvalidArtifact: a value that `from_json` would refuse, such as a metric that is NaN.
+    """
+    data = msgspec.json.format(msgspec.json.encode(info), indent=2) + b"\n"
+    info.from_json(data, "the gate")
+    return data
 
 
 def check_names(skills: Sequence[str], name: str) -> None:

@@ -206,7 +206,7 @@ def each(probabilities: npt.ArrayLike, skills: Sequence[str], *, threshold: floa
 
 
 def choose(policy: str, probabilities: npt.ArrayLike, skills: Sequence[str], threshold: float) -> list[Mix]:
-    """Return the mixes that answer in turn under a policy; see `top1`, `blend` and `each` for the arguments.
+    """Return the mixes that answer in turn under a policy that needs a gate; see `blend` for the arguments.
 
     Raises:
         ValueError: an unknown policy, shapes that do not fit, or probabilities that are not finite.
@@ -220,8 +220,6 @@ def choose(policy: str, probabilities: npt.ArrayLike, skills: Sequence[str], thr
             return [blend(probabilities, skills, threshold=threshold)]
         case "token":  # until the gate reads the answer
             return [blend(probabilities, skills, threshold=threshold, top_k=2)]
-        case "base":
-            return [Mix.EMPTY]
     raise ValueError(f"policy {policy!r} is unknown")
 
 

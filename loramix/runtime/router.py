@@ -152,7 +152,7 @@ class Router:
 
         Args:
             probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
-            policy: one of `loramix.defaults.POLICIES`; see `loramix.models.mixing.choose`.
+            policy: one of `loramix.defaults.POLICIES` except ``base``; see `loramix.models.mixing.choose`.
 
         Raises:
             InvalidArtifact: the pack has no gate.
