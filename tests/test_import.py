@@ -279,6 +279,10 @@ def test_adapters_of_another_base_are_named(made: dict[str, Path], tmp_path: Pat
     with pytest.raises(WrongBase, match="'someone/tiny-mlx'"):
         convert_adapter(write_mlx(tmp_path / "mlx"), base, out)
 
+    nameless = write_peft(tmp_path / "nameless", base_model_name_or_path="None")
+    with pytest.raises(WrongBase, match="another base, this base"):
+        convert_adapter(nameless, base, out)
+
     def with_head(tensors: dict[str, np.ndarray]) -> None:
         tensors.clear()
         tensors["base_model.model.lm_head.lora_A.weight"] = np.ones((4, 64), np.float32)

@@ -123,6 +123,7 @@ def test_skills_yet_to_be_made_have_all_linear_layers(tiny_base: Path, tmp_path:
     # q, k, v, o and three of the feed-forward part, of three layers, float16
     rows = 3 * (2 * (64 + 64) + 2 * (32 + 64) + 3 * (96 + 64))
     assert parts(made)["adapters"] == made.missing_bytes == rows * 32 * 2
+    assert [part.note for part in made.disk if part.name == "adapters"] == ["1 skill"]
     low = make_plan(write_base(tmp_path / "q8.gguf", kind="Q8_0"), n_skills=1, rank=4)
     # on a quantized base an adapter runs in Q8_0, padded to rank 32
     assert (parts(low)["adapters"], low.missing_bytes) == (rows * 34, rows * 4 * 2)

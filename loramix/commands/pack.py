@@ -76,6 +76,7 @@ def pack_show(name: str, as_json: bool) -> None:
 @click.argument("name", default=DEFAULT_PACK)
 def pack_check(name: str) -> None:
     """Check every file of the pack NAME, and its adapters against the base if that is on this machine."""
+    from loramix.diagnose.memory_plan import counted
     from loramix.models import bases
     from loramix.pack.pack import Pack
 
@@ -84,7 +85,7 @@ def pack_check(name: str) -> None:
     for note in found.check(base):
         click.echo(note, err=True)
     missing = "" if base else f" (its base is not here: 'loramix pull {found.manifest.base.name}')"
-    click.echo(f"{found.name}: {len(found.skills)} skills, all files as they should be{missing}")
+    click.echo(f"{found.name}: {counted(len(found.skills), 'skill')}, all files as they should be{missing}")
 
 
 @pack.command("new")

@@ -72,9 +72,10 @@ def _show(made: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from loramix.diagnose.memory_plan import size
+    from loramix.diagnose.memory_plan import counted, size
 
-    table = Table(title=f"{made.base}, {made.n_skills} skills, {made.n_ctx:,} tokens", title_justify="left")
+    title = f"{made.base}, {counted(made.n_skills, 'skill')}, {made.n_ctx:,} tokens"
+    table = Table(title=title, title_justify="left")
     table.add_column("memory")
     table.add_column("", justify="right")
     table.add_column("")

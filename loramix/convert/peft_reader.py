@@ -126,7 +126,7 @@ def read_peft(directory: Path) -> PeftAdapter:
     if not isinstance(invocation, list) or not all(type(token) is int and token >= 0 for token in invocation):
         raise InvalidArtifact(f"alora_invocation_tokens of {config_path} must be token ids; save it again.")
     base = config.get("base_model_name_or_path")
-    named = base if isinstance(base, str) else ""
+    named = base if isinstance(base, str) and base != "None" else ""  # PEFT writes None as a text
     mapping = config.get("auto_mapping")
     model_class = str(mapping.get("base_model_class") or "") if isinstance(mapping, dict) else ""
     return PeftAdapter(

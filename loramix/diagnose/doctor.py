@@ -189,11 +189,12 @@ def _probe(name: str) -> Check:
 
 
 def _pack(name: str) -> Check:
+    from loramix.diagnose.memory_plan import counted
     from loramix.pack.pack import Pack
 
     pack = Pack.load(name)
     notes = pack.check(bases.find(pack.manifest.base.name))
-    detail = f"{pack.name}, {pack.directory}, {len(pack.skills)} skills, all files valid"
+    detail = f"{pack.name}, {pack.directory}, {counted(len(pack.skills), 'skill')}, all files valid"
     if notes:
         return Check("pack", "warn", "; ".join([detail, *notes]), f"loramix pack check {pack.name}")
     return Check("pack", "ok", detail)

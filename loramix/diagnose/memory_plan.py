@@ -126,7 +126,9 @@ def make_plan(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
         ),
         Part(
-            "blends", sum(kept[:MIX_PARTS]), f"weights of {min(MIX_PARTS, n_skills)} skills, for new blends"
+            "blends",
+            sum(kept[:MIX_PARTS]),
+            f"weights of {counted(min(MIX_PARTS, n_skills), 'skill')}, for new blends",
         ),
         Part(
             "gate", sum(gate_files[:1]) + _reading_bytes(file, shape, gate, n_ctx, nodes), "and what it reads"
@@ -137,7 +139,7 @@ def make_plan(
     ]
     disk = [
         Part("base", base.stat().st_size),
-        Part("adapters", sum(adapter.file_bytes for adapter in adapters), f"{n_skills} skills"),
+        Part("adapters", sum(adapter.file_bytes for adapter in adapters), counted(n_skills, "skill")),
         Part("gate", sum(gate_files)),
     ]
     missing = sum(adapter.file_bytes for adapter in adapters[len(pack.skills) if pack else 0 :])
@@ -260,6 +262,11 @@ def _length(file: GGUFFile, key: str) -> int:
     return value.length if isinstance(value, ArrayInfo) else 0
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def size(n_bytes: int) -> str:
     """Format a number of bytes in decimal units."""
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
@@ -278,7 +285,7 @@ def check_fits(plan: Plan) -> str:
         NoSpace: there is too little memory, or too little disk for the missing files.
     """
     total, available = hardware.memory_bytes()
-    what = f"{plan.base} with {plan.n_skills} skills and {plan.n_ctx:,} tokens"
+    what = f"{plan.base} with {counted(plan.n_skills, 'skill')} and {plan.n_ctx:,} tokens"
     if total and plan.memory_bytes > total:
         raise NoSpace(
             f"{what} needs {size(plan.memory_bytes)} of memory, this machine or its container has {size(total)}: "
