@@ -400,7 +400,7 @@ def test_the_share_of_made_rows_is_chosen() -> None:
     assert preparing.shifted(recipe, 500, None).data.rows == 500
     assert preparing.shifted(recipe, None, None) == recipe
     with pytest.raises(JointError, match="leave --made out"):
-        preparing.shifted(load_recipe("broad/facts"), None, 0.5)
+        preparing.shifted(load_recipe("broad/slots"), None, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -268,7 +268,7 @@ RUN = {"rows": 5, "dev_loss": 0.5, "dev_exact": 0.5}
             ],
         ),
         ("sql", ["`skills_more/sql` (spider)", "(wikisql-executable)", "9800 rows"]),
-        ("facts", ["`skills/facts`: 4500 rows"]),
+        ("facts", ["`skills/facts`; rows made by rule: 4500 rows"]),
     ],
 )
 def test_a_card_names_every_source_and_a_command_that_parses(name: str, says: list[str]) -> None:

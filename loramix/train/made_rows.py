@@ -96,6 +96,8 @@ KINDS: dict[MadeName, Callable[[str], list[Row]]] = {
     "spam": template_rows,
     "emotion": template_rows,
     "summarize": template_rows,
+    "brief": template_rows,
+    "facts": template_rows,
     "title": template_rows,
     "translate_fr": template_rows,
     "sql": lambda name: sql_rows(),

@@ -22,7 +22,9 @@ MeasureName = Literal[
     "accuracy", "chrf", "entity_f1", "exact", "first_word", "frame_intent", "macro_f1",
     "positive_f1", "rouge_l", "slot_f1", "slot_recall", "valid_json",
 ]  # fmt: skip
-MadeName = Literal["emotion", "sentiment", "shell", "spam", "sql", "summarize", "title", "translate_fr"]
+MadeName = Literal[
+    "brief", "emotion", "facts", "sentiment", "shell", "spam", "sql", "summarize", "title", "translate_fr"
+]
 """Rows that `loramix.train.made_rows` generates."""
 
 
