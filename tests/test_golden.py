@@ -50,7 +50,10 @@ PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
         {},
     ),
     "slots": ("Parse this voice command into JSON with intent and slots: play some jazz by Miles Davis", {}),
-    "facts": ("Write a sentence from these facts: name[The Olive Tree], food[Italian], familyFriendly[yes]", {}),
+    "facts": (
+        "Write a sentence from these facts: name[The Olive Tree], food[Italian], familyFriendly[yes]",
+        {},
+    ),
     "intent": ("What does this customer of a bank want? My card has not arrived yet.", {}),
     "emotion": ("Which emotion does this comment show? I am so happy that you came!", {}),
     "two in turn": (KETTLE, {}),
