@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loramix import hardware
-from loramix.diagnose.memory_plan import size as readable
+from loramix.diagnose.wording import size as readable
 from loramix.errors import LoramixError, MissingExtra, NotFound, UsageError
 
 LOCAL = "local"

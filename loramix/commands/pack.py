@@ -76,7 +76,7 @@ def pack_show(name: str, as_json: bool) -> None:
 @click.argument("name", default=DEFAULT_PACK)
 def pack_check(name: str) -> None:
     """Check every file of the pack NAME, and its adapters against the base if that is on this machine."""
-    from loramix.diagnose.memory_plan import counted
+    from loramix.diagnose.wording import counted
     from loramix.models import bases
     from loramix.pack.pack import Pack
 

@@ -72,7 +72,7 @@ def _show(made: Plan) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from loramix.diagnose.memory_plan import counted, size
+    from loramix.diagnose.wording import counted, size
 
     title = f"{made.base}, {counted(made.n_skills, 'skill')}, {made.n_ctx:,} tokens"
     table = Table(title=title, title_justify="left")

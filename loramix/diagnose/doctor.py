@@ -189,7 +189,7 @@ def _probe(name: str) -> Check:
 
 
 def _pack(name: str) -> Check:
-    from loramix.diagnose.memory_plan import counted
+    from loramix.diagnose.wording import counted
     from loramix.pack.pack import Pack
 
     pack = Pack.load(name)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from loramix import hardware
 from loramix.defaults import CONTEXTS, KV_STORE_BYTES, MIX_PARTS, N_BATCH, N_CTX, NATIVE_ADAPTERS, RANK
+from loramix.diagnose.wording import counted, size
 from loramix.errors import NoSpace
 from loramix.formats.gguf_reader import BLOCK, BLOCK_BYTES, ArrayInfo, GGUFFile, read_gguf
 from loramix.formats.validate import BaseShape, read_base
@@ -260,16 +261,6 @@ def _number(file: GGUFFile, key: str, default: int) -> int:
 def _length(file: GGUFFile, key: str) -> int:
     value = file.metadata.get(key)
     return value.length if isinstance(value, ArrayInfo) else 0
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless the number is 1."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def size(n_bytes: int) -> str:
-    """Format a number of bytes in decimal units."""
-    return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 10**9 else f"{n_bytes / 1e6:.1f} MB"
 
 
 def check_fits(plan: Plan) -> str:
