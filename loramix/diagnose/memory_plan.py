@@ -126,11 +126,7 @@ def make_plan(
         Part(
             "adapters", sum(adapter.native_bytes for adapter in held), f"{len(held)} of {n_skills} at a time"
         ),
-        Part(
-            "blends",
-            sum(kept[:MIX_PARTS]),
-            f"weights of {counted(min(MIX_PARTS, n_skills), 'skill')}, for new blends",
-        ),
+        Part("blends", sum(kept[:MIX_PARTS]), f"weights of up to {MIX_PARTS} skills, for new blends"),
         Part(
             "gate", sum(gate_files[:1]) + _reading_bytes(file, shape, gate, n_ctx, nodes), "and what it reads"
         ),

@@ -209,8 +209,7 @@ def load_recipe(name_or_path: str) -> Recipe:
     if any(bool(source.file) == bool(source.made) for source in recipe.data.sources):
         raise InvalidRecipe(f"{path}: a source needs either 'file' or 'made'; set one of them.")
     groups = recipe.instructions.keys() | recipe.asks.keys()
-    unknown = {group for source in recipe.data.sources for group in source.instructions} - groups
-    if unknown:
+    if unknown := {group for source in recipe.data.sources for group in source.instructions} - groups:
         raise InvalidRecipe(
             f"{path}: a source names the instructions {min(unknown)!r}; the recipe has no such group; add it."
         )
@@ -280,8 +279,7 @@ def changed_for(recipe: Recipe, base: str) -> Recipe:
     Raises:
         InvalidRecipe: the changes do not match the recipe.
     """
-    change = base_recipe(base)
-    if change is None:
+    if (change := base_recipe(base)) is None:
         return recipe
     tables = msgspec.to_builtins(recipe)
     tables["lora"] |= change.lora
