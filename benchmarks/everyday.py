@@ -22,10 +22,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "everyday.md"
 BEGIN, END = "<!-- tables: benchmarks/everyday.py -->\n", "<!-- end of tables -->\n"
-COLUMNS = (
-    "SmolLM2 pack", "bare SmolLM2", "bare SmolLM2, five shots",
-    "Qwen pack", "bare Qwen", "bare Qwen, five shots",
-)  # fmt: skip
+COLUMNS = ("SmolLM2 pack", "bare SmolLM2", "Qwen pack", "bare Qwen")
 REQUESTS, ROWS = "everyday requests", "test rows by source"
 PATH = click.Path(path_type=Path, exists=True)
 

@@ -10,6 +10,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -91,15 +92,7 @@ def made_rows(name: MadeName) -> list[Row]:
 
 
 KINDS: dict[MadeName, Callable[[str], list[Row]]] = {
-    "sentiment": template_rows,
-    "shell": template_rows,
-    "spam": template_rows,
-    "emotion": template_rows,
-    "summarize": template_rows,
-    "brief": template_rows,
-    "facts": template_rows,
-    "title": template_rows,
-    "translate_fr": template_rows,
+    **dict.fromkeys(get_args(MadeName), template_rows),
     "sql": lambda name: sql_rows(),
 }
 """Generators by name."""
