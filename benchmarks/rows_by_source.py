@@ -24,8 +24,9 @@ import click
 import numpy as np
 
 from loramix import Engine
+from loramix.eval.bare import tidy
 from loramix.eval.everyday.checks import run_query
-from loramix.eval.skills import shots, tidy
+from loramix.eval.skills import shots
 from loramix.paths import write_text
 from loramix.prompts import Message
 from loramix.train.data import Row, prompts, read_rows

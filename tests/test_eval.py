@@ -18,6 +18,7 @@ from tiny import write_peft
 from loramix.cli import main
 from loramix.errors import InvalidData, InvalidRecipe, NotFound, UsageError
 from loramix.eval.answers import AnswerStore, source
+from loramix.eval.bare import tidy
 from loramix.eval.composed import METHODS, part_score
 from loramix.eval.composed_cases import Kind, cases, kinds_of
 from loramix.eval.report import METHODS as METHOD_NAMES
@@ -31,7 +32,7 @@ from loramix.eval.routing import (
     read_held_out,
     summarize,
 )
-from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots, tidy
+from loramix.eval.skills import end_task, evaluate_skill, parts_of, shots
 from loramix.eval.tfidf_baseline import baseline_accuracy
 from loramix.pack.edit import add_skill
 from loramix.pack.pack import Pack
@@ -124,6 +125,12 @@ def test_a_base_that_talks_is_understood() -> None:
     assert tidy("good or bad?", RECIPE) == "good or bad?"
     free = msgspec.structs.replace(RECIPE, labels=[])
     assert tidy("\n  SELECT a\nbecause", free) == "SELECT a"
+    fenced = "Here is the query:\n\n```sql\nSELECT a\n  FROM t;\n```\nIt reads column a."
+    assert tidy(fenced, free) == "SELECT a\n  FROM t;"
+    assert tidy("Run this:\n```\ndf -h", free) == "df -h"  # cut at the token limit
+    assert tidy("```\n```\nnothing", free) == "```"
+    names = msgspec.structs.replace(free, metrics=["entity_f1"])
+    assert tidy("- person: Ada\n2. location: Rome\n", names) == "person: Ada; location: Rome"
 
 
 def test_scores_of_a_skill(tiny_engine: Any, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from loramix.defaults import DEFAULT_POLICY
 from loramix.eval.answers import AnswerStore
+from loramix.eval.bare import tidy
 from loramix.eval.composed_cases import Case, Kind, cases, kinds_of
-from loramix.eval.skills import ask, tidy
+from loramix.eval.skills import ask
 from loramix.models.mixing import Mix
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loramix.eval.answers import AnswerStore, Prompt
+from loramix.eval.bare import tidy
 from loramix.eval.calibration import label_calibration
 from loramix.eval.torch_answers import torch_answers
 from loramix.models.mixing import Mix
 from loramix.prompts import fill
 from loramix.runtime.engine import Engine
 from loramix.train.data import Row, take
-from loramix.train.metrics import estimate, measure, normal
+from loramix.train.metrics import estimate, measure
 from loramix.train.recipe import Recipe
 
 SHOTS = 5
@@ -74,18 +74,6 @@ def shots(recipe: Recipe, rows: Sequence[Row], row: Row, seed: int = 0) -> Promp
         messages.append({"role": "user", "content": ask(recipe, other)})
         messages.append({"role": "assistant", "content": other.target})
     return [*messages, {"role": "user", "content": ask(recipe, row)}]
-
-
-def tidy(text: str, recipe: Recipe) -> str:
-    """Extract the answer from a bare base's output: the one label that it names, or its first line.
-
-    This favours the base, which is not required to know the answer's format.
-    """
-    if recipe.labels:
-        words = set(re.findall(r"[\w-]+", text.casefold()))
-        named = [label for label in recipe.labels if normal(label) in words]
-        return named[0] if len(named) == 1 else text
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def score(recipe: Recipe, texts: Sequence[str], rows: Sequence[Row]) -> dict[str, dict[str, float]]:

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from loramix.eval.bare import code, tidy
 from loramix.eval.everyday.requests import Request, databases
-from loramix.eval.skills import tidy
 from loramix.train.metrics import chrf, is_sentence, normal, overlap, parse_entities, parse_frame
 from loramix.train.recipe import Recipe
 
-_FENCE = re.compile(r"```\w*\n?(.*?)(?:```|$)", re.DOTALL)
 _NOT_SPAM = re.compile(
     r"\b(?:not|isn't|no)\s+(?:an?\s+|likely\s+)?(?:spam|scam|phishing|junk)\b", re.IGNORECASE
 )
@@ -80,12 +79,6 @@ def _entities(request: Request, answer: str, recipe: Recipe) -> float:
     found = Counter({(kinds.get(kind, kind), name): n for (kind, name), n in parse_entities(text).items()})
     names = Counter(name for _, name in found.elements()) if found else _named(answer)
     return (_f1(found, wanted) + _f1(names, Counter(name for _, name in wanted.elements()))) / 2
-
-
-def code(answer: str) -> str:
-    """Extract the code of an answer: the first fenced block, or the complete text."""
-    fenced = _FENCE.search(answer)
-    return (fenced[1] if fenced else answer).strip()
 
 
 def run_query(script: str, query: str) -> list[tuple[Any, ...]] | None:
