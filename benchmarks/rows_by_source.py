@@ -24,6 +24,7 @@ import click
 import numpy as np
 
 from loramix import Engine
+from loramix.defaults import N_CTX
 from loramix.eval.bare import tidy
 from loramix.eval.everyday.checks import run_query
 from loramix.eval.skills import shots
@@ -187,7 +188,8 @@ def main(
         for group, pairs in found.items()
         for turn, (_, prompt) in enumerate(pairs)
     ]
-    with out.open("a", encoding="utf-8") as file, Engine.open(pack, n_threads=1) as engine:
+    size = 8192 if five_shot else N_CTX  # five rows may be long
+    with out.open("a", encoding="utf-8") as file, Engine.open(pack, n_ctx=size, n_threads=1) as engine:
         for _, name, group, prompt in sorted(jobs, key=lambda job: job[0]):
             if (name, group, prompt) in known or time.monotonic() > until:
                 continue

@@ -142,6 +142,17 @@ def test_the_classes_must_agree() -> None:
     marked = "[m|Summarize this] [o|and] [s|say if it is positive]: " + TEXT
     assert plan(marked, {"summarize": 0.99, "sentiment": 0.01}) == ()
     assert plan(marked, {"summarize": 0.7, "sentiment": 0.25})
+    # words that ask plainly make up for an unlikely class
+    assert plan(marked, {"summarize": 0.85, "sentiment": 0.12})
+    assert plan(marked, {"summarize": 0.85, "sentiment": 0.12}, sure=0.6) == ()
+    assert plan(marked, {"summarize": 0.93, "sentiment": 0.04}) == ()
+
+
+def test_steps_in_the_order_that_words_tell() -> None:
+    steps = plan("[o|Before you] [m|condense it,] [s|say if it is positive]: " + TEXT)
+    assert brief(steps) == "sentiment | summarize"
+    steps = plan(TEXT + " [f|In French], [o|but] [m|sum it up] [o|first].")
+    assert brief(steps) == "summarize | translate_fr"
 
 
 def test_a_single_unsure_word_in_the_text_or_the_request_changes_nothing() -> None:

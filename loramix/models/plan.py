@@ -6,8 +6,6 @@ words that ask for skills, connecting words, and one text; what does not fit thi
 
 from __future__ import annotations
 
-import re
-from bisect import bisect_right
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
@@ -17,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from loramix.defaults import BASE
-from loramix.models.tag_path import Floats, best_path
+from loramix.models.message_units import Units, units_of
+from loramix.models.step_order import in_order
+from loramix.models.tag_path import best_path
 from loramix.models.text_frame import Span, cuts_quotation, names_text, unframed
 
 OTHER, TEXT, ANSWER = "other", "text", "answer"
@@ -28,21 +28,13 @@ SURE, LIKELY = 0.3, 0.2
 """Least mean probability of a tag over the words that ask for a skill, and least probability of the skill's class."""
 SURE_TEXT = 0.5
 """Least mean probability of the text's tag over its words."""
+TOGETHER = 0.25
+"""A skill is also asked for where the first of the two, times the root of the second, is at least this."""
 LOST_WORDS, GAP_WORDS = 5, 2
 """Expected number of words outside the text that belong to it, and number of consecutive words in it that rather do
 not, above which the message is not split."""
 SHORTEST = 3
 """Fewest characters that ask for a skill: "or" is no request."""
-MARK = 0.3
-"""Weight of a punctuation mark; a word has 1."""
-
-LINE, EDGE, INSIDE = 1.0, 3.0, 7.0
-"""Cost, as negative log-probability, of a beginning or end of the text at a new line, at a mark, and elsewhere."""
-
-_BREAK = re.compile(r"[:?!.>)<\]\"“”„«»`'’*|-]")
-_MARKS = r"!-/:-@\[-`{-~«»‘-‟、-〟！-／：-＠"
-_IDEOGRAPHS = r"⺀-⿟぀-鿿가-힣"
-_UNIT = re.compile(rf"([{_MARKS}])|[{_IDEOGRAPHS}]|[^\s{_MARKS}{_IDEOGRAPHS}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,32 +57,6 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class _Units:
-    """Words, marks and parts that the gate did not read, in the message's order."""
-
-    spans: list[Span]
-    rows: Floats
-    """(U, N) probabilities of the tags."""
-    weights: Floats
-    """(U,): 1 for a word, `MARK` for a mark."""
-    known: npt.NDArray[np.bool_]
-    """(U,): whether the gate read it."""
-    turns: Floats
-    """(U + 1,) cost of a beginning or end of the text before each of them, and behind the last one."""
-
-    def chance(self, tag: int, first: int, last: int) -> float:
-        """Mean probability of a tag over the words from ``first`` to ``last``; 0 without words."""
-        words = (self.weights[first : last + 1] == 1) & self.known[first : last + 1]
-        return float(self.rows[first : last + 1, tag][words].mean()) if words.any() else 0.0
-
-    def longest_gap(self, tag: int, first: int, last: int) -> int:
-        """Most consecutive words from ``first`` to ``last`` that rather have another tag."""
-        part = slice(first, last + 1)
-        words = self.rows[part, tag][(self.weights[part] == 1) & self.known[part]] >= 0.5
-        return max((len(list(group)) for fits, group in groupby(words.tolist()) if not fits), default=0)
-
-
-@dataclass(frozen=True, slots=True)
 class _Run:
     """Consecutive units of one tag."""
 
@@ -99,6 +65,10 @@ class _Run:
     last: int
     chance: float
     """Mean probability of the tag over its words."""
+
+    def characters(self, units: Units) -> Span:
+        """Where it is in the message."""
+        return units.spans[self.first][0], units.spans[self.last][1]
 
 
 def may_be_split(names: Sequence[str], classes: Mapping[str, float]) -> bool:
@@ -110,7 +80,8 @@ def may_be_split(names: Sequence[str], classes: Mapping[str, float]) -> bool:
     """
     return (
         TEXT in names
-        and sum(p >= LIKELY for name, p in classes.items() if name in names and name not in _NO_SKILL) >= 2
+        and sum(p >= TOGETHER**2 for name, p in classes.items() if name in names and name not in _NO_SKILL)
+        >= 2
     )
 
 
@@ -139,7 +110,7 @@ def find_plan(
     """
     if not may_be_split(names, classes):
         return ()
-    units = _units(np.asarray(tags, np.float64), places, message)
+    units = units_of(np.asarray(tags, np.float64), places, message)
     if not units.spans:
         return ()
     for blocks in (1, 2):
@@ -151,49 +122,12 @@ def find_plan(
         if blocks == 1 and cuts_quotation(message, spans[0]):
             continue
         if len({" ".join(message[a:b].split()) for a, b in spans}) == 1 and spans[0][0] < spans[0][1]:
-            steps = _steps(runs, message[slice(*spans[0])], spans[0], classes, free)
+            steps = _steps(runs, units, message, spans, classes, free)
             return _following(steps, _asks(runs, units, message), free, follows or {})
     return ()
 
 
-def _units(tags: Floats, places: Sequence[Span | None], message: str) -> _Units:
-    """Words and marks with the mean of their tokens' probabilities; neighbours that were not read become one."""
-    found = list(_UNIT.finditer(message))
-    starts = [match.start() for match in found]
-    sums, overlaps = np.zeros((len(found), tags.shape[1])), np.zeros(len(found))
-    for row, place in zip(tags, places, strict=True):
-        if place is None:
-            continue
-        i = max(0, bisect_right(starts, place[0]) - 1)
-        while i < len(found) and starts[i] < place[1]:
-            overlap = min(place[1], found[i].end()) - max(place[0], starts[i])
-            if overlap > 0:
-                sums[i] += overlap * row
-                overlaps[i] += overlap
-            i += 1
-    spans, kept = list[Span](), list[int]()
-    for i, match in enumerate(found):
-        if kept and not overlaps[i] and not overlaps[kept[-1]]:
-            spans[-1] = (spans[-1][0], match.end())
-            continue
-        spans.append(match.span())
-        kept.append(i)
-    known = overlaps[kept] > 0
-    rows = sums[kept] / np.where(known, overlaps[kept], 1)[:, None]
-    weights = np.asarray([MARK if found[i][1] else 1.0 for i in kept])
-    return _Units(spans, rows, weights, known, _turns(message, spans))
-
-
-def _turns(message: str, spans: Sequence[Span]) -> Floats:
-    """How unlikely it is that a text begins or ends between two units: least at a new line."""
-    costs = [EDGE]
-    for (_, end), (following, _) in pairwise(spans):
-        beside = _BREAK.search(message[end - 1] + message[following])
-        costs.append(LINE if "\n" in message[end:following] else EDGE if beside else INSIDE)
-    return np.asarray([*costs, EDGE])
-
-
-def _runs(units: _Units, names: Sequence[str], blocks: int) -> list[_Run]:
+def _runs(units: Units, names: Sequence[str], blocks: int) -> list[_Run]:
     """The most probable reading with the text in so many places."""
     path = best_path(units.rows, units.weights, units.known, units.turns, list(names).index(TEXT), blocks)
     runs, at = [], 0
@@ -219,7 +153,7 @@ def _is_doubtful(run: _Run) -> bool:
     return run.name not in (OTHER, TEXT) and 0 < run.chance < SURE
 
 
-def _is_whole(units: _Units, names: Sequence[str], runs: Sequence[_Run]) -> bool:
+def _is_whole(units: Units, names: Sequence[str], runs: Sequence[_Run]) -> bool:
     """Whether the text is sure, and nothing of the message is lost that is not an instruction."""
     text, outside = list(names).index(TEXT), np.ones(len(units.spans), bool)
     for run in runs:
@@ -235,21 +169,29 @@ def _is_whole(units: _Units, names: Sequence[str], runs: Sequence[_Run]) -> bool
 
 
 def _steps(
-    runs: Sequence[_Run], text: str, span: Span, classes: Mapping[str, float], free: Collection[str]
+    runs: Sequence[_Run],
+    units: Units,
+    message: str,
+    texts: Sequence[Span],
+    classes: Mapping[str, float],
+    free: Collection[str],
 ) -> tuple[Step, ...]:
     """The steps of the skills that are surely asked for, in order."""
-    asked: dict[str, _Run] = {}
-    for run in runs:
-        likely = run.chance >= SURE and classes.get(run.name, 0.0) >= LIKELY
-        if likely and run.name not in _NO_SKILL:
-            asked.setdefault(run.name, run)
+    asked = {run.name for run in runs if run.name not in _NO_SKILL and _is_asked(run, classes)}
     if not 2 <= len(asked) <= MAX_STEPS:
         return ()
-    steps = [Step(name, text, span) for name in asked]
+    asks = [(run.name, run.characters(units)) for run in runs if run.name in asked]
+    steps = [Step(name, message[slice(*texts[0])], texts[0]) for name in in_order(asks, message, texts)]
     for place, run in enumerate(runs):
         if run.name == ANSWER and run.chance >= SURE:
             _let_follow(steps, _owner(runs, place, asked), free)
     return tuple(steps)
+
+
+def _is_asked(run: _Run, classes: Mapping[str, float]) -> bool:
+    """Whether tags and class tell together that a skill is asked for."""
+    likely = classes.get(run.name, 0.0)
+    return run.chance >= SURE and (likely >= LIKELY or run.chance * likely**0.5 >= TOGETHER)
 
 
 def _owner(runs: Sequence[_Run], place: int, asked: Collection[str]) -> str:
@@ -277,11 +219,11 @@ def _let_follow(steps: list[Step], skill: str, free: Collection[str]) -> None:
     steps[place] = replace(steps[place], on_answer=True)
 
 
-def _asks(runs: Sequence[_Run], units: _Units, message: str) -> dict[str, str]:
+def _asks(runs: Sequence[_Run], units: Units, message: str) -> dict[str, str]:
     """The words of each tag."""
     found: dict[str, str] = {}
     for run in runs:
-        words = message[units.spans[run.first][0] : units.spans[run.last][1]]
+        words = message[slice(*run.characters(units))]
         found[run.name] = f"{found.get(run.name, '')} {words}"
     return found
 
