@@ -22,7 +22,14 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
 PAGE = HERE.parent / "docs" / "everyday.md"
 BEGIN, END = "<!-- tables: benchmarks/everyday.py -->\n", "<!-- end of tables -->\n"
-COLUMNS = ("SmolLM2 pack", "bare SmolLM2", "Qwen pack", "bare Qwen")
+COLUMNS = (
+    "SmolLM2 pack",
+    "bare SmolLM2",
+    "bare SmolLM2, 5 shots",
+    "Qwen pack",
+    "bare Qwen",
+    "bare Qwen, 5 shots",
+)
 REQUESTS, ROWS = "everyday requests", "test rows by source"
 PATH = click.Path(path_type=Path, exists=True)
 
