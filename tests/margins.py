@@ -92,7 +92,7 @@ def plan_margins(engine: Engine, asked: Asked, route: Route) -> list[str]:
     """
     found = []
     for shift in (-ROUTE_MARGIN, ROUTE_MARGIN):
-        moved = {name: getattr(plans, name) + shift for name in ("SURE", "LIKELY", "SURE_TEXT")}
+        moved = {name: getattr(plans, name) + shift for name in ("SURE", "LIKELY", "TOGETHER", "SURE_TEXT")}
         with patch.multiple(plans, **moved):
             other = engine.route(asked.prompt, policy=route.policy).plan
         if other != route.plan:
