@@ -8,7 +8,7 @@ from loramix.train.metrics import normal
 from loramix.train.recipe import Recipe
 
 _FENCE = re.compile(r"```\w*\n?(.*?)(?:```|$)", re.DOTALL)
-_BULLET = re.compile(r"^(?:[-*•]|\d+[.)])\s+")
+_BULLET = re.compile(r"^(?:•\s+|\d+\)\s+|[-*\d. ]+)", re.MULTILINE)
 
 
 def code(text: str) -> str:
@@ -19,6 +19,15 @@ def code(text: str) -> str:
     """
     fenced = _FENCE.search(text)
     return (fenced[1] if fenced else text).strip()
+
+
+def one_line(text: str) -> str:
+    """Return a list of names as one line, the names separated by semicolons and without the marks of their lines.
+
+    Args:
+        text: an answer, a name a line.
+    """
+    return _BULLET.sub("", text).replace("\n", "; ")
 
 
 def tidy(text: str, recipe: Recipe) -> str:
@@ -37,7 +46,6 @@ def tidy(text: str, recipe: Recipe) -> str:
         return named[0] if len(named) == 1 else text
     if "```" in text and (block := code(text)):
         return block
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if "entity_f1" in recipe.metrics:
-        return "; ".join(_BULLET.sub("", line) for line in lines)
-    return lines[0] if lines else ""
+        return one_line(text.strip())
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")

@@ -51,9 +51,9 @@ def in_order(asks: Sequence[Ask], message: str, texts: Sequence[Span]) -> list[s
 def _exceptions(asks: Sequence[Ask], message: str) -> Iterator[tuple[str, str]]:
     """Pairs of skills of which the first one comes earlier, although it is not mentioned first."""
     for match in _BEFORE.finditer(message):
-        ahead, behind = _around(asks, message, match)
-        if _THAT.match(message, match.end()):  # "summarize it, but before that translate it"
-            ahead = ahead or _around(asks, message, match, any_sentence=True)[0]
+        that = _THAT.match(message, match.end())
+        ahead, behind = _around(asks, message, match, any_sentence=bool(that))
+        if that:  # "summarize it, but before that translate it"
             if ahead and behind:
                 yield behind[0], ahead
         elif len(behind) > 1 and ahead in (None, behind[0]):  # "before you summarize it, translate it"

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from loramix.eval.bare import code, tidy
+from loramix.eval.bare import code, one_line, tidy
 from loramix.eval.everyday.requests import Request, databases
 from loramix.train.metrics import chrf, is_sentence, normal, overlap, parse_entities, parse_frame
 from loramix.train.recipe import Recipe
@@ -75,8 +75,8 @@ def _entities(request: Request, answer: str, recipe: Recipe) -> float:
     """Return the mean of two F1 scores: names alone, and names with their types."""
     wanted = parse_entities("; ".join(request.entities or ()))
     kinds = {"place": "location", "company": "organization", "organisation": "organization"}
-    text = re.sub(r"^[-*\d. ]+", "", answer, flags=re.MULTILINE).replace("\n", "; ")
-    found = Counter({(kinds.get(kind, kind), name): n for (kind, name), n in parse_entities(text).items()})
+    typed = parse_entities(one_line(answer))
+    found = Counter({(kinds.get(kind, kind), name): n for (kind, name), n in typed.items()})
     names = Counter(name for _, name in found.elements()) if found else _named(answer)
     return (_f1(found, wanted) + _f1(names, Counter(name for _, name in wanted.elements()))) / 2
 
