@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loramix.defaults import BASE
-from loramix.models.plan import ANSWER, TEXT
+from loramix.models.message_reading import ANSWER, TEXT
 from loramix.train.data import Row
 from loramix.train.gate_composed import alike, composed, parsed
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, plain

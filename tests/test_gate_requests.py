@@ -12,7 +12,7 @@ import pytest
 from loramix.defaults import BASE
 from loramix.errors import InvalidRecipe
 from loramix.models.gate_window import GAP, MAX_CHARACTERS, window
-from loramix.models.plan import TEXT
+from loramix.models.message_reading import TEXT
 from loramix.train.data import Row
 from loramix.train.gate_pieces import Piece, Request, Turn, cut, plain, read_turns, user
 from loramix.train.gate_requests import LONG, Maker

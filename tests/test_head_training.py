@@ -17,7 +17,7 @@ from loramix.errors import NativeError
 from loramix.models.early_head import EarlyHead
 from loramix.models.gate_window import FIRST_TOKENS, LAST_TOKENS, READ_TOKENS
 from loramix.models.head_info import HeadInfo
-from loramix.models.plan import TEXT
+from loramix.models.message_reading import TEXT
 from loramix.runtime.children import token_states
 from loramix.runtime.state_parts import PART, Turns, part_file
 from loramix.runtime.token_states import token_tags

@@ -123,7 +123,9 @@ def test_a_verdict_counts_pictures_with_all_asked_styles() -> None:
 
 def test_the_search_takes_the_best_scales_and_those_near_1_on_ties() -> None:
     jobs = mixes.search_jobs(("bold", "italic"))
-    assert len(jobs) == len(set(jobs)) == 9 and {job.seeds for job in jobs} == {mixes.SEARCH_SEEDS}
+    assert len(jobs) == len(set(jobs)) == len(mixes.SEARCHED) ** 2 and {job.seeds for job in jobs} == {
+        mixes.SEARCH_SEEDS
+    }
     assert not set(mixes.SEARCH_SEEDS) & set(mixes.TEST_SEEDS)
     half = dict.fromkeys(fonts.STYLES, 0.5)
     verdict = mixes.verdict_of(np.array([True]), np.zeros((1, len(fonts.STYLES))), (), half)
@@ -131,6 +133,11 @@ def test_the_search_takes_the_best_scales_and_those_near_1_on_ties() -> None:
     assert dict(mixes.best(found).weights) == {"bold": 1.0, "italic": 1.0}
     found[jobs[2]] = mixes.Verdict(1.0, {}, {}, 1.0, score=2.0)
     assert mixes.best(found) == jobs[2]
+    found[jobs[3]] = mixes.Verdict(mixes.LEGIBLE - 0.01, {}, {}, 1.0, score=3.0)
+    assert mixes.best(found) == jobs[2]
+    blurred = {job: mixes.Verdict(0.5, {}, {}, 1.0, score=0.5) for job in jobs}
+    blurred[jobs[5]] = mixes.Verdict(0.6, {}, {}, 0.1, score=0.1)
+    assert mixes.best(blurred) == jobs[5]
     assert {job.weights for job in mixes.search_jobs(mixes.TRIPLE)} == {
         tuple((style, scale) for style in mixes.TRIPLE) for scale in mixes.SEARCHED
     }

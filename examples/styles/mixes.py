@@ -20,10 +20,12 @@ PAIRS = (
     ("bold", "hand"),
 )
 TRIPLE = ("bold", "italic", "serif")
-SEARCHED = (0.7, 1.0, 1.3)
+SEARCHED = (0.8, 0.9, 1.0, 1.1, 1.2)
 """Scales that the search tries for each adapter."""
+LEGIBLE = 0.95
+"""Share of right letters that the search asks for first."""
 STEPS_OF_ALPHA = (0.0, 0.25, 0.5, 0.75, 1.0)
-SEARCH_SEEDS, TEST_SEEDS = (1, 2, 3), (101, 102, 103)
+SEARCH_SEEDS, TEST_SEEDS = (1, 2, 3, 4), (101, 102, 103, 104, 105, 106)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +108,14 @@ def search_jobs(styles: tuple[str, ...]) -> list[Job]:
 
 
 def best(found: Mapping[Job, Verdict]) -> Job:
-    """The job of the highest score; the one nearest to scales of 1 on ties."""
+    """The job of the highest score among those with legible letters; if none has them, the most legible one.
 
-    def order(job: Job) -> tuple[float, float]:
-        return found[job].score, -sum(abs(scale - 1) for _, scale in job.weights)
+    On ties the one nearest to scales of 1.
+    """
+
+    def order(job: Job) -> tuple[float, float, float]:
+        distance = sum(abs(scale - 1) for _, scale in job.weights)
+        return min(found[job].letter, LEGIBLE), found[job].score, -distance
 
     return max(found, key=order)
 

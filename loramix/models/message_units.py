@@ -24,6 +24,7 @@ LINE, EDGE, INSIDE = 1.0, 3.0, 7.0
 """Cost, as negative log-probability, of a beginning or end of the text at a new line, at a mark, and elsewhere."""
 
 _BREAK = re.compile(r"[:?!.>)<\]\"“”„«»`'’*|-]")
+_APOSTROPHE = re.compile(r"(?<=\w)['’](?=\w)")
 _MARKS = r"!-/:-@\[-`{-~«»‘-‟、-〟！-／：-＠"
 _IDEOGRAPHS = r"⺀-⿟぀-鿿가-힣"
 _UNIT = re.compile(rf"([{_MARKS}])|[{_IDEOGRAPHS}]|[^\s{_MARKS}{_IDEOGRAPHS}]+")
@@ -47,6 +48,13 @@ class Units:
         """Mean probability of a tag over the words from ``first`` to ``last``; 0 without words."""
         words = (self.weights[first : last + 1] == 1) & self.known[first : last + 1]
         return float(self.rows[first : last + 1, tag][words].mean()) if words.any() else 0.0
+
+    def chance_within(self, tag: int, part: Span) -> float:
+        """Mean probability of a tag over the words between two places of the message; 0 without words."""
+        start, end = part
+        inside = [start <= first and last <= end for first, last in self.spans]
+        words = np.asarray(inside) & (self.weights == 1) & self.known
+        return float(self.rows[words, tag].mean()) if words.any() else 0.0
 
     def longest_gap(self, tag: int, first: int, last: int) -> int:
         """Most consecutive words from ``first`` to ``last`` that rather have another tag."""
@@ -85,8 +93,13 @@ def units_of(tags: Floats, places: Sequence[Span | None], message: str) -> Units
 
 def _turns(message: str, spans: Sequence[Span]) -> Floats:
     """How unlikely it is that a text begins or ends between two units: least at a new line."""
-    costs = [EDGE]
+    costs, within = [EDGE], {match.start() for match in _APOSTROPHE.finditer(message)}
     for (_, end), (following, _) in pairwise(spans):
         beside = _BREAK.search(message[end - 1] + message[following])
-        costs.append(LINE if "\n" in message[end:following] else EDGE if beside else INSIDE)
+        if "\n" in message[end:following]:
+            costs.append(LINE)
+        elif beside and not within & {end - 1, following}:
+            costs.append(EDGE)
+        else:
+            costs.append(INSIDE)
     return np.asarray([*costs, EDGE])

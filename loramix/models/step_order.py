@@ -27,13 +27,16 @@ _THAT = re.compile(
 _SENTENCE = re.compile(r"[.!?\n]")
 
 
-def in_order(asks: Sequence[Ask], message: str, texts: Sequence[Span]) -> list[str]:
+def in_order(
+    asks: Sequence[Ask], message: str, texts: Sequence[Span], mentions: Sequence[Ask] = ()
+) -> list[str]:
     """Return the skills in the order in which they are to be carried out.
 
     Args:
         asks: what is asked for where, in the message's order; a skill may be mentioned more than once.
         message: the message.
         texts: where the text is, whose words say nothing about the order.
+        mentions: where exactly these skills are mentioned, if known; "before" and the like go by them.
 
     Returns:
         Each skill once: as first mentioned, but for words such as "before", "not until" and "but first".
@@ -41,7 +44,9 @@ def in_order(asks: Sequence[Ask], message: str, texts: Sequence[Span]) -> list[s
     for start, end in texts:
         message = message[:start] + "\n" * (end - start) + message[end:]
     found = list(dict.fromkeys(skill for skill, _ in asks))
-    for earlier, later in _exceptions(asks, message):
+    exact = {skill for skill, _ in mentions}
+    places = [ask for ask in mentions if ask[0] in found] + [ask for ask in asks if ask[0] not in exact]
+    for earlier, later in _exceptions(sorted(places, key=lambda ask: ask[1]), message):
         i, j = found.index(earlier), found.index(later)
         if i > j:
             found.insert(j, found.pop(i))

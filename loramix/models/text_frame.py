@@ -13,12 +13,34 @@ _TAIL = re.compile(r"[:;,.?!)\]*=>-]+(?=\s)")  # of the word before
 _END = re.compile(r"[.!?…。！？]+")
 _OPENING = re.compile(r"<([A-Za-z][\w-]*)>")
 
+_QUOTATIONS = [
+    re.compile(pattern, re.DOTALL)
+    for pattern in (
+        r'(?<![^\s(:—–-])"(?P<inside>[^"]*)"(?!\w)',
+        "[“„«](?P<inside>[^“”„«»]*)[”“»]",
+        r"(?<![^\s(:—–-])['‘](?=\S)(?P<inside>(?:[^'’]|(?<=\w)['’](?=\w))*)(?<=\S)['’](?!\w)",
+    )
+]
+_QUOTED_WORDS = 3
 _JOINING = re.compile(r"(?:[\s,;]+(?:and|then|also|et|puis))+\Z", re.IGNORECASE)  # "... and translate it"
 _NAMES_TEXT = re.compile(
     r"\b(?:texte?|original|whole|full|entire|everything|all|both|article|review|message|comment|passage|paragraph|post"
     r"|letter|e-?mail|mail|note|story|document|tout|entier|entière)s?\b",
     re.IGNORECASE,
 )
+
+_NAMES_ANSWER = re.compile(
+    r"\b(?:of|in|from|for|about|on|with)\s+(?:(?:the|that|this|your|its)\s+(?:\w+\s+)?"
+    r"(?:summary|gist|tl;?dr|translation|version|result|answer|output)|(?:that|your)\s+(?:sentence|line|headline|title))"
+    r"\b|\b(?:du|de\s+ce|dans\s+(?:le|ce|votre))\s+(?:résumé|résultat)\b"
+    r"|\b(?:de|dans)\s+(?:la|cette|votre)\s+(?:traduction|version|phrase)\b",
+    re.IGNORECASE,
+)
+
+
+def names_answer(ask: str) -> bool:
+    """Whether words of a request, in English or French, say that they are about an answer: "in that summary"."""
+    return bool(_NAMES_ANSWER.search(ask))
 
 
 def names_text(ask: str) -> bool:
@@ -64,6 +86,24 @@ def cuts_quotation(message: str, span: Span) -> bool:
         return False
     between = before.rpartition('"')[2].strip() + after.partition('"')[0].strip(" \t\r\n.,;:!?…")
     return bool(between)
+
+
+def whole_quotation(message: str, span: Span) -> Span:
+    """The message's only quotation, if it is most of a text or reaches beyond it; else the text as it is.
+
+    Args:
+        message: the whole message.
+        span: of the text, without its frame.
+    """
+    for mark in _QUOTATIONS:
+        found = [match.span("inside") for match in mark.finditer(message)]
+        if len(found) != 1 or len(message[slice(*found[0])].split()) < _QUOTED_WORDS:
+            continue
+        start, end = found[0]
+        common = len(message[max(start, span[0]) : min(end, span[1])].split())
+        if 2 * common >= len(message[slice(*span)].split()):
+            return _stripped(message, found[0])
+    return span
 
 
 def _stripped(message: str, span: Span) -> Span:

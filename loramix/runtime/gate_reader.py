@@ -129,7 +129,11 @@ class EarlyReader:
 
     def reread(self, prompt: PreparedPrompt, answer: Sequence[int], mix: Mix) -> npt.NDArray[np.float32]:
         """Read the prompt with the answer so far, under the bare base; see `GateReader.reread`."""
-        states = self._states(self.head.window([*prompt.routed, *answer]))
+        return self.probabilities([*prompt.routed, *answer])
+
+    def probabilities(self, tokens: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Return the probabilities (K + 1,) of a rendered prompt; of a long one its first and last tokens are read."""
+        states = self._states(self.head.window(tokens))
         return self.head.probabilities(self._decide(states).logits)
 
     def close(self) -> None:

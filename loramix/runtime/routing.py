@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from loramix.defaults import BASE
 from loramix.errors import InvalidArtifact
 from loramix.models.early_head import EarlyHead
+from loramix.models.message_reading import ANSWER
 from loramix.models.mixing import Mix
-from loramix.models.plan import ANSWER, Step
+from loramix.models.plan import Step
 from loramix.pack.pack import Pack
 from loramix.runtime.decoder import Decoder, DecodeRequest
 from loramix.runtime.gate_reader import EarlyReader, GateReader, Reading
@@ -76,6 +79,7 @@ class GateRouting:
             self.reader.need_reread()
         reading = self.reader.read(prompt)
         route = self.router.decide(reading.probabilities, options.policy)
+        began = time.perf_counter()
         if options.plans and route.mix:
             if plan := self._plan(reading, prompt):
                 route = self.router.planned(reading.probabilities, plan)
@@ -85,11 +89,21 @@ class GateRouting:
                 route = replace(route, plan=self._follow_up(reading, route, prompt))
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
-        return replace(route, words=reading.words, timings=reading.timings)
+        spent = reading.timings["gate"] + time.perf_counter() - began
+        return replace(route, words=reading.words, timings={**reading.timings, "gate": spent})
 
     def _plan(self, reading: Reading, prompt: PreparedPrompt) -> tuple[Step, ...]:
         decoder = self._decoder
-        return plan_of(reading, self.router.names, prompt, self._pack, decoder.model, decoder.n_ctx)
+        return plan_of(
+            reading, self.router.names, prompt, self._pack, decoder.model, decoder.n_ctx, self._classes
+        )
+
+    def _classes(self, message: str) -> dict[str, float]:
+        """The gate's probabilities by skill, and for the base, of a message of its own."""
+        assert isinstance(self.reader, EarlyReader)  # only its readings have tags
+        tokens = self._decoder.model.chat([{"role": "user", "content": message}])
+        found = map(float, self.reader.probabilities(tokens))
+        return dict(zip([*self.router.names, BASE], found, strict=True))
 
     def _follow_up(self, reading: Reading, route: Route, prompt: PreparedPrompt) -> tuple[Step, ...]:
         decoder = self._decoder

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from loramix.models.plan import TEXT, Step, find_plan, may_be_split
+from loramix.models.clauses import Read
+from loramix.models.message_reading import TEXT
+from loramix.models.plan import Step, find_plan, may_be_split
 from loramix.models.text_frame import Span
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, fill
@@ -28,6 +30,7 @@ def plan_of(
     pack: Pack,
     vocabulary: Vocabulary,
     n_ctx: int,
+    read: Read,
 ) -> tuple[Step, ...]:
     """Split a prompt for two or three skills into steps.
 
@@ -38,6 +41,7 @@ def plan_of(
         pack: the gate's pack.
         vocabulary: vocabulary of the base.
         n_ctx: maximum tokens of prompt and answer together.
+        read: see `find_plan`.
 
     Returns:
         Two or three steps; none if the prompt is answered as one, a skill has no instruction of its own, or a
@@ -50,7 +54,7 @@ def plan_of(
     message, places = _last_message(tags, prompt, vocabulary)
     free = [skill.name for skill in pack.skills if not skill.labels]
     follows = {skill.name: skill.follows for skill in pack.skills}
-    plan = find_plan(tags.probabilities, tags.names, places, message, classes, free, follows)
+    plan = find_plan(tags.probabilities, tags.names, places, message, classes, free, follows, read)
     if any(pack.skill(step.skill).instruction is None for step in plan):
         return ()
     return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from loramix.defaults import BASE
-from loramix.models.plan import ANSWER, TEXT
+from loramix.models.message_reading import ANSWER, TEXT
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, filled, plain, user
 from loramix.train.gate_requests import LONG, SHORT, Maker
 from loramix.train.gate_styles import long_text

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loramix.models.gate_window import GAP, is_cut, limits
-from loramix.models.plan import TEXT
+from loramix.models.message_reading import TEXT
 
 OTHER = ""
 UNKNOWN = "?"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loramix.defaults import BASE
-from loramix.models.plan import TEXT
+from loramix.models.message_reading import TEXT
 from loramix.train.data import Row
 from loramix.train.frames import framed
 from loramix.train.gate_data import CROSSED, Phrasings, load_phrasings, templates_of

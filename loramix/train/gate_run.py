@@ -17,7 +17,7 @@ import numpy.typing as npt
 from loramix.defaults import BASE
 from loramix.errors import SelfCheckFailed, UsageError
 from loramix.formats.validate import BaseShape
-from loramix.models import bases, plan
+from loramix.models import bases, message_reading
 from loramix.models.early_head import EarlyHead
 from loramix.models.gate_bank import Bank
 from loramix.models.gate_window import READ_TOKENS
@@ -84,7 +84,7 @@ def groups_of(requests: Sequence[Request]) -> npt.NDArray[np.int32]:
 
 def tag_names(skills: Sequence[str]) -> list[str]:
     """Names of the token tags: neither, text, an instruction of each class, and words for the answer before."""
-    return [plan.OTHER, plan.TEXT, *skills, BASE, plan.ANSWER]
+    return [message_reading.OTHER, message_reading.TEXT, *skills, BASE, message_reading.ANSWER]
 
 
 def turns_of(request: Request, skills: Sequence[str]) -> Turns:

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from loramix.models.plan import TEXT
+from loramix.models.message_reading import TEXT
 from loramix.train.gate_pieces import OTHER, Piece, plain
 from loramix.train.gate_wordings import Styles, of_part
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from loramix.defaults import BASE
-from loramix.models.plan import TEXT
+from loramix.models.message_reading import TEXT
 from loramix.train.gate_pieces import UNKNOWN, Piece, Request, Turn, filled, user
 from loramix.train.gate_requests import SHORT, Maker
 from loramix.train.gate_styles import styled

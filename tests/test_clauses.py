@@ -1,0 +1,236 @@
+"""Requests are read clause by clause, each with the text, where the tags of their words do not tell enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from planning import TEXT as PACK_TEXT
+from planning import write_plan_pack
+from test_find_plan import FREE, LIKELY, NAMES, TEXT, brief, tagged
+
+from loramix import Engine
+from loramix.models.clauses import MOST_CLAUSES, TEXT_WORDS, asked_somewhere, read_clauses, spans_of
+from loramix.models.message_units import units_of
+from loramix.models.plan import Step, find_plan
+from loramix.models.step_order import in_order
+from loramix.models.text_frame import whole_quotation
+
+WORDS = {"sum": "summarize", "gist": "summarize", "positive": "sentiment", "French": "translate_fr"}
+
+
+def reader(asked: list[str], sure: float = 0.97) -> Callable[[str], dict[str, float]]:
+    """A gate that knows a few words: sure of one skill, torn between two, and for the base without any."""
+
+    def read(message: str) -> dict[str, float]:
+        asked.append(message)
+        found = {WORDS[word] for word in WORDS if word.casefold() in message.split("\n\n")[0].casefold()} or {
+            "base"
+        }
+        rest = dict.fromkeys([*NAMES[3:]], (1 - sure) / 5)
+        return rest | dict.fromkeys(found, sure / len(found))
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("message", "clauses"),
+    [
+        ("Sum it up, and is it positive? TEXT", ["Sum it up, ", "and is it positive? "]),
+        ("TEXT\n\nGive me the gist plus the French version", ["Give me the gist", "plus the French version"]),
+        ("Gist & mood: TEXT", ["Gist & ", "mood: "]),
+        ("The gist - the mood - TEXT", ["The gist - ", "the mood - "]),
+        ("First the gist. TEXT Then the mood.", ["First the gist. ", "Then the mood."]),
+        ("Summarize this: TEXT", ["Summarize this: "]),
+        ("A band plays: TEXT", ["A band plays: "]),
+        ("Sum up, : TEXT)", ["Sum up, : "]),
+        ("TEXT", []),
+    ],
+)
+def test_a_request_is_cut_at_marks_and_joining_words(message: str, clauses: list[str]) -> None:
+    text = message.index("TEXT"), message.index("TEXT") + 4
+    found = [message[slice(*span)] for span in spans_of(message, [text])]
+    assert [one.strip() for one in found] == [one.strip() for one in clauses]
+
+
+def test_each_clause_is_read_with_the_text_and_without_its_joining_word() -> None:
+    asked: list[str] = []
+    long = "word " * 100
+    message = f"Sum it up, and then say if it is positive: {long}"
+    clauses, asks = read_clauses(message, [(43, len(message))], ["summarize", "sentiment"], reader(asked))
+    text = " ".join(long.split()[:TEXT_WORDS])
+    assert asked[0].startswith("Sum it up") and asked[1] == f"say if it is positive:\n\n{text}"
+    assert [skill for skill, _ in asks] == ["summarize", "sentiment"] and len(clauses) == len(asked) == 2
+
+
+def test_two_clauses_are_read_together_only_where_neither_is_clear() -> None:
+    asked: list[str] = []
+    message = "Dear all, look at this, sum it up: TEXT"
+    read_clauses(message, [(35, 39)], ["summarize"], reader(asked))
+    firsts = [question.split("\n\n")[0] for question in asked]
+    assert firsts == ["Dear all,", "look at this,", "sum it up:", "Dear all, look at this,"]
+
+
+def test_a_skill_is_asked_for_where_it_is_surest() -> None:
+    def read(message: str) -> dict[str, float]:
+        sure = {
+            "Two things": ("sentiment", 0.85),
+            "the gist": ("summarize", 0.9),
+            "positive": ("sentiment", 0.95),
+        }
+        found = next((value for key, value in sure.items() if message.startswith(key)), ("base", 0.9))
+        return {**dict.fromkeys(["sentiment", "summarize", "base"], 0.01), found[0]: found[1]}
+
+    message = "Two things with this review. First, the gist. Second, positive or negative? TEXT"
+    _, asks = read_clauses(message, [(76, 80)], ["sentiment", "summarize"], read)
+    assert [skill for skill, _ in asks] == ["summarize", "sentiment"]
+    assert message[slice(*asks[1][1])].startswith("positive")
+
+
+@pytest.mark.parametrize("message", ["Sum it up: TEXT", "and so on, " * (MOST_CLAUSES + 1) + "TEXT"])
+def test_one_clause_or_very_many_are_not_read(message: str) -> None:
+    asked: list[str] = []
+    at = message.index("TEXT")
+    assert read_clauses(message, [(at, at + 4)], ["summarize"], reader(asked)) == ([], [])
+    assert not asked and asked_somewhere("summarize", [])
+
+
+def test_an_unlikely_skill_is_not_asked_for() -> None:
+    message = "Sum it up, and is it positive? TEXT"
+    clauses, asks = read_clauses(message, [(31, 35)], ["summarize"], reader([]))
+    assert [skill for skill, _ in asks] == ["summarize"]
+    assert asked_somewhere("sentiment", clauses) and not asked_somewhere("translate_fr", clauses)
+
+
+SECOND = "[s|Is it positive or negative?] [o|Then] [m|the gist. ]" + TEXT
+
+
+def plan_by_tags(marked: str, classes: dict[str, float]) -> tuple[Step, ...]:
+    message, rows, places = tagged(marked)
+    return find_plan(rows, NAMES, places, message, classes, FREE)
+
+
+def plan(marked: str, classes: dict[str, float] | None = None) -> str:
+    message, rows, places = tagged(marked)
+    return brief(find_plan(rows, NAMES, places, message, classes or LIKELY, FREE, {}, reader([])))
+
+
+def test_clauses_find_what_tags_overlook() -> None:
+    classes = {"sentiment": 0.9, "summarize": 0.065}
+    assert brief(plan_by_tags(SECOND, classes)) == ""
+    assert plan(SECOND, classes) == "sentiment | summarize"
+    assert plan(SECOND, classes | {"summarize": 0.06}) == ""
+
+
+def test_a_clause_without_a_hint_of_the_skill_in_its_tags_asks_for_nothing() -> None:
+    assert plan("[s|Is it positive or negative?] [b|I am preparing a summary. ]" + TEXT) == ""
+
+
+def test_a_skill_that_no_clause_asks_for_is_dropped() -> None:
+    assert plan("[s|Is it positive, I wonder?] [f|Be honest. ]" + TEXT) == ""
+    assert plan("[s|Is it positive, I wonder?] [f|And in French. ]" + TEXT) == "sentiment | translate_fr"
+
+
+def test_tags_decide_where_clauses_find_another_set() -> None:
+    marked = "[s|Is it positive], [o|and] [m|the gist], [o|and] [e|who is named, positive or sum]: " + TEXT
+    classes = dict(LIKELY, entities=0.3)
+    message, rows, places = tagged(marked)
+
+    def read(asked: str) -> dict[str, float]:
+        found = {"summarize": 0.6, "sentiment": 0.3} if "who is" in asked else reader([])(asked)
+        return found | ({"entities": 0.55} if "who is" in asked else {})
+
+    steps = find_plan(rows, NAMES, places, message, classes, FREE, {}, read)
+    assert brief(steps) == "sentiment | summarize | entities"
+
+
+def test_words_for_an_answer_belong_to_the_clause_that_holds_them() -> None:
+    marked = "[m|Give me the gist], [m|and then say] [a|that] [f|in French: ]" + TEXT
+    assert plan(marked) == "summarize | translate_fr on answer"
+
+
+@pytest.mark.parametrize(
+    ("marked", "found"),
+    [
+        ("[m|Sum this up] [o|and] [e|list the names in that summary]: ", "summarize | entities on answer"),
+        (
+            "[f|Put it into French,] [o|then] [s|rate the tone of the French version]: ",
+            "translate_fr | sentiment on answer",
+        ),
+        ("[m|Résume ce texte] [o|et] [e|donne les noms du résumé]: ", "summarize | entities on answer"),
+        ("[f|French please] [o|and] [m|give me the summary]: ", "translate_fr | summarize"),
+        ("[s|Good or bad?] [o|And] [e|the names in the result]: ", "sentiment | entities"),
+    ],
+)
+def test_words_that_name_an_answer_are_about_it(marked: str, found: str) -> None:
+    message, rows, places = tagged(marked + TEXT)
+    assert brief(find_plan(rows, NAMES, places, message, LIKELY, FREE)) == found
+
+
+def test_mentions_count_for_before_alone() -> None:
+    message = "Title for this, though before the title I want the mood: TEXT"
+    asks = [("summarize", (0, 15)), ("sentiment", (23, 56))]
+    mentions = [("summarize", (0, 5)), ("summarize", (30, 39)), ("sentiment", (47, 55)), ("spam", (3, 4))]
+    assert in_order(asks, message, [(57, 61)]) == ["summarize", "sentiment"]
+    assert in_order(asks, message, [(57, 61)], mentions) == ["sentiment", "summarize"]
+
+
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ('Sum up "the soup was cold" for me', "the soup was cold"),
+        ("Sum up 'the soup wasn't warm' for me", "the soup wasn't warm"),
+        ("Résume « la soupe est froide » pour moi", "la soupe est froide"),
+        ("Sum up “the soup was cold” for me", "the soup was cold"),
+    ],
+)
+def test_the_only_quotation_is_the_text(message: str, text: str) -> None:
+    at = message.index(text)
+    for span in (
+        (at, at + len(text)),
+        (at + 4, at + len(text)),
+        (at - 3, at + len(text) - 2),
+        (at, at + len(text) + 4),
+    ):
+        assert message[slice(*whole_quotation(message, span))] == text
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'He said "no way at all" and went home without a word to his friends, who were sad',
+        'Sum up "cold soup" quickly and kindly',
+        'Sum up "the soup was cold" and "the bread was old" for me',
+        "it ' s only a matter of time until ' they ' go",
+        "The boys' soup wasn't warm and the cooks' bread wasn't new",
+    ],
+)
+def test_other_quotations_leave_a_text_as_it_is(message: str) -> None:
+    assert whole_quotation(message, (3, len(message))) == (3, len(message))
+
+
+def test_a_text_does_not_begin_within_a_word() -> None:
+    message = "who's in it: 'Ann' isn't"
+    units = units_of(np.zeros((len(message), 2)), [(i, i + 1) for i in range(len(message))], message)
+    cost = {start: turn for (start, _), turn in zip(units.spans, units.turns, strict=False)}
+    assert cost[message.index("'s")] == cost[message.index("s in")] == cost[message.index("in it")]
+    assert cost[message.index("'Ann")] < cost[message.index("in it")]
+
+
+def test_an_instruction_inside_the_quotation_asks_for_nothing() -> None:
+    marked = '[m|Sum this up:] "The soup was cold and so was the tea. [s|Is it positive?]"'
+    assert plan(marked) == ""
+
+
+def test_the_runtime_reads_clauses_as_messages_of_their_own(tiny_pack: Path, tmp_path: Path) -> None:
+    pack = write_plan_pack(tiny_pack, tmp_path / "pack")
+    with closing(Engine.open(pack)) as engine:
+        message = f"MMM, OO SSS: {PACK_TEXT}"
+        classes = engine.routing._classes(f"SSS:\n\n{PACK_TEXT}")
+        assert classes == pytest.approx(engine.route(f"SSS:\n\n{PACK_TEXT}").probabilities, abs=1e-6)
+        route = engine.route(message)
+        assert [step.skill for step in route.plan] == ["summarize", "sentiment"]
+        assert route.timings["gate"] > 0
