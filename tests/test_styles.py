@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -141,6 +142,17 @@ def test_the_search_takes_the_best_scales_and_those_near_1_on_ties() -> None:
     assert {job.weights for job in mixes.search_jobs(mixes.TRIPLE)} == {
         tuple((style, scale) for style in mixes.TRIPLE) for scale in mixes.SEARCHED
     }
+
+
+def test_the_search_goes_on_in_finer_steps_around_the_best() -> None:
+    chosen = mixes.Job("search", ("bold", "hand"), (("bold", 0.8), ("hand", 1.0)), mixes.SEARCH_SEEDS)
+    found = {tuple(scale for _, scale in job.weights) for job in mixes.finer_jobs(chosen)}
+    assert found == set(itertools.product((0.75, 0.8, 0.85), (0.95, 1.0, 1.05))) - {(0.8, 1.0)}
+    assert not {job.weights for job in mixes.finer_jobs(chosen)} & {
+        job.weights for job in mixes.search_jobs(chosen.styles)
+    }
+    triple = mixes.finer_jobs(mixes.Job("search", mixes.TRIPLE, mixes.weighted(mixes.TRIPLE, [0.9] * 3)))
+    assert [{scale for _, scale in job.weights} for job in triple] == [{0.85}, {0.95}]
 
 
 def test_names_of_jobs_are_distinct() -> None:

@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
@@ -108,6 +109,11 @@ def train_all() -> None:
             raise
 
 
+def searched(found: Mapping[mixes.Job, mixes.Verdict], styles: tuple[str, ...]) -> mixes.Job:
+    """The best job of a search so far."""
+    return mixes.best({job: v for job, v in found.items() if job.kind == "search" and job.styles == styles})
+
+
 def measured() -> dict[str, Any]:
     """All verdicts, the searched blends among them, as results.json has them."""
     fixed = mixes.fixed_jobs()
@@ -116,12 +122,11 @@ def measured() -> dict[str, Any]:
     with pool() as workers:
         found = dict(zip([*searches, *fixed], workers.map(judged, [*searches, *fixed]), strict=True))
         say(f"{len(found)} mixes measured")
+        finer = [job for styles in groups for job in mixes.finer_jobs(searched(found, styles))]
+        found |= dict(zip(finer, workers.map(judged, finer), strict=True))
         later = []
         for styles in groups:
-            chosen = mixes.best(
-                {job: v for job, v in found.items() if job.kind == "search" and job.styles == styles}
-            )
-            later.append(mixes.Job("searched", styles, chosen.weights))
+            later.append(mixes.Job("searched", styles, searched(found, styles).weights))
             if styles in UPPER_BOUNDS:
                 later.append(mixes.Job("font", styles))
         found |= dict(zip(later, workers.map(judged, later), strict=True))

@@ -22,10 +22,12 @@ PAIRS = (
 TRIPLE = ("bold", "italic", "serif")
 SEARCHED = (0.8, 0.9, 1.0, 1.1, 1.2)
 """Scales that the search tries for each adapter."""
+FINE = 0.05
+"""Around the best of these, the search tries once more in steps of this."""
 LEGIBLE = 0.95
 """Share of right letters that the search asks for first."""
 STEPS_OF_ALPHA = (0.0, 0.25, 0.5, 0.75, 1.0)
-SEARCH_SEEDS, TEST_SEEDS = (1, 2, 3, 4), (101, 102, 103, 104, 105, 106)
+SEARCH_SEEDS, TEST_SEEDS = (1, 2, 3, 4), (201, 202, 203, 204, 205, 206)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,16 @@ def search_jobs(styles: tuple[str, ...]) -> list[Job]:
         itertools.product(SEARCHED, repeat=2) if len(styles) == 2 else ((s,) * len(styles) for s in SEARCHED)
     )
     return [Job("search", styles, weighted(styles, scales), SEARCH_SEEDS) for scales in many]
+
+
+def finer_jobs(chosen: Job) -> list[Job]:
+    """The scales around the best ones; of more than two adapters, which share their scale, a little less and more."""
+    styles, steps = chosen.styles, (-FINE, 0.0, FINE)
+    around = itertools.product(steps, repeat=2) if len(styles) == 2 else ((d,) * len(styles) for d in steps)
+    moved = [
+        [round(a + d, 3) for (_, a), d in zip(chosen.weights, by, strict=True)] for by in around if any(by)
+    ]
+    return [Job("search", styles, weighted(styles, scales), SEARCH_SEEDS) for scales in moved]
 
 
 def best(found: Mapping[Job, Verdict]) -> Job:
