@@ -13,7 +13,14 @@ from planning import write_plan_pack
 from test_find_plan import FREE, LIKELY, NAMES, TEXT, brief, tagged
 
 from loramix import Engine
-from loramix.models.clauses import MOST_CLAUSES, TEXT_WORDS, asked_somewhere, read_clauses, spans_of
+from loramix.models.clauses import (
+    MOST_CLAUSES,
+    TEXT_WORDS,
+    asked_somewhere,
+    is_refused,
+    read_clauses,
+    spans_of,
+)
 from loramix.models.message_units import units_of
 from loramix.models.plan import Step, find_plan
 from loramix.models.step_order import in_order
@@ -127,6 +134,39 @@ def test_clauses_find_what_tags_overlook() -> None:
 
 def test_a_clause_without_a_hint_of_the_skill_in_its_tags_asks_for_nothing() -> None:
     assert plan("[s|Is it positive or negative?] [b|I am preparing a summary. ]" + TEXT) == ""
+
+
+@pytest.mark.parametrize(
+    ("clause", "refused"),
+    [
+        ("no translation needed, ", True),
+        ("I don't need a translation or a gist ", True),
+        ("I do not want it shortened. ", True),
+        ("so no translating. ", True),
+        ("and please don't translate it", True),
+        ("without the gist", True),
+        ("that's not what I'm after today", True),
+        ("sans résumé", True),
+        ("keine Übersetzung bitte", True),
+        ("is it positive or not? ", False),
+        ("I don't know if it is positive ", False),
+        ("don't tell me if it is positive until you have the gist, ", False),
+        ("don't give me the gist before it is in French, ", False),
+        ("my mother doesn't read English, ", False),
+        ("note the gist ", False),
+    ],
+)
+def test_what_is_not_wanted_is_told_from_what_is(clause: str, refused: bool) -> None:
+    assert is_refused(clause) == refused
+
+
+def test_a_skill_that_is_not_wanted_is_no_step() -> None:
+    assert plan("[f|No French please,] [m|just give me the gist: ]" + TEXT) == ""
+    assert plan("[m|Give me the gist] [f|without the French, ]" + TEXT) == ""
+    assert (
+        plan("[m|Give me the gist,] [f|and the French] [o|without delay: ]" + TEXT)
+        == "summarize | translate_fr"
+    )
 
 
 def test_a_skill_that_no_clause_asks_for_is_dropped() -> None:

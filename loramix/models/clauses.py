@@ -25,7 +25,7 @@ TEXT_WORDS = 40
 
 _CUT = re.compile(
     r"(?<=[.;:?!,)|&+])\s+"
-    r"|\s+(?=(?:and|then|but|before|after|plus|also|once|(?:(?:along|together)\s+)?with|as\s+well\s+as|et|puis|und"
+    r"|\s+(?=(?:and|then|but|before|after|plus|also|once|(?:(?:along|together)\s+)?with|as\s+well\s+as|without|et|puis|sans|und|ohne"
     r"|&|\+)(?!\w))"
     r"|\s+[—–|-]+\s+|\s*\n\s*",
     re.IGNORECASE,
@@ -34,6 +34,14 @@ _LEADING = re.compile(
     r"\A(?:[\s,;:.!?)—–\"'”|&+-]+|(?:and|then|but|also|plus|et|puis|first|second|secondly|next|finally)\b)+",
     re.IGNORECASE,
 )
+_REFUSED = re.compile(
+    r"\A(?:(?:so|but|please)\s+)*(?:no|without|sans|ohne|kein\w*|pas\s+(?:de|besoin)|needn['’]?t)\b"
+    r"|\b(?:do|does|did)(?:n['’]?t|\s+not)\s+(?:\w+\s+)?(?:need|want|require|care|bother|translate|summari[sz]e|shorten"
+    r"|list|name|give|add|write)\b"
+    r"|\bnot\s+(?:what|after|interested|necessary|needed|required|asking)\b",
+    re.IGNORECASE,
+)
+_UNTIL = re.compile(r"\b(?:until|till|unless|before)\b", re.IGNORECASE)
 _WORD = re.compile(r"\w{2}")
 
 
@@ -73,6 +81,12 @@ def spans_of(message: str, texts: Sequence[Span]) -> list[Span]:
     return found
 
 
+def is_refused(clause: str) -> bool:
+    """Whether words of a request, in English, French or German, say what is not wanted: "no translation needed"."""
+    words = _LEADING.sub("", clause)
+    return bool(_REFUSED.search(words)) and not _UNTIL.search(words)
+
+
 def read_clauses(
     message: str, texts: Sequence[Span], likely: Collection[str], read: Read
 ) -> tuple[list[Clause], list[Ask]]:
@@ -86,10 +100,11 @@ def read_clauses(
 
     Returns:
         What was read, and the surest clause of each skill that is asked for, in the message's order; nothing of a
-        request of one clause or very many.
+        request of one clause or very many. Clauses that say what is not wanted are left out.
     """
-    spans = spans_of(message, texts)
-    if not 1 < len(spans) <= MOST_CLAUSES:
+    every = spans_of(message, texts)
+    spans = [span for span in every if not is_refused(message[slice(*span)])]
+    if not (spans and 1 < len(every) <= MOST_CLAUSES):
         return [], []
     text = " ".join(message[slice(*texts[0])].split()[:TEXT_WORDS])
 
