@@ -24,7 +24,7 @@ from loramix.models.clauses import (
 from loramix.models.message_units import units_of
 from loramix.models.plan import Step, find_plan
 from loramix.models.step_order import in_order
-from loramix.models.text_frame import whole_quotation
+from loramix.models.text_frame import only_quotation, unframed
 
 WORDS = {"sum": "summarize", "gist": "summarize", "positive": "sentiment", "French": "translate_fr"}
 
@@ -223,33 +223,46 @@ def test_mentions_count_for_before_alone() -> None:
     [
         ('Sum up "the soup was cold" for me', "the soup was cold"),
         ("Sum up 'the soup wasn't warm' for me", "the soup wasn't warm"),
+        ("Sum up 'the waiters' manners were bad.' for me", "the waiters' manners were bad."),
         ("Résume « la soupe est froide » pour moi", "la soupe est froide"),
         ("Sum up “the soup was cold” for me", "the soup was cold"),
+        ('Sum up "cold soup" quickly and kindly', None),
+        ('Sum up "the soup was cold" and "the bread was old" for me', None),
+        ("it ' s only a matter of time until ' they ' go", None),
+        ("'Twas a good evening and the waiters' manners were perfect. We loved it!", None),
+        ("The boys' soup wasn't warm and the cooks' bread wasn't new", None),
+        ('the phone is 6" wide and "nice" to hold', None),
     ],
 )
-def test_the_only_quotation_is_the_text(message: str, text: str) -> None:
-    at = message.index(text)
-    for span in (
-        (at, at + len(text)),
-        (at + 4, at + len(text)),
-        (at - 3, at + len(text) - 2),
-        (at, at + len(text) + 4),
-    ):
-        assert message[slice(*whole_quotation(message, span))] == text
+def test_a_message_may_hold_one_quotation(message: str, text: str | None) -> None:
+    found = only_quotation(message)
+    assert (found and message[slice(*found)]) == text
 
 
-@pytest.mark.parametrize(
-    "message",
-    [
-        'He said "no way at all" and went home without a word to his friends, who were sad',
-        'Sum up "cold soup" quickly and kindly',
-        'Sum up "the soup was cold" and "the bread was old" for me',
-        "it ' s only a matter of time until ' they ' go",
-        "The boys' soup wasn't warm and the cooks' bread wasn't new",
-    ],
-)
-def test_other_quotations_leave_a_text_as_it_is(message: str) -> None:
-    assert whole_quotation(message, (3, len(message))) == (3, len(message))
+def plan_of(marked: str) -> str:
+    message, rows, places = tagged(marked)
+    return brief(find_plan(rows, NAMES, places, message, LIKELY, FREE))
+
+
+def text_of(marked: str) -> str | None:
+    message, rows, places = tagged(marked)
+    steps = find_plan(rows, NAMES, places, message, LIKELY, FREE)
+    return steps[0].text if steps else None
+
+
+def test_a_cut_quotation_is_worked_on_whole() -> None:
+    asks = "[m|Sum this up] [o|and] [s|rate it]: "
+    assert (
+        text_of(asks + '"The soup was cold. [o|Anyway], we left at once."')
+        == "The soup was cold. Anyway, we left at once."
+    )
+    whole = 'The mayor, Anne Petit, said on Monday: "We will close the old bridge for lorries next week."'
+    assert text_of(asks + whole) == whole
+    mixed = '"Best burger I have eaten in all the years I have lived here," says my wife. I hated it.'
+    assert text_of(asks + mixed) == mixed
+    assert text_of(
+        '"The soup was cold and thin." [o|- for the files I need] [m|a gist] [o|and] [s|the tone]'
+    ) == ("The soup was cold and thin.")
 
 
 def test_a_text_does_not_begin_within_a_word() -> None:
@@ -263,6 +276,60 @@ def test_a_text_does_not_begin_within_a_word() -> None:
 def test_an_instruction_inside_the_quotation_asks_for_nothing() -> None:
     marked = '[m|Sum this up:] "The soup was cold and so was the tea. [s|Is it positive?]"'
     assert plan(marked) == ""
+
+
+@pytest.mark.parametrize(
+    "mark", [" ", "\t", "\n", ",", ", ", "and ", "before ", "'", '"', "- ", "no ", "don't "]
+)
+def test_long_runs_of_marks_take_no_minutes(mark: str) -> None:
+    message = f"Sum it up and rate it: {mark * 20_000} the soup was cold. {mark * 20_000}"
+    text = message.index("the soup"), message.index("the soup") + 18
+    assert all(start < end for start, end in spans_of(message, [text]))
+    assert only_quotation(message) is None
+    assert unframed(message, (22, len(message)))[1] <= len(message)
+    asks = [("summarize", (0, 9)), ("sentiment", (14, 21))]
+    assert in_order(asks, message, [text]) == ["summarize", "sentiment"]
+
+
+def test_a_last_word_before_a_new_line_belongs_to_the_text() -> None:
+    assert text_of("The soup was cold and I was much happier then\n\n[m|Gist], [s|tone]") == (
+        "The soup was cold and I was much happier then"
+    )
+
+
+def test_the_first_step_is_never_on_an_answer() -> None:
+    marked = (
+        "[m|Summarize] [a|the new version] [o|and] [e|tell me the names in] [a|the latest version]: " + TEXT
+    )
+    assert plan_of(marked) == "entities | summarize on answer"
+
+
+def test_the_order_that_words_ask_for_is_kept_where_an_answer_is_meant() -> None:
+    marked = "[f|Translate it into French] [o|once you have] [m|summarized] [a|it]: "
+    message, rows, places = tagged(marked + TEXT)
+    follows = {"translate_fr": ["summarize"]}
+    steps = find_plan(rows, NAMES, places, message, LIKELY, FREE, follows)
+    assert brief(steps) == "summarize | translate_fr on answer"
+
+
+def test_more_than_three_wishes_are_answered_as_one() -> None:
+    marked = "[m|Sum it up,] [f|in French,] [s|is it positive,] [o|who is in it]: "
+
+    def read(asked: str) -> dict[str, float]:
+        return {"entities": 0.95} if "who is" in asked else reader([])(asked)
+
+    message, rows, places = tagged(marked.replace("[o|who", "[e|who") + TEXT)
+    assert find_plan(rows, NAMES, places, message, LIKELY, FREE, {}, read) == ()
+
+
+def test_what_is_not_wanted_is_about_no_answer() -> None:
+    marked = "[m|Summarize this] [o|and] [s|tell me if it is positive,] [o|but] [a|don't translate it:] "
+    assert "on answer" not in plan(marked + TEXT)
+
+
+def test_words_that_name_the_text_are_not_about_an_answer() -> None:
+    marked = "[m|Sum this up] [o|and] [e|list the names in the text, not the ones in the summary]: "
+    assert text_of(marked + TEXT) and "on answer" not in plan_of(marked + TEXT)
 
 
 def test_the_runtime_reads_clauses_as_messages_of_their_own(tiny_pack: Path, tmp_path: Path) -> None:

@@ -52,6 +52,30 @@ def test_words_for_the_order(message: str, expected: str) -> None:
     assert order(message) == expected
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Before anything else, [s:summarize this]; then [e:list the names]: {Ann left.}",
+        "Before [s:anything else, summarize this]; then [e:list the names]: {Ann left.}",
+        "I have to send this before 5 pm. Please [s:summarize it] and [e:list the names]: {Ann left.}",
+        "I was here before. [s:Summarize this], then [e:list the names]: {Ann left.}",
+        "As I said before, [s:summarize this] and then [e:list the names]: {Ann left.}",
+        "Before you reply, read it twice. [s:Summarize it], then [e:list the names]: {Ann left.}",
+        "Before lunch [s:I need you to summarize this] and [e:list the names]: {Ann left.}",
+        "[s:Summarize it] once, then [e:list the names] in it: {Ann left.}",
+        "[s:Summarize the text] once again and [e:give me the names]: {Ann left.}",
+        "[s:Summarize it] and once more [t:in French]: {Ann left.}",
+        "[s:Summarize the text] after the colon and [e:list the names]: {Ann left.}",
+        "[s:Summarize what happened] after [e:the dinner and list the names of all]: {Ann left.}",
+        "[s:Summarize this email] I got the day after, and [e:list the names]: {Ann left.}",
+        "[s:Summarize this], but first names only [e:in the list of names], please: {Ann left.}",
+        "[s:Summarize it], not until the end but in full, and [e:list names]: {Ann left.}",
+    ],
+)
+def test_the_same_words_about_other_things_change_nothing(message: str) -> None:
+    assert order(message)[0] == "s"
+
+
 def test_words_of_the_text_say_nothing() -> None:
     text = "{She left before the end. Nobody knew until noon, but he was first.}"
     assert order(f"{text} [s:Gist], [e:names].") == "se"

@@ -23,11 +23,12 @@ MOST_CLAUSES = 10
 TEXT_WORDS = 40
 """Words of the text that are read with each clause."""
 
+# each white space is matched from its beginning alone, so that long ones cost no more than short ones
 _CUT = re.compile(
     r"(?<=[.;:?!,)|&+])\s+"
-    r"|\s+(?=(?:and|then|but|before|after|plus|also|once|(?:(?:along|together)\s+)?with|as\s+well\s+as|without|et|puis|sans|und|ohne"
-    r"|&|\+)(?!\w))"
-    r"|\s+[—–|-]+\s+|\s*\n\s*",
+    r"|(?<!\s)\s+(?=(?:and|then|but|before|after|plus|also|once|(?:(?:along|together)\s+)?with|as\s+well\s+as|without"
+    r"|et|puis|sans|und|ohne|&|\+)(?!\w))"
+    r"|(?<!\s)\s+[—–|-]+\s+|(?<!\s)\s*\n\s*",
     re.IGNORECASE,
 )
 _LEADING = re.compile(

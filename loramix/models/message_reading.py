@@ -15,7 +15,7 @@ from loramix.defaults import BASE
 from loramix.models.message_units import Units
 from loramix.models.step_order import Ask
 from loramix.models.tag_path import best_path
-from loramix.models.text_frame import Span, cuts_quotation, unframed, whole_quotation
+from loramix.models.text_frame import Span, cuts_quotation, only_quotation, unframed
 
 OTHER, TEXT, ANSWER = "other", "text", "answer"
 """Tags that are no class: connecting words, the text, and words for the answer of the step before."""
@@ -24,6 +24,9 @@ SURE, LIKELY = 0.3, 0.2
 """Least mean probability of a tag over the words that ask for a skill, and least probability of the skill's class."""
 SURE_TEXT = 0.5
 """Least mean probability of the text's tag over its words."""
+SURE_AROUND = 0.7
+"""The same of words around the message's only quotation: below it they are an instruction, and the quotation is all.
+"""
 TOGETHER = 0.25
 """A skill is also asked for where the first of the two, times the root of the second, is at least this."""
 HINTED = 0.1
@@ -102,11 +105,33 @@ def read_message(units: Units, names: Sequence[str], message: str, blocks: int) 
         return None
     texts = [unframed(message, (units.spans[first][0], units.spans[last][1])) for first, last in parts]
     if blocks == 1:
-        texts = [whole_quotation(message, texts[0])]
+        texts = [_with_quotation(units, list(names).index(TEXT), message, texts[0])]
     if len({" ".join(message[a:b].split()) for a, b in texts}) > 1 or texts[0][0] >= texts[0][1]:
         return None
     whole = _is_whole(units, names, runs) and not (blocks == 1 and cuts_quotation(message, texts[0]))
     return MessageReading(message, units, names, runs, texts, whole)
+
+
+def _with_quotation(units: Units, text: int, message: str, span: Span) -> Span:
+    """A text with the rest of the quotation that it cuts; or without the words around it that rather are no text."""
+    quotation = only_quotation(message)
+    if quotation is None or span[1] <= quotation[0] or quotation[1] <= span[0]:
+        return span
+    around = [
+        units.chance_within(text, part)
+        for part in ((span[0], quotation[0]), (quotation[1], span[1]))
+        if _has_words(units, part)
+    ]
+    if all(chance < SURE_AROUND for chance in around):
+        return quotation
+    return min(span[0], quotation[0]), max(span[1], quotation[1])
+
+
+def _has_words(units: Units, part: Span) -> bool:
+    """Whether some word of the message is in a part of it."""
+    return any(
+        part[0] <= a and b <= part[1] and w == 1 for (a, b), w in zip(units.spans, units.weights, strict=True)
+    )
 
 
 def _runs(units: Units, names: Sequence[str], blocks: int) -> list[Run]:

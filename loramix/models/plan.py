@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from loramix.models.clauses import Read, asked_somewhere, read_clauses
+from loramix.models.clauses import Read, asked_somewhere, is_refused, read_clauses, spans_of
 from loramix.models.message_reading import (
     ANSWER,
     NO_SKILL,
@@ -106,6 +106,8 @@ def find_plan(
     clauses, asks = read_clauses(message, readings[-1].texts, likely, read)
     asks = [ask for ask in asks if readings[-1].hints_at(ask)]
     order = in_order(asks, message, readings[-1].texts, tagged)
+    if len(order) > MAX_STEPS:
+        return ()
     by_clauses = _steps(readings[-1], asks, order, free, follows or {})
     is_confirmed = bool(by_tags) and all(asked_somewhere(step.skill, clauses) for step in by_tags)
     if is_confirmed and {step.skill for step in by_tags} != {step.skill for step in by_clauses}:
@@ -125,9 +127,12 @@ def _steps(
         return ()
     message, span = reading.message, reading.texts[0]
     steps = [Step(name, message[slice(*span)], span) for name in order]
+    refused = [part for part in spans_of(message, reading.texts) if is_refused(message[slice(*part)])]
+    is_moved = order[0] != asks[0][0]
     for run in reading.runs:
-        if run.name == ANSWER and run.chance >= SURE:
-            _let_follow(steps, _owner(reading, asks, run.characters(reading.units)), free)
+        words = run.characters(reading.units)
+        if run.name == ANSWER and run.chance >= SURE and not any(a <= words[0] < b for a, b in refused):
+            _let_follow(steps, _owner(reading, asks, words), free, is_moved)
     return _following(steps, _words(asks, message), free, follows)
 
 
@@ -152,13 +157,18 @@ def _owner(reading: MessageReading, asks: Sequence[Ask], words: Span) -> str:
     return before[-1]
 
 
-def _let_follow(steps: list[Step], skill: str, free: Collection[str]) -> None:
-    """Let a skill's step work on the answer before it; if it is mentioned first, the next one is carried out first."""
+def _let_follow(steps: list[Step], skill: str, free: Collection[str], is_moved: bool) -> None:
+    """Let a skill's step work on the answer before it; if it is mentioned first, the next one is carried out first.
+
+    ``is_moved`` says that the words for the order have already put another skill first.
+    """
     place = next(i for i, step in enumerate(steps) if step.skill == skill)
     source = 1 if place == 0 else place - 1
     if steps[source].skill not in free:
         return  # a label is no text: the words stand for the text after all
     if place == 0:
+        if is_moved or steps[1].on_answer:
+            return
         steps[0], steps[1], place = steps[1], steps[0], 1
     steps[place] = replace(steps[place], on_answer=True)
 
@@ -184,6 +194,6 @@ def _following(
     found = list(steps)
     for i, (before, step) in enumerate(pairwise(steps), 1):
         if before.skill in free:
-            own = before.skill in follows.get(step.skill, ()) and not names_text(asks[step.skill])
-            found[i] = replace(step, on_answer=step.on_answer or own or names_answer(asks[step.skill]))
+            own = before.skill in follows.get(step.skill, ()) or names_answer(asks[step.skill])
+            found[i] = replace(step, on_answer=step.on_answer or (own and not names_text(asks[step.skill])))
     return tuple(found)

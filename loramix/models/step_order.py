@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 from loramix.models.text_frame import Span
 
@@ -15,16 +16,27 @@ Ask = tuple[str, Span]
 """A skill, and the characters of the message that ask for it."""
 
 _BEFORE = re.compile(r"\b(?:before|prior to|avant)\b", re.IGNORECASE)
-_AFTER = re.compile(r"\b(?:after|once|après)\b", re.IGNORECASE)
+_AFTER = re.compile(r"\b(?:after|once(?!\s+(?:again|more)\b)|(?<!-)après)\b", re.IGNORECASE)
 _UNTIL = re.compile(r"\b(?:until|till|unless)\b", re.IGNORECASE)
-_BUT_FIRST = re.compile(r"\b(?:but|though|mais)\b(?=[^.!?\n:]{0,80}\b(?:first|d['’]abord)\b)", re.IGNORECASE)
+_BUT_FIRST = re.compile(
+    r"\b(?:but|though|mais)\b(?=[^.!?\n:]{0,80}\b(?:first(?!\s+(?:names?|of|one|\w+s)\b)|d['’]abord)\b)",
+    re.IGNORECASE,
+)
 _NOT = re.compile(r"\b(?:not|never|nothing|no|[a-z]+n['’]?t)\b", re.IGNORECASE)
 _THAT = re.compile(
     r"\s+(?:(?:you|i|we)(?:['’]ve|\s+have)?\s+(?:do|does|done|did|start|begin)\s+|doing\s+|having\s+done\s+)?"
     r"(?:that|this|it|so|which|cela|ça)\b",
     re.IGNORECASE,
 )
+_MOST_WORDS = 20
+"""Words of each kind that are looked at in a message."""
 _SENTENCE = re.compile(r"[.!?\n]")
+_END = re.compile(r"[,.;:!?\n]|\b(?:and|then|but|et|puis|mais)\b", re.IGNORECASE)
+_OTHER_EVENT = re.compile(
+    r"\s+(?:(?:any|every)thing\s+else|lunch|dinner|breakfast|noon|midnight|tomorrow|tonight|\w+day|\d"
+    r"|(?:you|i|we)\s+(?:reply|answer|respond|leave|go|decide|sign|buy|send|post|meet))\b",
+    re.IGNORECASE,
+)
 
 
 def in_order(
@@ -55,7 +67,7 @@ def in_order(
 
 def _exceptions(asks: Sequence[Ask], message: str) -> Iterator[tuple[str, str]]:
     """Pairs of skills of which the first one comes earlier, although it is not mentioned first."""
-    for match in _BEFORE.finditer(message):
+    for match in islice(_BEFORE.finditer(message), _MOST_WORDS):
         that = _THAT.match(message, match.end())
         ahead, behind = _around(asks, message, match, any_sentence=bool(that))
         if that:  # "summarize it, but before that translate it"
@@ -64,7 +76,7 @@ def _exceptions(asks: Sequence[Ask], message: str) -> Iterator[tuple[str, str]]:
         elif len(behind) > 1 and ahead in (None, behind[0]):  # "before you summarize it, translate it"
             yield behind[1], behind[0]
     for pattern in (_AFTER, _UNTIL, _BUT_FIRST):  # "translate it after summarizing it"
-        for match in pattern.finditer(message):
+        for match in islice(pattern.finditer(message), _MOST_WORDS):
             ahead, behind = _around(asks, message, match, any_sentence=pattern is _BUT_FIRST)
             if not ahead or not behind or _THAT.match(message, match.end()):
                 continue
@@ -75,20 +87,36 @@ def _exceptions(asks: Sequence[Ask], message: str) -> Iterator[tuple[str, str]]:
 def _around(
     asks: Sequence[Ask], message: str, word: re.Match[str], any_sentence: bool = False
 ) -> tuple[str | None, list[str]]:
-    """The last skill before a word in its sentence, or in the message, and the skills behind it.
+    """The last skill before a word and the skills behind it, in its sentence or in the message.
 
-    The words of an ask may reach over the word; they count as before it if some of them but one stand there.
+    The words of an ask may reach over the word; they count as before it if some of them but one stand there. Nothing
+    is behind a word that is about something else: "before 5 pm", "after the dinner and …".
     """
     begin = 0 if any_sentence else word.start() - len(_sentence(message, word.start()))
+    end = _SENTENCE.search(message, word.end())
+    last = len(message) if any_sentence or not end else end.start()
     ahead, behind = None, list[str]()
-    for skill, (start, end) in asks:
-        if len(message[start : word.start()].split()) > 1 or end <= word.start():
-            ahead = skill if end > begin else None
-        elif not behind or behind[-1] != skill:
+    for skill, (start, stop) in asks:
+        if len(message[start : word.start()].split()) > 1 or stop <= word.start():
+            ahead = skill if stop > begin else None
+        elif start < last and (not behind or behind[-1] != skill):
+            if not behind and not any_sentence and not _is_about(message, word, (start, stop)):
+                return ahead, []
             behind.append(skill)
     return ahead, behind
 
 
+def _is_about(message: str, word: re.Match[str], ask: Span) -> bool:
+    """Whether "before" and the like speak of an ask: most of its words stand before the clause ends."""
+    if _OTHER_EVENT.match(message, word.end()):
+        return False
+    end = _END.search(message, word.end())
+    limit = end.start() if end else len(message)
+    first = max(ask[0], word.end())
+    inside, words = len(message[first : min(limit, ask[1])].split()), len(message[first : ask[1]].split())
+    return first < limit and 2 * inside > words
+
+
 def _sentence(message: str, end: int) -> str:
     """What stands before a place in its sentence."""
-    return _SENTENCE.split(message[:end])[-1]
+    return message[1 + max(message.rfind(mark, 0, end) for mark in ".!?\n") : end]

@@ -18,11 +18,12 @@ _QUOTATIONS = [
     for pattern in (
         r'(?<![^\s(:—–-])"(?P<inside>[^"]*)"(?!\w)',
         "[“„«](?P<inside>[^“”„«»]*)[”“»]",
-        r"(?<![^\s(:—–-])['‘](?=\S)(?P<inside>(?:[^'’]|(?<=\w)['’](?=\w))*)(?<=\S)['’](?!\w)",
+        r"(?<![^\s(:—–-])['‘](?=\S)(?P<inside>(?:[^'’]|(?<=\w)['’](?=\w)|(?<=s)['’](?=\s\w))*+)(?<=\S)['’](?!\w)",
     )
 ]
 _QUOTED_WORDS = 3
 _JOINING = re.compile(r"(?:[\s,;]+(?:and|then|also|et|puis))+\Z", re.IGNORECASE)  # "... and translate it"
+_JOINING_CHARACTERS = 40
 _NAMES_TEXT = re.compile(
     r"\b(?:texte?|original|whole|full|entire|everything|all|both|article|review|message|comment|passage|paragraph|post"
     r"|letter|e-?mail|mail|note|story|document|tout|entier|entière)s?\b",
@@ -59,8 +60,12 @@ def unframed(message: str, span: Span) -> Span:
         The span without white space and marks around it, without a last "and" before more of the message, and with
         the full stop right behind it; a mark is dropped only where its partner is there too.
     """
-    if message[span[1] :].strip() and (joining := _JOINING.search(message[slice(*span)].rstrip())):
-        span = span[0], span[0] + joining.start()
+    last = span[0] + len(message[slice(*span)].rstrip())
+    between = re.compile(r"\s*").match(message, last)
+    if between and between.end() < len(message) and "\n" not in between[0]:
+        first = max(span[0], last - _JOINING_CHARACTERS)
+        if joining := _JOINING.search(message[first:last]):
+            span = span[0], first + joining.start()
     if end_marks := _END.match(message, span[1]):
         span = span[0], end_marks.end()
     while True:
@@ -88,22 +93,13 @@ def cuts_quotation(message: str, span: Span) -> bool:
     return bool(between)
 
 
-def whole_quotation(message: str, span: Span) -> Span:
-    """The message's only quotation, if it is most of a text or reaches beyond it; else the text as it is.
-
-    Args:
-        message: the whole message.
-        span: of the text, without its frame.
-    """
+def only_quotation(message: str) -> Span | None:
+    """Return where the message's only quotation of some length is, without its marks; None if there is none or more."""
     for mark in _QUOTATIONS:
         found = [match.span("inside") for match in mark.finditer(message)]
-        if len(found) != 1 or len(message[slice(*found[0])].split()) < _QUOTED_WORDS:
-            continue
-        start, end = found[0]
-        common = len(message[max(start, span[0]) : min(end, span[1])].split())
-        if 2 * common >= len(message[slice(*span)].split()):
+        if len(found) == 1 and len(message[slice(*found[0])].split()) >= _QUOTED_WORDS:
             return _stripped(message, found[0])
-    return span
+    return None
 
 
 def _stripped(message: str, span: Span) -> Span:
