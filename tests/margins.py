@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from loramix import Engine
 from loramix.cli import main
 from loramix.defaults import BASE, DEFAULT_PACK, DEFAULT_POLICY
+from loramix.models import clauses, message_reading
 from loramix.models import plan as plans
 from loramix.models.mixing import FLOOR, SECOND
 from loramix.runtime.router import Route
@@ -29,6 +31,12 @@ RIVAL_MARGIN = 0.05
 """Least distance between the two likeliest skills, where the order of the answers depends on it."""
 TOKEN_MARGIN = 0.5
 """Least distance in logits of a greedy token from the second one; kernels were seen to move it by up to 0.3."""
+PLAN_THRESHOLDS = {
+    message_reading: ("SURE", "LIKELY", "TOGETHER", "SURE_TEXT", "SURE_AROUND"),
+    plans: ("SURE", "TOGETHER"),
+    clauses: ("SURE_CLAUSE", "LIKELY_CLAUSE"),
+}
+"""What plans are decided by, where it is compared."""
 SCALE_TOLERANCE = 0.1
 """How far kernels may move a blend's scales, and a probability, before a test calls it another one."""
 
@@ -69,7 +77,7 @@ def route_margins(route: Route, threshold: float) -> list[tuple[str, float, floa
     found = [
         (f"all skills at {together:.3f}, threshold {threshold:g}", abs(together - threshold), ROUTE_MARGIN)
     ]
-    if route.plan:  # see `plan_margins`
+    if len(route.plan) > 1:  # see `plan_margins`
         return []
     if not route.mix:  # the reason says which is larger
         return [*found, (f"base at {base:.3f}, {first} at {best:.3f}", abs(base - best), RIVAL_MARGIN)]
@@ -92,8 +100,10 @@ def plan_margins(engine: Engine, asked: Asked, route: Route) -> list[str]:
     """
     found = []
     for shift in (-ROUTE_MARGIN, ROUTE_MARGIN):
-        moved = {name: getattr(plans, name) + shift for name in ("SURE", "LIKELY", "TOGETHER", "SURE_TEXT")}
-        with patch.multiple(plans, **moved):
+        with ExitStack() as stack:
+            for module, names in PLAN_THRESHOLDS.items():
+                moved = {name: getattr(module, name) + shift for name in names}
+                stack.enter_context(patch.multiple(module, **moved))
             other = engine.route(asked.prompt, policy=route.policy).plan
         if other != route.plan:
             found.append(f"{len(route.plan)} steps, with thresholds moved by {shift:g} {len(other)}")

@@ -15,7 +15,7 @@ from test_scheduler import Heard, run
 
 from loramix import Engine
 from loramix.errors import InvalidArtifact
-from loramix.pack.edit import put_pack
+from loramix.pack.edit import add_skill, put_pack
 from loramix.pack.manifest import usable_instruction, write_manifest
 from loramix.pack.pack import Pack
 from loramix.runtime.contributions import contributions
@@ -278,3 +278,37 @@ def test_instructions_are_checked_and_survive_copies(plan_pack: Path, tmp_path: 
             write_manifest(tmp_path / "copy", msgspec.structs.replace(pack.manifest, skills=skills))
         assert usable_instruction(wrong) is None
     assert Pack.load(tmp_path / "copy").skills == pack.skills
+
+
+def test_a_skill_may_be_asked_in_its_own_words(tiny_pack: Path, tmp_path: Path) -> None:
+    pack = write_plan_pack(tiny_pack, tmp_path / "own", own_words=True)
+    with Engine.open(pack, n_ctx=512, n_threads=1) as own:
+        start = ONE.index(TEXT)
+        route = own.route(ONE)
+        assert route.to_json()["steps"] == [
+            {"skill": "summarize", "on": "text", "text": [start, start + len(TEXT)]}
+        ]
+        [alone] = by_hand(own, ("summarize", TEXT))
+        answer = own.generate(ONE)
+        assert answer.text == alone.text and answer.prompts == alone.prompts
+        assert len(own.route(TWO).plan) == 2  # several skills, no text, earlier turns, the skill named
+        turns = [{"role": "user", "content": ONE}, {"role": "assistant", "content": "x"}]
+        assert own.route([*turns, {"role": "user", "content": ONE}]).plan == ()
+        assert own.route("MMM").plan == () and own.route(ONE, mix="summarize").plan == ()
+        assert own.route(ONE, policy="top1").plan == ()
+
+
+def test_own_words_stay_when_a_skill_is_replaced(tiny_pack: Path, tmp_path: Path) -> None:
+    pack = write_plan_pack(tiny_pack, tmp_path / "own", own_words=True)
+    skill = Pack.load(pack).skills[0]
+    add_skill(
+        pack,
+        skill.name,
+        Pack.load(pack).adapter_bytes(skill.name),
+        description="",
+        max_tokens=8,
+        instruction=skill.instruction,
+        replace_existing=True,
+        keep_gate=True,
+    )
+    assert [entry.own_words for entry in Pack.load(pack).skills] == [True] * len(Pack.load(pack).skills)

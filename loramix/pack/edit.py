@@ -115,11 +115,10 @@ def add_skill(
     if not adapter.startswith(b"GGUF"):
         raise InvalidArtifact(f"the adapter of {name} is not a GGUF file; convert it with 'loramix convert'.")
     with _changing(directory) as before:
-        others = tuple(skill for skill in before.skills if skill.name != name)
-        known = len(others) < len(before.skills)
-        if known and not replace_existing:
-            what = f"pack {before.name} already has a skill {name}"
-            raise UsageError(f"{what}; remove it with 'loramix skill remove', or use --replace.")
+        old = next((skill for skill in before.skills if skill.name == name), None)
+        if old and not replace_existing:
+            found = f"pack {before.name} already has a skill {name}; remove it with 'loramix skill remove'"
+            raise UsageError(f"{found}, or use --replace.")
         files = NewFiles(before, directory)
         entry = SkillEntry(
             name=name,
@@ -130,14 +129,16 @@ def add_skill(
             card=None if card is None else files.put(f"skills/{name}.md", card.encode(errors="replace")),
             example=example,
             instruction=instruction,
-            follows=next((skill.follows for skill in before.skills if skill.name == name), ()),
+            follows=old.follows if old else (),
+            own_words=bool(old and old.own_words),
             labels=labels.texts if labels else (),
             label_temperature=labels.temperature if labels else None,
         )
-        if known and keep_gate:
+        if old and keep_gate:
             after = replace(before, skills=tuple(entry if s.name == name else s for s in before.skills))
             message = f"skill {name} replaced" + (", and its gate stays." if before.gate else ".")
         else:
+            others = tuple(skill for skill in before.skills if skill is not old)
             after = _with_gate(replace(before, skills=(*others, entry)), gate, files, directory)
             message = _message(f"skill {name} added", before, after)
         return Change(_swap(directory, before, after, files), message)
@@ -245,9 +246,7 @@ def _locked(directory: Path) -> Iterator[None]:
         with FileLock(directory / ".lock", timeout=0.5):
             yield
     except Timeout:
-        raise Busy(
-            f"another process is changing {directory}; run the command again when it has finished."
-        ) from None
+        raise Busy(f"another process is changing {directory}; run this again when it is done.") from None
 
 
 def _with_gate(after: Manifest, gate: NewGate | None, files: NewFiles, directory: Path) -> Manifest:

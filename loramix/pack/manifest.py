@@ -82,6 +82,8 @@ class SkillEntry(_Table, frozen=True):
     """How the skill is asked, with ``{input}`` for the text; without it, it cannot be a step of a plan."""
     follows: tuple[str, ...] = ()
     """Skills on whose answer it works if it is asked for right after them, unless the request names the text."""
+    own_words: bool = False
+    """Whether a request for this skill alone is asked in its ``instruction`` too, if its text is sure."""
     labels: Annotated[tuple[Label, ...], Meta(max_length=MAX_LABELS)] = ()
     """All answers of a skill that classifies; empty for other skills."""
     label_temperature: Annotated[float, Meta(ge=0.05, le=100)] | None = None

@@ -19,7 +19,7 @@ from loramix.runtime.old_gate import OldReader
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import NO_GATE, Route, Router
-from loramix.runtime.steps import follow_up, plan_of
+from loramix.runtime.steps import follow_up, in_own_words, plan_of
 from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
@@ -86,7 +86,7 @@ class GateRouting:
             elif self._knows_plans(reading, route):
                 route = replace(self.router.decide(reading.probabilities, "top1"), policy=options.policy)
             if not (route.plan or route.then):
-                route = replace(route, plan=self._follow_up(reading, route, prompt))
+                route = replace(route, plan=self._one_step(reading, route, prompt))
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
         spent = reading.timings["gate"] + time.perf_counter() - began
@@ -105,9 +105,12 @@ class GateRouting:
         found = map(float, self.reader.probabilities(tokens))
         return dict(zip([*self.router.names, BASE], found, strict=True))
 
-    def _follow_up(self, reading: Reading, route: Route, prompt: PreparedPrompt) -> tuple[Step, ...]:
-        decoder = self._decoder
-        return follow_up(reading, route.mix, prompt, self._pack, decoder.model, decoder.n_ctx)
+    def _one_step(self, reading: Reading, route: Route, prompt: PreparedPrompt) -> tuple[Step, ...]:
+        """A request for one skill that is asked in the skill's own words."""
+        pack, decoder, names = self._pack, self._decoder, self.router.names
+        return follow_up(reading, route.mix, prompt, pack, decoder.model, decoder.n_ctx) or in_own_words(
+            reading, names, route.mix, prompt, pack, decoder.model, decoder.n_ctx
+        )
 
     def _knows_plans(self, reading: Reading, route: Route) -> bool:
         """Whether the gate was trained to split such a request: what it does not split is answered as one."""

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from loramix.models.clauses import Read
-from loramix.models.message_reading import TEXT
+from loramix.models.message_reading import TEXT, read_message
+from loramix.models.message_units import units_of
 from loramix.models.plan import Step, find_plan, may_be_split
 from loramix.models.text_frame import Span
 from loramix.pack.pack import Pack
@@ -95,6 +96,46 @@ def follow_up(
     if tags.probabilities[inside, tags.names.index(TEXT)].sum() < TEXT_TOKENS:
         return ()
     plan = (Step(skill.name, message, (0, len(message))),)
+    return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
+
+
+def in_own_words(
+    reading: Reading,
+    skills: Sequence[str],
+    mix: Mapping[str, float],
+    prompt: PreparedPrompt,
+    pack: Pack,
+    vocabulary: Vocabulary,
+    n_ctx: int,
+) -> tuple[Step, ...]:
+    """Ask a skill with ``own_words`` in its instruction, if the text of a first message is sure.
+
+    Args:
+        reading: what the gate says of the prompt.
+        skills: the gate's classes but the base.
+        mix: the mix that it chose.
+        prompt: the prompt that was read.
+        pack: the gate's pack.
+        vocabulary: vocabulary of the base.
+        n_ctx: maximum tokens of prompt and answer together.
+
+    Returns:
+        One step; none if the prompt is answered as it stands.
+    """
+    tags, users = reading.tags, [message for message in prompt.messages if message["role"] == "user"]
+    if tags is None or TEXT not in tags.names or len(mix) != 1 or len(users) != 1:
+        return ()
+    skill = pack.skill(next(iter(mix)))
+    if not skill.own_words or skill.instruction is None:
+        return ()
+    message, places = _last_message(tags, prompt, vocabulary)
+    classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
+    found = read_message(
+        units_of(np.asarray(tags.probabilities, np.float64), places, message), tags.names, message, 1
+    )
+    if found is None or not found.is_whole or {name for name, _ in found.asks(classes)} != {skill.name}:
+        return ()
+    plan = (Step(skill.name, message[slice(*found.texts[0])], found.texts[0]),)
     return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
 
 
