@@ -203,6 +203,19 @@ def test_words_for_an_answer_belong_to_the_clause_that_holds_them() -> None:
         ("[m|Résume ce texte] [o|et] [e|donne les noms du résumé]: ", "summarize | entities on answer"),
         ("[f|French please] [o|and] [m|give me the summary]: ", "translate_fr | summarize"),
         ("[s|Good or bad?] [o|And] [e|the names in the result]: ", "sentiment | entities"),
+        (
+            "[f|In French], [o|then] [e|list the names that are in the] [o|French version]: ",
+            "translate_fr | entities on answer",
+        ),
+        (
+            "[m|A summary], [o|and then from that summary] [e|just the names]. ",
+            "summarize | entities on answer",
+        ),
+        (
+            "[f|In French], [o|then] [e|pick the names from the French text]: ",
+            "translate_fr | entities on answer",
+        ),
+        ("[m|A summary], [o|and] [e|the names in the text, not in the summary]: ", "summarize | entities"),
     ],
 )
 def test_words_that_name_an_answer_are_about_it(marked: str, found: str) -> None:

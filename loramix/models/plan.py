@@ -6,6 +6,7 @@ not fit the form of `message_reading` is not split.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -25,10 +26,12 @@ from loramix.models.message_reading import (
     read_message,
 )
 from loramix.models.message_units import units_of
-from loramix.models.step_order import Ask, in_order
+from loramix.models.step_order import CLAUSE_END, Ask, in_order
 from loramix.models.text_frame import Span, names_answer, names_text
 
 MAX_STEPS = 3
+CLAUSE_CHARACTERS = 80
+"""Of a clause that are looked at around words that ask for a skill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ def _steps(
         words = run.characters(reading.units)
         if run.name == ANSWER and run.chance >= SURE and not any(a <= words[0] < b for a, b in refused):
             _let_follow(steps, _owner(reading, asks, words), free, is_moved)
-    return _following(steps, _words(asks, message), free, follows)
+    return _following(steps, _words(asks, message, reading.texts), free, follows)
 
 
 def _owner(reading: MessageReading, asks: Sequence[Ask], words: Span) -> str:
@@ -173,11 +176,15 @@ def _let_follow(steps: list[Step], skill: str, free: Collection[str], is_moved: 
     steps[place] = replace(steps[place], on_answer=True)
 
 
-def _words(asks: Sequence[Ask], message: str) -> dict[str, str]:
-    """The words that ask for each skill."""
+def _words(asks: Sequence[Ask], message: str, texts: Sequence[Span]) -> dict[str, str]:
+    """The words that ask for each skill, to the ends of their clauses."""
+    for start, end in texts:
+        message = message[:start] + "\n" * (end - start) + message[end:]
     found: dict[str, str] = {}
-    for skill, span in asks:
-        found[skill] = f"{found.get(skill, '')} {message[slice(*span)]}"
+    for skill, (start, end) in asks:
+        before = re.split(CLAUSE_END, message[max(0, start - CLAUSE_CHARACTERS) : start])[-1]
+        behind = re.split(CLAUSE_END, message[end : end + CLAUSE_CHARACTERS])[0]
+        found[skill] = f"{found.get(skill, '')} {before}{message[start:end]}{behind}"
     return found
 
 
@@ -194,6 +201,7 @@ def _following(
     found = list(steps)
     for i, (before, step) in enumerate(pairwise(steps), 1):
         if before.skill in free:
-            own = before.skill in follows.get(step.skill, ()) or names_answer(asks[step.skill])
-            found[i] = replace(step, on_answer=step.on_answer or (own and not names_text(asks[step.skill])))
+            words = asks[step.skill]
+            own = before.skill in follows.get(step.skill, ()) and not names_text(words)
+            found[i] = replace(step, on_answer=step.on_answer or own or names_answer(words))
     return tuple(found)

@@ -31,7 +31,8 @@ _THAT = re.compile(
 _MOST_WORDS = 20
 """Words of each kind that are looked at in a message."""
 _SENTENCE = re.compile(r"[.!?\n]")
-_END = re.compile(r"[,.;:!?\n]|\b(?:and|then|but|et|puis|mais)\b", re.IGNORECASE)
+CLAUSE_END = re.compile(r"[,.;:!?\n]|\b(?:and|then|but|et|puis|mais)\b", re.IGNORECASE)
+"""What ends a clause."""
 _OTHER_EVENT = re.compile(
     r"\s+(?:(?:any|every)thing\s+else|lunch|dinner|breakfast|noon|midnight|tomorrow|tonight|\w+day|\d"
     r"|(?:you|i|we)\s+(?:reply|answer|respond|leave|go|decide|sign|buy|send|post|meet))\b",
@@ -110,7 +111,7 @@ def _is_about(message: str, word: re.Match[str], ask: Span) -> bool:
     """Whether "before" and the like speak of an ask: most of its words stand before the clause ends."""
     if _OTHER_EVENT.match(message, word.end()):
         return False
-    end = _END.search(message, word.end())
+    end = CLAUSE_END.search(message, word.end())
     limit = end.start() if end else len(message)
     first = max(ask[0], word.end())
     inside, words = len(message[first : min(limit, ask[1])].split()), len(message[first : ask[1]].split())

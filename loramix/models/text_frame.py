@@ -32,7 +32,8 @@ _NAMES_TEXT = re.compile(
 
 _NAMES_ANSWER = re.compile(
     r"\b(?:of|in|from|for|about|on|with)\s+(?:(?:the|that|this|your|its)\s+(?:\w+\s+)?"
-    r"(?:summary|gist|tl;?dr|translation|version|result|answer|output)|(?:that|your)\s+(?:sentence|line|headline|title))"
+    r"(?:summary|gist|tl;?dr|translation|version|result|answer|output)|(?:the|that|your)\s+(?:French|translated|shortened)"
+    r"\s+(?:text|one)|(?:that|your)\s+(?:sentence|line|headline|title))"
     r"\b|\b(?:du|de\s+ce|dans\s+(?:le|ce|votre))\s+(?:résumé|résultat)\b"
     r"|\b(?:de|dans)\s+(?:la|cette|votre)\s+(?:traduction|version|phrase)\b",
     re.IGNORECASE,
@@ -41,7 +42,8 @@ _NAMES_ANSWER = re.compile(
 
 def names_answer(ask: str) -> bool:
     """Whether words of a request, in English or French, say that they are about an answer: "in that summary"."""
-    return bool(_NAMES_ANSWER.search(ask))
+    rest = _NAMES_ANSWER.sub("", ask)
+    return rest != ask and not names_text(rest)
 
 
 def names_text(ask: str) -> bool:
