@@ -304,6 +304,11 @@ def test_long_runs_of_marks_take_no_minutes(mark: str) -> None:
     assert in_order(asks, message, [text]) == ["summarize", "sentiment"]
 
 
+def test_two_quotations_are_not_made_one_text() -> None:
+    marked = '[m|Sum up] "The soup was cold today" [s|and rate the tone of] "The bread was old and dry."'
+    assert plan(marked) == ""
+
+
 def test_a_last_word_before_a_new_line_belongs_to_the_text() -> None:
     assert text_of("The soup was cold and I was much happier then\n\n[m|Gist], [s|tone]") == (
         "The soup was cold and I was much happier then"

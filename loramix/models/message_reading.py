@@ -95,7 +95,7 @@ def read_message(units: Units, names: Sequence[str], message: str, blocks: int) 
         blocks: how often the text stands there, 1 or 2.
 
     Returns:
-        The reading; None if there is no such text, or two texts that differ.
+        The reading; None if there is no such text, one that cuts a quotation, or two texts that differ.
     """
     if not units.spans:
         return None
@@ -108,8 +108,9 @@ def read_message(units: Units, names: Sequence[str], message: str, blocks: int) 
         texts = [_with_quotation(units, list(names).index(TEXT), message, texts[0])]
     if len({" ".join(message[a:b].split()) for a, b in texts}) > 1 or texts[0][0] >= texts[0][1]:
         return None
-    whole = _is_whole(units, names, runs) and not (blocks == 1 and cuts_quotation(message, texts[0]))
-    return MessageReading(message, units, names, runs, texts, whole)
+    if blocks == 1 and cuts_quotation(message, texts[0]):
+        return None
+    return MessageReading(message, units, names, runs, texts, _is_whole(units, names, runs))
 
 
 def _with_quotation(units: Units, text: int, message: str, span: Span) -> Span:
