@@ -32,7 +32,7 @@ RIVAL_MARGIN = 0.05
 TOKEN_MARGIN = 0.5
 """Least distance in logits of a greedy token from the second one; kernels were seen to move it by up to 0.3."""
 PLAN_THRESHOLDS = {
-    message_reading: ("SURE", "LIKELY", "TOGETHER", "SURE_TEXT", "SURE_AROUND"),
+    message_reading: ("SURE", "LIKELY", "TOGETHER", "SURE_TEXT", "SURE_AROUND", "CLEAR"),
     plans: ("SURE", "TOGETHER"),
     clauses: ("SURE_CLAUSE", "LIKELY_CLAUSE"),
 }

@@ -160,6 +160,19 @@ def test_what_is_not_wanted_is_told_from_what_is(clause: str, refused: bool) -> 
     assert is_refused(clause) == refused
 
 
+def test_clauses_are_not_read_where_the_tags_are_clear() -> None:
+    asked: list[str] = []
+    for marked, count in (
+        ("[m|Give me the gist,] [s|is it positive?] ", 0),
+        ("[m|Give me the gist,] [s|is it positive,] [m|and sum it up?] ", 3),
+        ("[m|Give me the gist,] [s|is it positive,] [o|without delay?] ", 2),
+    ):
+        message, rows, places = tagged(marked + TEXT)
+        steps = find_plan(rows, NAMES, places, message, LIKELY, FREE, {}, reader(asked))
+        assert brief(steps) == "summarize | sentiment" and len(asked) == count
+        asked.clear()
+
+
 def test_a_skill_that_is_not_wanted_is_no_step() -> None:
     assert plan("[f|No French please,] [m|just give me the gist: ]" + TEXT) == ""
     assert plan("[m|Give me the gist] [f|without the French, ]" + TEXT) == ""
@@ -170,7 +183,8 @@ def test_a_skill_that_is_not_wanted_is_no_step() -> None:
 
 
 def test_a_skill_that_no_clause_asks_for_is_dropped() -> None:
-    assert plan("[s|Is it positive, I wonder?] [f|Be honest. ]" + TEXT) == ""
+    less = dict(LIKELY, translate_fr=0.15)
+    assert plan("[s|Is it positive, I wonder?] [f|Be honest. ]" + TEXT, less) == ""
     assert plan("[s|Is it positive, I wonder?] [f|And in French. ]" + TEXT) == "sentiment | translate_fr"
 
 

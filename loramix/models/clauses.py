@@ -20,7 +20,7 @@ Read = Callable[[str], Mapping[str, float]]
 SURE_CLAUSE, LIKELY_CLAUSE = 0.8, 0.3
 """Least probability of a skill that a clause asks for, and of one that tags have already found."""
 MOST_CLAUSES = 10
-TEXT_WORDS = 40
+TEXT_WORDS = 16
 """Words of the text that are read with each clause."""
 
 # each white space is matched from its beginning alone, so that long ones cost no more than short ones

@@ -22,6 +22,8 @@ OTHER, TEXT, ANSWER = "other", "text", "answer"
 NO_SKILL = (OTHER, TEXT, ANSWER, BASE)
 SURE, LIKELY = 0.3, 0.2
 """Least mean probability of a tag over the words that ask for a skill, and least probability of the skill's class."""
+CLEAR = 0.6
+"""The same of a tag that needs no other word for it."""
 SURE_TEXT = 0.5
 """Least mean probability of the text's tag over its words."""
 SURE_AROUND = 0.7
@@ -78,6 +80,14 @@ class MessageReading:
         outside = [(run, words) for run, words in places if not self.holds(words)]
         asked = {run.name for run, _ in outside if _is_asked(run, classes)}
         return [(run.name, words) for run, words in outside if run.name in asked]
+
+    def is_clear(self, classes: Mapping[str, float]) -> bool:
+        """Whether the tags alone are sure of each skill that they find, in one place each."""
+        asks = self.asks(classes)
+        surest = {run.name: run.chance for run in self.runs if run.name in dict(asks)}
+        return len(surest) == len(asks) and all(
+            chance >= CLEAR and classes.get(name, 0.0) >= LIKELY for name, chance in surest.items()
+        )
 
     def hints_at(self, ask: Ask) -> bool:
         """Whether the tags of some words say at least a little that they ask for a skill: background has none."""

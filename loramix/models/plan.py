@@ -103,7 +103,7 @@ def find_plan(
     if whole := next((one for one in readings if one.is_whole), None):
         tagged = whole.asks(classes)
         by_tags = _steps(whole, tagged, in_order(tagged, message, whole.texts), free, follows or {})
-    if read is None:
+    if read is None or (whole and by_tags and whole.is_clear(classes) and not _refused(whole)):
         return by_tags
     likely = [name for name, p in classes.items() if name in names and p >= TOGETHER**2]
     clauses, asks = read_clauses(message, readings[-1].texts, likely, read)
@@ -130,13 +130,19 @@ def _steps(
         return ()
     message, span = reading.message, reading.texts[0]
     steps = [Step(name, message[slice(*span)], span) for name in order]
-    refused = [part for part in spans_of(message, reading.texts) if is_refused(message[slice(*part)])]
-    is_moved = order[0] != asks[0][0]
+    refused, is_moved = _refused(reading), order[0] != asks[0][0]
     for run in reading.runs:
         words = run.characters(reading.units)
         if run.name == ANSWER and run.chance >= SURE and not any(a <= words[0] < b for a, b in refused):
             _let_follow(steps, _owner(reading, asks, words), free, is_moved)
     return _following(steps, _words(asks, message, reading.texts), free, follows)
+
+
+def _refused(reading: MessageReading) -> list[Span]:
+    """The clauses that say what is not wanted."""
+    return [
+        part for part in spans_of(reading.message, reading.texts) if is_refused(reading.message[slice(*part)])
+    ]
 
 
 def _owner(reading: MessageReading, asks: Sequence[Ask], words: Span) -> str:
