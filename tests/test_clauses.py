@@ -11,6 +11,7 @@ import pytest
 from planning import TEXT as PACK_TEXT
 from planning import write_plan_pack
 from test_find_plan import FREE, LIKELY, NAMES, TEXT, brief, tagged
+from test_find_plan import plan as by_tags
 
 from loramix import Engine
 from loramix.models.clauses import (
@@ -22,7 +23,7 @@ from loramix.models.clauses import (
     spans_of,
 )
 from loramix.models.message_units import units_of
-from loramix.models.plan import Step, find_plan
+from loramix.models.plan import find_plan
 from loramix.models.step_order import in_order
 from loramix.models.text_frame import only_quotation, unframed
 
@@ -115,11 +116,6 @@ def test_an_unlikely_skill_is_not_asked_for() -> None:
 SECOND = "[s|Is it positive or negative?] [o|Then] [m|the gist. ]" + TEXT
 
 
-def plan_by_tags(marked: str, classes: dict[str, float]) -> tuple[Step, ...]:
-    message, rows, places = tagged(marked)
-    return find_plan(rows, NAMES, places, message, classes, FREE)
-
-
 def plan(marked: str, classes: dict[str, float] | None = None) -> str:
     message, rows, places = tagged(marked)
     return brief(find_plan(rows, NAMES, places, message, classes or LIKELY, FREE, {}, reader([])))
@@ -127,7 +123,7 @@ def plan(marked: str, classes: dict[str, float] | None = None) -> str:
 
 def test_clauses_find_what_tags_overlook() -> None:
     classes = {"sentiment": 0.9, "summarize": 0.065}
-    assert brief(plan_by_tags(SECOND, classes)) == ""
+    assert brief(by_tags(SECOND, classes)) == ""
     assert plan(SECOND, classes) == "sentiment | summarize"
     assert plan(SECOND, classes | {"summarize": 0.06}) == ""
 
@@ -233,8 +229,7 @@ def test_words_for_an_answer_belong_to_the_clause_that_holds_them() -> None:
     ],
 )
 def test_words_that_name_an_answer_are_about_it(marked: str, found: str) -> None:
-    message, rows, places = tagged(marked + TEXT)
-    assert brief(find_plan(rows, NAMES, places, message, LIKELY, FREE)) == found
+    assert brief(by_tags(marked + TEXT)) == found
 
 
 def test_mentions_count_for_before_alone() -> None:
@@ -266,14 +261,8 @@ def test_a_message_may_hold_one_quotation(message: str, text: str | None) -> Non
     assert (found and message[slice(*found)]) == text
 
 
-def plan_of(marked: str) -> str:
-    message, rows, places = tagged(marked)
-    return brief(find_plan(rows, NAMES, places, message, LIKELY, FREE))
-
-
 def text_of(marked: str) -> str | None:
-    message, rows, places = tagged(marked)
-    steps = find_plan(rows, NAMES, places, message, LIKELY, FREE)
+    steps = by_tags(marked)
     return steps[0].text if steps else None
 
 
@@ -333,7 +322,7 @@ def test_the_first_step_is_never_on_an_answer() -> None:
     marked = (
         "[m|Summarize] [a|the new version] [o|and] [e|tell me the names in] [a|the latest version]: " + TEXT
     )
-    assert plan_of(marked) == "entities | summarize on answer"
+    assert brief(by_tags(marked)) == "entities | summarize on answer"
 
 
 def test_the_order_that_words_ask_for_is_kept_where_an_answer_is_meant() -> None:
@@ -361,7 +350,7 @@ def test_what_is_not_wanted_is_about_no_answer() -> None:
 
 def test_words_that_name_the_text_are_not_about_an_answer() -> None:
     marked = "[m|Sum this up] [o|and] [e|list the names in the text, not the ones in the summary]: "
-    assert text_of(marked + TEXT) and "on answer" not in plan_of(marked + TEXT)
+    assert text_of(marked + TEXT) and "on answer" not in brief(by_tags(marked + TEXT))
 
 
 def test_the_runtime_reads_clauses_as_messages_of_their_own(tiny_pack: Path, tmp_path: Path) -> None:

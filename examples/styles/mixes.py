@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,20 +103,26 @@ def weighted(styles: Sequence[str], scales: Sequence[float]) -> tuple[tuple[str,
 
 def search_jobs(styles: tuple[str, ...]) -> list[Job]:
     """All scales of two adapters, or equal scales of more."""
-    many = (
-        itertools.product(SEARCHED, repeat=2) if len(styles) == 2 else ((s,) * len(styles) for s in SEARCHED)
-    )
-    return [Job("search", styles, weighted(styles, scales), SEARCH_SEEDS) for scales in many]
+    return [
+        Job("search", styles, weighted(styles, scales), SEARCH_SEEDS) for scales in _choices(styles, SEARCHED)
+    ]
 
 
 def finer_jobs(chosen: Job) -> list[Job]:
     """The scales around the best ones; of more than two adapters, which share their scale, a little less and more."""
-    styles, steps = chosen.styles, (-FINE, 0.0, FINE)
-    around = itertools.product(steps, repeat=2) if len(styles) == 2 else ((d,) * len(styles) for d in steps)
     moved = [
-        [round(a + d, 3) for (_, a), d in zip(chosen.weights, by, strict=True)] for by in around if any(by)
+        [round(scale + by, 3) for (_, scale), by in zip(chosen.weights, steps, strict=True)]
+        for steps in _choices(chosen.styles, (-FINE, 0.0, FINE))
+        if any(steps)
     ]
-    return [Job("search", styles, weighted(styles, scales), SEARCH_SEEDS) for scales in moved]
+    return [Job("search", chosen.styles, weighted(chosen.styles, scales), SEARCH_SEEDS) for scales in moved]
+
+
+def _choices(styles: Sequence[str], values: Sequence[float]) -> Iterable[tuple[float, ...]]:
+    """All values of two adapters, or equal values of more."""
+    if len(styles) == 2:
+        return itertools.product(values, repeat=2)
+    return ((value,) * len(styles) for value in values)
 
 
 def best(found: Mapping[Job, Verdict]) -> Job:

@@ -81,12 +81,11 @@ class MessageReading:
         asked = {run.name for run, _ in outside if _is_asked(run, classes)}
         return [(run.name, words) for run, words in outside if run.name in asked]
 
-    def is_clear(self, classes: Mapping[str, float]) -> bool:
-        """Whether the tags alone are sure of each skill that they find, in one place each."""
-        asks = self.asks(classes)
-        surest = {run.name: run.chance for run in self.runs if run.name in dict(asks)}
-        return len(surest) == len(asks) and all(
-            chance >= CLEAR and classes.get(name, 0.0) >= LIKELY for name, chance in surest.items()
+    def is_clear(self, asks: Sequence[Ask], classes: Mapping[str, float]) -> bool:
+        """Whether the tags alone are sure of each skill that is asked for, in one place each."""
+        names, chances = {name for name, _ in asks}, {run.name: run.chance for run in self.runs}
+        return len(names) == len(asks) and all(
+            chances[name] >= CLEAR and classes.get(name, 0.0) >= LIKELY for name in names
         )
 
     def hints_at(self, ask: Ask) -> bool:
@@ -128,21 +127,10 @@ def _with_quotation(units: Units, text: int, message: str, span: Span) -> Span:
     quotation = only_quotation(message)
     if quotation is None or span[1] <= quotation[0] or quotation[1] <= span[0]:
         return span
-    around = [
-        units.chance_within(text, part)
-        for part in ((span[0], quotation[0]), (quotation[1], span[1]))
-        if _has_words(units, part)
-    ]
-    if all(chance < SURE_AROUND for chance in around):
+    around = (span[0], quotation[0]), (quotation[1], span[1])
+    if all(units.chance_within(text, part) < SURE_AROUND for part in around):
         return quotation
     return min(span[0], quotation[0]), max(span[1], quotation[1])
-
-
-def _has_words(units: Units, part: Span) -> bool:
-    """Whether some word of the message is in a part of it."""
-    return any(
-        part[0] <= a and b <= part[1] and w == 1 for (a, b), w in zip(units.spans, units.weights, strict=True)
-    )
 
 
 def _runs(units: Units, names: Sequence[str], blocks: int) -> list[Run]:

@@ -52,9 +52,8 @@ class Units:
     def chance_within(self, tag: int, part: Span) -> float:
         """Mean probability of a tag over the words between two places of the message; 0 without words."""
         start, end = part
-        inside = [start <= first and last <= end for first, last in self.spans]
-        words = np.asarray(inside) & (self.weights == 1) & self.known
-        return float(self.rows[words, tag].mean()) if words.any() else 0.0
+        inside = [i for i, (first, last) in enumerate(self.spans) if start <= first and last <= end]
+        return self.chance(tag, inside[0], inside[-1]) if inside else 0.0
 
     def longest_gap(self, tag: int, first: int, last: int) -> int:
         """Most consecutive words from ``first`` to ``last`` that rather have another tag."""

@@ -27,7 +27,7 @@ from loramix.models.message_reading import (
 )
 from loramix.models.message_units import units_of
 from loramix.models.step_order import CLAUSE_END, Ask, in_order
-from loramix.models.text_frame import Span, names_answer, names_text
+from loramix.models.text_frame import Span, names_answer, names_text, without_texts
 
 MAX_STEPS = 3
 CLAUSE_CHARACTERS = 80
@@ -60,11 +60,14 @@ def may_be_split(names: Sequence[str], classes: Mapping[str, float]) -> bool:
         names: the gate's tags.
         classes: the gate's probability by skill.
     """
-    return (
-        TEXT in names
-        and sum(p >= TOGETHER**2 for name, p in classes.items() if name in names and name not in NO_SKILL)
-        >= 2
-    )
+    return TEXT in names and len(_possible(names, classes)) >= 2
+
+
+def _possible(names: Sequence[str], classes: Mapping[str, float]) -> list[str]:
+    """The skills that are likely enough for a step."""
+    return [
+        name for name, p in classes.items() if name in names and name not in NO_SKILL and p >= TOGETHER**2
+    ]
 
 
 def find_plan(
@@ -103,10 +106,9 @@ def find_plan(
     if whole := next((one for one in readings if one.is_whole), None):
         tagged = whole.asks(classes)
         by_tags = _steps(whole, tagged, in_order(tagged, message, whole.texts), free, follows or {})
-    if read is None or (whole and by_tags and whole.is_clear(classes) and not _refused(whole)):
+    if read is None or (whole and by_tags and whole.is_clear(tagged, classes) and not _refused(whole)):
         return by_tags
-    likely = [name for name, p in classes.items() if name in names and p >= TOGETHER**2]
-    clauses, asks = read_clauses(message, readings[-1].texts, likely, read)
+    clauses, asks = read_clauses(message, readings[-1].texts, _possible(names, classes), read)
     asks = [ask for ask in asks if readings[-1].hints_at(ask)]
     order = in_order(asks, message, readings[-1].texts, tagged)
     if len(order) > MAX_STEPS:
@@ -130,11 +132,13 @@ def _steps(
         return ()
     message, span = reading.message, reading.texts[0]
     steps = [Step(name, message[slice(*span)], span) for name in order]
-    refused, is_moved = _refused(reading), order[0] != asks[0][0]
-    for run in reading.runs:
-        words = run.characters(reading.units)
-        if run.name == ANSWER and run.chance >= SURE and not any(a <= words[0] < b for a, b in refused):
-            _let_follow(steps, _owner(reading, asks, words), free, is_moved)
+    answers = [
+        run.characters(reading.units) for run in reading.runs if run.name == ANSWER and run.chance >= SURE
+    ]
+    refused = _refused(reading) if answers else []
+    for words in answers:
+        if not any(start <= words[0] < end for start, end in refused):
+            _let_follow(steps, _owner(reading, asks, words), free, is_moved=order[0] != asks[0][0])
     return _following(steps, _words(asks, message, reading.texts), free, follows)
 
 
@@ -184,8 +188,7 @@ def _let_follow(steps: list[Step], skill: str, free: Collection[str], is_moved: 
 
 def _words(asks: Sequence[Ask], message: str, texts: Sequence[Span]) -> dict[str, str]:
     """The words that ask for each skill, to the ends of their clauses."""
-    for start, end in texts:
-        message = message[:start] + "\n" * (end - start) + message[end:]
+    message = without_texts(message, texts)
     found: dict[str, str] = {}
     for skill, (start, end) in asks:
         before = re.split(CLAUSE_END, message[max(0, start - CLAUSE_CHARACTERS) : start])[-1]

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
-from loramix.models.text_frame import Span
+from loramix.models.text_frame import Span, without_texts
 
 Ask = tuple[str, Span]
 """A skill, and the characters of the message that ask for it."""
@@ -54,8 +54,7 @@ def in_order(
     Returns:
         Each skill once: as first mentioned, but for words such as "before", "not until" and "but first".
     """
-    for start, end in texts:
-        message = message[:start] + "\n" * (end - start) + message[end:]
+    message = without_texts(message, texts)
     found = list(dict.fromkeys(skill for skill, _ in asks))
     exact = {skill for skill, _ in mentions}
     places = [ask for ask in mentions if ask[0] in found] + [ask for ask in asks if ask[0] not in exact]

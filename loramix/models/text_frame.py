@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 Span = tuple[int, int]
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "‹": "›", "‘": "’", "'": "'", "`": "`", "「": "」"}
@@ -51,6 +52,13 @@ def names_text(ask: str) -> bool:
     return bool(_NAMES_TEXT.search(ask))
 
 
+def without_texts(message: str, texts: Sequence[Span]) -> str:
+    """A message with new lines in place of its texts: what stands around them keeps its place."""
+    for start, end in texts:
+        message = message[:start] + "\n" * (end - start) + message[end:]
+    return message
+
+
 def unframed(message: str, span: Span) -> Span:
     """The part of a message that is the text itself.
 
@@ -63,8 +71,8 @@ def unframed(message: str, span: Span) -> Span:
         the full stop right behind it; a mark is dropped only where its partner is there too.
     """
     last = span[0] + len(message[slice(*span)].rstrip())
-    between = re.compile(r"\s*").match(message, last)
-    if between and between.end() < len(message) and "\n" not in between[0]:
+    between, more = message[last:], message[last:].lstrip()
+    if more and "\n" not in between[: -len(more)]:
         first = max(span[0], last - _JOINING_CHARACTERS)
         if joining := _JOINING.search(message[first:last]):
             span = span[0], first + joining.start()

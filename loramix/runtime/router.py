@@ -129,6 +129,14 @@ class Router:
         """Skills in the order of the gate's classes; empty without a gate."""
         return list(self.gate.info.skills) if self.gate else []
 
+    def table(self, probabilities: npt.NDArray[np.float32]) -> dict[str, float]:
+        """Return the gate's probability by skill, and of the base.
+
+        Args:
+            probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
+        """
+        return dict(zip([*self.names, BASE], map(float, probabilities), strict=True))
+
     def fixed(self, mix: Mix) -> Route:
         """Return the route of a mix that the user chose."""
         named = f"the mix {mix} was asked for" if mix else "the bare base was asked for"
@@ -141,7 +149,7 @@ class Router:
             probabilities: (K + 1,) float32: the skills in the gate's order, then the base.
             plan: two steps or more.
         """
-        table = dict(zip([*self.names, BASE], map(float, probabilities), strict=True))
+        table = self.table(probabilities)
         first, *then = ({step.skill: 1.0} for step in plan)
         parts = [f"{step.skill} on {'that answer' if step.on_answer else 'the text'}" for step in plan]
         reason = f"the request asks for {len(plan)} things: {', then '.join(parts)}"
@@ -162,7 +170,7 @@ class Router:
             raise InvalidArtifact(NO_GATE)
         names, threshold = self.gate.info.skills, self.gate.info.threshold
         mix, *then = mixing.choose(policy, probabilities, names, threshold)
-        table = dict(zip([*names, BASE], map(float, probabilities), strict=True))
+        table = self.table(probabilities)
         reason = _reason(mix, then, table, threshold)
         if policy == "token" and len(mix.scales) > 1:
             reason += " to begin with, then token by token"

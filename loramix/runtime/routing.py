@@ -6,12 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from loramix.defaults import BASE
 from loramix.errors import InvalidArtifact
 from loramix.models.early_head import EarlyHead
 from loramix.models.message_reading import ANSWER
 from loramix.models.mixing import Mix
-from loramix.models.plan import Step
 from loramix.pack.pack import Pack
 from loramix.runtime.decoder import Decoder, DecodeRequest
 from loramix.runtime.gate_reader import EarlyReader, GateReader, Reading
@@ -19,7 +17,7 @@ from loramix.runtime.old_gate import OldReader
 from loramix.runtime.options import GenerationOptions
 from loramix.runtime.prepared_prompt import PreparedPrompt
 from loramix.runtime.router import NO_GATE, Route, Router
-from loramix.runtime.steps import follow_up, in_own_words, plan_of
+from loramix.runtime.steps import StepFinder
 from loramix.runtime.token_mixer import TOKEN_CONTEXTS
 
 
@@ -35,6 +33,7 @@ class GateRouting:
 
     def __init__(self, pack: Pack, router: Router, decoder: Decoder, n_threads: int) -> None:
         self.router, self._pack, self._decoder = router, pack, decoder
+        self._steps = StepFinder(pack, decoder.model, decoder.n_ctx, self._classes)
         self.reader: GateReader | None = None
         if isinstance(router.gate, EarlyHead):
             self.reader = EarlyReader(router.gate, decoder.model, n_threads)
@@ -81,36 +80,24 @@ class GateRouting:
         route = self.router.decide(reading.probabilities, options.policy)
         began = time.perf_counter()
         if options.plans and route.mix:
-            if plan := self._plan(reading, prompt):
+            if plan := self._steps.split(reading.tags, route.probabilities, prompt):
                 route = self.router.planned(reading.probabilities, plan)
             elif self._knows_plans(reading, route):
                 route = replace(self.router.decide(reading.probabilities, "top1"), policy=options.policy)
             if not (route.plan or route.then):
-                route = replace(route, plan=self._one_step(reading, route, prompt))
+                route = replace(
+                    route, plan=self._steps.one_step(reading.tags, route.probabilities, route.mix, prompt)
+                )
         if options.policy == "token" and len(route.mix) > 1:
             self._decoder.pool.size = max(self._decoder.pool.size, TOKEN_CONTEXTS)
         spent = reading.timings["gate"] + time.perf_counter() - began
         return replace(route, words=reading.words, timings={**reading.timings, "gate": spent})
 
-    def _plan(self, reading: Reading, prompt: PreparedPrompt) -> tuple[Step, ...]:
-        decoder = self._decoder
-        return plan_of(
-            reading, self.router.names, prompt, self._pack, decoder.model, decoder.n_ctx, self._classes
-        )
-
     def _classes(self, message: str) -> dict[str, float]:
         """The gate's probabilities by skill, and for the base, of a message of its own."""
         assert isinstance(self.reader, EarlyReader)  # only its readings have tags
         tokens = self._decoder.model.chat([{"role": "user", "content": message}])
-        found = map(float, self.reader.probabilities(tokens))
-        return dict(zip([*self.router.names, BASE], found, strict=True))
-
-    def _one_step(self, reading: Reading, route: Route, prompt: PreparedPrompt) -> tuple[Step, ...]:
-        """A request for one skill that is asked in the skill's own words."""
-        pack, decoder, names = self._pack, self._decoder, self.router.names
-        return follow_up(reading, route.mix, prompt, pack, decoder.model, decoder.n_ctx) or in_own_words(
-            reading, names, route.mix, prompt, pack, decoder.model, decoder.n_ctx
-        )
+        return self.router.table(self.reader.probabilities(tokens))
 
     def _knows_plans(self, reading: Reading, route: Route) -> bool:
         """Whether the gate was trained to split such a request: what it does not split is answered as one."""

@@ -14,7 +14,7 @@ from loramix.models.plan import Step, find_plan, may_be_split
 from loramix.models.text_frame import Span
 from loramix.pack.pack import Pack
 from loramix.prompts import Message, fill
-from loramix.runtime.gate_reader import Reading, TokenTags
+from loramix.runtime.gate_reader import TokenTags
 from loramix.runtime.labels import label_fields
 from loramix.runtime.llama.vocabulary import Vocabulary
 from loramix.runtime.prepared_prompt import PreparedPrompt
@@ -24,119 +24,106 @@ TEXT_TOKENS = 4.0
 """Tokens of text from which a message has a text of its own."""
 
 
-def plan_of(
-    reading: Reading,
-    skills: Sequence[str],
-    prompt: PreparedPrompt,
-    pack: Pack,
-    vocabulary: Vocabulary,
-    n_ctx: int,
-    read: Read,
-) -> tuple[Step, ...]:
-    """Split a prompt for two or three skills into steps.
+class StepFinder:
+    """Finds the steps in which prompts are answered.
 
     Args:
-        reading: what the gate says of the prompt.
-        skills: the gate's classes but the base.
-        prompt: the prompt that was read.
         pack: the gate's pack.
         vocabulary: vocabulary of the base.
         n_ctx: maximum tokens of prompt and answer together.
         read: see `find_plan`.
-
-    Returns:
-        Two or three steps; none if the prompt is answered as one, a skill has no instruction of its own, or a
-        step's prompt would not fit the context.
     """
-    tags = reading.tags
-    classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
-    if tags is None or not may_be_split(tags.names, classes):
-        return ()
-    message, places = _last_message(tags, prompt, vocabulary)
-    free = [skill.name for skill in pack.skills if not skill.labels]
-    follows = {skill.name: skill.follows for skill in pack.skills}
-    plan = find_plan(tags.probabilities, tags.names, places, message, classes, free, follows, read)
-    if any(pack.skill(step.skill).instruction is None for step in plan):
-        return ()
-    return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
+
+    def __init__(self, pack: Pack, vocabulary: Vocabulary, n_ctx: int, read: Read) -> None:
+        self._pack, self._vocabulary, self._n_ctx, self._read = pack, vocabulary, n_ctx, read
+
+    def split(
+        self, tags: TokenTags | None, classes: Mapping[str, float], prompt: PreparedPrompt
+    ) -> tuple[Step, ...]:
+        """Split a prompt for two or three skills into steps.
+
+        Args:
+            tags: of the prompt's tokens; None if the gate has none.
+            classes: the gate's probability by skill, and of the base.
+            prompt: the prompt that was read.
+
+        Returns:
+            Two or three steps; none if the prompt is answered as one, a skill has no instruction of its own, or a
+            step's prompt would not fit the context.
+        """
+        if tags is None or not may_be_split(tags.names, classes):
+            return ()
+        skills = self._pack.skills
+        message, places = _last_message(tags, prompt, self._vocabulary)
+        free = [skill.name for skill in skills if not skill.labels]
+        follows = {skill.name: skill.follows for skill in skills}
+        plan = find_plan(tags.probabilities, tags.names, places, message, classes, free, follows, self._read)
+        if any(self._pack.skill(step.skill).instruction is None for step in plan):
+            return ()
+        return self._fitting(plan, prompt)
+
+    def one_step(
+        self,
+        tags: TokenTags | None,
+        classes: Mapping[str, float],
+        mix: Mapping[str, float],
+        prompt: PreparedPrompt,
+    ) -> tuple[Step, ...]:
+        """Ask one skill in its own words where they serve better than the conversation.
+
+        In a conversation a skill with labels is asked about the last message alone if that has a text of its own:
+        with the earlier turns before it, it tends to repeat its last label (docs/blending.md). In a first message a
+        skill with ``own_words`` is asked about the text if that is sure.
+
+        Args:
+            tags: of the prompt's tokens; None if the gate has none.
+            classes: the gate's probability by skill, and of the base.
+            mix: the mix that it chose.
+            prompt: the prompt that was read.
+
+        Returns:
+            One step; none if the conversation is answered as a whole.
+        """
+        if tags is None or TEXT not in tags.names or len(mix) != 1:
+            return ()
+        skill, roles = self._pack.skill(next(iter(mix))), [message["role"] for message in prompt.messages]
+        follows_up = bool(skill.labels) and "assistant" in roles
+        own_words = skill.own_words and roles.count("user") == 1
+        if skill.instruction is None or not (follows_up or own_words):
+            return ()
+        message, places = _last_message(tags, prompt, self._vocabulary)
+        span: Span | None = None
+        if follows_up and _has_text(tags, places):
+            span = 0, len(message)
+        elif own_words:
+            span = _sure_text(tags, places, message, classes, skill.name)
+        return self._fitting((Step(skill.name, message[slice(*span)], span),), prompt) if span else ()
+
+    def _fitting(self, plan: tuple[Step, ...], prompt: PreparedPrompt) -> tuple[Step, ...]:
+        """The steps if each one's prompt fits the context; an answer that a step works on is not known yet."""
+        prompts = StepPrompts(prompt, plan, self._pack, self._vocabulary)
+        return plan if all(len(prompts.of(i, "")) < self._n_ctx for i in range(len(plan))) else ()
 
 
-def follow_up(
-    reading: Reading,
-    mix: Mapping[str, float],
-    prompt: PreparedPrompt,
-    pack: Pack,
-    vocabulary: Vocabulary,
-    n_ctx: int,
-) -> tuple[Step, ...]:
-    """Ask a skill with labels about the last message alone if that message of a conversation has a text of its own.
-
-    With the earlier turns before it, such a skill tends to repeat its last label (docs/blending.md).
-
-    Args:
-        reading: what the gate says of the prompt.
-        mix: the mix that it chose.
-        prompt: the prompt that was read.
-        pack: the gate's pack.
-        vocabulary: vocabulary of the base.
-        n_ctx: maximum tokens of prompt and answer together.
-
-    Returns:
-        One step; none if the conversation is answered as a whole.
-    """
-    tags = reading.tags
-    if tags is None or TEXT not in tags.names or len(mix) != 1:
-        return ()
-    skill = pack.skill(next(iter(mix)))
-    answered = any(message["role"] == "assistant" for message in prompt.messages)
-    if not answered or not skill.labels or skill.instruction is None:
-        return ()
-    message, places = _last_message(tags, prompt, vocabulary)
+def _has_text(tags: TokenTags, places: Sequence[Span | None]) -> bool:
+    """Whether the last message has a text of its own."""
     inside = np.asarray([place is not None for place in places])
-    if tags.probabilities[inside, tags.names.index(TEXT)].sum() < TEXT_TOKENS:
-        return ()
-    plan = (Step(skill.name, message, (0, len(message))),)
-    return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
+    return bool(tags.probabilities[inside, tags.names.index(TEXT)].sum() >= TEXT_TOKENS)
 
 
-def in_own_words(
-    reading: Reading,
-    skills: Sequence[str],
-    mix: Mapping[str, float],
-    prompt: PreparedPrompt,
-    pack: Pack,
-    vocabulary: Vocabulary,
-    n_ctx: int,
-) -> tuple[Step, ...]:
-    """Ask a skill with ``own_words`` in its instruction, if the text of a first message is sure.
-
-    Args:
-        reading: what the gate says of the prompt.
-        skills: the gate's classes but the base.
-        mix: the mix that it chose.
-        prompt: the prompt that was read.
-        pack: the gate's pack.
-        vocabulary: vocabulary of the base.
-        n_ctx: maximum tokens of prompt and answer together.
-
-    Returns:
-        One step; none if the prompt is answered as it stands.
-    """
-    tags, users = reading.tags, [message for message in prompt.messages if message["role"] == "user"]
-    if tags is None or TEXT not in tags.names or len(mix) != 1 or len(users) != 1:
-        return ()
-    skill = pack.skill(next(iter(mix)))
-    if not skill.own_words or skill.instruction is None:
-        return ()
-    message, places = _last_message(tags, prompt, vocabulary)
-    classes = dict(zip(skills, map(float, reading.probabilities), strict=False))
-    found = read_message(
-        units_of(np.asarray(tags.probabilities, np.float64), places, message), tags.names, message, 1
-    )
-    if found is None or not found.is_whole or {name for name, _ in found.asks(classes)} != {skill.name}:
-        return ()
-    plan = (Step(skill.name, message[slice(*found.texts[0])], found.texts[0]),)
-    return plan if _fits(plan, prompt, pack, vocabulary, n_ctx) else ()
+def _sure_text(
+    tags: TokenTags,
+    places: Sequence[Span | None],
+    message: str,
+    classes: Mapping[str, float],
+    skill: str,
+) -> Span | None:
+    """Where the text of a message for one skill alone is; None if that is not sure."""
+    units = units_of(np.asarray(tags.probabilities, np.float64), places, message)
+    found = read_message(units, tags.names, message, 1)
+    if found is None or not found.is_whole or {name for name, _ in found.asks(classes)} != {skill}:
+        return None
+    return found.texts[0]
 
 
 def _last_message(
@@ -145,14 +132,6 @@ def _last_message(
     """Return the last message, and for each tagged token its characters in it."""
     message = prompt.messages[-1]["content"]
     return message, places_of(tags.tokens, tags.first, prompt.contents, vocabulary.piece, message)
-
-
-def _fits(
-    plan: Sequence[Step], prompt: PreparedPrompt, pack: Pack, vocabulary: Vocabulary, n_ctx: int
-) -> bool:
-    """Whether each step's prompt fits the context; an answer that a step works on is not known yet."""
-    prompts = StepPrompts(prompt, plan, pack, vocabulary)
-    return all(len(prompts.of(i, "")) < n_ctx for i in range(len(plan)))
 
 
 class StepPrompts:
