@@ -114,3 +114,25 @@ def test_a_directory_of_data_is_enough(tmp_path: Path) -> None:
     assert held and not any("train text" in turn.text for request in held for turn in request.turns)
     with pytest.raises(NotFound, match="entities"):
         collect_from([*SKILLS, "entities"], tmp_path, [], per_skill=5)
+
+
+def test_broad_sources_serve_where_a_skill_has_no_file_of_its_own(tmp_path: Path) -> None:
+    for name in ("skills/intent", "sentiment"):
+        path = tmp_path / f"{name}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        lines = [
+            {
+                "split": split,
+                "input": f"{name} {split} {i}",
+                "target": "card arrival" if "intent" in name else "positive",
+            }
+            for split in ("train", "dev")
+            for i in range(30)
+        ]
+        written(path, lines)
+    for dev, split in ((False, "train"), (True, "dev")):
+        found = collect_from(["sentiment", "intent"], tmp_path, [], per_skill=5, dev=dev)
+        texts = " ".join(turn.text for request in found for turn in request.turns)
+        assert f"skills/intent {split}" in texts and f"sentiment {split}" in texts
+    with pytest.raises(NotFound, match=r"skills/slots|slots\.jsonl"):
+        collect_from(["slots"], tmp_path, [], per_skill=5)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from loramix.defaults import BASE
+from loramix.models.clauses import TEXT_WORDS
 from loramix.models.message_reading import ANSWER, TEXT
 from loramix.train.data import Row
-from loramix.train.gate_composed import alike, composed, parsed
+from loramix.train.gate_composed import alike, asked_by, clause_of, composed, parsed
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, plain
 from loramix.train.gate_requests import Maker
 from loramix.train.gate_run import tag_names, turns_of
@@ -53,7 +54,7 @@ def test_each_skill_has_words_of_its_own_in_the_order_of_the_steps(many: list[Re
             assert set(asked) == set(request.target), request
         assert TEXT in tags and sum(request.target.values()) == pytest.approx(1)
         counts[len(request.target)] += 1
-        assert "{" not in re.sub(r'\{"text".*', "", request.group.replace("{input}", ""), flags=re.DOTALL)
+        assert not re.search(r"\{(do|ask|get|tag|Tag|asks|it)\}", request.group), "each slot is filled"
     assert set(counts) == {2, 3} and counts[2] > 5 * counts[3] > 0
 
 
@@ -79,6 +80,35 @@ def test_one_skill_alone_cannot_be_asked_for_twice() -> None:
     assert composed(maker_of("sentiment", "sql")) is None, "no text is for both"
     found = composed(maker_of("sentiment", "intent"))
     assert found is not None and set(found.target) == {"sentiment", "intent"}
+
+
+def test_whole_templates_say_what_they_ask_for() -> None:
+    whole = load_wordings().whole
+    assert len(whole.templates) > 1000 and len(whole.singles) > 200
+    assert asked_by("[answer: In] [translate_fr: French], [summarize: the gist], [translate_fr: please]: {input}") == (
+        "translate_fr", "summarize",
+    )  # fmt: skip
+    for template in whole.templates:
+        names = asked_by(template)
+        assert 2 <= len(names) <= 3 and set(names) <= set(SKILLS), template
+        assert not re.search(r"\[[a-z_]+: ", re.sub(r"\[[\w-]+: [^\]]*\]", "", template)), template
+    for template in whole.singles:
+        assert len(set(asked_by(template)) - {BASE}) <= 1 and set(asked_by(template)) <= {*SKILLS, BASE}, (
+            template
+        )
+
+
+def test_a_clause_is_a_request_of_its_own() -> None:
+    maker = maker_of(*SKILLS)
+    found = [request for _ in range(300) if (request := clause_of(maker)) is not None]
+    wanted = Counter(name for request in found for name in request.target)
+    assert len(found) > 200 and {"summarize", "sentiment", "translate_fr", BASE} <= set(wanted)
+    texts = {text.casefold() for group in TEXTS.values() for text in group}
+    for request in found:
+        clause, _, text = request.text.rpartition("\n\n")
+        assert len(text.split()) <= TEXT_WORDS and request.target.keys() <= {*SKILLS, BASE}
+        assert not any(whole in clause.casefold() for whole in texts), "the text is no part of the clause"
+    assert clause_of(maker_of("sentiment")) is None
 
 
 def test_two_verbs_are_not_two_skills() -> None:
@@ -124,8 +154,8 @@ def test_the_set_that_measures_is_in_no_list() -> None:
         plain_text = re.sub(r"\[[\w-]+: ([^\]]*)\]", r"\1", text).replace("{input}", "")
         return "".join(letter for letter in plain_text.casefold() if letter.isalnum())
 
-    lists = load_wordings().composed
-    mine = {normal(t) for group in lists.templates.values() for t in group} | set(map(normal, lists.singles))
+    lists = load_wordings().whole
+    mine = {normal(t) for t in (*lists.templates, *lists.singles)}
     measured = tomllib.loads(MEASURED.read_text())
     theirs = [template for group in measured["templates"].values() for template in group]
     held = tomllib.loads((MEASURED.parent.parent / "benchmarks" / "heldout.toml").read_text())

@@ -213,14 +213,14 @@ def test_held_out_wordings_are_in_no_list() -> None:
     assert not {normal(t) for t in mine + follow_ups} & {normal(t) for t in words}
 
 
-@pytest.mark.parametrize("name", ["asks", "long", "turns", "styles", "composed"])
+@pytest.mark.parametrize("name", ["asks", "long", "turns", "styles", "composed_whole"])
 def test_a_damaged_list_is_named(tmp_path: Path, name: str) -> None:
     for file in DIRECTORY.glob("*.toml"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / f"{name}.toml"
     path.write_text(
         path.read_text().replace("{input}", "{text}", 3)
-        if name in ("long", "turns", "composed")
+        if name in ("long", "turns", "composed_whole")
         else "unheard = 3\n"
     )
     with pytest.raises(InvalidRecipe, match=name):

@@ -23,7 +23,8 @@ from loramix.runtime.state_parts import PART, Turns, part_file
 from loramix.runtime.token_states import token_tags
 from loramix.train import head_fit
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, Turn, user
-from loramix.train.gate_run import calibrated, difference, turns_of
+from loramix.train.gate_run import calibrated, difference, drained, turns_of
+from loramix.train.head_average import SHARES, averaged, loss_on
 from loramix.train.head_fit import FitSettings, decide, fit, rate_at, tag_weights, unlike
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import Joined, TokenStates
@@ -231,3 +232,23 @@ def test_rare_tags_count_more() -> None:
     assert weight[2] / weight[1] == pytest.approx(25**0.25) and weight[0] / weight[1] == pytest.approx(2**0.5)
     assert float(weight[:3] @ weight.new_tensor([25, 100, 4])) == pytest.approx(129)
     assert bool(weight.isfinite().all())
+
+
+def test_the_mean_with_the_head_before_is_chosen_on_unseen_prompts() -> None:
+    data, unseen = prompts(240), prompts(90, seed=5)
+    rows, held = np.arange(240), np.arange(90)
+    first = finished(fit(data, rows, INFO, replace(FAST, passes=2)))
+    start = EarlyHead(first.info, first.arrays())
+
+    def losses(trained_on: TokenStates) -> tuple[float, float, float]:
+        head = finished(fit(trained_on, rows, INFO, FAST, start=start))
+        mean = drained(averaged(start, head, unseen, held, FAST), lines.append)
+        before, after, found = (loss_on(one, unseen, held, FAST) for one in (first, head, mean))
+        return before, after, found
+
+    lines: list[str] = []
+    before, after, mean = losses(data)
+    assert mean <= after < before and lines[0].count(": ") == len(SHARES) + 1
+    wrong = replace(data, targets=np.roll(data.targets, 1, axis=1))
+    before, after, mean = losses(wrong)
+    assert after > 2 * before and mean < after / 2, "most of what the head had learned is kept"

@@ -88,6 +88,11 @@ def is_refused(clause: str) -> bool:
     return bool(_REFUSED.search(words)) and not _UNTIL.search(words)
 
 
+def with_text(clause: str, text: str) -> str:
+    """A clause with the first words of the text, as a request of its own."""
+    return f"{_LEADING.sub('', clause)}\n\n{' '.join(text.split()[:TEXT_WORDS])}".strip()
+
+
 def read_clauses(
     message: str, texts: Sequence[Span], likely: Collection[str], read: Read
 ) -> tuple[list[Clause], list[Ask]]:
@@ -107,12 +112,11 @@ def read_clauses(
     spans = [span for span in every if not is_refused(message[slice(*span)])]
     if not (spans and 1 < len(every) <= MOST_CLAUSES):
         return [], []
-    text = " ".join(message[slice(*texts[0])].split()[:TEXT_WORDS])
+    text = message[slice(*texts[0])]
 
     def clause(first: int, last: int) -> Clause:
         words = " ".join(message[slice(*span)].strip() for span in spans[first : last + 1])
-        asked = f"{_LEADING.sub('', words)}\n\n{text}".strip()
-        return Clause((spans[first][0], spans[last][1]), read(asked))
+        return Clause((spans[first][0], spans[last][1]), read(with_text(words, text)))
 
     single = [clause(i, i) for i in range(len(spans))]
     pairs = [

@@ -41,13 +41,21 @@ class Example:
     n_answer: int
 
 
+SUFFIXES = (".jsonl.gz", ".jsonl")
+
+
+def has_data(data_dir: Path, name: str) -> bool:
+    """Return whether a directory has ``NAME.jsonl.gz`` or ``NAME.jsonl``."""
+    return any((data_dir / f"{name}{suffix}").is_file() for suffix in SUFFIXES)
+
+
 def data_file(data_dir: Path, name: str) -> Path:
     """Return the path of ``NAME.jsonl.gz`` or ``NAME.jsonl`` in a directory.
 
     Raises:
         NotFound: neither file exists.
     """
-    for suffix in (".jsonl.gz", ".jsonl"):
+    for suffix in SUFFIXES:
         if (data_dir / f"{name}{suffix}").is_file():
             return data_dir / f"{name}{suffix}"
     raise NotFound(f"no {name}.jsonl.gz or {name}.jsonl in {data_dir}; put the data of skill {name!r} there.")

@@ -7,21 +7,22 @@ from pathlib import Path
 
 from loramix.defaults import BASE
 from loramix.errors import InvalidData, NotFound
-from loramix.train.data import Row, data_file, read_rows, take
-from loramix.train.gate_composed import alike, composed
+from loramix.train.data import Row, data_file, has_data, read_rows, take
+from loramix.train.gate_composed import alike, clause_of, composed
 from loramix.train.gate_data import request_lines
 from loramix.train.gate_pieces import UNKNOWN, Piece, Request, user
 from loramix.train.gate_requests import Maker
 from loramix.train.gate_turns import conversation, pasted
 from loramix.train.gate_wordings import is_dev
-from loramix.train.recipe import Recipe, recipe_beside
+from loramix.train.recipe import RECIPES, Recipe, load_recipe, recipe_beside
+from loramix.train.sources import dev_rows, read_sources, sample
 
-EMBEDDED, BARE = 0.22, 0.2
+EMBEDDED, BARE = 0.3, 0.2
 """How many of a kind there are for each request of a skill: with instructions inside the text (a skill), and texts
 alone (all skills together)."""
-NONE, TURNS, COMPOSED, ALIKE = 0.5, 0.65, 0.5, 0.12
-"""How many requests for none, conversations, requests for several skills and requests that look like these there are
-for each request of all skills."""
+NONE, TURNS, COMPOSED, CLAUSES, ALIKE = 0.5, 0.65, 0.7, 0.2, 0.16
+"""How many requests for none, conversations, requests for several skills, clauses of such and requests that look like
+these there are for each request of all skills."""
 AT_LEAST = 1.5
 """How many of both there are at least, for each request of one skill: a pack of one skill has few others to tell
 it from."""
@@ -112,6 +113,7 @@ def collect_requests(
     found += [conversation(maker) for _ in range(turns)]
     found += [pasted(maker, maker.any_text()[:500]) for _ in range(round(per_skill * BARE))]
     found += [r for _ in range(round(both * COMPOSED)) if (r := composed(maker)) is not None]
+    found += [r for _ in range(round(both * CLAUSES)) if (r := clause_of(maker)) is not None]
     found += [alike(maker) for _ in range(round(both * ALIKE))]
     alone = [t for t in (*maker.phrasings.none.prompts, *maker.wordings.tasks) if is_dev(t) == dev]
     found += [maker.alone(text, "alone") for text in maker.rng.sample(alone, min(none, len(alone)))]
@@ -121,16 +123,25 @@ def collect_requests(
 def collect_from(
     skills: Sequence[str], data_dir: Path, files: Sequence[Path], *, per_skill: int = 700, dev: bool = False
 ) -> list[Request]:
-    """`collect_requests` of a directory with a data file per skill.
+    """`collect_requests` of a directory with a data file per skill, or with the files of the broad recipes' sources.
 
     Raises:
         NotFound: a recipe or a data file is missing.
         InvalidRecipe, InvalidData: one that cannot be read.
     """
-    recipes = {name: recipe_beside(data_dir, name) for name in skills}
-    rows = {}
+    recipes, rows = {}, {}
     for name in skills:
-        every = read_rows(data_file(data_dir, name))
-        split = "dev" if dev and any(row.split == "dev" for row in every) else "train"
-        rows[name] = take(every, split, 4 * per_skill)
+        recipes[name], rows[name] = _rows(name, data_dir, 4 * per_skill, dev)
     return collect_requests(recipes, rows, files, per_skill=per_skill, dev=dev)
+
+
+def _rows(name: str, data_dir: Path, limit: int, dev: bool) -> tuple[Recipe, list[Row]]:
+    """A skill's recipe, and rows of its own file, or of the broad recipe's sources where there is no such file."""
+    broad = f"broad/{name}"
+    if (RECIPES / f"{broad}.toml").is_file() and not has_data(data_dir, name):
+        recipe = load_recipe(broad)
+        found = read_sources(recipe, data_dir)
+        return recipe, dev_rows(recipe, found, limit) if dev else sample(recipe, found)[:limit]
+    every = read_rows(data_file(data_dir, name))
+    split = "dev" if dev and any(row.split == "dev" for row in every) else "train"
+    return recipe_beside(data_dir, name), take(every, split, limit)

@@ -1,15 +1,18 @@
 """Requests for two and three skills with the words that ask for each, and others that look like them.
 
-The lists are in ``phrasings/early/composed.toml``, whose head explains the marks.
+The lists are in ``phrasings/early/composed.toml``, whose head explains the marks, and ``composed_whole.toml``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cache
 
 from loramix.defaults import BASE
+from loramix.models.clauses import is_refused, spans_of, with_text
 from loramix.models.message_reading import ANSWER, TEXT
+from loramix.models.text_frame import Span
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, filled, plain, user
 from loramix.train.gate_requests import LONG, SHORT, Maker
 from loramix.train.gate_styles import long_text
@@ -18,9 +21,9 @@ from loramix.train.gate_wordings import of_part
 _MARK = re.compile(r"\[([\w-]+): ([^\]]*)\]")
 _SLOT = re.compile(r"\{(do|ask|get|tag|Tag|asks)\}")
 _SENTENCE = re.compile(r"(^|[.?!]\s+|\n\W*)\Z")
-_THREE, _OWN, _CHAIN, _TEMPLATE, _OLD, _NOTE = 0.12, 0.25, 0.12, 0.35, 0.1, 0.15
-"""Shares of requests: for three skills, about texts of a skill that needs its own, for a summary in French, from whole
-templates, from templates without marks, and with an instruction inside the text."""
+_WHOLE_TEMPLATE, _THREE, _OWN, _CHAIN, _OLD, _NOTE = 0.6, 0.12, 0.25, 0.12, 0.1, 0.2
+"""Shares of requests: from whole templates; of the others for three skills, about texts of a skill that needs its own,
+for a summary in French, from templates without marks; and with an instruction inside the text."""
 _ON_ANSWER, _WHOLE_TEXT = 0.25, 0.25
 """Shares of steps that work on the answer of the step before, where they can; and of translations after a summary that
 do not."""
@@ -28,41 +31,75 @@ _THIS = ("it", "it", "it", "it", "this", "this", "the text", "the text", "this t
 _WHOLE = ("the text", "the whole text", "all of it", "the original", "the full text", "the entire text")
 
 
+@cache
+def asked_by(template: str) -> tuple[str, ...]:
+    """The classes that a marked template asks for, in the order of the steps."""
+    return tuple(dict.fromkeys(tag for tag, _ in _MARK.findall(template) if tag != ANSWER))
+
+
 def composed(maker: Maker) -> Request | None:
     """A request for two or three skills at once; None where no two of the skills can be asked for at once."""
-    names = _skills(maker)
-    if names is None:
+    rng, skills = maker.rng, set(maker.skills)
+    whole = [t for t in maker.wordings.whole.templates if skills.issuperset(asked_by(t))]
+    if whole and rng.random() < _WHOLE_TEMPLATE:
+        template = rng.choice(of_part(whole, dev=maker.dev))
+        names: Sequence[str] = asked_by(template)
+        pieces = parsed(template, _text(maker, names))
+    elif (found := _skills(maker)) is None:
         return None
-    rng, lists = maker.rng, maker.wordings.composed
-    key = "+".join(sorted(names))
-    old = maker.phrasings.composed.get(key, [])
-    if old and rng.random() < _OLD:
-        template = rng.choice(of_part(old, dev=maker.dev))
-        pieces: tuple[Piece, ...] = filled(template, _text(maker, names), UNKNOWN)
     else:
-        if key in lists.templates and rng.random() < _TEMPLATE:
-            template = rng.choice(of_part(lists.templates[key], dev=maker.dev))
+        names = found
+        old = maker.phrasings.composed.get("+".join(sorted(names)), [])
+        if old and rng.random() < _OLD:
+            template = rng.choice(of_part(old, dev=maker.dev))
+            pieces = filled(template, _text(maker, names), UNKNOWN)
         else:
             template = _framed(maker, names)
-        pieces = parsed(template, _text(maker, names))
+            pieces = parsed(template, _text(maker, names))
     target = dict.fromkeys(names, 1.0 / len(names))
     return Request((user(*maker.styled(pieces)),), target, template, "composed")
+
+
+def clause_of(maker: Maker) -> Request | None:
+    """A clause of a request for several skills with the first words of its text, as `loramix.models.clauses` reads it.
+
+    None where there is no such request, or where the clause that was drawn asks for several things.
+    """
+    request = composed(maker)
+    if request is None or any(piece.tag == UNKNOWN for piece in request.turns[0].pieces):
+        return None
+    places, at = list[tuple[Span, str]](), 0
+    for piece in request.turns[0].pieces:
+        places.append(((at, at + len(piece.text)), piece.tag))
+        at += len(piece.text)
+    texts = [span for span, tag in places if tag == TEXT]
+    clauses = spans_of(request.text, texts)
+    if not clauses:
+        return None
+    first, last = maker.rng.choice(clauses)
+    asked = {t for (a, b), t in places if t not in (OTHER, TEXT, ANSWER) and a < last and first < b}
+    words = request.text[first:last]
+    if len(asked) > 1 or is_refused(words):
+        return None
+    alone = Piece(with_text(words, request.text[slice(*texts[0])]), UNKNOWN)
+    return Request((user(alone),), {next(iter(asked), BASE): 1.0}, request.group, "clause")
 
 
 def alike(maker: Maker) -> Request:
     """A request that looks as if it were for two skills, but is for one, or for none because of one of its wishes."""
     rng, lists = maker.rng, maker.wordings.composed
-    singles = [t for t in lists.singles if _MARK.findall(t)[0][0] in maker.skills]
+    singles = [t for t in maker.wordings.whole.singles if {*maker.skills, BASE}.issuperset(asked_by(t))]
     known = [name for name in maker.general if name in lists.asks]
     draw = rng.random()
-    if singles and draw < 0.4:
+    if singles and draw < 0.7:
         template = rng.choice(of_part(singles, dev=maker.dev))
-        [name] = {tag for tag, _ in _MARK.findall(template)}
-        return _request(maker, template, name, "two verbs")
+        names = asked_by(template)
+        kind = "two verbs" if BASE not in names else "two for none" if len(names) == 1 else "partly served"
+        return _request(maker, template, names[0] if len(names) == 1 else BASE, kind)
     commands = [w.text for w in maker.pools[BASE].get("ask", []) if not w.text.endswith("?")]
     wishes = [f"[{BASE}: {ask}]" for ask in rng.sample(commands, 2)]
     kind = "two for none"
-    if known and draw < 0.75:  # what no skill serves makes the whole request the base's
+    if known and draw < 0.87:  # what no skill serves makes the whole request the base's
         name = rng.choice(known)
         wishes[0] = _ask(maker, name, "do")
         kind = "partly served"
@@ -118,7 +155,7 @@ def _text(maker: Maker, names: Sequence[str]) -> str:
         return long_text([rng.choice(maker.rows[own[0]]).input], SHORT)
     text = maker.any_text(names[0])
     if rng.random() < _NOTE:
-        return maker.with_note(long_text([text], SHORT), list(maker.pools))
+        return maker.with_instruction(long_text([text], SHORT), list(maker.pools))
     if rng.random() < 0.12:
         return long_text([text, *(maker.any_text("summarize") for _ in range(3))], rng.randint(SHORT, LONG))
     return long_text([text], SHORT)

@@ -17,6 +17,8 @@ from loramix.train.gate_wordings import Wordings, is_dev, load_wordings, of_part
 from loramix.train.recipe import Recipe
 
 SHORT, LONG = 500, 3000  # characters of a text
+WHOLE_TEXTS = 0.5
+"""Share of the texts with an instruction that are whole texts of the list."""
 _MARK = "\0"
 _KINDS = {"template": 0.46, "ask": 0.34, "long": 0.1, "tongue": 0.1}
 
@@ -39,13 +41,13 @@ class Maker:
     Args:
         recipes: of each skill, the broad ones where there are any.
         rows: training rows of each skill.
-        dev: make them of the wordings that training does not see.
+        dev: make them of the wordings that training does not see; None: of all.
         seed: of all draws.
     """
 
     recipes: Mapping[str, Recipe]
     rows: Mapping[str, Sequence[Row]]
-    dev: bool = False
+    dev: bool | None = False
     seed: int = 0
     phrasings: Phrasings = field(default_factory=load_phrasings)
     wordings: Wordings = field(default_factory=load_wordings)
@@ -147,7 +149,7 @@ class Maker:
         """A request about a text that no skill serves."""
         wording = self.draw(BASE)
         text = self.text_for(BASE, wording)
-        if self.rng.random() < 0.22:
+        if self.wordings.grammar and self.rng.random() < 0.22:
             made = sentence(self.wordings.grammar, words_of([Piece(text)]), self.rng, dev=self.dev)
             wording = Wording("ask", made)
         return self._request(
@@ -169,7 +171,7 @@ class Maker:
             inner = self.draw(other)
             text = plain(self.pieces(other, inner, text))
         else:
-            text = self.with_note(text, others)
+            text = self.with_instruction(text, others)
         if wording.kind == "ask" and rng.random() < 0.6:
             frame = rng.choice(of_part(lists.frames, dev=self.dev))
             pieces = filled(
@@ -179,9 +181,11 @@ class Maker:
             pieces = self.pieces(name, wording, text)
         return self._request(pieces, name, wording.text, "embedded", True)
 
-    def with_note(self, text: str, among: Sequence[str]) -> str:
-        """A text with an instruction in it, of one of some classes."""
+    def with_instruction(self, text: str, among: Sequence[str]) -> str:
+        """A text with an instruction in it: a whole one of the list, or this one with a note of one of some classes."""
         rng = self.rng
+        if self.wordings.embedded.texts and rng.random() < WHOLE_TEXTS:
+            return rng.choice(of_part(self.wordings.embedded.texts, dev=self.dev))
         note = rng.choice(of_part(self.wordings.embedded.notes, dev=self.dev))
         note = note.replace("{order}", self._order(rng.choice(among)))
         parts = text.split(". ")

@@ -28,6 +28,7 @@ from loramix.runtime.children import token_states
 from loramix.runtime.state_parts import Turns
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Request, read_turns
 from loramix.train.gate_scores import Scores, probabilities_of, score, temperature_of, threshold_of
+from loramix.train.head_average import averaged
 from loramix.train.head_fit import FitSettings, decide, fit, unlike
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import TokenStates
@@ -200,6 +201,8 @@ class Run:
         """Train, calibrate and convert a gate; its bank holds a part of the training's prompts."""
         data = data.of_layers(layers)
         head = yield from self.head(data, layers, self.settings)
+        if self.start:
+            head = yield from averaged(self.start, head, data.states, data.dev, self.settings)
         logits, _ = decide(head, data.states, data.dev)
         info, scores = calibrated(head.info, logits, data.states.targets[data.dev])
         rows = np.sort(np.random.default_rng(self.settings.seed).permutation(data.n_train)[:BANK])

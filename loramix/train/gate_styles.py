@@ -16,7 +16,7 @@ _MARKS = re.compile(r"[.,;:!?\"'`*#<>()\[\]{}|=_-]+")
 
 
 def styled(
-    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, *, dev: bool = False
+    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, *, dev: bool | None = False
 ) -> tuple[Piece, ...]:
     """The message as it is, or in one of the styles.
 
@@ -40,7 +40,9 @@ def styled(
     return pieces
 
 
-def polite(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
+def polite(
+    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool | None
+) -> tuple[Piece, ...]:
     """With a greeting or some context before it, and thanks or a remark after it."""
     openings = rng.sample(of_part(styles.openings, dev=dev), rng.choice((0, 1, 1, 2, 3)))
     closings = rng.sample(of_part(styles.closings, dev=dev), rng.choice((0, 1, 1, 2)))
@@ -50,7 +52,9 @@ def polite(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: b
     return tuple(p for p in (Piece(before), *pieces, Piece(after)) if p.text)
 
 
-def with_typos(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
+def with_typos(
+    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool | None
+) -> tuple[Piece, ...]:
     """Typed in a hurry: the instruction has typos, and often no capitals."""
     lower = rng.random() < 0.5
     return tuple(
@@ -85,7 +89,9 @@ def typos(text: str, rng: random.Random, rate: float) -> str:
     return _WORD.sub(spoil, text)
 
 
-def spoken(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
+def spoken(
+    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool | None
+) -> tuple[Piece, ...]:
     """As speech recognition writes it: no punctuation, no capitals, filler words."""
     whole = rng.random() < 0.6  # else the text was pasted, and only the request spoken
     found = []
@@ -110,7 +116,9 @@ def spoken(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: b
     return tuple(found)
 
 
-def text_first(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
+def text_first(
+    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool | None
+) -> tuple[Piece, ...]:
     """The text first, announced, then the request; as it is where the request stands on both sides."""
     texts = [piece for piece in pieces if piece.tag == TEXT]
     asks = [piece for piece in pieces if piece.tag not in (TEXT, OTHER)]
@@ -126,7 +134,9 @@ def text_first(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, de
     return tuple(p for p in (Piece(before), texts[0], Piece(between), ask) if p.text)
 
 
-def shouted(pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool) -> tuple[Piece, ...]:
+def shouted(
+    pieces: tuple[Piece, ...], styles: Styles, rng: random.Random, dev: bool | None
+) -> tuple[Piece, ...]:
     """The request in capitals."""
     return tuple(piece if piece.tag == TEXT else Piece(piece.text.upper(), piece.tag) for piece in pieces)
 

@@ -59,6 +59,8 @@ class Embedded(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     notes: list[str]
     """With ``{order}``."""
     orders: list[str]
+    texts: list[str]
+    """Whole texts with an instruction in them."""
     frames: list[str]
     """With ``{before}``, the request, and ``{input}``, the text in marks."""
 
@@ -92,16 +94,21 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Composed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """``composed.toml``: requests for several skills, with marks."""
+    """``composed.toml``: the parts of requests for several skills, with marks."""
 
-    singles: list[str]
-    """For one skill, though they look like two."""
     partners: dict[str, list[str]] = msgspec.field(name="with")
     """By a skill that needs texts of its own: skills that can work on them too."""
     asks: dict[str, Asks]
     frames: Frames
-    templates: dict[str, list[str]]
-    """Whole ones, by the skills' names in alphabetical order, joined with ``+``."""
+
+
+class Whole(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``composed_whole.toml``: whole requests with marks, which say what they ask for."""
+
+    templates: list[str]
+    """For several skills."""
+    singles: list[str]
+    """For one skill, though they look like two; or with a wish that no skill serves, and so for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,7 @@ class Wordings:
     turns: Turns
     embedded: Embedded
     composed: Composed
+    whole: Whole
     grammar: Mapping[str, list[str]]
     tasks: list[str]
     """General tasks that no skill serves."""
@@ -140,6 +148,7 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
         read("turns", Turns),
         read("embedded", Embedded),
         read("composed", Composed),
+        read("composed_whole", Whole),
         read("grammar", lists),
         read("tasks", lists)["tasks"],
     )
@@ -147,7 +156,7 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
         ("long", found.long),
         ("tongues", found.tongues),
         ("turns", {"again": found.turns.again}),
-        ("composed", {**found.composed.templates, "singles": found.composed.singles}),
+        ("composed_whole", {"": [*found.whole.templates, *found.whole.singles]}),
     ):
         for template in (t for group in groups.values() for t in group):
             if template.count("{input}") != 1:
@@ -155,19 +164,25 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
     return found
 
 
+@cache
 def is_dev(wording: str, share: float = DEV) -> bool:
     """Whether a wording is kept out of training; the same for all who ask."""
     digest = hashlib.sha256(wording.encode("utf-8", "replace")).digest()
     return int.from_bytes(digest[:4], "little") < share * 2**32
 
 
-def of_part(wordings: Sequence[str], *, dev: bool) -> list[str]:
-    """The wordings of training, or those kept out of it; all of a list so short that a part would be empty."""
+def of_part(wordings: Sequence[str], *, dev: bool | None) -> list[str]:
+    """The wordings of training, or those kept out of it; all of a list so short that a part would be empty.
+
+    With None, all wordings.
+    """
+    if dev is None:
+        return list(wordings)
     return [wording for wording in wordings if is_dev(wording) == dev] or list(wordings)
 
 
 def sentence(
-    grammar: Mapping[str, Sequence[str]], words: Sequence[str], rng: random.Random, *, dev: bool
+    grammar: Mapping[str, Sequence[str]], words: Sequence[str], rng: random.Random, *, dev: bool | None
 ) -> str:
     """A request about a text that no skill serves, from the parts in ``grammar.toml``.
 
