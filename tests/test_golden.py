@@ -32,7 +32,10 @@ PROMPTS: dict[str, tuple[str, dict[str, Any]]] = {
         "jobs.",
         {},
     ),
-    "oneline": ("Give a one-line summary and translate it: The school is closed today.", {}),
+    "oneline": (
+        "Give a one-line summary of this: The meeting on Monday was moved to Friday because the hall is being painted.",
+        {},
+    ),
     "spam": (
         "Is this message spam? WINNER! You have won a 1000 pound prize. Call 09061701461 now to claim.",
         {},

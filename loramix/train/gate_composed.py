@@ -24,6 +24,8 @@ _SENTENCE = re.compile(r"(^|[.?!]\s+|\n\W*)\Z")
 _WHOLE_TEMPLATE, _THREE, _OWN, _CHAIN, _OLD, _NOTE = 0.6, 0.12, 0.25, 0.12, 0.1, 0.2
 """Shares of requests: from whole templates; of the others for three skills, about texts of a skill that needs its own,
 for a summary in French, from templates without marks; and with an instruction inside the text."""
+CLAUSE = "clause"
+"""Kind of the requests that nobody types: clauses of others."""
 _ON_ANSWER, _WHOLE_TEXT = 0.25, 0.25
 """Shares of steps that work on the answer of the step before, where they can; and of translations after a summary that
 do not."""
@@ -82,7 +84,7 @@ def clause_of(maker: Maker) -> Request | None:
     if len(asked) > 1 or is_refused(words):
         return None
     alone = Piece(with_text(words, request.text[slice(*texts[0])]), UNKNOWN)
-    return Request((user(alone),), {next(iter(asked), BASE): 1.0}, request.group, "clause")
+    return Request((user(alone),), {next(iter(asked), BASE): 1.0}, request.group, CLAUSE)
 
 
 def alike(maker: Maker) -> Request:

@@ -26,6 +26,7 @@ from loramix.pack.edit import NewGate
 from loramix.paths import need_space
 from loramix.runtime.children import token_states
 from loramix.runtime.state_parts import Turns
+from loramix.train.gate_composed import CLAUSE
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Request, read_turns
 from loramix.train.gate_scores import Scores, probabilities_of, score, temperature_of, threshold_of
 from loramix.train.head_average import averaged
@@ -203,8 +204,9 @@ class Run:
         head = yield from self.head(data, layers, self.settings)
         if self.start:
             head = yield from averaged(self.start, head, data.states, data.dev, self.settings)
-        logits, _ = decide(head, data.states, data.dev)
-        info, scores = calibrated(head.info, logits, data.states.targets[data.dev])
+        typed = np.asarray([i for i in data.dev if data.requests[i].kind != CLAUSE])
+        logits, _ = decide(head, data.states, typed)
+        info, scores = calibrated(head.info, logits, data.states.targets[typed])
         rows = np.sort(np.random.default_rng(self.settings.seed).permutation(data.n_train)[:BANK])
         _, pooled = decide(head, data.states, rows)
         targets, groups = data.states.targets[rows], groups_of([data.requests[i] for i in rows])
@@ -229,16 +231,19 @@ def drained(loop: Generator[T, None, Result], each: Callable[[T], None]) -> Resu
 def calibrated(info: HeadInfo, logits: Floats, targets: Floats) -> tuple[HeadInfo, Scores]:
     """A head's description with temperature, threshold and scores on prompts that it was not trained on.
 
+    Requests for several things are left out: how sure the gate is of one class is to be right where there is one.
+
     Args:
         info: as trained.
         logits: (N, K+1).
         targets: (N, K+1).
     """
+    single = targets.max(1) > 0.999
+    logits, targets = logits[single], targets[single]
     temperature = temperature_of(logits, targets)
     probabilities = probabilities_of(logits, temperature)
     threshold = threshold_of(probabilities, targets)
-    single = targets.max(1) > 0.999
-    scores = score(probabilities[single], targets[single], threshold)
+    scores = score(probabilities, targets, threshold)
     metrics = {
         "held_out_accuracy": scores.accuracy,
         "held_out_skill_to_base": scores.skill_to_base,
