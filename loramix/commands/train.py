@@ -210,7 +210,10 @@ class Display:
 @train.command("gate")
 @click.argument("pack")
 @click.option(
-    "--data-dir", type=PATH, required=True, help="Directory with a data file per skill, NAME.jsonl.gz."
+    "--data-dir",
+    type=PATH,
+    required=True,
+    help="Directory with a data file per skill, NAME.jsonl.gz, or with the files of the broad recipes' sources.",
 )
 @click.option(
     "--none",
@@ -222,7 +225,10 @@ class Display:
 @click.option("--out", type=PATH, default=Path("runs/gate"), show_default=True, help="Run directory.")
 @click.option("--search", is_flag=True, help="Compare gates on several layers, and use the best.")
 @click.option(
-    "--continue", "further", is_flag=True, help="Begin with the pack's gate instead of random numbers."
+    "--continue",
+    "further",
+    is_flag=True,
+    help="Begin with the pack's gate; the best mean of it and the new one is used.",
 )
 @click.option(
     "--per-skill",
