@@ -120,14 +120,11 @@ def test_broad_sources_serve_where_a_skill_has_no_file_of_its_own(tmp_path: Path
     for name in ("skills/intent", "sentiment"):
         path = tmp_path / f"{name}.jsonl"
         path.parent.mkdir(exist_ok=True)
+        target = "card arrival" if "intent" in name else "positive"
         lines = [
-            {
-                "split": split,
-                "input": f"{name} {split} {i}",
-                "target": "card arrival" if "intent" in name else "positive",
-            }
+            {"split": split, "input": f"{name} {split} {i}", "target": target, "source": f"library {i}"}
             for split in ("train", "dev")
-            for i in range(30)
+            for i in range(60)
         ]
         written(path, lines)
     for dev, split in ((False, "train"), (True, "dev")):

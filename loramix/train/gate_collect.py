@@ -23,6 +23,8 @@ alone (all skills together)."""
 NONE, TURNS, COMPOSED, CLAUSES, ALIKE = 0.5, 0.65, 0.7, 0.2, 0.16
 """How many requests for none, conversations, requests for several skills, clauses of such and requests that look like
 these there are for each request of all skills."""
+MANY = 1000
+"""Rows of dev of which some are taken: of fewer, each of very many sources would give none."""
 AT_LEAST = 1.5
 """How many of both there are at least, for each request of one skill: a pack of one skill has few others to tell
 it from."""
@@ -141,7 +143,8 @@ def _rows(name: str, data_dir: Path, limit: int, dev: bool) -> tuple[Recipe, lis
     if (RECIPES / f"{broad}.toml").is_file() and not has_data(data_dir, name):
         recipe = load_recipe(broad)
         found = read_sources(recipe, data_dir)
-        return recipe, dev_rows(recipe, found, limit) if dev else sample(recipe, found)[:limit]
+        held = dev_rows(recipe, found, max(limit, MANY)) if dev else []
+        return recipe, take(held, "dev", limit) if held else sample(recipe, found)[:limit]
     every = read_rows(data_file(data_dir, name))
     split = "dev" if dev and any(row.split == "dev" for row in every) else "train"
     return recipe_beside(data_dir, name), take(every, split, limit)
