@@ -21,7 +21,7 @@ from loramix.eval.routing import questions, read_held_out
 from loramix.models.message_reading import ANSWER, TEXT
 from loramix.prompts import Message, fill
 from loramix.train.data import Row
-from loramix.train.gate_collect import collect_requests
+from loramix.train.gate_collect import collect_from
 from loramix.train.gate_data import NonePhrasings, Phrasings
 from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request
 from loramix.train.gate_requests import Maker
@@ -50,13 +50,11 @@ class Case:
     """What the steps work on, where it is known."""
 
 
-def broad_rows(
-    skills: Sequence[str], data: Path, split: str
-) -> tuple[dict[str, Recipe], dict[str, list[Row]]]:
-    """The broad recipes, and all rows of a split of their sources."""
+def test_rows(skills: Sequence[str], data: Path) -> tuple[dict[str, Recipe], dict[str, list[Row]]]:
+    """The broad recipes, and all test rows of their sources."""
     recipes = {name: load_recipe(f"broad/{name}") for name in skills}
     rows = {
-        name: [row for rows in read_sources(recipes[name], data) for row in rows if row.split == split]
+        name: [row for rows in read_sources(recipes[name], data) for row in rows if row.split == "test"]
         for name in skills
     }
     for name, found in rows.items():
@@ -66,8 +64,7 @@ def broad_rows(
 
 def dev_cases(skills: Sequence[str], data: Path, files: Sequence[Path], per_skill: int) -> list[Case]:
     """Prompts to choose on."""
-    recipes, rows = broad_rows(skills, data, "dev")
-    return [case_of(one) for one in collect_requests(recipes, rows, files, per_skill=per_skill, dev=True)]
+    return [case_of(one) for one in collect_from(skills, data, files, per_skill=per_skill, dev=True)]
 
 
 def case_of(request: Request) -> Case:
@@ -100,7 +97,7 @@ def steps_of(pieces: Sequence[Piece]) -> Steps:
 
 def test_cases(skills: Sequence[str], data: Path, files: Sequence[Path]) -> list[Case]:
     """Prompts of the test: nothing is chosen on them."""
-    recipes, rows = broad_rows(skills, data, "test")
+    recipes, rows = test_rows(skills, data)
     held = read_held_out(HERE / "heldout.toml")
     found = [
         Case([{"role": "user", "content": q.text}], name, q.wanted)

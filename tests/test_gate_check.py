@@ -18,7 +18,7 @@ from loramix.eval.routing import read_held_out
 from loramix.models.plan import Step
 from loramix.runtime.router import Route
 from loramix.train.data import Row
-from loramix.train.gate_composed import parsed
+from loramix.train.gate_pieces import parsed
 from loramix.train.gate_turns import conversation
 from loramix.train.recipe import load_recipe, shipped
 

@@ -13,8 +13,8 @@ from loramix.defaults import BASE
 from loramix.models.clauses import TEXT_WORDS
 from loramix.models.message_reading import ANSWER, TEXT
 from loramix.train.data import Row
-from loramix.train.gate_composed import alike, asked_by, clause_of, composed, parsed
-from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, plain
+from loramix.train.gate_composed import alike, clause_of, composed
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, asked_by, parsed, plain
 from loramix.train.gate_requests import Maker
 from loramix.train.gate_run import tag_names, turns_of
 from loramix.train.gate_wordings import load_wordings

@@ -15,7 +15,7 @@ from loramix.train.gate_requests import Maker
 from loramix.train.gate_turns import conversation, pasted
 from loramix.train.gate_wordings import is_dev
 from loramix.train.recipe import RECIPES, Recipe, load_recipe, recipe_beside
-from loramix.train.sources import dev_rows, read_sources, sample
+from loramix.train.sources import gather
 
 EMBEDDED, BARE = 0.3, 0.2
 """How many of a kind there are for each request of a skill: with instructions inside the text (a skill), and texts
@@ -23,8 +23,6 @@ alone (all skills together)."""
 NONE, TURNS, COMPOSED, CLAUSES, ALIKE = 0.5, 0.65, 0.7, 0.2, 0.16
 """How many requests for none, conversations, requests for several skills, clauses of such and requests that look like
 these there are for each request of all skills."""
-MANY = 1000
-"""Rows of dev of which some are taken: of fewer, each of very many sources would give none."""
 AT_LEAST = 1.5
 """How many of both there are at least, for each request of one skill: a pack of one skill has few others to tell
 it from."""
@@ -142,9 +140,9 @@ def _rows(name: str, data_dir: Path, limit: int, dev: bool) -> tuple[Recipe, lis
     broad = f"broad/{name}"
     if (RECIPES / f"{broad}.toml").is_file() and not has_data(data_dir, name):
         recipe = load_recipe(broad)
-        found = read_sources(recipe, data_dir)
-        held = dev_rows(recipe, found, max(limit, MANY)) if dev else []
-        return recipe, take(held, "dev", limit) if held else sample(recipe, found)[:limit]
-    every = read_rows(data_file(data_dir, name))
+        every = gather(recipe, data_dir)
+    else:
+        recipe = recipe_beside(data_dir, name)
+        every = read_rows(data_file(data_dir, name))
     split = "dev" if dev and any(row.split == "dev" for row in every) else "train"
-    return recipe_beside(data_dir, name), take(every, split, limit)
+    return recipe, take(every, split, limit)

@@ -7,25 +7,34 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 
 from loramix.defaults import BASE
 from loramix.models.clauses import is_refused, spans_of, with_text
 from loramix.models.message_reading import ANSWER, TEXT
 from loramix.models.text_frame import Span
-from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, filled, plain, user
+from loramix.train.gate_pieces import (
+    MARK,
+    OTHER,
+    UNKNOWN,
+    Piece,
+    Request,
+    asked_by,
+    filled,
+    parsed,
+    plain,
+    user,
+)
 from loramix.train.gate_requests import LONG, SHORT, Maker
 from loramix.train.gate_styles import long_text
 from loramix.train.gate_wordings import of_part
 
-_MARK = re.compile(r"\[([\w-]+): ([^\]]*)\]")
 _SLOT = re.compile(r"\{(do|ask|get|tag|Tag|asks)\}")
 _SENTENCE = re.compile(r"(^|[.?!]\s+|\n\W*)\Z")
 _WHOLE_TEMPLATE, _THREE, _OWN, _CHAIN, _OLD, _NOTE = 0.6, 0.12, 0.25, 0.12, 0.1, 0.2
 """Shares of requests: from whole templates; of the others for three skills, about texts of a skill that needs its own,
 for a summary in French, from templates without marks; and with an instruction inside the text."""
 CLAUSE = "clause"
-"""Kind of the requests that nobody types: clauses of others."""
+"""Kind of the requests that are clauses of others: no user types them."""
 _ON_ANSWER, _WHOLE_TEXT = 0.25, 0.25
 """Shares of steps that work on the answer of the step before, where they can; and of translations after a summary that
 do not."""
@@ -33,18 +42,11 @@ _THIS = ("it", "it", "it", "it", "this", "this", "the text", "the text", "this t
 _WHOLE = ("the text", "the whole text", "all of it", "the original", "the full text", "the entire text")
 
 
-@cache
-def asked_by(template: str) -> tuple[str, ...]:
-    """The classes that a marked template asks for, in the order of the steps."""
-    return tuple(dict.fromkeys(tag for tag, _ in _MARK.findall(template) if tag != ANSWER))
-
-
 def composed(maker: Maker) -> Request | None:
     """A request for two or three skills at once; None where no two of the skills can be asked for at once."""
-    rng, skills = maker.rng, set(maker.skills)
-    whole = [t for t in maker.wordings.whole.templates if skills.issuperset(asked_by(t))]
-    if whole and rng.random() < _WHOLE_TEMPLATE:
-        template = rng.choice(of_part(whole, dev=maker.dev))
+    rng = maker.rng
+    if maker.whole and rng.random() < _WHOLE_TEMPLATE:
+        template = rng.choice(maker.whole)
         names: Sequence[str] = asked_by(template)
         pieces = parsed(template, _text(maker, names))
     elif (found := _skills(maker)) is None:
@@ -90,11 +92,10 @@ def clause_of(maker: Maker) -> Request | None:
 def alike(maker: Maker) -> Request:
     """A request that looks as if it were for two skills, but is for one, or for none because of one of its wishes."""
     rng, lists = maker.rng, maker.wordings.composed
-    singles = [t for t in maker.wordings.whole.singles if {*maker.skills, BASE}.issuperset(asked_by(t))]
     known = [name for name in maker.general if name in lists.asks]
     draw = rng.random()
-    if singles and draw < 0.7:
-        template = rng.choice(of_part(singles, dev=maker.dev))
+    if maker.singles and draw < 0.7:
+        template = rng.choice(maker.singles)
         names = asked_by(template)
         kind = "two verbs" if BASE not in names else "two for none" if len(names) == 1 else "partly served"
         return _request(maker, template, names[0] if len(names) == 1 else BASE, kind)
@@ -108,20 +109,6 @@ def alike(maker: Maker) -> Request:
         rng.shuffle(wishes)
     frames = [f for f in of_part(lists.frames.two, dev=maker.dev) if set(_SLOT.findall(f)) == {"do"}]
     return _request(maker, _placed(maker, rng.choice(frames), wishes), BASE, kind)
-
-
-def parsed(template: str, text: str) -> tuple[Piece, ...]:
-    """A marked template around a text as pieces."""
-    found: list[Piece] = []
-    for i, part in enumerate(template.split("{input}")):
-        if i:
-            found.append(Piece(text, TEXT))
-        at = 0
-        for mark in _MARK.finditer(part):
-            found += [Piece(part[at : mark.start()], OTHER), Piece(mark[2], mark[1])]
-            at = mark.end()
-        found.append(Piece(part[at:], OTHER))
-    return tuple(piece for piece in found if piece.text)
 
 
 def _request(maker: Maker, template: str, name: str, kind: str) -> Request:
@@ -228,7 +215,7 @@ def _placed(maker: Maker, frame: str, wishes: Sequence[str]) -> str:
         for slot in _SLOT.finditer(template):
             found += template[at : slot.start()]
             wish = asks if slot[1] == "asks" else left.pop(0)
-            if proper and _SENTENCE.search(_MARK.sub(r"\2", found)):
+            if proper and _SENTENCE.search(MARK.sub(r"\2", found)):
                 wish = re.sub(r"^(\[[\w-]+: )?(.)", lambda m: (m[1] or "") + m[2].upper(), wish, count=1)
             found, at = found + wish, slot.end()
         return found + template[at:]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from loramix.models.gate_window import GAP, is_cut, limits
-from loramix.models.message_reading import TEXT
+from loramix.models.message_reading import ANSWER, TEXT
 
+MARK = re.compile(r"\[([\w-]+): ([^\]]*)\]")
+"""Words of a template with their tag: ``[sentiment: is it any good?]``."""
 OTHER = ""
 UNKNOWN = "?"
 """Tag of a piece in which text and instruction cannot be told apart."""
@@ -68,6 +71,25 @@ def filled(template: str, text: str, tag: str) -> tuple[Piece, ...]:
     """
     before, _, after = template.partition("{input}")
     return tuple(p for p in (Piece(before, tag), Piece(text, TEXT), Piece(after, tag)) if p.text)
+
+
+def asked_by(template: str) -> tuple[str, ...]:
+    """The classes that a marked template asks for, in the order of the steps."""
+    return tuple(dict.fromkeys(tag for tag, _ in MARK.findall(template) if tag != ANSWER))
+
+
+def parsed(template: str, text: str) -> tuple[Piece, ...]:
+    """A marked template around a text as pieces."""
+    found: list[Piece] = []
+    for i, part in enumerate(template.split("{input}")):
+        if i:
+            found.append(Piece(text, TEXT))
+        at = 0
+        for mark in MARK.finditer(part):
+            found += [Piece(part[at : mark.start()], OTHER), Piece(mark[2], mark[1])]
+            at = mark.end()
+        found.append(Piece(part[at:], OTHER))
+    return tuple(piece for piece in found if piece.text)
 
 
 def plain(pieces: Iterable[Piece]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from loramix.defaults import BASE
 from loramix.models.message_reading import TEXT
 from loramix.train.data import Row
 from loramix.train.frames import framed
 from loramix.train.gate_data import CROSSED, Phrasings, load_phrasings, templates_of
-from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, filled, plain, user
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, asked_by, filled, plain, user
 from loramix.train.gate_styles import long_text, styled, words_of
 from loramix.train.gate_wordings import Wordings, is_dev, load_wordings, of_part, sentence
 from loramix.train.recipe import Recipe
@@ -89,6 +90,19 @@ class Maker:
     def _pool(self, wordings: Sequence[Wording]) -> dict[str, list[Wording]]:
         part = [w for w in wordings if is_dev(w.text) == self.dev] or list(wordings)
         return {kind: found for kind in _KINDS if (found := [w for w in part if w.kind == kind])}
+
+    @cached_property
+    def whole(self) -> list[str]:
+        """Whole templates for several of its skills, of its part."""
+        known = [t for t in self.wordings.whole.templates if set(self.skills).issuperset(asked_by(t))]
+        return of_part(known, dev=self.dev)
+
+    @cached_property
+    def singles(self) -> list[str]:
+        """Whole templates for one of its skills or none that look like these, of its part."""
+        classes = {*self.skills, BASE}
+        known = [t for t in self.wordings.whole.singles if classes.issuperset(asked_by(t))]
+        return of_part(known, dev=self.dev)
 
     def draw(self, name: str) -> Wording:
         """A wording of a skill or of none, each used once before one comes again."""

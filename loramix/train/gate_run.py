@@ -71,6 +71,11 @@ class Requests:
         """Rows to choose on."""
         return np.arange(self.n_train, len(self.requests))
 
+    @property
+    def typed(self) -> Ints:
+        """Rows to calibrate on: those of `dev` that a user could type, so no clauses."""
+        return np.asarray([i for i in self.dev if self.requests[i].kind != CLAUSE])
+
 
 def targets_of(requests: Sequence[Request], skills: Sequence[str]) -> Floats:
     """Target probabilities (B, K+1) float32; the last column is the base."""
@@ -188,7 +193,7 @@ class Run:
             settings = replace(self.settings, passes=SEARCH_PASSES)
             head = drained(self.head(part, layers, settings), lambda line: None)
             _, s = calibrated(
-                head.info, decide(head, part.states, part.dev)[0], part.states.targets[part.dev]
+                head.info, decide(head, part.states, part.typed)[0], part.states.targets[part.typed]
             )
             yield (
                 f"| {', '.join(map(str, layers))} | {s.accuracy:.4f} | {s.skill_to_base:.4f} "
@@ -204,9 +209,9 @@ class Run:
         head = yield from self.head(data, layers, self.settings)
         if self.start:
             head = yield from averaged(self.start, head, data.states, data.dev, self.settings)
-        typed = np.asarray([i for i in data.dev if data.requests[i].kind != CLAUSE])
-        logits, _ = decide(head, data.states, typed)
-        info, scores = calibrated(head.info, logits, data.states.targets[typed])
+        info, scores = calibrated(
+            head.info, decide(head, data.states, data.typed)[0], data.states.targets[data.typed]
+        )
         rows = np.sort(np.random.default_rng(self.settings.seed).permutation(data.n_train)[:BANK])
         _, pooled = decide(head, data.states, rows)
         targets, groups = data.states.targets[rows], groups_of([data.requests[i] for i in rows])

@@ -164,7 +164,6 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
     return found
 
 
-@cache
 def is_dev(wording: str, share: float = DEV) -> bool:
     """Whether a wording is kept out of training; the same for all who ask."""
     digest = hashlib.sha256(wording.encode("utf-8", "replace")).digest()

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from loramix.models.early_head import EarlyHead
-from loramix.train.head_fit import FitSettings, class_weights, loss_of, tag_weights
+from loramix.train.head_fit import FitSettings, loss_of, loss_weights
 from loramix.train.head_model import TorchHead
 from loramix.train.head_states import TokenStates
 
@@ -62,15 +62,10 @@ def loss_on(
     head: TorchHead, data: TokenStates, rows: Ints, settings: FitSettings, *, size: int = 32
 ) -> float:
     """The training's loss on some prompts, without noise."""
-    weights = (
-        class_weights(data.targets[rows], settings.none_weight),
-        tag_weights(data.tags, len(head.info.tags)),
-    )
+    weights = loss_weights(data, rows, head.info, settings)
     head.eval()
     total = 0.0
-    order = rows[np.argsort(data.lengths[rows], kind="stable")]
-    for at in range(0, len(order), size):
-        batch = data.batch(order[at : at + size])
+    for _, batch in data.by_length(rows, size):
         logits, tags, _ = head(batch.states, batch.places, batch.lengths)
         total += float(loss_of(logits, tags, batch, weights, settings)) * len(batch.lengths)
-    return total / len(order)
+    return total / len(rows)

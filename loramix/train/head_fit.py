@@ -80,6 +80,14 @@ def tag_weights(tags: npt.NDArray[np.int8], count: int) -> torch.Tensor:
     return mean
 
 
+def loss_weights(
+    data: TokenStates, rows: Ints, info: HeadInfo, settings: FitSettings
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weights of the classes (K + 1,) and of the tags (tags,) for `loss_of` on some prompts."""
+    classes = class_weights(data.targets[rows], settings.none_weight)
+    return classes, tag_weights(data.tags, len(info.tags))
+
+
 def loss_of(
     logits: torch.Tensor,
     tags: torch.Tensor,
@@ -141,10 +149,7 @@ def fit(
     head = TorchHead(info, mean, std, seed=settings.seed, dropout=settings.dropout)
     if start:
         head.load(start.arrays, start.info.skills, start.info.tags)
-    weights = (
-        class_weights(data.targets[rows], settings.none_weight),
-        tag_weights(data.tags, len(info.tags)),
-    )
+    weights = loss_weights(data, rows, info, settings)
     optimizer = torch.optim.AdamW(
         head.parameters(), lr=settings.rate, weight_decay=settings.weight_decay, fused=True
     )
@@ -215,12 +220,9 @@ def decide(head: TorchHead, data: TokenStates, rows: Ints, *, size: int = 32) ->
     classes = data.targets.shape[1]
     logits = np.zeros((len(rows), classes), np.float32)
     pooled = np.zeros((len(rows), 6 * head.info.d), np.float32)
-    order = np.argsort(data.lengths[rows], kind="stable")
     head.eval()
     with torch.no_grad():
-        for at in range(0, len(rows), size):
-            part = order[at : at + size]
-            batch = data.batch(rows[part])
+        for part, batch in data.by_length(rows, size):
             found, _, vectors = head(batch.states, batch.places, batch.lengths)
             logits[part], pooled[part] = found.numpy(), vectors.numpy()
     return logits, pooled

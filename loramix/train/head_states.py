@@ -141,6 +141,13 @@ class TokenStates:
             torch.from_numpy(self.targets[rows]),
         )
 
+    def by_length(self, rows: Ints, size: int) -> Iterator[tuple[Ints, Batch]]:
+        """Batches of some prompts, shortest first: their places in ``rows``, and the batch with all tokens."""
+        order = np.argsort(self.lengths[rows], kind="stable")
+        for at in range(0, len(rows), size):
+            part = order[at : at + size]
+            yield part, self.batch(rows[part])
+
     def batches(self, rows: Ints, size: int, rng: np.random.Generator) -> Iterator[Ints]:
         """All of some prompts in random order, those of similar length together."""
         rows, found = rng.permutation(rows), []
