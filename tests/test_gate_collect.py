@@ -15,6 +15,7 @@ from loramix.errors import InvalidData, NotFound
 from loramix.train.data import Row
 from loramix.train.gate_collect import collect_from, collect_requests, read_requests, requests_of_people
 from loramix.train.gate_requests import Maker
+from loramix.train.gate_wordings import is_dev, load_wordings
 from loramix.train.recipe import load_recipe
 
 SKILLS = ["sentiment", "summarize", "sql"]
@@ -101,7 +102,12 @@ def test_training_and_dev_share_no_request(people: Path) -> None:
     wanted = Counter(name for request in seen for name in request.target)
     assert set(wanted) == {*SKILLS, BASE} and min(wanted.values()) > 30
     kinds = {request.kind.split()[0] for request in seen}
-    assert {"turns", "none", "embedded", "composed", "bare", "alone", "people's"} <= kinds
+    assert {"turns", "none", "embedded", "composed", "bare", "alone", "people's", "messages"} <= kinds
+    typed = load_wordings().messages
+    for part, dev in ((seen, False), (held, True)):
+        for name in typed.keys() & set(SKILLS):
+            of_skill = {r.group for r in part if r.kind == "messages" and r.target == {name: 1.0}}
+            assert of_skill == {text for text in typed[name] if is_dev(text) == dev}
 
 
 def test_a_directory_of_data_is_enough(tmp_path: Path) -> None:

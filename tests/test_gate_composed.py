@@ -33,7 +33,7 @@ def maker_of(*skills: str, dev: bool = False, seed: int = 0) -> Maker:
 @pytest.fixture(scope="module")
 def many() -> list[Request]:
     maker = maker_of(*SKILLS)
-    return [request for _ in range(800) if (request := composed(maker)) is not None]
+    return [request for _ in range(1000) if (request := composed(maker)) is not None]
 
 
 def test_marks_say_what_words_ask_for() -> None:

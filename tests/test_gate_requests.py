@@ -14,7 +14,7 @@ from loramix.errors import InvalidRecipe
 from loramix.models.gate_window import GAP, MAX_CHARACTERS, window
 from loramix.models.message_reading import TEXT
 from loramix.train.data import Row
-from loramix.train.gate_pieces import Piece, Request, Turn, cut, plain, read_turns, user
+from loramix.train.gate_pieces import Piece, Request, Turn, asked_by, cut, plain, read_turns, user
 from loramix.train.gate_requests import LONG, Maker
 from loramix.train.gate_styles import spoken, styled, typos
 from loramix.train.gate_turns import conversation
@@ -70,6 +70,15 @@ def test_instructions_inside_a_text_are_text(maker: Maker) -> None:
             row.input.casefold() for n in SKILLS for row in maker.rows[n]
         }
     assert seen == 150, "each text must hold an instruction besides the row's own words"
+
+
+def test_a_marked_template_asks_about_a_text_with_an_instruction(maker: Maker) -> None:
+    found = [maker.embedded(name) for name in [*SKILLS, BASE] for _ in range(60)]
+    marked = [request for request in found if request.group in maker.singles]
+    assert len(marked) > 20, "whole templates are among them"
+    for request in marked:
+        assert list(asked_by(request.group)) == list(request.target)
+        assert [piece for piece in request.turns[0].pieces if piece.tag == TEXT and piece.text.strip()]
 
 
 def test_training_and_what_is_chosen_on_share_no_wording(maker: Maker) -> None:
@@ -200,7 +209,7 @@ def test_held_out_wordings_are_in_no_list() -> None:
     mine = [
         t for lists_ in (lists.asks, lists.long, lists.tongues) for group in lists_.values() for t in group
     ]
-    mine += lists.tasks + lists.embedded.notes
+    mine += lists.tasks + lists.embedded.notes + [t for group in lists.messages.values() for t in group]
     turns = lists.turns
     follow_ups = list(turns.again + turns.chat + turns.base)
     follow_ups += [t for table in (turns.refine, turns.switch) for group in table.values() for t in group]

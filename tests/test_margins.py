@@ -78,7 +78,7 @@ def test_everything_is_far_from_another_answer(default_engine: Any) -> None:
     "prompt, options, margin, what",
     [
         # near within a wide margin, so that this test itself rests on no near tie
-        (f"Give a one-line summary and the sentiment: {ROAD}", {"max_tokens": 1}, 0.3, "thresholds moved"),
+        (f"Summary and sentiment maybe: {ROAD}", {"max_tokens": 1}, 0.3, "thresholds moved"),
         ("What is the capital of Portugal?", {"max_tokens": 24}, 0.1, "Portugal"),
     ],
 )  # fmt: skip

@@ -106,6 +106,8 @@ def collect_requests(
     for name in maker.skills:
         found += [maker.skill(name) for _ in range(per_skill)]
         found += [maker.embedded(name) for _ in range(round(per_skill * EMBEDDED))]
+        typed = [text for text in maker.wordings.messages.get(name, []) if is_dev(text) == dev]
+        found += [maker.alone(text, "messages", name) for text in typed]
     both = per_skill * len(maker.skills)
     none, turns = (round(max(share * both, AT_LEAST * per_skill)) for share in (NONE, TURNS))
     found += [maker.none() for _ in range(none)]

@@ -12,7 +12,7 @@ from loramix.models.message_reading import TEXT
 from loramix.train.data import Row
 from loramix.train.frames import framed
 from loramix.train.gate_data import CROSSED, Phrasings, load_phrasings, templates_of
-from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, asked_by, filled, plain, user
+from loramix.train.gate_pieces import OTHER, UNKNOWN, Piece, Request, asked_by, filled, parsed, plain, user
 from loramix.train.gate_styles import long_text, styled, words_of
 from loramix.train.gate_wordings import Wordings, is_dev, load_wordings, of_part, sentence
 from loramix.train.recipe import Recipe
@@ -20,6 +20,8 @@ from loramix.train.recipe import Recipe
 SHORT, LONG = 500, 3000  # characters of a text
 WHOLE_TEXTS = 0.5
 """Share of the texts with an instruction that are whole texts of the list."""
+SINGLES = 0.4
+"""Share of the requests about such texts that are whole templates, where there are any of the class."""
 _MARK = "\0"
 _KINDS = {"template": 0.46, "ask": 0.34, "long": 0.1, "tongue": 0.1}
 
@@ -170,9 +172,9 @@ class Maker:
             self.pieces(BASE, wording, text), BASE, wording.text, "none " + wording.kind, style
         )
 
-    def alone(self, text: str, kind: str) -> Request:
-        """A request that no skill serves as it was typed."""
-        return self._request((Piece(text, UNKNOWN),), BASE, text, kind, True)
+    def alone(self, text: str, kind: str, name: str = BASE) -> Request:
+        """A whole message as it was typed, for a skill or by default for none."""
+        return self._request((Piece(text, UNKNOWN),), name, text, kind, True)
 
     def embedded(self, name: str) -> Request:
         """A request about a text that holds an instruction; the request around it decides."""
@@ -186,6 +188,10 @@ class Maker:
             text = plain(self.pieces(other, inner, text))
         else:
             text = self.with_instruction(text, others)
+        own = [template for template in self.singles if asked_by(template) == (name,)]
+        if own and rng.random() < SINGLES:
+            template = rng.choice(own)
+            return self._request(tuple(parsed(template, text)), name, template, "embedded", True)
         if wording.kind == "ask" and rng.random() < 0.6:
             frame = rng.choice(of_part(lists.frames, dev=self.dev))
             pieces = filled(

@@ -126,6 +126,8 @@ class Wordings:
     grammar: Mapping[str, list[str]]
     tasks: list[str]
     """General tasks that no skill serves."""
+    messages: Mapping[str, list[str]]
+    """Whole messages as people type them, for skills whose texts are not plain language."""
 
 
 @cache
@@ -151,6 +153,7 @@ def load_wordings(directory: Path = DIRECTORY) -> Wordings:
         read("composed_whole", Whole),
         read("grammar", lists),
         read("tasks", lists)["tasks"],
+        read("messages", lists),
     )
     for name, groups in (
         ("long", found.long),
