@@ -106,6 +106,15 @@ class Maker:
         known = [t for t in self.wordings.whole.singles if classes.issuperset(asked_by(t))]
         return of_part(known, dev=self.dev)
 
+    @cached_property
+    def _marked(self) -> dict[str, list[str]]:
+        """Those of them that ask for one class alone, by class."""
+        found: dict[str, list[str]] = {}
+        for template in self.singles:
+            if len(names := asked_by(template)) == 1:
+                found.setdefault(names[0], []).append(template)
+        return found
+
     def draw(self, name: str) -> Wording:
         """A wording of a skill or of none, each used once before one comes again."""
         pool = self.pools[name]
@@ -188,9 +197,9 @@ class Maker:
             text = plain(self.pieces(other, inner, text))
         else:
             text = self.with_instruction(text, others)
-        own = [template for template in self.singles if asked_by(template) == (name,)]
-        if own and rng.random() < SINGLES:
-            template = rng.choice(own)
+        marked = self._marked.get(name)
+        if marked and rng.random() < SINGLES:
+            template = rng.choice(marked)
             return self._request(tuple(parsed(template, text)), name, template, "embedded", True)
         if wording.kind == "ask" and rng.random() < 0.6:
             frame = rng.choice(of_part(lists.frames, dev=self.dev))
