@@ -222,7 +222,7 @@ def test_held_out_wordings_are_in_no_list() -> None:
     assert not {normal(t) for t in mine + follow_ups} & {normal(t) for t in words}
 
 
-@pytest.mark.parametrize("name", ["asks", "long", "turns", "styles", "composed_whole"])
+@pytest.mark.parametrize("name", ["asks", "long", "turns", "styles", "composed_whole", "messages"])
 def test_a_damaged_list_is_named(tmp_path: Path, name: str) -> None:
     for file in DIRECTORY.glob("*.toml"):
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -21,7 +21,7 @@ SHORT, LONG = 500, 3000  # characters of a text
 WHOLE_TEXTS = 0.5
 """Share of the texts with an instruction that are whole texts of the list."""
 SINGLES = 0.4
-"""Share of the requests about such texts that are whole templates, where there are any of the class."""
+"""Share of the requests about such texts that are marked templates, where there are any of the class."""
 _MARK = "\0"
 _KINDS = {"template": 0.46, "ask": 0.34, "long": 0.1, "tongue": 0.1}
 
@@ -108,7 +108,7 @@ class Maker:
 
     @cached_property
     def _marked(self) -> dict[str, list[str]]:
-        """Those of them that ask for one class alone, by class."""
+        """Those of `singles` that ask for one class alone, by class."""
         found: dict[str, list[str]] = {}
         for template in self.singles:
             if len(names := asked_by(template)) == 1:
@@ -197,18 +197,18 @@ class Maker:
             text = plain(self.pieces(other, inner, text))
         else:
             text = self.with_instruction(text, others)
+        group = wording.text
         marked = self._marked.get(name)
         if marked and rng.random() < SINGLES:
-            template = rng.choice(marked)
-            return self._request(tuple(parsed(template, text)), name, template, "embedded", True)
-        if wording.kind == "ask" and rng.random() < 0.6:
+            group = rng.choice(marked)
+            pieces = parsed(group, text)
+        elif wording.kind == "ask" and rng.random() < 0.6:
             frame = rng.choice(of_part(lists.frames, dev=self.dev))
-            pieces = filled(
-                frame.replace("{before}", wording.text[:1].upper() + wording.text[1:]), text, name
-            )
+            before = wording.text[:1].upper() + wording.text[1:]
+            pieces = filled(frame.replace("{before}", before), text, name)
         else:
             pieces = self.pieces(name, wording, text)
-        return self._request(pieces, name, wording.text, "embedded", True)
+        return self._request(pieces, name, group, "embedded", True)
 
     def with_instruction(self, text: str, among: Sequence[str]) -> str:
         """A text with an instruction in it: a whole one of the list, or this one with a note of one of some classes."""

@@ -127,7 +127,7 @@ class Wordings:
     tasks: list[str]
     """General tasks that no skill serves."""
     messages: Mapping[str, list[str]]
-    """Whole messages as people type them, for skills whose texts are not plain language."""
+    """By skill: whole messages as people type them, with a text or task of their own."""
 
 
 @cache
